@@ -1,0 +1,94 @@
+"""What a judge is: it asks and it reads, and something else runs the model.
+
+A judge turns an article into a prompt for questions, a passage into a prompt for answers, and replies back into
+values. It knows nothing of engines, batches or files, so a judge can be tried with a pencil. Standard library only.
+"""
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+LETTERS = "ABCDEFGHIJ"
+UNSURE = "unsure"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A multiple-choice question. `answer` is the index of the right one of `options`."""
+
+    question_id: str
+    question: str
+    options: tuple[str, ...]
+    answer: int
+
+    @property
+    def letter(self) -> str:
+        """The letter of the right option."""
+        return LETTERS[self.answer]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something left out, and why. The reason is counted, so it is one of few and names no data."""
+
+    reason: str
+
+
+# What was read of an answer: an option's letter, `UNSURE`, or None where nothing could be read.
+# None is not a wrong answer: it is kept apart all the way to the report.
+Answer = str | None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request to a model: chat messages, the shape its reply must have, and how to sample it.
+
+    `regex` constrains decoding (None: free text); `temperature` 0 is greedy.
+    """
+
+    messages: tuple[dict[str, str], ...]
+    max_tokens: int
+    regex: str | None = None
+    temperature: float = 0.0
+
+
+class Judge(Protocol):
+    """Asks for questions about an article, and for answers to them from a passage alone."""
+
+    def ask_questions(self, article: str) -> Prompt: ...
+
+    def read_questions(self, reply: str) -> list[Question | Skip]: ...
+
+    def ask_answers(self, passage: str, questions: Sequence[Question]) -> Prompt: ...
+
+    def read_answers(self, reply: str, questions: Sequence[Question]) -> list[Answer]: ...
+
+
+def user(text: str) -> tuple[dict[str, str], ...]:
+    """A conversation of one user message (no system role: some chat templates refuse one)."""
+    return ({"role": "user", "content": text},)
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Put `values` where `template` says `{name}`, in one pass.
+
+    Not `str.format`: an article full of braces must neither fail nor be read as a template itself.
+
+    >>> fill("Read: {article} {x}", {"article": "a {article} b"})
+    'Read: a {article} b {x}'
+    """
+    return re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), template)
+
+
+def shuffled(question: Question, seed: int) -> Question:
+    """The same question with its options in another order, drawn from `seed` and the question's own words.
+
+    A model that writes questions favours a position for the key, and one that answers favours a letter; both are
+    met by shuffling here. The order does not depend on the row's place in a table, so it survives any re-run.
+    """
+    order = list(range(len(question.options)))
+    random.Random(f"{seed}\n{question.question}\n{question.options}").shuffle(order)
+    options = tuple(question.options[i] for i in order)
+    return replace(question, options=options, answer=order.index(question.answer))

@@ -1,0 +1,118 @@
+"""The LLM judge: it writes multiple-choice questions about an article and answers them from a passage alone.
+
+The reply to each prompt is held to a regular expression while it is decoded, so reading it back is not guesswork.
+The key comes first in what the model writes; we shuffle the options. Left out: which model runs (an engine's
+business), and whether a question deserves to be used (the `questions` stage asks that).
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+from judges.base import LETTERS, UNSURE, Answer, Prompt, Question, Skip, fill, shuffled, user
+from judges.prompts import PLAIN, Wording
+
+# Words parted by single spaces: no grammar below lets a weak model write white space for ever, and none needs a
+# bounded repetition, which some grammar compilers expand state by state.
+_WORD = r"[^ \n\r\t|]+"
+_PHRASE = rf"{_WORD}( {_WORD})*"
+
+
+class McqJudge:
+    """Multiple-choice questions by an LLM.
+
+    Args:
+        questions: how many questions to ask for.
+        options: how many options each has, the right one included (2 to 10).
+        seed: decides the order of the options.
+        wording: what the model is told, and the shape of its replies.
+        question_temperature: of the replies to `ask_questions`; answers are always greedy.
+        max_question_tokens: the longest reply to `ask_questions`, in tokens.
+        max_answer_tokens: the longest reply to `ask_answers`, in tokens.
+    """
+
+    def __init__(
+        self,
+        questions: int = 5,
+        options: int = 5,
+        seed: int = 0,
+        wording: Wording = PLAIN,
+        question_temperature: float = 0.0,
+        max_question_tokens: int = 768,
+        max_answer_tokens: int = 256,
+    ):
+        self.questions, self.options, self.seed, self.wording = questions, options, seed, wording
+        self.question_temperature = question_temperature
+        self.max_question_tokens, self.max_answer_tokens = max_question_tokens, max_answer_tokens
+
+    def ask_questions(self, article: str) -> Prompt:
+        values = {"count": str(self.questions), "choices": str(self.options), "article": article}
+        line = rf"{_PHRASE}\? Answer {_PHRASE}( \| {_PHRASE}){{{self.options - 1}}}"
+        regex = r"\n".join(rf"Q{i + 1} {line}" for i in range(self.questions))
+        messages = user(fill(self.wording.questions_prompt, values))
+        return Prompt(messages, self.max_question_tokens, regex, self.question_temperature)
+
+    def read_questions(self, reply: str) -> list[Question | Skip]:
+        read: list[Question | Skip] = []
+        seen = set()
+        for line in reply.strip().split("\n"):
+            question = self._read_question(line)
+            if isinstance(question, Question):
+                if question.question.casefold() in seen:
+                    question = Skip("question asked twice")
+                else:
+                    seen.add(question.question.casefold())
+            read.append(question)
+        return read
+
+    def _read_question(self, line: str) -> Question | Skip:
+        match = re.fullmatch(r"Q\d+ (.+?\?) Answer (.+)", line.strip())
+        if not match:
+            return Skip("question unread")
+        text, options = match[1], tuple(option.strip() for option in match[2].split("|"))
+        if len(options) != self.options:
+            return Skip(f"question has not {self.options} options")
+        if len({option.casefold() for option in options}) < len(options) or "" in options:
+            return Skip("options not distinct")
+        digest = hashlib.sha256(f"{text}\n{options}".encode()).hexdigest()[:12]
+        return shuffled(Question(digest, text, options, 0), self.seed)
+
+    def ask_answers(self, passage: str, questions: Sequence[Question]) -> Prompt:
+        block = "\n".join(self.show(number, question) for number, question in enumerate(questions, 1))
+        values = {"count": str(len(questions)), "questions": block, "passage": passage}
+        letters = f"[{LETTERS[0]}-{LETTERS[self.options - 1]}]"
+        # With `restate` the middle is left open: one grammar serves all articles, and is compiled once.
+        choice = rf"{_PHRASE} ({letters}|Unsure)" if self.wording.restate else rf"({letters}|Unsure)"
+        regex = r"\n".join(rf"Q{number} {choice}" for number in range(1, len(questions) + 1))
+        return Prompt(user(fill(self.wording.answers_prompt, values)), self.max_answer_tokens, regex)
+
+    def show(self, number: int, question: Question) -> str:
+        """A question as the model sees it, options and letters included."""
+        options = self.wording.between.join(
+            fill(self.wording.option, {"letter": letter, "option": option})
+            for letter, option in zip(LETTERS, question.options, strict=False)
+        )
+        values = {"number": str(number), "question": question.question, "options": options}
+        return fill(self.wording.question, values)
+
+    def answer_line(self, number: int, question: Question, answer: str) -> str:
+        """The line that says `answer` (a letter, or `UNSURE`): what `read_answers` reads back."""
+        said = "Unsure" if answer == UNSURE else answer
+        if not self.wording.restate:
+            return f"Q{number} {said}"
+        option = "" if answer == UNSURE else question.options[LETTERS.index(answer)] + " "
+        return f"Q{number} {question.question} {option}{said}"
+
+    def read_answers(self, reply: str, questions: Sequence[Question]) -> list[Answer]:
+        lines = reply.strip().split("\n")
+        lines += [""] * (len(questions) - len(lines))
+        numbered = enumerate(zip(lines, questions, strict=False), 1)
+        return [self._read_answer(line.strip(), number, question) for number, (line, question) in numbered]
+
+    def _read_answer(self, line: str, number: int, question: Question) -> Answer:
+        # A line counts only if it is, word for word, what the judge would have to say for one of its choices: a
+        # letter beside another option's words is a slip of the model, and is unread rather than right or wrong.
+        for answer in (UNSURE, *LETTERS[: len(question.options)]):
+            if line == self.answer_line(number, question, answer):
+                return answer
+        return None

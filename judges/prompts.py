@@ -1,0 +1,70 @@
+"""Every word that the mcq judge says to its model. Two wordings ship; they differ in what the model can do.
+
+`plain` is for any instruction-tuned LLM: letters only, a few tokens a reply. `newsroom` is what the tiny judge in
+`newsroom/` was trained on: before each letter it restates the question and the option, because a model of a million
+parameters answers surely only when every token is one look-up away (see newsroom/README.md).
+
+In both, the questions come first and the passage last: the K summaries of an article then share everything before
+the passage in the engine's prefix cache.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Templates are filled by `judges.base.fill`. `{options}` is every `option` joined by `between`.
+
+    restate: each answer repeats question and option before the letter.
+    """
+
+    questions_prompt: str  # {count} {choices} {article}
+    answers_prompt: str  # {count} {questions} {passage}
+    question: str  # {number} {question} {options}
+    option: str  # {letter} {option}
+    between: str
+    restate: bool
+
+
+PLAIN = Wording(
+    questions_prompt="""\
+Read the article and write {count} multiple-choice questions about its most important facts.
+
+Each question must be answerable from the article alone, and must not be answerable without it. Each has {choices} \
+short options: the right answer first, then wrong ones of the same kind that the article does not support.
+
+Write one line for each question, in exactly this form:
+Q1 <question>? Answer <right answer> | <wrong answer> | <wrong answer> | <wrong answer> | <wrong answer>
+
+<article>
+{article}
+</article>""",
+    answers_prompt="""\
+Below are {count} multiple-choice questions, and then a passage. Answer each question from the passage alone. If the \
+passage does not tell, answer Unsure, even if you know or could guess.
+
+{questions}
+
+Write one line for each question: its number, then one letter or Unsure. For example:
+Q1 C
+Q2 Unsure
+
+<passage>
+{passage}
+</passage>""",
+    question="Q{number} {question}\n{options}\n",
+    option="{letter}. {option}",
+    between="\n",
+    restate=False,
+)
+
+NEWSROOM = Wording(
+    questions_prompt="Write questions.\n{article}",
+    answers_prompt="Answer questions.\n{questions}\nPassage\n{passage}",
+    question="Q{number} {question} {options}",
+    option="{option} {letter}",
+    between=" ",
+    restate=True,
+)
+
+WORDINGS = {"plain": PLAIN, "newsroom": NEWSROOM}
