@@ -45,13 +45,15 @@ Answer = str | None
 class Prompt:
     """One request to a model: chat messages, the shape its reply must have, and how to sample it.
 
-    `regex` constrains decoding (None: free text); `temperature` 0 is greedy.
+    `regex` constrains decoding (None: free text); `temperature` 0 is greedy; `n` samples share one prefill.
     """
 
     messages: tuple[dict[str, str], ...]
     max_tokens: int
     regex: str | None = None
     temperature: float = 0.0
+    top_p: float = 1.0
+    n: int = 1
 
 
 class Judge(Protocol):

@@ -1,0 +1,84 @@
+"""The command `rondo`. Nothing heavy is imported until a command runs: `rondo --help` answers at once."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Synthetic preferences and iterative on-policy DPO: a policy writes, is judged, learns, and writes again.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", show_default=False)]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="The run's folder or URI.")]
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/demo.yaml.")],
+    overrides: Overrides = None,
+    remake: Annotated[str | None, typer.Option(help="Make this stage again, and what follows from it.")] = None,
+) -> None:
+    """Play rounds. The same command goes on where a run was cut off.
+
+    NAME=VALUE puts a setting over the file's, such as training.beta=0.05 rounds=3.
+    """
+    from jobs.play import play
+
+    play(config, overrides or [], remake)
+
+
+@app.command()
+def status(folder: RunFolder, overrides: Overrides = None) -> None:
+    """What is made, what is stale, and what would be made next.
+
+    NAME=VALUE asks how it would be with another setting.
+    """
+    from jobs.look import status as look
+
+    look(folder, overrides or [])
+
+
+@app.command()
+def show(
+    folder: RunFolder,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Such as scores, or round-01/pairs.")],
+    rows: Annotated[int, typer.Option(min=1, help="How many articles.")] = 2,
+    article: Annotated[str | None, typer.Option(help="The id of one article.")] = None,
+) -> None:
+    """A few rows, readable: article, questions, summaries with their scores, what was chosen and why."""
+    from jobs.look import show as look
+
+    look(folder, stage, rows, article)
+
+
+def main() -> None:
+    """Run a command. A mistake of the user's ends in its message and exit status 2, without a traceback."""
+    try:
+        app(standalone_mode=False)
+    except Exception as error:
+        _explain(error)
+
+
+def _explain(error: Exception) -> None:
+    import click
+
+    if isinstance(error, click.exceptions.Abort):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    if isinstance(error, click.ClickException):
+        error.show()
+        sys.exit(error.exit_code)
+    from pipeline.config import UserError
+
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    raise error
+
+
+if __name__ == "__main__":
+    main()

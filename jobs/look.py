@@ -1,0 +1,119 @@
+"""Look at a run: what is made, and what is in it. Nothing is changed, and no Ray is started."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from jobs.play import CONFIG
+from pipeline import config
+from pipeline.config import UserError
+from pipeline.ledger import Artifact, Ledger, differences
+from pipeline.progress import Display, summary
+from pipeline.run import Run
+from pipeline.stage import Stage
+
+
+class Survey(Run):
+    """Goes over the same page as a run, and makes nothing: `round.py` tells what would come, in order."""
+
+    next_shown = False
+
+    def produce(self, stage: Stage, *inputs: Artifact, into: str = "") -> Artifact:
+        address = f"{into}/{stage.name}".lstrip("/")
+        found = self.ledger.find(address)
+        if found is None:
+            self.display.line(address, "not made" if self.next_shown else "not made: comes next", style="yellow")
+            self.next_shown = True
+        else:
+            changed = differences(found.record["recipe"], self.recipe(stage, inputs))
+            if not changed:
+                self.display.line(address, f"made    {summary(found.record)}")
+                return found
+            self.display.line(address, f"stale   {'; '.join(changed)}", style="red")
+            self.next_shown = True
+        # What follows sees a build that no record names, and so is stale or not made too.
+        return Artifact(self.ledger.root, address, {"build": "(to be made)", "kept": 1})
+
+
+def status(folder: str, overrides: Sequence[str]) -> None:
+    """Say of every stage of a run whether it is made, stale or not made."""
+    ledger = Ledger(folder)
+    text = ledger.read(CONFIG)
+    if text is None:
+        raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
+    settings = config.parse(config.put(yaml.safe_load(text), [*overrides, f"run={folder}"]))
+    from pipeline.round import rounds
+
+    display = Display()
+    display.say(folder, style="bold")
+    for _ in rounds(Survey(settings, ledger, display)):
+        pass
+
+
+def show(folder: str, stage: str, count: int, article: str | None) -> None:
+    """Print a few rows of a table."""
+    from pipeline import tables
+
+    ledger = Ledger(folder)
+    address = _address(ledger, stage)
+    rows = tables.read(ledger, address)
+    if article is not None:
+        rows = [row for row in rows if row["article_id"] == article]
+        if not rows:
+            raise UserError(f"{address} has no kept row of article {article!r}")
+    if not rows:
+        raise UserError(f"{folder}/{address} holds no kept rows; look into {address}/record.json for the reasons")
+    console = Console(highlight=False)
+    for row in rows[:count]:
+        _print(console, row)
+    console.print(f"{min(count, len(rows))} of {len(rows):,} rows of {address}", style="dim")
+
+
+def _address(ledger: Ledger, stage: str) -> str:
+    """Where a stage is: as written, or the latest round's."""
+    import pyarrow.fs as pafs
+
+    from pipeline import tables
+
+    found = ledger.fs.get_file_info(pafs.FileSelector(ledger.base, recursive=True, allow_not_found=True))
+    made = [info.path[len(ledger.base) + 1 : -len("/record.json")] for info in found if info.base_name == "record.json"]
+    if not made:
+        raise UserError(f"{ledger.root} holds no run")
+    matching = sorted(address for address in made if re.fullmatch(rf"(.*/)?{re.escape(stage)}", address))
+    if not matching:
+        raise UserError(f"{ledger.root} has no {stage!r}; it has {', '.join(sorted(made))}")
+    if not tables.parts(ledger, matching[-1]) and matching[-1].endswith("policy"):
+        raise UserError(f"{matching[-1]} is a model, not a table: look at its record.json and metrics.jsonl")
+    return matching[-1]
+
+
+def _print(console: Console, row: dict[str, Any]) -> None:
+    console.print(Text(f"{row['article_id']}  ({row['split']})", style="bold"))
+    article = " ".join(row["article"].split())
+    console.print(Padding(Text(article if len(article) < 900 else article[:900] + " …", style="dim"), (0, 2)))
+    for number, question in enumerate(row.get("questions") or [], 1):
+        line = Text(f"Q{number} {question['question']} ")
+        for i, option in enumerate(question["options"]):
+            line.append(f" {'ABCDEFGHIJ'[i]} {option} ", style="green" if i == question["answer"] else "")
+        console.print(Padding(line, (0, 2)))
+    scores = row.get("scores") or [None] * len(row.get("summaries") or [])
+    for number, (written, score) in enumerate(zip(row.get("summaries") or [], scores, strict=True)):
+        head = Text(f"summary {number}", style="cyan")
+        if score:
+            said = " ".join(answer or "unread" for answer in score["answers"])
+            head.append(f"  {score['correct']} right ({said}), {score['words']} words", style="")
+        if row.get("reference_logps") and row["reference_logps"][number] is not None:
+            head.append(f", reference logp {row['reference_logps'][number]:.2f}", style="")
+        if written["finish_reason"] != "stop":
+            head.append(f", finish reason {written['finish_reason']}", style="yellow")
+        console.print(Padding(head, (0, 2)))
+        console.print(Padding(Text(" ".join(written["text"].split())), (0, 4)))
+    for pair in row.get("pairs") or []:
+        line = Text(f"summary {pair['chosen']} over summary {pair['rejected']}: {pair['reason']}", style="green")
+        console.print(Padding(line, (0, 2)))
+    console.print()

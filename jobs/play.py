@@ -1,0 +1,71 @@
+"""Play a configuration: check it, take the run's lock, start Ray, play the rounds, keep the report up to date."""
+
+import os
+from collections.abc import Sequence
+
+import yaml
+
+from pipeline import articles, config, ledger, policy
+from pipeline.progress import Display
+
+CONFIG = "config.yaml"
+
+
+def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
+    """Play all rounds of a configuration.
+
+    Raises:
+        UserError: see the modules that check: config, articles, policy, ledger, run.
+    """
+    settings = config.load(path, overrides)
+    # All that can be wrong with the settings is found before Ray starts.
+    policy.resolve_model("policy.model", settings.policy.model)
+    if settings.judge.model:
+        policy.resolve_model("judge.model", settings.judge.model)
+    articles.check(settings.articles)
+    display = Display()
+    if "RAY_JOB_ID" in os.environ and "://" not in settings.run and not os.path.isabs(settings.run):
+        display.warn(
+            f"run={settings.run} lies in this job's copy of the working directory, which Ray removes in time: "
+            "give a path or URI that outlives it, as in run=$PWD/runs/demo"
+        )
+    book = ledger.Ledger(settings.run)
+    with book.lock() as taken:
+        if taken:
+            display.warn(taken)
+        from pipeline.cluster import connected
+
+        display.say(f"{book.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}", style="bold")
+        with connected(settings.hardware):
+            _play(settings, book, display, remake)
+
+
+def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake: str | None) -> None:
+    from pipeline import report
+    from pipeline.round import rounds
+    from pipeline.run import Run
+
+    run = Run(settings, book, display, remake)
+    run.check_remake()
+    played = []
+    for current in rounds(run):
+        if not played:
+            # Not earlier: a refused setting must not become what `rondo status` takes for the run's.
+            book.write(CONFIG, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        played.append(current)
+        metrics = report.measure(played, settings, book)
+        examples = report.examples(played, book, count=3)
+        report.write(metrics, examples, settings, book)
+    display.say("")
+    display.console.print(report.table(metrics))
+    for note in metrics["notes"]:
+        display.warn(note)
+    if len(played) > 1 and examples:
+        example = examples[0]
+        display.say("")
+        for name in ("before", "after"):
+            score = example[f"{name}_score"]
+            display.say(f"{example['id']} {name}: {score['correct']} right, {score['words']} words", style="bold")
+            display.say(f"  {' '.join(example[name].split())}")
+    display.say("")
+    display.say(f"Report: {book.root}/report.md")

@@ -1,0 +1,70 @@
+"""Ray, started or joined, and kept quiet.
+
+A job that `ray job submit` started, or RAY_ADDRESS, says which cluster to join; else a Ray of our own is started on
+this machine and stopped at the end. Left out: what runs there.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.config import UserError
+from pipeline.hardware import Hardware
+
+
+@contextmanager
+def connected(hardware: Hardware) -> Iterator[None]:
+    """Ray while the block runs.
+
+    Raises:
+        UserError: the hardware settings ask for more GPUs than this machine has, and there is no cluster to join.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes past every Python logger
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import ray
+    from ray.data import DataContext
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    joined = bool(os.environ.get("RAY_ADDRESS"))
+    cpus = None if joined else hardware.ray_cpus or max(os.cpu_count() or 1, hardware.cpus())
+    try:
+        with _muted():
+            ray.init(
+                num_cpus=cpus, include_dashboard=None if joined else False, logging_level="error", log_to_driver=False
+            )
+    except ConnectionError as error:
+        raise UserError(f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']!r}, and no Ray answers there: {error}") from None
+    try:
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if not joined and hardware.gpus() > gpus:
+            raise UserError(
+                f"hardware asks for {hardware.gpus():g} GPUs at a time and this machine has {gpus:g}: lower "
+                "hardware.*.gpus_per_replica, replicas or workers, or join a cluster (README, On a cluster)"
+            )
+        for name in ("ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Standard error to nowhere, at the level of the file: Ray's core announces its log level there, and only there.
+
+    Whatever goes wrong meanwhile is raised, not printed.
+    """
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,265 @@
+"""Every setting that decides a result, on one page; where and how wide to run is in `hardware.py`.
+
+One frozen model a stage, no unknown keys. A configuration is a YAML file plus dotted overrides
+(`training.beta=0.05`), and it is read and refused here, before Ray starts. Names are those of TRL (training) and vLLM
+(sampling). Left out: anything that a result does not depend on.
+"""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from judges.prompts import WORDINGS
+from pipeline.hardware import Hardware
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class UserError(ValueError):
+    """What a person wrote cannot be done. The message says what was found, what was expected, and what to do."""
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Articles(Settings):
+    """The corpus: JSONL or Parquet by path or URI, or a Hugging Face dataset as `hf:NAME` or `hf:NAME/CONFIG:SPLIT`."""
+
+    path: str
+    id_column: str = "id"
+    text_column: str = "text"
+    limit: Positive | None = None  # the first so many of the file; None: all
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # held out, by hash of the id
+    min_words: Natural = 20
+    max_words: Positive = 4000
+
+
+class Policy(Settings):
+    """The model that is trained: a Hugging Face folder or name."""
+
+    model: str
+    dtype: Dtype = "bfloat16"  # of sampling, references and training alike
+    max_model_len: Positive | None = None  # tokens of prompt and summary; None: what the model allows
+    instruction: str = (
+        "Write a very short summary of the article in at most two sentences, keeping its most important facts."
+        "\n\n{article}"
+    )
+
+    @model_validator(mode="after")
+    def _instruction_has_article(self) -> "Policy":
+        if "{article}" not in self.instruction:
+            raise ValueError("policy.instruction must say where the article goes: {article}")
+        return self
+
+
+class Judge(Settings):
+    """Who asks and answers. `mcq` is an LLM; `cloze` blanks out names and numbers and needs no model."""
+
+    kind: Literal["mcq", "cloze"] = "mcq"
+    model: str | None = None
+    dtype: Dtype = "bfloat16"
+    max_model_len: Positive | None = None
+    wording: str = "plain"
+    questions: Positive = 5
+    options: Annotated[int, Field(ge=2, le=10)] = 5
+    question_temperature: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _can_judge(self) -> "Judge":
+        if self.kind == "mcq" and not self.model:
+            raise ValueError("judge.kind is mcq and judge.model is missing: name a model, or use judge.kind=cloze")
+        if self.kind == "cloze" and self.model:
+            raise ValueError("judge.kind is cloze, which needs no model, and judge.model is set: remove one of them")
+        if self.wording not in WORDINGS:
+            raise ValueError(f"judge.wording is {self.wording!r}; there are {', '.join(WORDINGS)}")
+        return self
+
+
+class Questions(Settings):
+    """Which questions are used, and which articles have enough of them."""
+
+    min_questions: Positive = 4  # an article with fewer good ones is skipped
+    check: bool = True  # right from the whole article, not right from nothing
+    max_skipped: Share = 0.5  # of the articles; more stops the run
+
+
+class Summaries(Settings):
+    """How the policy is sampled for training. Names as in vLLM."""
+
+    n: Annotated[int, Field(ge=2)] = 8
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Positive = 256
+    max_skipped: Share = 0.5
+
+
+class Scores(Settings):
+    max_unread: Share = 0.1  # share of answers that could not be read; more stops the run
+
+
+class Pairs(Settings):
+    """The preference: both at `threshold` or above, the shorter wins, else the one with more right; else a tie."""
+
+    threshold: Natural = 3
+    min_word_gap: Positive = 3
+    min_words: Natural = 5
+    max_words: Positive = 200
+    max_per_article: Positive = 3
+
+
+class Training(Settings):
+    """DPO. Names as in TRL; a step is `pairs_per_step` pairs over all workers together."""
+
+    loss_type: Literal["sigmoid"] = "sigmoid"
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-7
+    num_train_epochs: Positive = 1
+    pairs_per_step: Positive = 36
+    warmup_ratio: Share = 0.1
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02  # articles held out for reward accuracy
+
+
+class Evaluation(Settings):
+    """Greedy summaries of the held-out articles, and what they are compared with."""
+
+    max_tokens: Positive = 256
+    max_words: Positive = 200  # a longer summary counts as too long
+    lead_sentences: Positive = 3  # the lead-n baseline
+    shorten_to: Annotated[float, Field(gt=0, lt=1)] = 0.8  # the shorten-only baseline: this share of the words
+    resamples: Annotated[int, Field(ge=100)] = 10_000  # of the paired bootstrap
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class Config(Settings):
+    """One run: its folder or URI, what is played, and where. Field order is the order of the journey."""
+
+    run: str
+    rounds: Positive = 1
+    seed: Natural = 0
+    articles: Articles
+    policy: Policy
+    judge: Judge
+    questions: Questions = Questions()
+    summaries: Summaries = Summaries()
+    scores: Scores = Scores()
+    pairs: Pairs = Pairs()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    hardware: Hardware = Hardware()
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> "Config":
+        if self.questions.min_questions > self.judge.questions:
+            raise ValueError(
+                f"questions.min_questions is {self.questions.min_questions} and judge.questions only "
+                f"{self.judge.questions}: every article would be skipped"
+            )
+        if self.pairs.threshold > self.judge.questions:
+            raise ValueError(
+                f"pairs.threshold is {self.pairs.threshold} and judge.questions only {self.judge.questions}: "
+                "no summary could reach it"
+            )
+        if self.pairs.min_words >= self.pairs.max_words:
+            raise ValueError(
+                f"pairs.min_words is {self.pairs.min_words} and pairs.max_words {self.pairs.max_words}: "
+                "no summary could be paired"
+            )
+        return self
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, put dotted overrides on top, and check all of it.
+
+    Args:
+        path: the YAML file.
+        overrides: such as `training.beta=0.05`; each value is read as YAML.
+
+    Raises:
+        UserError: a file that is not there or not YAML, an unknown name, a wrong type, an impossible combination;
+            one line for each.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no configuration at {path}{_near_file(Path(path))}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} should hold settings by name (run, articles, policy, …), and holds {raw!r:.80}")
+    return parse(put(raw, overrides))
+
+
+def parse(raw: dict[str, Any]) -> Config:
+    """Check settings that are already in memory. Raises UserError as `load` does."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("\n".join(_say(problem) for problem in error.errors())) from None
+
+
+def put(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Put dotted overrides, such as `training.beta=0.05`, over settings that are in memory."""
+    for override in overrides:
+        _override(raw, override)
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"{override!r} is no setting: write NAME=VALUE, such as training.beta=0.05")
+    *parents, leaf = name.split(".")
+    section = raw
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise UserError(f"{name}: {parent} is a value ({section!r}), not a section")
+    try:
+        section[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{name}: {value!r} is not a YAML value; quote it, as in {name}='\"…\"'") from None
+
+
+def _section(location: Sequence[Any]) -> tuple[str, type[BaseModel]]:
+    model: type[BaseModel] = Config
+    for name in location:
+        model = model.model_fields[name].annotation  # type: ignore[assignment]
+    return ".".join(map(str, location)), model
+
+
+def _say(problem: Any) -> str:
+    """One pydantic error as one line in the reader's terms."""
+    location = [part for part in problem["loc"] if isinstance(part, str | int)]
+    name = ".".join(map(str, location))
+    if problem["type"] == "extra_forbidden":
+        section, model = _section(location[:-1])
+        known = list(model.model_fields)
+        near = difflib.get_close_matches(str(location[-1]), known, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"{section or 'the configuration'} has no {location[-1]!r}{hint}; it has {', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{name} is missing: set it in the file, or on the command line as {name}=…"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{name} is {problem['input']!r:.80}: {message}"
+
+
+def _near_file(path: Path) -> str:
+    names = [str(p) for folder in {path.parent, Path("configs")} if folder.is_dir() for p in folder.glob("*.yaml")]
+    return f"; there are {', '.join(sorted(names))}" if names else f" (looked from {os.getcwd()})"

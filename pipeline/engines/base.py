@@ -1,0 +1,57 @@
+"""What an engine is: it turns prompts into samples and knows nothing of news.
+
+An engine lives in an actor of its own and is gone when its stage ends, so that it never holds a GPU's memory while
+training runs. Left out: what is asked (stages and judges) and where it runs (`pool.py`).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from judges.base import Prompt
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion. `token_ids` are the sampled ones, the stop token included if one was emitted.
+
+    finish_reason: as vLLM's: "stop" (a stop token), "length" (the token limit).
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of one prompt: `n` samples, or `error` and none.
+
+    prompt_ids: the token ids that the model was given, exactly.
+    cached_tokens: how many of them were found in the prefix cache.
+    """
+
+    prompt_ids: list[int]
+    samples: list[Sample] = field(default_factory=list)
+    cached_tokens: int = 0
+    error: str | None = None
+
+
+def tokens(replies: Iterable[Reply]) -> dict[str, int]:
+    """What some replies cost: prompt tokens, those of them found in the prefix cache, and sampled tokens."""
+    served = [reply for reply in replies if reply.error is None]
+    return {
+        "tokens_in": sum(len(reply.prompt_ids) for reply in served),
+        "tokens_cached": sum(reply.cached_tokens for reply in served),
+        "tokens_out": sum(len(sample.token_ids) for reply in served for sample in reply.samples),
+    }
+
+
+class Engine(Protocol):
+    """Generates for many prompts at once. A prompt that cannot be served gets a Reply with an error; the others
+    are served."""
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[Reply]: ...
+
+
+EngineFactory = Callable[[], Engine]

@@ -1,0 +1,36 @@
+"""An engine that answers from a function: for tests, for judges that need no model, for trying a judge by hand."""
+
+from collections.abc import Callable, Sequence
+
+from judges.base import Prompt
+from pipeline.engines.base import Reply, Sample
+
+EOS = 0
+
+
+class ScriptedEngine:
+    """Answers each prompt with `script(prompt, i)` for sample i of n.
+
+    Tokens are code points plus 1, closed by the stop token 0 unless `max_tokens` cut the text. A script that raises
+    ValueError refuses that prompt alone.
+    """
+
+    def __init__(self, script: Callable[[Prompt, int], str]):
+        self.script = script
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        return [self._reply(prompt) for prompt in prompts]
+
+    def _reply(self, prompt: Prompt) -> Reply:
+        prompt_ids = [ord(c) + 1 for message in prompt.messages for c in message["content"]]
+        try:
+            return Reply(prompt_ids, [self._sample(prompt, i) for i in range(prompt.n)])
+        except ValueError as error:
+            return Reply(prompt_ids, error=str(error))
+
+    def _sample(self, prompt: Prompt, i: int) -> Sample:
+        text = self.script(prompt, i)
+        ids = [*(ord(c) + 1 for c in text), EOS]
+        if len(ids) > prompt.max_tokens:
+            return Sample(text[: prompt.max_tokens], ids[: prompt.max_tokens], "length")
+        return Sample(text, ids, "stop")

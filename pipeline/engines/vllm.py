@@ -1,0 +1,110 @@
+"""vLLM in this process: token ids in; token ids, text and finish reasons out.
+
+The only module that imports vLLM, and only when an engine is made, inside its actor. Left out: streaming of tokens,
+and servers (an HTTP engine's business).
+"""
+
+import os
+from collections.abc import Sequence
+
+from judges.base import Prompt
+from pipeline.engines.base import Reply, Sample
+from pipeline.hardware import EngineHardware
+
+_ENVIRONMENT = {
+    # The engine core shares our process: it dies with its actor, and no second Python start is paid.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CONFIGURE_LOGGING": "1",
+    "TQDM_DISABLE": "1",
+}
+
+
+class VllmEngine:
+    """Samples from a Hugging Face model with vLLM.
+
+    Args:
+        model: a folder or a name that vLLM loads.
+        dtype: "float32" or "bfloat16".
+        max_model_len: the longest prompt with its completion, in tokens; None: what the model allows.
+        seed: of the engine. Requests carry none of their own: a per-request seed makes a CPU engine slow, and has
+            killed one; the engine's draws are as random.
+        hardware: GPUs, memory.
+
+    A prompt that leaves less than `max_tokens` of room gets a Reply with an error; it is never cut.
+    """
+
+    def __init__(self, model: str, dtype: str, max_model_len: int | None, seed: int, hardware: EngineHardware):
+        os.environ.update(_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(hardware.kvcache_space)})
+        from vllm import LLM
+
+        gpus = hardware.gpus_per_replica
+        if not gpus:
+            # Ray gives each actor its share of the CPUs; binding threads to cores would put all actors on the first.
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        self.llm = LLM(
+            model=model,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            seed=seed,
+            tensor_parallel_size=max(1, int(gpus)),
+            distributed_executor_backend="mp" if gpus > 1 else "uni",
+            gpu_memory_utilization=hardware.gpu_memory_utilization,
+            enable_prefix_caching=True,
+            enforce_eager=not gpus,  # on a CPU, compiling costs more than a stage takes
+            disable_log_stats=True,
+            trust_remote_code=False,
+        )
+        self.tokenizer = self.llm.get_tokenizer()
+        self.room = self.llm.model_config.max_model_len
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        replies = [self._tokenize(prompt) for prompt in prompts]
+        served = [i for i, reply in enumerate(replies) if reply.error is None]
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": replies[i].prompt_ids} for i in served],
+            [
+                SamplingParams(
+                    n=prompts[i].n,
+                    temperature=prompts[i].temperature,
+                    top_p=prompts[i].top_p,
+                    max_tokens=prompts[i].max_tokens,
+                    structured_outputs=StructuredOutputsParams(regex=prompts[i].regex) if prompts[i].regex else None,
+                )
+                for i in served
+            ],
+            use_tqdm=False,
+        )
+        for i, output in zip(served, outputs, strict=True):
+            assert list(output.prompt_token_ids) == replies[i].prompt_ids, "vLLM changed the prompt's token ids"
+            samples = [Sample(o.text, list(o.token_ids), str(o.finish_reason)) for o in output.outputs]
+            replies[i] = Reply(replies[i].prompt_ids, samples, output.num_cached_tokens or 0)
+        return replies
+
+    def _tokenize(self, prompt: Prompt) -> Reply:
+        ids = token_ids(self.tokenizer, prompt.messages)
+        if len(ids) + prompt.max_tokens > self.room:
+            return Reply(ids, error="prompt too long")
+        return Reply(ids)
+
+
+def token_ids(tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:  # type: ignore[no-untyped-def]
+    """The token ids of a conversation, ready to be answered.
+
+    By the tokenizer's chat template, which writes its own BOS; a model without a template is given the bare text.
+    Ids, never strings, go to the engine: it would put a second BOS before a string that already has one.
+    """
+    if tokenizer.chat_template is None:
+        ids = tokenizer("\n".join(message["content"] for message in messages))["input_ids"]
+    else:
+        ids = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    bos = tokenizer.bos_token_id
+    if bos is not None and list(ids[:2]) == [bos, bos]:
+        raise ValueError("the chat template and the tokenizer both write a BOS token; mend the chat template")
+    return list(ids)

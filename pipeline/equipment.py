@@ -1,0 +1,90 @@
+"""What a run provides to a stage by name: engines, models, workers, a folder. Built from settings and hardware.
+
+Everything here is made on the driver and is only a recipe for an actor: no engine and no model is loaded.
+"""
+
+import os
+import zlib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.engines.base import Engine
+from pipeline.engines.pool import Pool
+from pipeline.hardware import EngineHardware
+from pipeline.judging import make_judge
+from pipeline.ledger import Artifact, local_copy
+from pipeline.progress import Tick
+from pipeline.references import load_reference
+
+
+def equip(names: Sequence[str], config: Config, inputs: Sequence[Artifact], uri: str, tick: Tick) -> dict[str, Any]:
+    """What `Stage.uses` asks for.
+
+    Args:
+        names: policy_engine, judge_engine, scorer, trainer, together, folder, progress.
+        config: its hardware above all.
+        inputs: of the stage; the policy among them is the one that `policy_engine` and `scorer` run.
+        uri: of the artifact that is to be made.
+        tick: what shows the progress.
+    """
+    model = next((_located(artifact.record["model"]) for artifact in inputs if "model" in artifact.record), None)
+    # Another seed for every table, so that no two rounds draw alike.
+    seed = zlib.crc32(f"{config.seed}/{'/'.join(uri.split('/')[-2:])}".encode())
+    there = {
+        "policy_engine": lambda: _policy_engine(config, model, seed),
+        "judge_engine": lambda: _judge_engine(config, seed),
+        "scorer": lambda: _scorer(config, model),
+        "trainer": lambda: config.hardware.trainer,
+        "together": lambda: config.hardware.together,
+        "folder": lambda: uri,
+        "progress": lambda: partial(_step, tick),
+    }
+    return {name: there[name]() for name in names}
+
+
+def _policy_engine(config: Config, model: str | None, seed: int) -> Pool:
+    assert model is not None, "a stage that samples has a policy among its inputs"
+    policy, hardware = config.policy, config.hardware.policy
+    return Pool(partial(_vllm, model, policy.dtype, policy.max_model_len, seed, hardware), hardware)
+
+
+def _judge_engine(config: Config, seed: int) -> Pool:
+    judge, hardware = config.judge, config.hardware.judge
+    if judge.model is None:
+        return Pool(partial(_scripted, make_judge(judge, config.seed)), hardware)
+    model = _located(judge.model)
+    return Pool(partial(_vllm, model, judge.dtype, judge.max_model_len, seed, hardware), hardware)
+
+
+def _scorer(config: Config, model: str | None) -> Pool:
+    """Frozen references, on the hardware that will train: the values then come from the same kernels."""
+    assert model is not None, "a stage that scores has a policy among its inputs"
+    trainer = config.hardware.trainer
+    hardware = EngineHardware(
+        replicas=trainer.workers, gpus_per_replica=trainer.gpus_per_worker, cpus_per_replica=trainer.cpus_per_worker
+    )
+    return Pool(partial(load_reference, model, config.policy.dtype, trainer.gpus_per_worker > 0), hardware)
+
+
+def _vllm(model: str, dtype: str, max_model_len: int | None, seed: int, hardware: EngineHardware) -> Engine:
+    from pipeline.engines.vllm import VllmEngine
+
+    return VllmEngine(local_copy(model), dtype, max_model_len, seed, hardware)
+
+
+def _scripted(judge: Any) -> Engine:
+    from pipeline.engines.scripted import ScriptedEngine
+
+    return ScriptedEngine(judge.reply)
+
+
+def _located(model: str) -> str:
+    """A local folder by its full path: an actor does not always start in the driver's folder."""
+    return os.path.abspath(model) if os.path.isdir(model) else model
+
+
+def _step(tick: Tick, line: dict[str, Any]) -> None:
+    if "loss" in line:
+        tick.advance(1, total=line.get("steps"))

@@ -1,0 +1,161 @@
+"""Evaluation: greedy summaries of held-out articles, judged, and compared by two rules.
+
+Beside the policy stand two baselines that learned nothing: the article's lead, and the base's own summaries cut short.
+Left out: which of two summaries wins (`preference.py`), intervals (`stats.py`), drawing (`report.py`).
+"""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from ray.data import Dataset
+
+from judges.base import Prompt, user
+from pipeline.config import Evaluation, Pairs, Policy
+from pipeline.config import Judge as JudgeSettings
+from pipeline.engines.pool import Pool
+from pipeline.judging import make_judge, score_summaries
+from pipeline.preference import RULES
+from pipeline.rows import COLUMNS, Row
+from pipeline.sampling import SAMPLED, sample
+from pipeline.stage import stage
+from pipeline.stats import WinRate, win_rate
+
+LEAD, SHORTEN = "lead", "shorten-only"
+
+
+_exam = partial(
+    stage,
+    "evaluation",
+    version=1,
+    settings=("evaluation", "policy", "judge", "seed"),
+    uses=("policy_engine", "judge_engine", "together"),
+    writes=(*SAMPLED, "scores"),
+    split="eval",
+    limits=("scores.max_unread",),
+)
+
+
+@_exam()
+def evaluate(
+    rows: Dataset,
+    writer: str,
+    *,
+    evaluation: Evaluation,
+    policy: Policy,
+    judge: JudgeSettings,
+    seed: int,
+    policy_engine: Pool,
+    judge_engine: Pool,
+    together: bool,
+    baselines: bool = False,
+) -> Dataset:
+    """One row per held-out article: the policy's greedy summary and its score.
+
+    Args:
+        rows: held-out articles with questions.
+        writer: the build id of the policy that `policy_engine` runs.
+        together: whether policy and judge run at the same time; else one is gone before the other starts.
+        baselines: add a row per article for each of lead-n and shorten-only.
+    """
+    prompt = Prompt(user(policy.instruction), evaluation.max_tokens)
+    written = sample(rows, prompt, writer, policy_engine)
+    if not together:
+        written = written.materialize()
+    if baselines:
+        written = written.map_batches(partial(_add_baselines, evaluation), batch_format="pyarrow")
+    return judge_engine.map(written, partial(score_summaries, make_judge(judge, seed)), ("scores",))
+
+
+@_exam()
+def evaluate_base(*args: Any, **kwargs: Any) -> Dataset:
+    """`evaluate`, of the base policy and of the baselines."""
+    return evaluate(*args, baselines=True, **kwargs)
+
+
+def _add_baselines(settings: Evaluation, table: pa.Table) -> pa.Table:
+    rows = []
+    for row in table.to_pylist():
+        rows.append(row)
+        if row["skipped"] is None:
+            text = row["summaries"][0]["text"]
+            rows.append(_written(row, LEAD, lead(row["article"], settings.lead_sentences)))
+            rows.append(_written(row, SHORTEN, shorten(text, settings.shorten_to)))
+    names = [name for name in table.column_names if name != "tally"]
+    return pa.table(
+        {name: pa.array([row[name] for row in rows], COLUMNS[name]) for name in names}
+        | {"tally": pa.array([row["tally"] for row in rows], COLUMNS["tally"])}
+    )
+
+
+def _written(row: Row, writer: str, text: str) -> Row:
+    summary = {"text": text, "token_ids": [], "finish_reason": "stop"}
+    return row | {"writer": writer, "prompt_ids": [], "summaries": [summary], "tally": []}
+
+
+def lead(article: str, sentences: int) -> str:
+    """The first sentences of an article: hard to beat in news."""
+    return " ".join(re.split(r"(?<=[.!?])\s+", article.strip())[:sentences])
+
+
+def shorten(summary: str, share: float) -> str:
+    """The first `share` of a summary's words, at least one: no better a summary, only a shorter one."""
+    words = summary.split()
+    return " ".join(words[: max(1, int(len(words) * share))])
+
+
+def compare(
+    ours: Sequence[Row], theirs: Sequence[Row], pairs: Pairs, settings: Evaluation, seed: int
+) -> dict[str, WinRate | None]:
+    """Win rates of `ours` over `theirs` by each rule, on the articles that both have with every answer read.
+
+    Args:
+        ours, theirs: rows of evaluations, one per article.
+    """
+    other = {row["article_id"]: row["scores"][0] for row in theirs}
+    both = [
+        (row["scores"][0], other[row["article_id"]])
+        for row in sorted(ours, key=lambda row: row["article_id"])
+        if row["article_id"] in other
+    ]
+    both = [(a, b) for a, b in both if a["unread"] == b["unread"] == 0]
+    return {
+        name: win_rate(
+            [rule(a, b, pairs) for a, b in both],
+            resamples=settings.resamples,
+            confidence=settings.confidence,
+            seed=seed,
+        )
+        for name, rule in RULES.items()
+    }
+
+
+def describe(rows: Sequence[Row], settings: Evaluation) -> dict[str, Any]:
+    """The reference setting's table for one writer. Compression is the summary's words over the article's.
+
+    Articles with an unread answer are counted in `unread`, and left out of the rest.
+    """
+    read = [row for row in rows if row["scores"][0]["unread"] == 0]
+    scores = [row["scores"][0] for row in read]
+    if not scores:
+        return {"n": 0, "unread": len(rows)}
+    correct = np.array([score["correct"] for score in scores])
+    words = np.array([score["words"] for score in scores])
+    compression = words / np.array([max(1, len(row["article"].split())) for row in read])
+    return {
+        "n": len(scores),
+        "unread": len(rows) - len(read),
+        "correct_mean": float(correct.mean()),
+        "accuracy_ge_3": float((correct >= 3).mean()),
+        "accuracy_ge_4": float((correct >= 4).mean()),
+        "words_median": float(np.median(words)),
+        "compression_median": float(np.median(compression)),
+        "compression_mean": float(compression.mean()),
+        "too_long": float((words >= settings.max_words).mean()),
+        "cut_off": float(np.mean([row["summaries"][0]["finish_reason"] == "length" for row in read])),
+        "empty": float((words == 0).mean()),
+        "invalid_chars": float(np.mean([score["invalid_chars"] > 0 for score in scores])),
+    }

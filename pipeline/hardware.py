@@ -1,0 +1,63 @@
+"""Where and how wide to run: never part of a recipe, so that moving from one GPU to eight remakes nothing.
+
+Left out: whatever changes a result (dtype, context length: they are the model's settings in `config.py`).
+"""
+
+import math
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Hardware(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class EngineHardware(_Hardware):
+    """A pool of vLLM engines, one Ray actor each."""
+
+    replicas: Annotated[int, Field(gt=0)] = 1
+    gpus_per_replica: Annotated[float, Field(ge=0)] = 0  # 0: CPU; above 1: tensor parallel over so many
+    cpus_per_replica: Annotated[float, Field(gt=0)] = 1
+    batch_size: Annotated[int, Field(gt=0)] = 64  # articles an engine is given at a time
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a GPU
+    kvcache_space: Annotated[int, Field(gt=0)] = 1  # GiB of key-value cache, on a CPU
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "EngineHardware":
+        if self.gpus_per_replica > 1 and self.gpus_per_replica != int(self.gpus_per_replica):
+            raise ValueError(f"gpus_per_replica is {self.gpus_per_replica}: above 1 it must be a whole number")
+        return self
+
+
+class Trainer(_Hardware):
+    """Ray Train workers."""
+
+    workers: Annotated[int, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    tokens_per_batch: Annotated[int, Field(gt=0)] = 8192  # of one packed row: bounds a worker's memory
+
+
+class Hardware(_Hardware):
+    policy: EngineHardware = EngineHardware()
+    judge: EngineHardware = EngineHardware()
+    trainer: Trainer = Trainer()
+    # Policy and judge each have their own place, and run at the same time where one feeds the other. On a single GPU
+    # leave it off: they then take turns.
+    together: bool = False
+    # Logical CPUs of a Ray that we start ourselves. None: what the machine has, or what these settings need.
+    ray_cpus: Annotated[int, Field(gt=0)] | None = None
+
+    def cpus(self) -> int:
+        """Logical CPUs that Ray must have. With fewer, Ray Data waits for ever, without a word."""
+        engines = [engine.replicas * engine.cpus_per_replica for engine in (self.policy, self.judge)]
+        trainers = self.trainer.workers * self.trainer.cpus_per_worker
+        # Two beside the actors: a task that reads or writes, and Ray Train's controller.
+        return math.ceil(max(sum(engines) if self.together else max(engines), trainers)) + 2
+
+    def gpus(self) -> float:
+        """GPUs in use at one time, at the most."""
+        engines = [engine.replicas * engine.gpus_per_replica for engine in (self.policy, self.judge)]
+        trainers = self.trainer.workers * self.trainer.gpus_per_worker
+        return max(sum(engines) if self.together else max(engines), trainers)

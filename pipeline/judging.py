@@ -1,0 +1,111 @@
+"""A judge at an engine: putting questions about passages, and scoring summaries by the answers.
+
+What the `questions`, `scores` and `evaluation` stages share, so that a summary is scored by the same code whoever
+asks. Left out: which summary is better (`pairs.py`).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from judges.base import Answer, Judge, Question, Skip
+from judges.cloze import ClozeJudge
+from judges.mcq import McqJudge
+from judges.prompts import WORDINGS
+from pipeline.config import Judge as JudgeSettings
+from pipeline.engines.base import Engine, tokens
+from pipeline.rows import Outcome, Row
+
+
+def make_judge(settings: JudgeSettings, seed: int) -> McqJudge | ClozeJudge:
+    """The judge that the settings name."""
+    if settings.kind == "cloze":
+        return ClozeJudge(questions=settings.questions, options=settings.options, seed=seed)
+    return McqJudge(
+        questions=settings.questions,
+        options=settings.options,
+        seed=seed,
+        wording=WORDINGS[settings.wording],
+        question_temperature=settings.question_temperature,
+    )
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers to the questions about one passage, and the tokens that they cost."""
+
+    answers: list[Answer]
+    tokens: dict[str, int]
+
+
+def answer(
+    judge: Judge, engine: Engine, passages: Sequence[str], questions: Sequence[Sequence[Question]]
+) -> list[Answered]:
+    """Answer questions[i] from passages[i]. A reply that cannot be had or read gives None for each question."""
+    asked = [i for i, some in enumerate(questions) if some]
+    replies = engine.generate([judge.ask_answers(passages[i], questions[i]) for i in asked])
+    answered = [Answered([], {}) for _ in passages]
+    for i, reply in zip(asked, replies, strict=True):
+        text = reply.samples[0].text if reply.samples else ""
+        answered[i] = Answered(judge.read_answers(text, questions[i]), tokens([reply]))
+    return answered
+
+
+def score_summaries(judge: Judge, engine: Engine, rows: list[Row]) -> list[Outcome]:
+    """Score every summary of every row: the step of a pool of judges. Adds `scores`, aligned with `summaries`.
+
+    Equal summaries of an article are judged once.
+    """
+    passages: list[str] = []
+    questions: list[list[Question]] = []
+    where: list[list[int]] = []
+    for row in rows:
+        asked = [Question(q["question_id"], q["question"], tuple(q["options"]), q["answer"]) for q in row["questions"]]
+        place: dict[str, int] = {}
+        for summary in row["summaries"]:
+            text = summary["text"].strip()
+            if text not in place:
+                place[text] = len(passages)
+                passages.append(text)
+                questions.append(asked)
+        where.append([place[summary["text"].strip()] for summary in row["summaries"]])
+    answered = answer(judge, engine, passages, questions)
+    outcomes: list[Outcome] = []
+    for row, places in zip(rows, where, strict=True):
+        if not places:
+            outcomes.append(Skip("no summary"))
+            continue
+        scores = [_score(questions[i], answered[i].answers, passages[i], row["article"]) for i in places]
+        tally = {
+            "answers": sum(len(score["answers"]) for score in scores),
+            "unread": sum(score["unread"] for score in scores),
+            "judged": len(set(places)),
+        }
+        for i in set(places):
+            for what, count in answered[i].tokens.items():
+                tally[what] = tally.get(what, 0) + count
+        outcomes.append({"scores": scores, "tally": tally})
+    return outcomes
+
+
+def _score(questions: Sequence[Question], answers: Sequence[Answer], summary: str, article: str) -> Row:
+    return {
+        "answers": list(answers),
+        "correct": sum(said == question.letter for said, question in zip(answers, questions, strict=True)),
+        "unread": sum(said is None for said in answers),
+        "words": count_words(summary),
+        "invalid_chars": count_invalid_chars(summary, article),
+    }
+
+
+def count_words(text: str) -> int:
+    """Words as white space parts them: the reference setting's count."""
+    return len(text.split())
+
+
+def count_invalid_chars(summary: str, article: str) -> int:
+    """Characters that no summary of this article should hold: neither the article's own nor plain printable ASCII.
+
+    Gibberish, which the reference setting looks for as characters that no article has.
+    """
+    return sum(c not in article for c in re.sub(r"[ -~\s‘’“”–—…]", "", summary))

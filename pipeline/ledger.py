@@ -1,0 +1,213 @@
+"""Artifacts on disk: readable addresses, a record written last, reuse, refusal on drift, a lock.
+
+`runs/<run>/round-02/scores/` holds Parquet parts, `skipped/` and `record.json`. No record: not finished. Everything
+goes through `pyarrow.fs`, so a run's folder may be a path or a URI such as `s3://bucket/run`. Left out: what a stage
+does, and in which order (`round.py`).
+"""
+
+import contextlib
+import json
+import os
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from pipeline.config import UserError
+
+RECORD = "record.json"
+LOCK = "lock.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Something made: its address within the run, and its record."""
+
+    root: str
+    address: str
+    record: dict[str, Any]
+
+    @property
+    def build(self) -> str:
+        """The id of this making of it: two makings by the same recipe have two ids."""
+        return self.record["build"]
+
+    @property
+    def uri(self) -> str:
+        return f"{self.root}/{self.address}"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A run's folder.
+
+    Attributes:
+        root: a path or a URI.
+    """
+
+    root: str
+    fs: pafs.FileSystem = field(init=False, repr=False, compare=False)
+    base: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        root = self.root if "://" in self.root else os.path.abspath(self.root)
+        try:
+            fs, base = pafs.FileSystem.from_uri(root)
+        except Exception as error:  # an unknown scheme, no credentials, …: pyarrow has no common class for them
+            raise UserError(f"run is {self.root!r}, which cannot be opened: {error}") from None
+        object.__setattr__(self, "root", root.rstrip("/"))
+        object.__setattr__(self, "fs", fs)
+        object.__setattr__(self, "base", base.rstrip("/"))
+
+    # Files
+
+    def path(self, address: str) -> str:
+        """The address as this ledger's file system names it."""
+        return f"{self.base}/{address}"
+
+    def read(self, address: str) -> str | None:
+        """A text file's contents, or None where there is none."""
+        try:
+            with self.fs.open_input_stream(self.path(address)) as stream:
+                return stream.read().decode()
+        except FileNotFoundError:
+            return None
+
+    def write(self, address: str, text: str) -> None:
+        """Write a text file: whole or not at all."""
+        target = self.path(address)
+        temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+        self.fs.create_dir(target.rsplit("/", 1)[0])
+        with self.fs.open_output_stream(temporary) as stream:
+            stream.write(text.encode())
+        self.fs.move(temporary, target)
+
+    def upload(self, folder: Path, address: str) -> None:
+        """Copy a local folder to an address."""
+        pafs.copy_files(str(folder), self.path(address), destination_filesystem=self.fs)
+
+    # Artifacts
+
+    def find(self, address: str) -> Artifact | None:
+        """The finished artifact at an address, or None."""
+        text = self.read(f"{address}/{RECORD}")
+        if text is None:
+            return None
+        try:
+            record = json.loads(text)
+            record["build"], record["recipe"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{self.root}/{address}/{RECORD} is damaged: remove the folder {address}/ to have it made again"
+            ) from None
+        return Artifact(self.root, address, record)
+
+    def clear(self, address: str) -> None:
+        """Remove what an unfinished or stale making left."""
+        # The record goes first: cut off half way, what is left must not look finished.
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_file(self.path(f"{address}/{RECORD}"))
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_dir(self.path(address))
+
+    def finish(self, address: str, record: dict[str, Any]) -> Artifact:
+        """Write the record: from now on the artifact is there."""
+        self.write(f"{address}/{RECORD}", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        return Artifact(self.root, address, record)
+
+    # The lock
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[str | None]:
+        """Hold the run: one driver at a time.
+
+        Yields:
+            None, or a word about the dead owner from whom the lock was taken over.
+
+        Raises:
+            UserError: a living driver, or one on another machine, holds it.
+        """
+        text = self.read(LOCK)
+        taken = None
+        if text is not None:
+            owner = json.loads(text)
+            who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+            if owner["host"] != socket.gethostname():
+                raise UserError(
+                    f"{self.root} is in use by {who}. If that driver is gone, remove {self.root}/{LOCK} and run again"
+                )
+            if _alive(owner["pid"], owner["started"]):
+                raise UserError(f"{self.root} is in use by {who}: wait for it, or choose another run=")
+            taken = f"took over the lock of a driver that is gone ({who})"
+        mine = {
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "host": socket.gethostname(),
+            "since": now(),
+            "token": uuid.uuid4().hex,
+        }
+        self.write(LOCK, json.dumps(mine))
+        held = json.loads(self.read(LOCK) or "{}")
+        if held.get("token") != mine["token"]:
+            raise UserError(f"{self.root} was taken by another driver at this moment: wait for it")
+        try:
+            yield taken
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.delete_file(self.path(LOCK))
+
+
+def now() -> str:
+    """The time as records have it: UTC, ISO 8601, seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _started(pid: int) -> float | None:
+    """When a process began: a number that a recycled pid does not share."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _alive(pid: int, started: float | None) -> bool:
+    return started is not None and _started(pid) == started
+
+
+def differences(was: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two recipes, a line each: `settings.pairs.threshold: was 3, now 4`."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        return [
+            line
+            for key in [*was, *(k for k in now if k not in was)]
+            for line in differences(was.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if was == now else [f"{name}: was {_short(was)}, now {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
+
+
+def local_copy(uri: str) -> str:
+    """A folder on this machine with what the URI holds: itself, where it is a local path.
+
+    A remote folder is fetched once a process into a temporary folder.
+    """
+    if "://" not in uri:
+        return uri
+    fs, path = pafs.FileSystem.from_uri(uri)
+    if isinstance(fs, pafs.LocalFileSystem):
+        return path
+    folder = tempfile.mkdtemp(prefix="rondo-")
+    pafs.copy_files(path, folder, source_filesystem=fs)
+    return folder

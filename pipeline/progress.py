@@ -1,0 +1,111 @@
+"""What a person sees of a run: a bar with rate and time left while a stage works, one line when it is done.
+
+On a terminal the bar is drawn in place; elsewhere (a job's log, CI) a plain line comes now and then. Left out: the
+report.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+_EVERY = 20.0  # seconds between plain lines
+
+
+class Tick:
+    """Counts rows (or steps) of one stage. Call `advance` as they come."""
+
+    def __init__(self, show: "Display", name: str, total: int | None, unit: str):
+        self.name, self.total, self.unit, self.done = name, total, unit, 0
+        self.began = self.said = time.monotonic()
+        self.console = show.console
+        self.bar: Progress | None = None
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn(f"[cyan]{name:<22}[/]"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+            self.task = self.bar.add_task(name, total=total, rate="starting")
+
+    def advance(self, count: int = 1, total: int | None = None) -> None:
+        """Say that `count` more are done, of `total` if that is only known now."""
+        self.done += count
+        self.total = total or self.total
+        now = time.monotonic()
+        rate = self.done / max(now - self.began, 1e-3)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, total=self.total, rate=f"{rate:.1f} {self.unit}/s")
+        elif now - self.said > _EVERY:
+            self.said = now
+            left = f"  {duration((self.total - self.done) / rate)} left" if self.total and rate else ""
+            of = f" of {self.total:,}" if self.total else ""
+            self.console.print(f"  {self.name}  {self.done:,}{of} {self.unit}  {rate:.1f}/s{left}", style="dim")
+
+
+class Display:
+    """Lines and bars on one console (standard error is left to errors)."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def working(self, name: str, total: int | None, unit: str = "rows") -> Iterator[Tick]:
+        """A bar while the block runs."""
+        tick = Tick(self, name, total, unit)
+        if tick.bar is None:
+            yield tick
+        else:
+            with tick.bar:
+                yield tick
+
+    def line(self, name: str, text: str, style: str = "") -> None:
+        """One line of a stage that is done."""
+        self.console.print(Text(f"{name:<22}", style="cyan") + Text(f" {text}", style=style))
+
+    def say(self, text: str, style: str = "") -> None:
+        self.console.print(text, style=style, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.console.print(Text("note: ", style="yellow") + Text(text))
+
+
+def summary(record: dict[str, Any]) -> str:
+    """A record in one line: `12,480 in  12,311 kept  169 skipped (all ties 169)  3m12s`."""
+    parts = []
+    if "kept" in record:
+        parts += [f"{record['in']:>6,} in", f"{record['kept']:>6,} kept"]
+        if record["skipped"]:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in record["skipped"].items())
+            parts.append(f"{sum(record['skipped'].values()):,} skipped ({reasons})")
+    tally = record.get("tally", {})
+    if tally.get("pairs"):
+        parts.append(f"{tally['pairs']:,} pairs")
+    if "training" in record:
+        training = record["training"]
+        parts.append(f"{training['pairs']:,} pairs  {training['steps']} steps  loss {training['final_loss']:.4f}")
+        if training.get("eval_accuracy_last") is not None:
+            parts.append(f"held-out reward accuracy {training['eval_accuracy_last']:.2f}")
+    if tally.get("unread"):
+        parts.append(f"unread {tally['unread'] / tally['answers']:.1%}")
+    if "seconds" in record:
+        parts.append(duration(record["seconds"]))
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`8.2s`, `3m12s`, `2h05m`."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"

@@ -1,0 +1,73 @@
+"""References: the log-probability of each paired summary under the policy that the round starts from.
+
+By the same function, on the same article trees, in the same dtype as training: so at step 0 every margin is 0, and the
+trainer checks that it is. Keyed by the digest of the weights, never by a name or a path that a later round reuses.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ray.data import Dataset
+
+from pipeline.engines.pool import Pool
+from pipeline.hardware import Trainer
+from pipeline.ledger import local_copy
+from pipeline.rows import Outcome, Row
+from pipeline.stage import stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@stage(
+    "references",
+    version=1,
+    settings=("policy.dtype",),
+    uses=("scorer", "trainer"),
+    writes=("reference_logps", "reference_digest"),
+)
+def anchor(rows: Dataset, digest: str, *, dtype: str, scorer: Pool, trainer: Trainer) -> Dataset:
+    """Add `reference_logps`, aligned with `summaries`, and the digest of the weights that gave them.
+
+    Args:
+        rows: articles with pairs.
+        digest: of the weights that `scorer` holds.
+        dtype: of those weights, and of all but the log-softmax (which is float32).
+        scorer: models rather than engines: `load_reference`, once an actor.
+        trainer: for `tokens_per_batch`, so that rows are packed as in training.
+    """
+    return scorer.map(rows, partial(_score, digest, trainer.tokens_per_batch), anchor.writes)
+
+
+def load_reference(uri: str, dtype: str, gpu: bool) -> "PreTrainedModel":
+    """The frozen reference, on its device."""
+    from pipeline.dpo.weights import load
+
+    model = load(local_copy(uri), dtype).requires_grad_(False)
+    return model.to("cuda") if gpu else model
+
+
+def _score(digest: str, tokens_per_batch: int, model: "PreTrainedModel", rows: list[Row]) -> list[Outcome]:
+    import torch
+
+    from pipeline.dpo.logps import completion_logps
+    from pipeline.dpo.tree import forest
+
+    paired = [sorted({i for pair in row["pairs"] for i in (pair["chosen"], pair["rejected"])}) for row in rows]
+    articles = [
+        (row["prompt_ids"], [row["summaries"][i]["token_ids"] for i in used])
+        for row, used in zip(rows, paired, strict=True)
+    ]
+    logps: list[list[float | None]] = [[None] * len(row["summaries"]) for row in rows]
+    tokens = [0] * len(rows)
+    with torch.no_grad():
+        for tree in forest(articles, tokens_per_batch):
+            values = completion_logps(model, tree.to(model.device)).tolist()
+            for (article, completion), value in zip(tree.completions, values, strict=True):
+                logps[article][paired[article][completion]] = value
+    for i, (prompt, completions) in enumerate(articles):
+        tokens[i] = len(prompt) + sum(map(len, completions))
+    return [
+        {"reference_logps": values, "reference_digest": digest, "tally": {"tokens_in": count}}
+        for values, count in zip(logps, tokens, strict=True)
+    ]

@@ -1,0 +1,75 @@
+"""One round, on one page: the policy writes, is judged, learns from the judgement, and comes back to write again."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from pipeline.articles import read
+from pipeline.evaluation import evaluate, evaluate_base
+from pipeline.ledger import Artifact
+from pipeline.pairs import pair
+from pipeline.policy import adopt, train
+from pipeline.questions import ask
+from pipeline.references import anchor
+from pipeline.run import Run
+from pipeline.scores import judge
+from pipeline.summaries import write
+
+
+@dataclass(frozen=True)
+class Round:
+    """Where the music is.
+
+    Attributes:
+        number: 0 is the base policy, before any training.
+        policy: writer, reference and starting weights of the next round, all in one.
+        results: the evaluation of that policy on held-out articles.
+        pairs: what the round learned from; None for round 0.
+    """
+
+    number: int
+    policy: Artifact
+    results: Artifact
+    pairs: Artifact | None = None
+
+    @property
+    def next_folder(self) -> str:
+        return f"round-{self.number + 1:02d}"
+
+
+def begin(run: Run) -> tuple[Artifact, Round]:
+    """Articles with questions, made once for all rounds, and the base policy with its evaluation."""
+    make = partial(run.produce, into="round-00")
+    articles = run.produce(read)
+    questions = run.produce(ask, articles)
+    policy = make(adopt)
+    results = make(evaluate_base, questions, policy)
+    return questions, Round(0, policy, results)
+
+
+def play(current: Round, questions: Artifact, run: Run) -> Round:
+    """One round of on-policy DPO.
+
+    A round that gives no pairs has nothing to learn: its policy and results are those it began with.
+    """
+    make = partial(run.produce, into=current.next_folder)
+    summaries = make(write, questions, current.policy)
+    scores = make(judge, summaries)
+    pairs = make(pair, scores)
+    if not pairs.record["kept"]:
+        return replace(current, number=current.number + 1, pairs=pairs)
+    references = make(anchor, pairs, current.policy)
+    policy = make(train, references, current.policy)
+    results = make(evaluate, questions, policy)
+    return Round(current.number + 1, policy, results, pairs)
+
+
+def rounds(run: Run) -> Iterator[Round]:
+    """The base, then each round as it is finished. Ends early when a round gave no pairs."""
+    questions, current = begin(run)
+    yield current
+    for _ in range(run.config.rounds):
+        before, current = current, play(current, questions, run)
+        yield current
+        if current.policy is before.policy:
+            return

@@ -1,0 +1,42 @@
+"""A policy at an engine: asking it for summaries, and keeping what it sampled.
+
+Kept are the prompt's token ids, and of each sample the token ids with the stop token, the text and the finish reason.
+Training uses these very ids: text tokenized again is another sequence, and off-policy.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from ray.data import Dataset
+
+from judges.base import Prompt, Skip, fill, user
+from pipeline.engines.base import Engine, tokens
+from pipeline.engines.pool import Pool
+from pipeline.rows import Outcome, Row
+
+SAMPLED = ("writer", "prompt_ids", "summaries")
+
+
+def sample(rows: Dataset, prompt: Prompt, writer: str, pool: Pool) -> Dataset:
+    """Add `writer`, `prompt_ids` and `summaries`; `prompt` says `{article}` where each row's article goes."""
+    return pool.map(rows, partial(_sample, prompt, writer), SAMPLED)
+
+
+def _sample(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) -> list[Outcome]:
+    replies = engine.generate([about(prompt, row["article"]) for row in rows])
+    return [
+        Skip(reply.error)
+        if reply.error
+        else {
+            "writer": writer,
+            "prompt_ids": reply.prompt_ids,
+            "summaries": [vars(sample) for sample in reply.samples],
+            "tally": tokens([reply]) | {"summaries": len(reply.samples)},
+        }
+        for reply in replies
+    ]
+
+
+def about(prompt: Prompt, article: str) -> Prompt:
+    """The prompt with the article in its place."""
+    return replace(prompt, messages=user(fill(prompt.messages[0]["content"], {"article": article})))

@@ -1,0 +1,27 @@
+"""Scores: each summary's questions are answered from that summary alone.
+
+Unread is not wrong: an answer that cannot be read is kept apart, and too many of them stop the run. Left out: what is
+better (`pairs.py`).
+"""
+
+from functools import partial
+
+from ray.data import Dataset
+
+from pipeline.config import Judge as JudgeSettings
+from pipeline.engines.pool import Pool
+from pipeline.judging import make_judge, score_summaries
+from pipeline.stage import stage
+
+
+@stage(
+    "scores",
+    version=1,
+    settings=("judge", "seed"),
+    uses=("judge_engine",),
+    writes=("scores",),
+    limits=("scores.max_unread",),
+)
+def judge(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: Pool) -> Dataset:
+    """Add `scores`, aligned with `summaries`."""
+    return judge_engine.map(rows, partial(score_summaries, make_judge(judge, seed)), ("scores",))

@@ -1,0 +1,29 @@
+"""What several tests share: one Ray, kept for the session, and small things to make rows from."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.hardware import Hardware
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray of our own, as `rondo run` starts it."""
+    from pipeline.cluster import connected
+
+    os.environ.pop("RAY_ADDRESS", None)
+    with connected(Hardware(ray_cpus=4)):
+        yield
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real articles and a third-party checkpoint, which are not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder with real articles and models is not beside this checkout")
+    return SHARED

@@ -1,0 +1,122 @@
+"""Judges ask and read; what they ask, a model that obeys can answer, and what it answers is read back exactly."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from judges.base import LETTERS, UNSURE, Question, Skip, fill, shuffled
+from judges.cloze import ClozeJudge
+from judges.mcq import McqJudge
+from judges.prompts import WORDINGS
+
+phrases = st.from_regex(r"[a-zA-Z0-9é]{1,8}( [a-zA-Z0-9é]{1,8}){0,2}", fullmatch=True)
+questions = st.builds(
+    lambda text, options, answer: Question("id", f"{text}?", tuple(options), answer),
+    phrases,
+    st.lists(phrases, min_size=5, max_size=5, unique_by=str.casefold),
+    st.integers(0, 4),
+)
+wordings = pytest.mark.parametrize("wording", WORDINGS)
+
+
+@wordings
+@given(some=st.lists(questions, min_size=1, max_size=5), data=st.data())
+def test_every_answer_the_grammar_allows_is_read_back(wording, some, data):
+    judge = McqJudge(wording=WORDINGS[wording])
+    said = [data.draw(st.sampled_from([UNSURE, *LETTERS[:5]])) for _ in some]
+    reply = "\n".join(judge.answer_line(i, q, a) for i, (q, a) in enumerate(zip(some, said, strict=True), 1))
+    assert re.fullmatch(judge.ask_answers("a passage", some).regex, reply)
+    assert judge.read_answers(reply, some) == said
+
+
+@wordings
+def test_a_reply_that_says_something_else_is_unread_not_wrong(wording):
+    judge = McqJudge(wording=WORDINGS[wording])
+    some = [Question(str(i), f"Who {i}?", ("Ana", "Ben", "Carla", "Dan", "Eva"), i) for i in range(3)]
+    assert judge.read_answers("", some) == [None, None, None]
+    assert judge.read_answers("Q1 Z\nnonsense\nQ9 Unsure", some) == [None, None, None]
+
+
+def test_a_letter_beside_another_options_words_is_unread():
+    judge = McqJudge(wording=WORDINGS["newsroom"])
+    some = [Question("1", "Who led?", ("Ana", "Ben", "Carla", "Dan", "Eva"), 0)]
+    assert judge.read_answers("Q1 Who led? Ana A", some) == ["A"]
+    assert judge.read_answers("Q1 Who led? Ana B", some) == [None]
+
+
+@wordings
+@given(st.lists(st.tuples(phrases, st.lists(phrases, min_size=5, max_size=5)), min_size=5, max_size=5))
+def test_questions_are_read_and_the_key_stays_the_key(wording, lines):
+    judge = McqJudge(wording=WORDINGS[wording])
+    reply = "\n".join(f"Q{i} {text}? Answer {' | '.join(options)}" for i, (text, options) in enumerate(lines, 1))
+    assert re.fullmatch(judge.ask_questions("an article").regex, reply)
+    seen = set()
+    for (text, options), read in zip(lines, judge.read_questions(reply), strict=True):
+        if len({option.casefold() for option in options}) < 5:
+            assert read == Skip("options not distinct")
+        elif text.casefold() in seen:
+            assert read == Skip("question asked twice")
+        else:
+            seen.add(text.casefold())
+            assert read.options[read.answer] == options[0]
+            assert sorted(read.options) == sorted(options)
+
+
+def test_questions_come_before_the_passage_so_that_the_prefix_is_shared():
+    some = [Question("1", "Who led?", ("Ana", "Ben", "Carla", "Dan", "Eva"), 0)]
+    for wording in WORDINGS.values():
+        one, two = (McqJudge(wording=wording).ask_answers(p, some).messages[0]["content"] for p in ("XX", "YY"))
+        assert one.index("Who led?") < one.index("XX")
+        assert one[: one.index("XX")] == two[: two.index("YY")]
+
+
+@given(questions, st.integers(0, 9))
+def test_shuffling_keeps_the_key_and_depends_on_the_question_alone(question, seed):
+    once, twice = shuffled(question, seed), shuffled(question, seed)
+    assert once == twice
+    assert once.options[once.answer] == question.options[question.answer]
+
+
+def test_shuffling_favours_no_position():
+    places = [shuffled(Question("q", f"Q{i}?", tuple("abcde"), 0), 0).answer for i in range(2000)]
+    assert all(340 < places.count(place) < 460 for place in range(5))  # 400 expected, five deviations either way
+
+
+@given(st.text())
+def test_an_article_is_never_a_template(text):
+    filled = fill("<{article}|{other}>", {"article": text, "other": "o"})
+    assert filled == f"<{text}|o>"
+
+
+ARTICLE = """Ana Santos leads Northwind. The firm hired 93 people in Lima last year. Ben Costa left Bluepeak.
+Carla Weber spoke in Oslo. Dan Okafor paid 12 million to Ironwood. Eva Rossi saw 45 cars. Farid Khan bought 7 boats.
+Grace Xu met 61 pilots, and Hugo Lopez met 88 more."""
+
+
+def test_cloze_asks_what_the_article_answers_and_nothing_does_not():
+    judge = ClozeJudge(questions=4)
+    some = judge.read_questions(judge.reply(judge.ask_questions(ARTICLE)))
+    assert len(some) == 4
+    from_all = judge.read_answers(judge.reply(judge.ask_answers(ARTICLE, some)), some)
+    assert from_all == [question.letter for question in some]
+    assert judge.read_answers(judge.reply(judge.ask_answers("", some)), some) == [UNSURE] * 4
+
+
+def test_cloze_options_never_hold_one_another():
+    judge = ClozeJudge(questions=9)
+    for question in judge.read_questions(judge.reply(judge.ask_questions(ARTICLE))):
+        key = question.options[question.answer]
+        assert all(key not in other.split() for other in question.options if other != key)
+        assert len(set(question.options)) == 5
+
+
+@given(st.text(), st.text())
+def test_cloze_survives_any_text(article, passage):
+    judge = ClozeJudge(options=2)
+    some = [q for q in judge.read_questions(judge.reply(judge.ask_questions(article))) if isinstance(q, Question)]
+    if some:
+        answers = judge.read_answers(judge.reply(judge.ask_answers(passage, some)), some)
+        assert len(answers) == len(some)
+        assert None not in answers

@@ -1,0 +1,44 @@
+"""Win rates have known values, and their intervals hold what they should as often as they say."""
+
+import numpy as np
+import pytest
+
+from pipeline.stats import win_rate
+
+OPTIONS = {"resamples": 4000, "confidence": 0.95, "seed": 0}
+
+
+def test_known_counts():
+    rate = win_rate([1, 1, 1, 0, 0, -1], **OPTIONS)
+    assert (rate.wins, rate.ties, rate.losses, rate.n) == (3, 2, 1, 6)
+    assert rate.win_rate == pytest.approx(4 / 6)
+
+
+def test_all_ties_are_half_with_no_width():
+    rate = win_rate([0] * 50, **OPTIONS)
+    assert (rate.win_rate, rate.low, rate.high) == (0.5, 0.5, 0.5)
+
+
+def test_nothing_to_compare():
+    assert win_rate([], **OPTIONS) is None
+
+
+def test_the_published_interval():
+    # 74 % of about 1050 without ties: plus or minus 2.65 points, by the normal approximation.
+    rate = win_rate([1] * 777 + [-1] * 273, **OPTIONS)
+    assert rate.low == pytest.approx(0.74 - 0.0265, abs=0.003)
+    assert rate.high == pytest.approx(0.74 + 0.0265, abs=0.003)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(400):
+        verdicts = rng.choice([1, 0, -1], size=200, p=[0.5, 0.2, 0.3]).tolist()
+        rate = win_rate(verdicts, resamples=1000, confidence=0.95, seed=trial)
+        covered += rate.low <= 0.6 <= rate.high
+    assert 0.91 < covered / 400 < 0.98
+
+
+def test_the_same_seed_gives_the_same_interval():
+    assert win_rate([1, 0, -1] * 9, **OPTIONS) == win_rate([1, 0, -1] * 9, **OPTIONS)
