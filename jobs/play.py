@@ -42,12 +42,12 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
 
 def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake: str | None) -> None:
     from pipeline import report
-    from pipeline.round import rounds
+    from pipeline.round import Round, rounds
     from pipeline.run import Run
 
     run = Run(settings, book, display, remake)
     run.check_remake()
-    played = []
+    played: list[Round] = []
     for current in rounds(run):
         if not played:
             # Not earlier: a refused setting must not become what `rondo status` takes for the run's.
@@ -56,16 +56,16 @@ def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake
         metrics = report.measure(played, settings, book)
         examples = report.examples(played, book, count=3)
         report.write(metrics, examples, settings, book)
+    for table in report.shown(metrics):
+        display.say("")
+        display.console.print(table)
     display.say("")
-    display.console.print(report.table(metrics))
     for note in metrics["notes"]:
         display.warn(note)
     if len(played) > 1 and examples:
         example = examples[0]
-        display.say("")
         for name in ("before", "after"):
             score = example[f"{name}_score"]
             display.say(f"{example['id']} {name}: {score['correct']} right, {score['words']} words", style="bold")
             display.say(f"  {' '.join(example[name].split())}")
-    display.say("")
-    display.say(f"Report: {book.root}/report.md")
+    display.say(f"\nReport: {book.root}/report.md", style="bold")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import Training, UserError
 from pipeline.hardware import Trainer
-from pipeline.ledger import Artifact
+from pipeline.ledger import Artifact, local_copy
 from pipeline.stage import stage
 
 
@@ -67,18 +67,22 @@ def train(
 ) -> dict[str, Any]:
     """Train `policy` on the pairs of `references`, whose log-probabilities are its own; write it to `folder`."""
     from pipeline.dpo import worker
+    from pipeline.dpo.weights import digest
 
-    result = worker.train(
-        rows_path=references.uri,
-        model_path=policy.record["model"],
-        out_path=folder,
-        settings=training.model_dump() | {"dtype": dtype, "seed": seed},
-        workers=trainer.workers,
-        gpus_per_worker=trainer.gpus_per_worker,
-        cpus_per_worker=trainer.cpus_per_worker,
-        tokens_per_batch=trainer.tokens_per_batch,
-        checkpoint_path=f"{folder}/checkpoints",
-        reference_digest=policy.record["digest"],
-        on_progress=progress,
-    )
-    return {"model": folder, "training": result}
+    try:
+        result = worker.train(
+            rows_path=references.uri,
+            model_path=policy.record["model"],
+            out_path=folder,
+            settings=training.model_dump() | {"dtype": dtype, "seed": seed},
+            workers=trainer.workers,
+            gpus_per_worker=trainer.gpus_per_worker,
+            cpus_per_worker=trainer.cpus_per_worker,
+            tokens_per_batch=trainer.tokens_per_batch,
+            checkpoint_path=f"{folder}/checkpoints",
+            reference_digest=policy.record["digest"],
+            on_progress=progress,
+        )
+    except ValueError as error:
+        raise UserError(f"training: {error}") from error
+    return {"model": folder, "digest": digest(local_copy(folder)), "training": result}

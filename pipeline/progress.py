@@ -91,7 +91,7 @@ def summary(record: dict[str, Any]) -> str:
         parts.append(f"{tally['pairs']:,} pairs")
     if "training" in record:
         training = record["training"]
-        parts.append(f"{training['pairs']:,} pairs  {training['steps']} steps  loss {training['final_loss']:.4f}")
+        parts.append(f"{training['steps']} steps  loss {training['final_loss']:.4f}")
         if training.get("eval_accuracy_last") is not None:
             parts.append(f"held-out reward accuracy {training['eval_accuracy_last']:.2f}")
     if tally.get("unread"):

@@ -118,39 +118,50 @@ def _rate(rate: dict[str, Any] | None) -> str:
     return f"{rate['win_rate']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
 
 
-def _columns(metrics: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _writers(metrics: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     named = [("base", metrics["base"])] + [(f"round {r['round']}", r) for r in metrics["rounds"]]
     return named + list(metrics["baselines"].items())
 
 
-def _lines(metrics: dict[str, Any]) -> list[list[str]]:
-    """The table of the reference setting: a line per metric, a column per writer."""
-    columns = [values for _, values in _columns(metrics)]
-    lines = [["articles", *(str(values["n"]) for values in columns)]]
+def _quality(metrics: dict[str, Any]) -> list[list[str]]:
+    """The table of the reference setting: a heading, then a line per metric with a cell per writer."""
+    names, columns = zip(*_writers(metrics), strict=True)
+    lines = [["", *names], ["articles", *(str(values["n"]) for values in columns)]]
     for key, label, shape in _METRICS:
         lines.append([label, *(shape.format(values[key]) if key in values else "–" for values in columns)])
-    for against in ("vs_base", "vs_previous"):
-        for rule in ("strict", "reference"):
-            cells = [values.get(against, {}).get(rule) for values in columns]
-            if any(cells):
-                lines.append([f"win rate {against.replace('_', ' ')}, {rule}", *map(_rate, cells)])
-                lines.append(["  wins / ties / losses", *map(_counts, cells)])
     return lines
 
 
-def _counts(rate: dict[str, Any] | None) -> str:
-    return f"{rate['wins']} / {rate['ties']} / {rate['losses']}" if rate else "–"
+def _wins(metrics: dict[str, Any]) -> list[list[str]]:
+    """A heading, then a line for each comparison by each rule."""
+    lines = [["", "rule", "win rate", "interval", "win/tie/loss", "n"]]
+    for name, values in _writers(metrics):
+        for against in ("base", "previous"):
+            if against == "previous" and values.get("round") == 1:
+                continue  # the round before the first is the base
+            for rule, rate in values.get(f"vs_{against}", {}).items():
+                against_what = "base" if against == "base" else f"round {values['round'] - 1}"
+                cells = ["–"] * 4
+                if rate:
+                    interval = f"{rate['low'] * 100:.1f}–{rate['high']:.1%}"
+                    counts = "/".join(str(rate[kind]) for kind in ("wins", "ties", "losses"))
+                    cells = [f"{rate['win_rate']:.1%}", interval, counts, str(rate["n"])]
+                lines.append([f"{name} against {against_what}", rule, *cells])
+    return lines
 
 
-def table(metrics: dict[str, Any]) -> Table:
-    """The table as the terminal shows it."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("")
-    for name, _ in _columns(metrics):
-        shown.add_column(name, justify="right")
-    for line in _lines(metrics):
-        shown.add_row(*line, style="bold green" if line[0] == "win rate vs base, strict" else None)
-    return shown
+def shown(metrics: dict[str, Any]) -> list[Table]:
+    """The two tables as the terminal shows them."""
+    made = []
+    for heading, *lines in (_quality(metrics), _wins(metrics)):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in heading:
+            table.add_column(name, justify="left" if name in ("", "rule") else "right", no_wrap=True)
+        for line in lines:
+            # What the run is about: a trained round, by the rule that training used.
+            table.add_row(*line, style="bold green" if line[0].startswith("round") and line[1] == "strict" else None)
+        made.append(table)
+    return made
 
 
 def write(metrics: dict[str, Any], examples: list[dict[str, Any]], config: Config, ledger: Ledger) -> None:
@@ -163,10 +174,8 @@ def write(metrics: dict[str, Any], examples: list[dict[str, Any]], config: Confi
     text = environment.from_string(template).render(
         metrics=metrics,
         config=config,
-        names=[name for name, _ in _columns(metrics)],
-        lines=_lines(metrics),
+        tables=[_quality(metrics), _wins(metrics)],
         examples=examples,
-        rate=_rate,
     )
     ledger.write("report.md", text)
 
@@ -221,10 +230,11 @@ def _plot(metrics: dict[str, Any]) -> bytes:
     left.axhline(0.5, color="grey", linewidth=1, linestyle=":")
     left.set(title=f"Win rate against the base, {metrics['confidence']:.0%} interval", xlabel="round", ylim=(0, 1))
     left.set_xticks([r["round"] for r in metrics["rounds"]])
+    left.set_xlim(0.5, len(metrics["rounds"]) + 0.5)
     left.yaxis.set_major_formatter(PercentFormatter(1))
     if metrics["rounds"]:
         left.legend(loc="lower right", frameon=False)
-    for name, values in _columns(metrics):
+    for name, values in _writers(metrics):
         if "accuracy_ge_3" in values:
             colour = "#0b6e4f" if name.startswith("round") else "#555555"
             right.scatter(values["compression_median"], values["accuracy_ge_3"], color=colour)

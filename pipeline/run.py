@@ -82,8 +82,8 @@ class Run:
             given = [] if total == 0 else [self._give(stage, artifact) for artifact in inputs]
             settings = {name.rsplit(".", 1)[-1]: self._setting(name) for name in stage.settings}
             equipment = equip(stage.uses, self.config, inputs, f"{self.ledger.root}/{address}", tick)
-            made = () if total == 0 else stage(*given, **settings, **equipment)
-            said = made if files else tables.write(made, f"{self.ledger.root}/{address}", tick.advance)
+            made: Any = () if total == 0 else stage(*given, **settings, **equipment)
+            said: dict[str, Any] = made if files else tables.write(made, f"{self.ledger.root}/{address}", tick.advance)
         record = {
             "build": build,
             "recipe": recipe,

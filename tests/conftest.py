@@ -8,6 +8,9 @@ import pytest
 
 from pipeline.hardware import Hardware
 
+# A tiny model on two threads waits for its threads; the more so the busier the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -17,6 +20,7 @@ def ray_cluster() -> Iterator[None]:
     from pipeline.cluster import connected
 
     os.environ.pop("RAY_ADDRESS", None)
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # workers import the scripts that tests give them
     with connected(Hardware(ray_cpus=4)):
         yield
 

@@ -1,0 +1,37 @@
+"""Writes cpu.txt, gpu.txt and dev.txt from pyproject.toml: `make lock`. Present pins are kept while they still fit.
+
+Only package metadata is read, so a machine without a GPU can lock for one. dev.txt holds what cpu.txt has not.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from install import PYTHON, ROOT, VENV, pip_settings_for_uv
+
+HERE = ROOT / "requirements"
+# CUDA 13 throughout: left to itself the resolver pairs a CUDA 13 torch with cuda-python 12.
+# vLLM wants an older setuptools on Python 3.12 than on 3.11; the older one suits both.
+FOR_GPU = "cuda-python>=13\nsetuptools<81\n"
+
+
+def compile_pins(target: Path, *arguments: str, constraints: str = "") -> None:
+    options = ["--quiet", "--no-annotate", "--custom-compile-command", "make lock", "--python", str(PYTHON)]
+    command = [str(VENV / "bin" / "uv"), "pip", "compile", "pyproject.toml", *options, *arguments]
+    command += ["--constraints", "-", "--output-file", str(target)]
+    subprocess.run(command, cwd=ROOT, env=pip_settings_for_uv(), input=constraints, text=True, check=True)
+
+
+def main(upgrade: list[str]) -> None:
+    cpu, gpu, dev = HERE / "cpu.txt", HERE / "gpu.txt", HERE / "dev.txt"
+    without_cuda = ["--override", str(HERE / "without-cuda.txt")]
+    compile_pins(cpu, "--extra", "cpu", *without_cuda, *upgrade)
+    runtime = cpu.read_text()
+    compile_pins(gpu, "--extra", "gpu", *upgrade, constraints=FOR_GPU)
+    compile_pins(dev, "--extra", "cpu", "--extra", "dev", *without_cuda, *upgrade, constraints=runtime)
+    lines = dev.read_text().splitlines(keepends=True)
+    dev.write_text("".join(line for line in lines if line.startswith("#") or line not in runtime))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

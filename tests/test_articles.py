@@ -1,0 +1,130 @@
+"""The corpus: a bad row is set aside with its reason, a bad file is refused in one line, nothing disappears."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.articles import check, is_eval, read
+from pipeline.config import Articles, UserError
+
+WORDS = " ".join(f"word{i}" for i in range(30))
+
+
+def rows(path, **settings):
+    tables = read(articles=Articles(path=str(path), **settings))
+    return [row for table in tables for row in table.to_pylist()]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(*lines, name="a.jsonl"):
+        path = tmp_path / name
+        path.write_bytes(b"\n".join(s if isinstance(s, bytes) else json.dumps(s).encode() for s in lines))
+        return path
+
+    return _write
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"id": "x", "text": ""}, "empty"),
+        ({"id": "x", "text": " \n\t "}, "empty"),
+        ({"id": "x", "text": None}, "no text"),
+        ({"id": "x", "text": 7}, "no text"),
+        ({"id": "x"}, "no text"),
+        ({"text": WORDS}, "no id"),
+        ({"id": "", "text": WORDS}, "no id"),
+        ({"id": "x", "text": "five words are too few"}, "under 20 words"),
+        ({"id": "x", "text": "word " * 200_000}, "over 4000 words"),
+        ({"id": "first", "text": "Another text. " + WORDS}, "duplicate id"),
+        ({"id": "x", "text": "A first text. " + WORDS}, "near-copy of another article"),
+        ({"id": "x", "text": "a FIRST text –  " + WORDS + "!"}, "near-copy of another article"),
+        (b'{"id": "x", "text": "cut of', "not JSON"),
+        (b'{"id": "x", "text": "\xff\xfe"}', "not UTF-8"),
+        (b"[1, 2]", "not a JSON object"),
+        (b"null", "not a JSON object"),
+    ],
+)
+def test_a_bad_row_is_set_aside_and_the_others_are_kept(write, line, reason):
+    path = write({"id": "first", "text": "A first text. " + WORDS}, line, {"id": "last", "text": "Last. " + WORDS})
+    found = rows(path)
+    assert [row["skipped"] for row in found] == [None, reason, None]
+
+
+@pytest.mark.parametrize(
+    "text", ["😀 " * 30, "كلمة عربية طويلة هنا " * 10, "é\u0301 ﷺ 漢字 " * 10, "{article} {0} %s " * 10]
+)
+def test_any_script_is_kept_as_it_is(write, text):
+    assert rows(write({"id": "x", "text": text}))[0] == {
+        "article_id": "x",
+        "article": text,
+        "split": "train" if not is_eval("x", 0.1) else "eval",
+        "skipped": None,
+    }
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_stop(write):
+    path = write(b'{"id": "a\\ud800", "text": "' + WORDS.encode() + b' \\udfff"}')
+    assert rows(path)[0]["skipped"] is None
+
+
+def test_ids_that_are_numbers_become_text(write):
+    assert [row["article_id"] for row in rows(write({"id": 7, "text": WORDS}))] == ["7"]
+
+
+def test_parquet_is_read_like_json_lines(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["x", "y"], "body": [WORDS, ""], "more": [1, 2]}), path)
+    assert [row["skipped"] for row in rows(path, text_column="body")] == [None, "empty"]
+
+
+def test_the_limit_counts_rows_of_the_file(write):
+    path = write(*({"id": i, "text": f"{i} {WORDS}"} for i in range(9)))
+    assert [row["article_id"] for row in rows(path, limit=4)] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("opened", [check, lambda articles: list(read(articles=articles))])
+def test_a_file_that_cannot_be_used_is_refused(write, tmp_path, opened):
+    whole = tmp_path / "whole.parquet"
+    pq.write_table(pa.table({"id": ["x"], "text": [WORDS]}), whole)
+    (tmp_path / "cut.parquet").write_bytes(whole.read_bytes()[:-20])
+    cases = {
+        "none.jsonl": "there is no such file",
+        "cut.parquet": "is it cut off or damaged",
+        "a.csv": "should end in .jsonl or .parquet",
+    }
+    (tmp_path / "a.csv").write_text("id,text")
+    for name, line in cases.items():
+        with pytest.raises(UserError, match=line) as caught:
+            opened(Articles(path=str(tmp_path / name)))
+        assert "\n" not in str(caught.value)
+    write({"id": "x", "body": WORDS}, name="other.jsonl")
+    with pytest.raises(UserError, match=r"has no column 'text'; it has id, body: name the right one as articles\.text"):
+        opened(Articles(path=str(tmp_path / "other.jsonl")))
+    pq.write_table(pa.table({"key": ["x"], "text": [WORDS]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match="has no column 'id'; it has key, text"):
+        opened(Articles(path=str(tmp_path / "other.parquet")))
+
+
+def test_an_empty_file_is_refused(write):
+    with pytest.raises(UserError, match="is empty"):
+        check(Articles(path=str(write())))
+
+
+def test_the_split_depends_on_the_id_alone():
+    held_out = {i for i in range(20_000) if is_eval(str(i), 0.25)}
+    assert 4700 < len(held_out) < 5300  # 5000 expected, five deviations either way
+    assert held_out == {i for i in reversed(range(20_000)) if is_eval(str(i), 0.25)}
+    assert {
+        i for i in range(20_000) if is_eval(str(i), 0.1)
+    } <= held_out  # a larger exam keeps the smaller one's articles
+
+
+def test_real_articles_are_all_kept(shared_data):
+    for name, count in (("wikinews", 323), ("cnn_dailymail_validation", 1000)):
+        found = rows(shared_data / "articles" / f"{name}.jsonl")
+        assert len(found) == count
+        assert sum(row["skipped"] is None for row in found) > 0.99 * count

@@ -1,0 +1,119 @@
+"""Settings are refused in the reader's terms, before anything starts; all shipped ones are accepted."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Config, UserError, load, parse, put
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+DEMO = next(path for path in CONFIGS if path.stem == "demo")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid(path):
+    assert load(path).rounds >= 1
+
+
+def test_the_reference_setting_is_the_published_one():
+    config = load(DEMO.with_name("cnn_mistral7b.yaml"))
+    assert (config.articles.limit, config.seed, config.summaries.n) == (21000, 21, 10)
+    assert (config.summaries.temperature, config.summaries.top_p) == (0.8, 0.95)
+    assert (config.pairs.threshold, config.pairs.min_word_gap, config.pairs.max_per_article) == (3, 3, 3)
+    assert (config.training.beta, config.training.num_train_epochs, config.training.pairs_per_step) == (0.01, 3, 36)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("pairs.margn=3", "pairs has no 'margn'; it has threshold, min_word_gap, min_words,"),
+        ("pairs.treshold=3", "did you mean threshold?"),
+        ("trainig.beta=1", "the configuration has no 'trainig' (did you mean training?)"),
+        ("hardware.trainer.worker=2", "hardware.trainer has no 'worker' (did you mean workers?)"),
+        ("training.beta=-1", "training.beta is -1: input should be greater than 0"),
+        ("training.beta=.nan", "training.beta is nan: input should be a finite number"),
+        ("rounds=two", "rounds is 'two': input should be a valid integer"),
+        ("rounds=0", "rounds is 0: input should be greater than 0"),
+        ("summaries.n=1", "summaries.n is 1: input should be greater than or equal to 2"),
+        ("summaries.temperature=0", "summaries.temperature is 0: input should be greater than 0"),
+        ("training.loss_type=dpo", "training.loss_type is 'dpo': input should be 'sigmoid'"),
+        ("policy.dtype=float16", "policy.dtype is 'float16': input should be 'float32' or 'bfloat16'"),
+        ("policy.instruction=Summarize!", "policy.instruction must say where the article goes: {article}"),
+        ("judge.kind=cloze", "judge.kind is cloze, which needs no model, and judge.model is set"),
+        ("judge.model=null", "judge.kind is mcq and judge.model is missing"),
+        ("judge.wording=plan", "judge.wording is 'plan'; there are plain, newsroom"),
+        ("pairs.threshold=6", "pairs.threshold is 6 and judge.questions only 5"),
+        ("questions.min_questions=6", "questions.min_questions is 6 and judge.questions only 5"),
+        ("pairs.min_words=300", "no summary could be paired"),
+        ("hardware.judge.gpus_per_replica=1.5", "above 1 it must be a whole number"),
+        ("articles=x.jsonl", "articles is 'x.jsonl'"),
+        ("rounds.x=1", "rounds is a value (2), not a section"),
+        ("rounds", "'rounds' is no setting: write NAME=VALUE"),
+        ("run=[", "run: '[' is not a YAML value"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line(override, line):
+    with pytest.raises(UserError) as caught:
+        load(DEMO, [override])
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_wrong_setting_is_named_at_once():
+    with pytest.raises(UserError) as caught:
+        load(DEMO, ["rounds=two", "training.beta=-1", "x=1"])
+    assert len(str(caught.value).split("\n")) == 3
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(UserError, match=r"articles\.path is missing: set it in the file, or on the command line"):
+        parse({"run": "r", "articles": {}, "policy": {"model": "m"}, "judge": {"kind": "cloze"}})
+
+
+def test_a_file_that_is_not_there_or_not_yaml(tmp_path):
+    with pytest.raises(UserError, match="no configuration at"):
+        load(tmp_path / "none.yaml")
+    for text in ("a: [", "- 1\n- 2", "\x00", ""):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(UserError):
+            load(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError):
+        load(tmp_path / "bad.yaml")
+
+
+def test_overrides_reach_where_they_point():
+    config = load(DEMO, ["training.beta=0.05", "rounds=3", "hardware.trainer.workers=2"])
+    assert (config.training.beta, config.rounds, config.hardware.trainer.workers) == (0.05, 3, 2)
+
+
+def test_settings_written_down_are_read_back_the_same():
+    config = load(DEMO)
+    assert parse(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(list(Config.model_fields)), inner),
+        max_leaves=8,
+    ),
+    st.sampled_from(list(Config.model_fields)),
+)
+def test_nothing_but_a_user_error_comes_of_any_value(value, name):
+    raw = yaml.safe_load(DEMO.read_text(encoding="utf-8")) | {name: value}
+    try:
+        parse(raw)
+    except UserError as error:
+        assert str(error).strip()
+
+
+@given(st.text(max_size=20))
+def test_any_override_is_a_setting_or_a_user_error(text):
+    try:
+        put({}, [text])
+    except UserError as error:
+        assert str(error).strip()

@@ -1,0 +1,133 @@
+"""Every engine passes one contract: n samples a prompt, exact token ids, finish reasons, one bad prompt alone fails."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from judges.base import Prompt, user
+from pipeline.engines.base import tokens
+from pipeline.engines.scripted import ScriptedEngine
+from pipeline.hardware import EngineHardware
+
+POLICY = Path(__file__).parents[1] / "newsroom" / "models" / "policy"
+ARTICLE = "Summarize.\nOfficials said the scene was in Lima. The team was headed by Ana Santos."
+
+
+def _script(prompt, sample):
+    if "poison" in prompt.messages[0]["content"]:
+        raise ValueError("prompt too long")
+    return "A" if prompt.regex else f"summary {sample} of {prompt.messages[0]['content'][:200]}"
+
+
+@pytest.fixture(scope="module")
+def vllm():
+    from pipeline.engines.vllm import VllmEngine
+
+    return VllmEngine(str(POLICY), "float32", 512, seed=0, hardware=EngineHardware())
+
+
+@pytest.fixture(scope="module", params=["scripted", "vllm"])
+def engine(request):
+    return ScriptedEngine(_script) if request.param == "scripted" else request.getfixturevalue("vllm")
+
+
+PROMPT = Prompt(user(ARTICLE), max_tokens=80, temperature=1.0, n=3)
+
+
+def test_n_samples_with_ids_and_reasons(engine):
+    replies = engine.generate([PROMPT, replace(PROMPT, n=1, temperature=0.0)])
+    assert [len(reply.samples) for reply in replies] == [3, 1]
+    for reply in replies:
+        assert reply.error is None
+        assert len(reply.prompt_ids) > 10
+        for sample in reply.samples:
+            assert sample.finish_reason in ("stop", "length")
+            assert 0 < len(sample.token_ids) <= 80
+
+
+def test_a_sample_cut_off_says_so(engine):
+    (reply,) = engine.generate([replace(PROMPT, max_tokens=2)])
+    assert {sample.finish_reason for sample in reply.samples} == {"length"}
+    assert {len(sample.token_ids) for sample in reply.samples} == {2}
+
+
+def test_a_reply_keeps_to_its_regex(engine):
+    (reply,) = engine.generate([replace(PROMPT, regex="[A-E]", temperature=0.0, n=1)])
+    assert re.fullmatch("[A-E]", reply.samples[0].text)
+
+
+def test_a_prompt_too_long_fails_alone(engine):
+    long = replace(PROMPT, messages=user("poison " * 600))
+    replies = engine.generate([PROMPT, long, PROMPT])
+    assert [reply.error for reply in replies] == [None, "prompt too long", None]
+    assert [len(reply.samples) for reply in replies] == [3, 0, 3]
+
+
+def test_tokens_are_counted(engine):
+    replies = engine.generate([PROMPT, replace(PROMPT, messages=user("poison " * 600))])
+    assert tokens(replies)["tokens_in"] == len(replies[0].prompt_ids)
+    assert tokens(replies)["tokens_out"] == sum(len(sample.token_ids) for sample in replies[0].samples)
+
+
+def test_no_prompts_no_replies(engine):
+    assert engine.generate([]) == []
+
+
+def test_one_bos_and_the_stop_token_that_was_emitted(vllm):
+    (reply,) = vllm.generate([PROMPT])
+    bos, eos = vllm.tokenizer.bos_token_id, vllm.tokenizer.eos_token_id
+    assert reply.prompt_ids[0] == bos
+    assert reply.prompt_ids.count(bos) == 1
+    for sample in reply.samples:
+        if sample.finish_reason == "stop":
+            assert sample.token_ids[-1] == eos
+            assert sample.token_ids.count(eos) == 1
+        assert vllm.tokenizer.decode(sample.token_ids, skip_special_tokens=True) == sample.text
+
+
+def test_samples_of_a_prompt_differ_and_greedy_ones_do_not(vllm):
+    (many,) = vllm.generate([replace(PROMPT, n=8)])
+    assert len({sample.text for sample in many.samples}) > 1
+    greedy = vllm.generate([replace(PROMPT, n=1, temperature=0.0)] * 2)
+    assert greedy[0].samples[0].token_ids == greedy[1].samples[0].token_ids
+
+
+def test_a_shared_prefix_is_found_in_the_cache(vllm):
+    long = replace(PROMPT, messages=user("Officials said the scene was in Lima. " * 25 + "One."), n=1)
+    vllm.generate([long])
+    (again,) = vllm.generate([replace(long, messages=user("Officials said the scene was in Lima. " * 25 + "Two."))])
+    assert again.cached_tokens > 50
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]", 1),  # as Mistral: BOS in the template
+        ("{{ bos_token }}<|user|>{{ messages[0]['content'] }}<|eot|>", 1),  # as Llama 3
+        ("<|im_start|>user\n{{ messages[0]['content'] }}<|im_end|>", 0),  # as Qwen: none at all
+        (None, 1),  # a base model without a template: the tokenizer's own
+    ],
+)
+def test_token_ids_have_the_templates_bos_and_no_second(shared_data, template, expected):
+    from transformers import AutoTokenizer
+
+    from pipeline.engines.vllm import token_ids
+
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260K")
+    tokenizer.chat_template = template
+    ids = token_ids(tokenizer, user("Once upon a time"))
+    assert ids.count(tokenizer.bos_token_id) == expected
+    assert "Once upon a time" in tokenizer.decode(ids)
+
+
+def test_two_bos_tokens_are_refused(shared_data):
+    from transformers import AutoTokenizer
+
+    from pipeline.engines.vllm import token_ids
+
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260K")
+    tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}"
+    with pytest.raises(ValueError, match="both write a BOS token"):
+        token_ids(tokenizer, user("Once"))

@@ -1,0 +1,253 @@
+"""Whole runs through the command line, with real vLLM, the tiny models, Ray Data and Ray Train on this CPU."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["articles.limit=60", "summaries.n=4", "training.num_train_epochs=1", "training.pairs_per_step=16"]
+PACE = 420  # seconds that a small run may take on a busy machine
+
+
+def rondo(*arguments, cwd=ROOT, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PACE,
+        **kwargs,
+    )
+
+
+def environment():
+    return {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")} | {"COLUMNS": "120"}
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(what, process):
+    """Until `what()` holds; a driver that ends before is a failure, with all that it said."""
+    deadline = time.monotonic() + PACE
+    while not (found := what()):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "nothing came"
+        time.sleep(0.05)
+    return found
+
+
+def kill(process):
+    """SIGKILL for a driver that we started, then for what it leaves behind."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for child in children:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def rows(folder):
+    return [row for part in Path(folder).glob("*.parquet") for row in pq.read_table(part).to_pylist()]
+
+
+def records(run):
+    return {str(path.parent.relative_to(run)): json.loads(path.read_text()) for path in run.rglob("record.json")}
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """Two rounds, cut off twice: the driver killed as round 1 is judged, an engine killed as round 2 is written."""
+    run = tmp_path_factory.mktemp("runs") / "two rounds"
+    command = ("run", "configs/demo.yaml", f"run={run}", *SMALL)
+    driver = start(*command)
+    wait_for(lambda: (run / "round-01/summaries/record.json").exists(), driver)
+    kill(driver)
+    before = records(run)
+    driver = start(*command)
+    wait_for(lambda: (run / "round-01/evaluation/record.json").exists(), driver)
+    workers = psutil.Process(driver.pid)
+    engine = wait_for(
+        lambda: [p for p in workers.children(recursive=True) if "MapWorker" in _name(p)],
+        driver,
+    )[0]
+    engine.kill()
+    output, _ = driver.communicate(timeout=PACE)
+    assert driver.returncode == 0, output
+    return run, command, before, output
+
+
+def _name(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_both_rounds_are_there_and_what_was_finished_was_not_made_again(played):
+    run, _, before, output = played
+    after = records(run)
+    for stage in ("summaries", "scores", "pairs", "references", "policy", "evaluation"):
+        assert {f"round-01/{stage}", f"round-02/{stage}"} <= set(after)
+    assert "round-01/summaries" in before
+    for address, record in before.items():
+        assert after[address]["build"] == record["build"], f"{address} was made twice"
+        assert f"{address:<22} reused" in output
+    assert "took over the lock of a driver that is gone" in output
+
+
+def test_every_article_is_kept_once_or_skipped_with_a_reason(played):
+    run, *_ = played
+    for address, record in records(run).items():
+        if "kept" not in record:
+            continue
+        kept, skipped = rows(run / address), rows(run / address / "skipped")
+        keys = [(row["article_id"], row.get("writer")) for row in kept]
+        assert len(keys) == len(set(keys)) == record["kept"], address
+        assert len(skipped) == sum(record["skipped"].values())
+        assert all(row["skipped"] for row in skipped)
+        assert record["in"] == len(kept) + len(skipped)
+
+
+def test_step_0_is_the_reference(played):
+    run, *_ = played
+    for number in (1, 2):
+        training = records(run)[f"round-{number:02d}/policy"]["training"]
+        assert training["step0_loss"] == pytest.approx(math.log(2), abs=1e-4)
+        assert training["step0_max_abs_margin"] < 1e-3
+
+
+def test_each_round_writes_with_the_policy_of_the_one_before(played):
+    run, *_ = played
+    made = records(run)
+    for number in (1, 2):
+        writer = made[f"round-{number - 1:02d}/policy"]
+        assert {row["writer"] for row in rows(run / f"round-{number:02d}/summaries")} == {writer["build"]}
+        references = rows(run / f"round-{number:02d}/references")
+        assert {row["reference_digest"] for row in references} == {writer["digest"]}
+    assert len({made[f"round-{number:02d}/policy"]["digest"] for number in (0, 1, 2)}) == 3
+
+
+def test_what_is_trained_on_is_what_was_sampled(played):
+    from transformers import AutoTokenizer
+
+    run, *_ = played
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "newsroom/models/policy")
+    for row in rows(run / "round-01/references"):
+        assert row["prompt_ids"].count(tokenizer.bos_token_id) == 1
+        for i, summary in enumerate(row["summaries"]):
+            paired = any(i in (pair["chosen"], pair["rejected"]) for pair in row["pairs"])
+            assert (row["reference_logps"][i] is not None) == paired
+            if paired:
+                assert summary["token_ids"][-1] == tokenizer.eos_token_id
+                assert summary["finish_reason"] == "stop"
+
+
+def test_rounds_differ_from_the_base(played):
+    run, *_ = played
+    texts = [
+        {row["article_id"]: row["summaries"][0]["text"] for row in rows(run / f"round-{number:02d}/evaluation")}
+        for number in (1, 2)
+    ]
+    base = {
+        row["article_id"]: row["summaries"][0]["text"]
+        for row in rows(run / "round-00/evaluation")
+        if row["writer"] not in ("lead", "shorten-only")
+    }
+    for text in texts:
+        assert text.keys() == base.keys()
+        assert any(text[article] != base[article] for article in base)
+
+
+def test_the_report_says_what_the_tables_hold(played):
+    run, _, _, output = played
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert [entry["round"] for entry in metrics["rounds"]] == [1, 2]
+    for entry in metrics["rounds"]:
+        for against in ("vs_base", "vs_previous"):
+            for rule in ("strict", "reference"):
+                rate = entry[against][rule]
+                assert rate["n"] == rate["wins"] + rate["ties"] + rate["losses"] == entry["n"]
+                assert rate["low"] <= rate["win_rate"] <= rate["high"]
+        kept = rows(run / f"round-{entry['round']:02d}/evaluation")
+        right = [row["scores"][0]["correct"] for row in kept if row["scores"][0]["unread"] == 0]
+        assert entry["accuracy_ge_3"] == pytest.approx(sum(c >= 3 for c in right) / len(right))
+    assert (run / "report.png").stat().st_size > 10_000
+    assert "round 2 against base" in (run / "report.md").read_text()
+    assert f"Report: {run}/report.md" in output
+    assert "news-" in output.split("win rate")[-1]
+
+
+def test_the_same_command_makes_nothing_and_another_setting_is_refused(played):
+    run, command, *_ = played
+    made = records(run)
+    again = rondo(*command)
+    assert again.returncode == 0, again.stderr
+    assert records(run) == made
+    other = rondo(*command, "pairs.threshold=4")
+    assert other.returncode == 2
+    assert "round-01/pairs was made by another recipe:\n  settings.pairs.threshold: was 3, now 4" in other.stderr
+    assert "--remake pairs" in other.stderr
+    assert "Traceback" not in other.stderr
+    wider = rondo(*command, "hardware.trainer.workers=2", "summaries.max_skipped=0.9")
+    assert wider.returncode == 0, "neither hardware nor a limit makes anything stale"
+    assert records(run) == made
+
+
+def test_status_and_show(played):
+    run, *_ = played
+    status = rondo("status", run)
+    assert status.returncode == 0, status.stderr
+    assert "round-02/evaluation    made" in status.stdout
+    assert "not made" not in status.stdout
+    stale = rondo("status", run, "training.beta=0.5").stdout
+    assert "round-01/pairs         made" in stale
+    assert "round-01/policy        stale   settings.training.beta: was 0.1, now 0.5" in stale
+    shown = rondo("show", run, "round-01/pairs", "--rows", "1")
+    assert shown.returncode == 0, shown.stderr
+    assert "over summary" in shown.stdout
+    assert "right" in shown.stdout
+    missing = rondo("show", run, "pears")
+    assert missing.returncode == 2
+    assert "has no 'pears'; it has articles" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["training.beta=-1"], "training.beta is -1"),
+        (["rounds=two"], "rounds is 'two'"),
+        (["policy.model=no/such/folder"], "policy.model is 'no/such/folder': there is no such folder"),
+        (["judge.model=newsroom"], "judge.model is 'newsroom', a path without a config.json"),
+        (["articles.path=none.jsonl"], "articles.path is 'none.jsonl', and there is no such file"),
+    ],
+)
+def test_a_users_mistake_ends_in_one_line_before_ray_starts(tmp_path, overrides, line):
+    began = time.monotonic()
+    done = rondo("run", "configs/demo.yaml", f"run={tmp_path}/run", *overrides)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {line}")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert time.monotonic() - began < 60

@@ -1,0 +1,268 @@
+"""Each stage as a plain function over real Ray Data, with a scripted engine where an engine would be."""
+
+import random
+
+import numpy as np
+import pytest
+
+from judges.base import LETTERS, UNSURE
+from pipeline import config
+from pipeline.engines.pool import Pool
+from pipeline.engines.scripted import ScriptedEngine
+from pipeline.evaluation import LEAD, SHORTEN, evaluate, evaluate_base, lead, shorten
+from pipeline.hardware import EngineHardware
+from pipeline.pairs import pair
+from pipeline.questions import ask
+from pipeline.rows import dataset
+from pipeline.scores import judge
+from pipeline.summaries import write
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+POLICY = config.Policy(model="none", instruction="Summarize: {article}")
+JUDGE = config.Judge(model="none", questions=3, wording="plain")
+NAMES = ["Ana", "Ben", "Carla", "Dan", "Eva"]
+
+
+def pool(script, batch_size=3):
+    return Pool(lambda: ScriptedEngine(script), EngineHardware(batch_size=batch_size))
+
+
+def articles(count=8):
+    """Article i says the values of its three facts; a judge can be scripted to look for them."""
+    facts = [[random.Random(f"{i}{k}").choice(NAMES) for k in range(3)] for i in range(count)]
+    return [
+        {
+            "article_id": f"a{i}",
+            "article": " ".join(f"fact{k} is {fact[k]}." for k in range(3)),
+            "split": "eval" if i % 4 == 3 else "train",
+        }
+        for i, fact in enumerate(facts)
+    ]
+
+
+def newsroom(prompt, sample=0):
+    """A judge LLM's part: it writes a question for each fact, and answers from what the passage says."""
+    text = prompt.messages[0]["content"]
+    if "write 3 multiple-choice" in text:
+        said = dict(part.split(" is ") for part in _body(text, "article").rstrip(".").split(". "))
+        lines = [[name] + [n for n in NAMES if n != name] for name in said.values()]
+        return "\n".join(f"Q{k + 1} What is fact{k}? Answer {' | '.join(line)}" for k, line in enumerate(lines))
+    passage = _body(text, "passage")
+    answers = []
+    for number in (1, 2, 3):
+        block = text.split(f"Q{number} What is ")[1]
+        fact, options = block.split("?")[0], [line[3:] for line in block.split("\n")[1:6]]
+        told = [name for name in NAMES if f"{fact} is {name}" in passage]
+        answers.append(f"Q{number} {LETTERS[options.index(told[0])] if told else 'Unsure'}")
+    return "\n".join(answers)
+
+
+def _body(text, tag):
+    return text.split(f"<{tag}>\n")[1].split(f"\n</{tag}>")[0]
+
+
+def asked(rows=None, script=newsroom, **settings):
+    made = ask(
+        dataset(rows or articles()),
+        judge=JUDGE,
+        questions=config.Questions(min_questions=2, **settings),
+        seed=0,
+        judge_engine=pool(script),
+    )
+    return sorted(made.take_all(), key=lambda row: row["article_id"])
+
+
+def plain(row):
+    """Arrays that Ray Data makes of lists, as lists."""
+    if isinstance(row, dict):
+        return {name: plain(value) for name, value in row.items()}
+    return [plain(value) for value in row] if isinstance(row, list | np.ndarray) else row
+
+
+def test_questions_know_their_answers():
+    for row in map(plain, asked()):
+        assert row["skipped"] is None
+        assert len(row["questions"]) == 3
+        for k, question in enumerate(row["questions"]):
+            assert f"fact{k} is {question['options'][question['answer']]}" in row["article"]
+
+
+def test_a_question_the_judge_fails_on_the_whole_article_is_dropped():
+    def forgetful(prompt, sample):
+        return newsroom(prompt).replace("Q2 A", "Q2 Unsure").replace("Q2 B", "Q2 Unsure").replace("Q2 C", "Q2 Z")
+
+    for row in map(plain, asked(script=forgetful)):
+        unsure_or_unread = {"unsure from the whole article", "unread from the whole article"}
+        assert len(row["questions"]) == 3 - len(row["dropped"])
+        assert set(row["dropped"]) <= unsure_or_unread
+    assert any(row["dropped"] for row in map(plain, asked(script=forgetful)))
+
+
+def test_a_question_right_from_nothing_is_dropped():
+    def guesses_the_first(prompt, sample):
+        reply = newsroom(prompt)
+        text = prompt.messages[0]["content"]
+        if "<passage>\n\n</passage>" in text:
+            return "Q1 A\nQ2 Unsure\nQ3 Unsure"
+        return reply
+
+    rows = list(map(plain, asked(script=guesses_the_first)))
+    dropped = [row for row in rows if row["dropped"]]
+    assert dropped
+    assert all(row["dropped"] == ["right from nothing"] for row in dropped)
+    assert all(row["questions"][0]["answer"] != 0 for row in rows if not row["dropped"])
+
+
+def test_an_article_without_enough_questions_is_set_aside():
+    rows = asked(script=lambda prompt, sample: "nothing of use")
+    assert {row["skipped"] for row in rows} == {"under 2 good questions"}
+
+
+def test_one_bad_article_never_costs_its_batch():
+    def poisoned(prompt, sample):
+        if "poison" in prompt.messages[0]["content"]:
+            raise ValueError("prompt too long")
+        return newsroom(prompt)
+
+    rows = articles()
+    rows[2]["article"] = "poison is Ana."
+    assert [row["skipped"] for row in asked(rows, poisoned)] == [None, None, "prompt too long", *[None] * 5]
+
+
+def sampled(rows, script, n=4):
+    return write(
+        dataset(rows),
+        "build-1",
+        summaries=config.Summaries(n=n, max_tokens=60),
+        policy=POLICY,
+        seed=0,
+        policy_engine=pool(script),
+    )
+
+
+def facts(prompt, sample):
+    """A policy's part: sample i tells the first i facts."""
+    told = prompt.messages[0]["content"].removeprefix("Summarize: ").split(". ")
+    return ". ".join(told[:sample]) + " and that was all"
+
+
+def test_summaries_are_kept_as_sampled():
+    for row in map(plain, sampled(articles(), facts).take_all()):
+        assert row["writer"] == "build-1"
+        assert row["prompt_ids"] == [ord(c) + 1 for c in "Summarize: " + row["article"]]
+        assert len(row["summaries"]) == 4
+        for summary in row["summaries"]:
+            if summary["finish_reason"] == "stop":
+                assert summary["token_ids"] == [*(ord(c) + 1 for c in summary["text"]), 0]
+            else:
+                assert len(summary["token_ids"]) == 60
+
+
+def test_a_row_keeps_every_column_it_came_with():
+    with_questions = [
+        {name: row[name] for name in ("article_id", "article", "split", "questions", "dropped")}
+        for row in map(plain, asked())
+    ]
+    rows = {row["article_id"]: row for row in map(plain, sampled(with_questions, facts).take_all())}
+    for before in with_questions:
+        assert {name: rows[before["article_id"]][name] for name in before} == before
+
+
+def scored(rows, script=newsroom):
+    return judge(dataset(rows), judge=JUDGE, seed=0, judge_engine=pool(script))
+
+
+@pytest.fixture(scope="module")
+def judged():
+    columns = ("article_id", "article", "split", "questions")
+    rows = [{name: row[name] for name in columns} for row in map(plain, asked())]
+    columns = (*columns, "writer", "prompt_ids", "summaries")
+    rows = [{name: row[name] for name in columns} for row in map(plain, sampled(rows, facts).take_all())]
+    return [plain(row) for row in scored(rows).take_all()]
+
+
+def test_a_summary_is_scored_by_what_it_tells(judged):
+    for row in judged:
+        for told, (summary, score) in enumerate(zip(row["summaries"], row["scores"], strict=True)):
+            assert score["words"] == len(summary["text"].split())
+            assert score["unread"] == 0
+            assert score["correct"] == min(told, 3) or summary["finish_reason"] == "length"
+            assert score["answers"].count(UNSURE) == 3 - score["correct"]
+
+
+def test_equal_summaries_are_judged_once():
+    seen = []
+
+    def counting(prompt, sample):
+        seen.append(prompt)
+        return newsroom(prompt)
+
+    from pipeline.judging import make_judge, score_summaries
+
+    row = plain(asked()[0]) | {"summaries": [{"text": text} for text in ("one", "two", " one ", "one")]}
+    (outcome,) = score_summaries(make_judge(JUDGE, 0), ScriptedEngine(counting), [row])
+    assert len(seen) == 2
+    assert len(outcome["scores"]) == 4
+    assert outcome["tally"]["judged"] == 2
+
+
+def test_unread_is_not_wrong():
+    row = plain(asked()[0]) | {"summaries": [{"text": "one"}]}
+    from pipeline.judging import make_judge, score_summaries
+
+    engine = ScriptedEngine(lambda prompt, sample: "Q1 A\ngibberish")
+    (outcome,) = score_summaries(make_judge(JUDGE, 0), engine, [row])
+    (score,) = outcome["scores"]
+    assert score["answers"] == ["A", None, None]
+    assert score["unread"] == 2
+    assert outcome["tally"]["unread"] == 2
+
+
+def test_pairs_prefer_what_the_judge_preferred(judged):
+    settings = config.Pairs(threshold=3, min_words=1)
+    rows = [{k: v for k, v in row.items() if k not in ("skipped", "tally")} for row in judged]
+    made = [plain(row) for row in pair(dataset(rows), settings).take_all()]
+    assert all(row["skipped"] is None for row in made)
+    for row in made:
+        for p in row["pairs"]:
+            assert row["scores"][p["chosen"]]["correct"] > row["scores"][p["rejected"]]["correct"]
+
+
+def examined(stage=evaluate, **extra):
+    columns = ("article_id", "article", "split", "questions")
+    rows = [{name: row[name] for name in columns} for row in map(plain, asked())]
+    made = stage(
+        dataset(rows),
+        "build-1",
+        evaluation=config.Evaluation(max_tokens=60, lead_sentences=1, shorten_to=0.5),
+        policy=POLICY,
+        judge=JUDGE,
+        seed=0,
+        policy_engine=pool(lambda prompt, sample: facts(prompt, 2)),
+        judge_engine=pool(newsroom),
+        **extra,
+    )
+    return [plain(row) for row in made.take_all()]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_evaluation_is_one_greedy_summary_an_article(together):
+    rows = examined(together=together)
+    assert len(rows) == 8
+    assert all(len(row["summaries"]) == len(row["scores"]) == 1 for row in rows)
+    assert all(row["scores"][0]["correct"] == 2 for row in rows)
+
+
+def test_baselines_are_judged_like_the_policy():
+    rows = examined(evaluate_base, together=True)
+    assert sorted({row["writer"] for row in rows}) == ["build-1", LEAD, SHORTEN]
+    assert len({(row["article_id"], row["writer"]) for row in rows}) == len(rows) == 24
+    assert all(row["scores"][0]["correct"] == 1 for row in rows if row["writer"] == LEAD)
+
+
+def test_lead_and_shorten():
+    assert lead("One. Two! Three? Four.", 3) == "One. Two! Three?"
+    assert shorten("a b c d e", 0.8) == "a b c d"
+    assert shorten("word", 0.5) == "word"
+    assert shorten("", 0.5) == ""
