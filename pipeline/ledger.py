@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -87,10 +86,6 @@ class Ledger:
         with self.fs.open_output_stream(temporary) as stream:
             stream.write(text.encode())
         self.fs.move(temporary, target)
-
-    def upload(self, folder: Path, address: str) -> None:
-        """Copy a local folder to an address."""
-        pafs.copy_files(str(folder), self.path(address), destination_filesystem=self.fs)
 
     # Artifacts
 
@@ -211,3 +206,10 @@ def local_copy(uri: str) -> str:
     folder = tempfile.mkdtemp(prefix="rondo-")
     pafs.copy_files(path, folder, source_filesystem=fs)
     return folder
+
+
+def remove(uri: str) -> None:
+    """Remove a folder, if it is there."""
+    fs, path = pafs.FileSystem.from_uri(uri)
+    with contextlib.suppress(FileNotFoundError):
+        fs.delete_dir(path)

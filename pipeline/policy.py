@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import Training, UserError
 from pipeline.hardware import Trainer
-from pipeline.ledger import Artifact, local_copy
+from pipeline.ledger import Artifact, local_copy, remove
 from pipeline.stage import stage
 
 
@@ -69,6 +69,7 @@ def train(
     from pipeline.dpo import worker
     from pipeline.dpo.weights import digest
 
+    checkpoints = f"{folder}/checkpoints"
     try:
         result = worker.train(
             rows_path=references.uri,
@@ -79,10 +80,11 @@ def train(
             gpus_per_worker=trainer.gpus_per_worker,
             cpus_per_worker=trainer.cpus_per_worker,
             tokens_per_batch=trainer.tokens_per_batch,
-            checkpoint_path=f"{folder}/checkpoints",
+            checkpoint_path=checkpoints,
             reference_digest=policy.record["digest"],
             on_progress=progress,
         )
     except ValueError as error:
         raise UserError(f"training: {error}") from error
+    remove(checkpoints)  # thrice the weights, and of no use to a policy that is finished
     return {"model": folder, "digest": digest(local_copy(folder)), "training": result}

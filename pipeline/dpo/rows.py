@@ -1,0 +1,138 @@
+"""Reads the rows of the `references` table as articles to learn from.
+
+An article keeps only the completions that a pair needs; token ids stay as Arrow made them, so that a large table
+is a few bytes a token. Left out: making pairs, and splitting (`plan.py`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSelector, FileSystem
+
+from pipeline.dpo.tree import Article, size
+
+_COLUMNS = ["article_id", "prompt_ids", "summaries", "pairs", "reference_logps", "reference_digest"]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An article, the completions that its pairs need, and what the reference thinks of them.
+
+    Attributes:
+        article_id: of the row.
+        prompt_ids: (prompt tokens,) int.
+        completions: token ids of each, (tokens,) int.
+        pairs: (chosen, rejected), indices into `completions`.
+        reference_logps: one a completion, in nats.
+    """
+
+    article_id: str
+    prompt_ids: np.ndarray
+    completions: tuple[np.ndarray, ...]
+    pairs: tuple[tuple[int, int], ...]
+    reference_logps: tuple[float, ...]
+
+    @property
+    def article(self) -> Article:
+        return self.prompt_ids, self.completions
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it takes in a row, the prompt once."""
+        return size(self.article)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest completion."""
+        return len(self.prompt_ids) + max(map(len, self.completions))
+
+
+def read(path: str, reference_digest: str) -> list[Example]:
+    """Read a folder of Parquet parts, and check it.
+
+    Args:
+        path: of the folder: an absolute path, or a URI such as `s3://bucket/folder`.
+        reference_digest: of the weights that the reference log-probabilities must be of.
+
+    Returns:
+        The articles that have a pair, in order of article_id.
+
+    Raises:
+        ValueError: a missing column, an id that is there twice, a reference of other weights or not computed, a pair
+            that cannot be; or no pair at all.
+    """
+    filesystem, inner = FileSystem.from_uri(path)
+    # Its own parts only: a stage's folder also holds the rows it skipped, and its record.
+    found = filesystem.get_file_info(FileSelector(inner))
+    parts = sorted(info.path for info in found if info.path.endswith(".parquet"))
+    if not parts:
+        raise ValueError(f"{path} holds no *.parquet: it should be what the references stage wrote")
+    tables = []
+    for part in parts:
+        file = pq.ParquetFile(part, filesystem=filesystem)
+        missing = [column for column in _COLUMNS if column not in file.schema_arrow.names]
+        if missing:
+            raise ValueError(f"{part} lacks {missing}: it should be what the references stage wrote")
+        tables.append(file.read(columns=_COLUMNS))
+    table = pa.concat_tables(tables, promote_options="permissive").combine_chunks().sort_by("article_id")
+    examples = [_example(row) for row in _iterate(table) if _checked(row, reference_digest)]
+    for before, after in zip(examples, examples[1:], strict=False):
+        if before.article_id == after.article_id:
+            raise ValueError(f"article {after.article_id} is there twice: an id names one row")
+    if not examples:
+        raise ValueError(f"no row in {path} has a pair: there is nothing to learn from")
+    return examples
+
+
+def _iterate(table: pa.Table) -> list[dict[str, pa.Scalar]]:
+    return [dict(zip(_COLUMNS, values, strict=True)) for values in zip(*(table[c] for c in _COLUMNS), strict=True)]
+
+
+def _checked(row: dict[str, pa.Scalar], reference_digest: str) -> bool:
+    """Whether the row has a pair; an error if the reference is not the expected one."""
+    if not row["pairs"].as_py():
+        return False
+    found = row["reference_digest"].as_py()
+    if found != reference_digest:
+        raise ValueError(
+            f"article {row['article_id']}: its reference log-probabilities are of weights {found}, and the model is "
+            f"{reference_digest}: make the references again with this model"
+        )
+    return True
+
+
+def _example(row: dict[str, pa.Scalar]) -> Example:
+    article_id, logps = row["article_id"].as_py(), row["reference_logps"].as_py() or []
+    pairs = [(pair["chosen"], pair["rejected"]) for pair in row["pairs"].as_py()]
+    count = len(row["summaries"])
+    for chosen, rejected in pairs:
+        if not (0 <= chosen < count and 0 <= rejected < count) or chosen == rejected:
+            raise ValueError(f"article {article_id}: pair ({chosen}, {rejected}) is not two of {count} summaries")
+    if len(logps) != count:
+        raise ValueError(f"article {article_id}: {count} summaries and {len(logps)} reference_logps")
+    used = sorted({index for pair in pairs for index in pair})
+    for index in used:
+        if logps[index] is None or not math.isfinite(logps[index]):
+            raise ValueError(
+                f"article {article_id}: summary {index} is in a pair and its reference log-probability is "
+                f"{logps[index]}: make the references again"
+            )
+    token_ids = row["summaries"].values.field("token_ids")
+    example = Example(
+        article_id=article_id,
+        prompt_ids=row["prompt_ids"].values.to_numpy(),
+        completions=tuple(token_ids[index].values.to_numpy() for index in used),
+        pairs=tuple((used.index(chosen), used.index(rejected)) for chosen, rejected in pairs),
+        reference_logps=tuple(logps[index] for index in used),
+    )
+    _refuse_empty(article_id, [example.prompt_ids, *example.completions])
+    return example
+
+
+def _refuse_empty(article_id: str, pieces: Sequence[np.ndarray]) -> None:
+    if any(len(piece) == 0 for piece in pieces):
+        raise ValueError(f"article {article_id}: its prompt, or a summary in a pair, has no tokens")

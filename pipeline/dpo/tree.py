@@ -1,0 +1,171 @@
+"""The article tree: a prompt once, then each of its completions as a branch, several articles packed into one row.
+
+For one article the row is `[prompt | s1 | s2 | … | sK]`. A completion sees its prompt and itself; positions restart
+after the prompt for each branch; articles do not see each other. So one forward pass gives what K passes over
+`prompt + s` would, and the prompt, which is most of the tokens, is computed once. Sharing the prompt between the two
+sides of a pair is from Wang and Hegde (2024), arXiv 2410.20305; here all completions of an article share it.
+
+Left out: what is done with the row (`logps.py`), and which articles go together for learning (`plan.py`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Ids = Sequence[int] | np.ndarray
+Article = tuple[Ids, Sequence[Ids]]  # prompt, completions
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One packed row of T tokens with N completion tokens. All tensors are int64.
+
+    Attributes:
+        input_ids: (1, T).
+        position_ids: (1, T), from 0 for each article; each branch begins at the length of its prompt.
+        article: (T,), number of the token's article in this row, from 0.
+        branch: (T,), number of the token's completion in this row, from 0; -1 for prompt tokens.
+        predictors: (N,), index in the row of the token whose logits predict the target: the last prompt token for the
+            first token of a branch, else the token before it in the branch.
+        targets: (N,), the completion tokens.
+        owner: (N,), number in this row of the completion that the target belongs to; ascending.
+        completions: for each completion of the row, (number of the article as given, number of its completion).
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    article: Tensor
+    branch: Tensor
+    predictors: Tensor
+    targets: Tensor
+    owner: Tensor
+    completions: tuple[tuple[int, int], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in the row, each prompt counted once."""
+        return self.input_ids.shape[1]
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest prompt with one of its completions."""
+        return int(self.position_ids.max()) + 1
+
+    def mask(self) -> Tensor:
+        """Which token may attend to which: (1, 1, T, T) bool on the tree's device, True at [0, 0, query, key]."""
+        index = torch.arange(self.tokens, device=self.article.device)
+        # A row lists every token after all that it may see, so the causal triangle is the outer limit.
+        causal = index[:, None] >= index[None, :]
+        same_article = self.article[:, None] == self.article[None, :]
+        prompt_or_own_branch = (self.branch[None, :] == -1) | (self.branch[:, None] == self.branch[None, :])
+        return (causal & same_article & prompt_or_own_branch)[None, None]
+
+    def to(self, device: torch.device | str) -> "Tree":
+        """The same tree on another device."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "completions"}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+def size(article: Article) -> int:
+    """Number of tokens that an article takes in a row."""
+    prompt, completions = article
+    return len(prompt) + sum(len(completion) for completion in completions)
+
+
+def pack(sizes: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Put items into rows of at most `tokens_per_batch` tokens; a larger item gets a row of its own.
+
+    First-fit decreasing: at most 11/9 of the fewest rows possible (Johnson, 1973). Deterministic.
+
+    Args:
+        sizes: tokens of each item.
+
+    Returns:
+        For each row, the numbers of its items.
+    """
+    if tokens_per_batch < 1:
+        raise ValueError(f"tokens_per_batch is {tokens_per_batch}: it must be at least 1")
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for item in sorted(range(len(sizes)), key=lambda item: (-sizes[item], item)):
+        row = next((row for row, left in enumerate(room) if left >= sizes[item]), None)
+        if row is None:
+            rows.append([item])
+            room.append(tokens_per_batch - sizes[item])
+        else:
+            rows[row].append(item)
+            room[row] -= sizes[item]
+    return rows
+
+
+def grow(articles: Sequence[Article], numbers: Sequence[int] | None = None) -> Tree:
+    """Lay articles out in one row, in the order given.
+
+    Args:
+        articles: (prompt ids, completions as ids) each.
+        numbers: what `Tree.completions` calls each article; counted from 0 if not given.
+
+    Raises:
+        ValueError: an empty prompt, no completions, or an empty completion.
+    """
+    numbers = range(len(articles)) if numbers is None else numbers
+    pieces, positions, article_of, branch_of = [], [], [], []
+    predictors, targets, owner, completions = [], [], [], []
+    start = 0  # of the article in the row
+    for place, (number, (prompt, branches)) in enumerate(zip(numbers, articles, strict=True)):
+        _refuse_empty(number, prompt, branches)
+        pieces.append(prompt)
+        positions.append(np.arange(len(prompt)))
+        branch_of.append(np.full(len(prompt), -1))
+        last_of_prompt = start + len(prompt) - 1
+        begin = start + len(prompt)  # of the branch in the row
+        for j, branch in enumerate(branches):
+            pieces.append(branch)
+            positions.append(np.arange(len(prompt), len(prompt) + len(branch)))
+            branch_of.append(np.full(len(branch), len(completions)))
+            predictors.append(np.concatenate([[last_of_prompt], np.arange(begin, begin + len(branch) - 1)]))
+            targets.append(branch)
+            owner.append(np.full(len(branch), len(completions)))
+            completions.append((number, j))
+            begin += len(branch)
+        article_of.append(np.full(begin - start, place))
+        start = begin
+    return Tree(
+        input_ids=_join(pieces)[None],
+        position_ids=_join(positions)[None],
+        article=_join(article_of),
+        branch=_join(branch_of),
+        predictors=_join(predictors),
+        targets=_join(targets),
+        owner=_join(owner),
+        completions=tuple(completions),
+    )
+
+
+def forest(articles: Sequence[Article], tokens_per_batch: int) -> list[Tree]:
+    """Pack articles into as few rows of at most `tokens_per_batch` tokens as we can.
+
+    An article that is larger gets a row of its own. `Tree.completions` leads back to the articles.
+
+    Raises:
+        ValueError: as `grow` and `pack`.
+    """
+    rows = pack([size(article) for article in articles], tokens_per_batch)
+    return [grow([articles[number] for number in row], row) for row in rows]
+
+
+def _join(pieces: Sequence[Ids]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces]))
+
+
+def _refuse_empty(number: int, prompt: Ids, completions: Sequence[Ids]) -> None:
+    if len(prompt) == 0:
+        raise ValueError(f"article {number} has an empty prompt: the first token of a completion has no predictor")
+    if len(completions) == 0:
+        raise ValueError(f"article {number} has no completions: there is nothing to score, leave it out")
+    for j, completion in enumerate(completions):
+        if len(completion) == 0:
+            raise ValueError(f"completion {j} of article {number} is empty: leave it out")

@@ -1,0 +1,209 @@
+"""The Ray Train job: the same run on one worker or many, on CPUs or GPUs, that goes on after a worker has died.
+
+All of Ray that training needs is here; what a worker does is in `loop.py`. Left out: making references, and judging
+the result on articles.
+"""
+
+import os
+import signal
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch.distributed as dist
+import transformers
+from pyarrow.fs import FileSystem, copy_files
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Queue
+
+from pipeline.dpo.loop import Run
+from pipeline.dpo.rows import read
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def train(
+    *,
+    rows_path: str,
+    model_path: str,
+    out_path: str,
+    settings: dict[str, Any],
+    workers: int,
+    gpus_per_worker: float,
+    cpus_per_worker: float,
+    tokens_per_batch: int,
+    checkpoint_path: str,
+    reference_digest: str,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a model on preference pairs with DPO, and write it.
+
+    A worker that dies is started again, three times at most, on the step of the last checkpoint; so is a run whose
+    driver died, if it is called again with the same `checkpoint_path`. That must be a path that no other recipe uses,
+    and like every other path here one that all nodes see. The result does not depend on `workers` or
+    `tokens_per_batch`, but for rounding.
+
+    Args:
+        rows_path: folder of Parquet parts, a path or URI; see `rows.read`.
+        model_path: Hugging Face model folder; it is the reference too.
+        out_path: gets the trained model folder and metrics.jsonl: a line for each step, and one for each evaluation.
+        settings: see `loop.Run`.
+        workers: processes; above 1 the weights are sharded over them.
+        gpus_per_worker: 0 trains on the CPU.
+        cpus_per_worker: logical CPUs that Ray sets aside for each.
+        tokens_per_batch: of one packed row; bounds a worker's memory.
+        checkpoint_path: where checkpoints are kept, a path or URI.
+        reference_digest: `weights.digest` of the reference, which each row must name.
+        on_progress: called in this process, from a thread, with each line of metrics and `steps`, how many there are
+            to be. After a restart, lines since the last checkpoint come again.
+
+    Returns:
+        steps, pairs, epochs, tokens, seconds, step0_loss, step0_max_abs_margin, final_loss, chosen_fell,
+        eval_accuracy_first, eval_accuracy_last, eval_chosen_fell, eval_pairs; None where nothing is held out.
+
+    Raises:
+        ValueError: rows or a model that cannot be trained on, or that do not fit each other.
+        ray.train.TrainingFailedError: a worker failed more than three times.
+    """
+    storage = _absolute(checkpoint_path)
+    progress = Queue(actor_options={"num_cpus": 0}) if on_progress else None
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            # Absolute, because Ray Train's workers run in a folder of their own.
+            "rows_path": _absolute(rows_path),
+            "model_path": _absolute(model_path),
+            "out_path": _absolute(out_path),
+            "settings": settings,
+            "tokens_per_batch": tokens_per_batch,
+            "reference_digest": reference_digest,
+            "progress": progress,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus_per_worker > 0,
+            resources_per_worker={"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {}),
+        ),
+        run_config=RunConfig(
+            name="train",  # Ray Train goes on where a run of this name in this place was
+            storage_path=storage,
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=3),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    with _shown(progress, on_progress):
+        try:
+            answer = trainer.fit().return_value
+        finally:
+            # Ray Train leaves a handler behind that would turn a later Ctrl-C into a clean exit.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_interrupt)
+    if "refused" in answer:
+        raise ValueError(answer["refused"]) from RuntimeError(answer["traceback"])
+    return answer
+
+
+def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What runs in each of Ray Train's processes. Rank 0's answer is what `fit` gives.
+
+    What a person must put right is an answer and not raised, or Ray Train would try it three times more.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as scratch:
+        run, refused = None, None
+        try:
+            run = _prepare(config, scratch)
+        except (ValueError, FileNotFoundError) as error:
+            refused = _refusal(error)
+        # One worker may see what others do not, such as a path that is not on its node: they would wait for it.
+        answers = [None] * ray.train.get_context().get_world_size()
+        dist.all_gather_object(answers, refused)
+        if any(answers):
+            return next(filter(None, answers))
+        assert run is not None
+        try:
+            return _play(run, config["out_path"], scratch)
+        except ValueError as error:  # found in numbers that all workers share
+            return _refusal(error)
+
+
+def _prepare(config: dict[str, Any], scratch: str) -> Run:
+    context, progress = ray.train.get_context(), config["progress"]
+    return Run(
+        examples=read(config["rows_path"], config["reference_digest"]),
+        model_path=_fetch(config["model_path"], scratch),
+        settings=config["settings"],
+        tokens_per_batch=config["tokens_per_batch"],
+        device=ray.train.torch.get_device(),
+        rank=context.get_world_rank(),
+        workers=context.get_world_size(),
+        # Not by `ray.train.report`: it waits until the controller, which looks every 2 s, has taken the last one.
+        report=(lambda line: None) if progress is None else progress.put,  # an empty queue is falsy
+        keep=lambda folder: ray.train.report({}, checkpoint=Checkpoint.from_directory(folder)),
+    )
+
+
+def _play(run: Run, out_path: str, scratch: str) -> dict[str, Any]:
+    last = ray.train.get_checkpoint()
+    if last is None:
+        answer = run.play()
+    else:
+        with last.as_directory() as folder:
+            answer = run.play(resume_from=Path(folder))
+    local = "://" not in out_path
+    out = Path(out_path) if local else Path(scratch, "out")
+    run.save(out)
+    if run.rank == 0 and not local:
+        filesystem, inner = FileSystem.from_uri(out_path)
+        filesystem.create_dir(inner, recursive=True)
+        copy_files(str(out), inner, destination_filesystem=filesystem)
+    return answer
+
+
+def _refusal(error: Exception) -> dict[str, str]:
+    return {"refused": str(error), "traceback": "".join(traceback.format_exception(error))}
+
+
+@contextmanager
+def _shown(progress: Queue | None, on_progress: Progress | None) -> Iterator[None]:
+    """Give what arrives in the queue to the callback, from a thread, until the block ends."""
+    if progress is None:
+        yield
+        return
+
+    def show() -> None:
+        while (line := progress.get()) is not None:
+            on_progress(line)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        progress.put(None)
+        thread.join()
+        progress.shutdown()
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
+
+
+def _fetch(path: str, scratch: str) -> str:
+    """A local folder with what is at a path or URI."""
+    if "://" not in path:
+        return path
+    filesystem, inner = FileSystem.from_uri(path)
+    folder = Path(scratch, "model")
+    folder.mkdir()
+    copy_files(inner, str(folder), source_filesystem=filesystem)
+    return str(folder)
