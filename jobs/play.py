@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from pipeline import articles, config, ledger, policy
+from pipeline import articles, config, ledger, models
 from pipeline.progress import Display
 
 CONFIG = "config.yaml"
@@ -19,9 +19,9 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     """
     settings = config.load(path, overrides)
     # All that can be wrong with the settings is found before Ray starts.
-    policy.resolve_model("policy.model", settings.policy.model)
+    models.check("policy.model", settings.policy.model)
     if settings.judge.model:
-        policy.resolve_model("judge.model", settings.judge.model)
+        models.check("judge.model", settings.judge.model)
     articles.check(settings.articles)
     display = Display()
     if "RAY_JOB_ID" in os.environ and "://" not in settings.run and not os.path.isabs(settings.run):

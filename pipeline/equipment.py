@@ -3,7 +3,6 @@
 Everything here is made on the driver and is only a recipe for an actor: no engine and no model is loaded.
 """
 
-import os
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +13,8 @@ from pipeline.engines.base import Engine
 from pipeline.engines.pool import Pool
 from pipeline.hardware import EngineHardware
 from pipeline.judging import make_judge
-from pipeline.ledger import Artifact, local_copy
+from pipeline.ledger import Artifact
+from pipeline.models import fetch, locate
 from pipeline.progress import Tick
 from pipeline.references import load_reference
 
@@ -29,7 +29,7 @@ def equip(names: Sequence[str], config: Config, inputs: Sequence[Artifact], uri:
         uri: of the artifact that is to be made.
         tick: what shows the progress.
     """
-    model = next((_located(artifact.record["model"]) for artifact in inputs if "model" in artifact.record), None)
+    model = next((locate(artifact.record["model"]) for artifact in inputs if "model" in artifact.record), None)
     # Another seed for every table, so that no two rounds draw alike.
     seed = zlib.crc32(f"{config.seed}/{'/'.join(uri.split('/')[-2:])}".encode())
     there = {
@@ -54,7 +54,7 @@ def _judge_engine(config: Config, seed: int) -> Pool:
     judge, hardware = config.judge, config.hardware.judge
     if judge.model is None:
         return Pool(partial(_scripted, make_judge(judge, config.seed)), hardware)
-    model = _located(judge.model)
+    model = locate(judge.model)
     return Pool(partial(_vllm, model, judge.dtype, judge.max_model_len, seed, hardware), hardware)
 
 
@@ -71,18 +71,13 @@ def _scorer(config: Config, model: str | None) -> Pool:
 def _vllm(model: str, dtype: str, max_model_len: int | None, seed: int, hardware: EngineHardware) -> Engine:
     from pipeline.engines.vllm import VllmEngine
 
-    return VllmEngine(local_copy(model), dtype, max_model_len, seed, hardware)
+    return VllmEngine(fetch(model), dtype, max_model_len, seed, hardware)
 
 
 def _scripted(judge: Any) -> Engine:
     from pipeline.engines.scripted import ScriptedEngine
 
     return ScriptedEngine(judge.reply)
-
-
-def _located(model: str) -> str:
-    """A local folder by its full path: an actor does not always start in the driver's folder."""
-    return os.path.abspath(model) if os.path.isdir(model) else model
 
 
 def _step(tick: Tick, line: dict[str, Any]) -> None:

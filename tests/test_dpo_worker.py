@@ -89,7 +89,7 @@ def rows(model_path: Path) -> list[dict[str, Any]]:
             }
         )
     refer(rows, model_path, "float32")
-    return rows + [{**rows[0], "article_id": "without-pairs", "pairs": [], "reference_logps": [None] * 4}]
+    return [*rows, {**rows[0], "article_id": "without-pairs", "pairs": [], "reference_logps": [None] * 4}]
 
 
 def refer(rows: list[dict[str, Any]], model_path: Path, dtype: str) -> None:

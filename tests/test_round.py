@@ -239,7 +239,7 @@ def test_status_and_show(played):
         (["training.beta=-1"], "training.beta is -1"),
         (["rounds=two"], "rounds is 'two'"),
         (["policy.model=no/such/folder"], "policy.model is 'no/such/folder': there is no such folder"),
-        (["judge.model=newsroom"], "judge.model is 'newsroom', a path without a config.json"),
+        (["judge.model=newsroom"], "judge.model is 'newsroom', a path without config.json"),
         (["articles.path=none.jsonl"], "articles.path is 'none.jsonl', and there is no such file"),
     ],
 )

@@ -116,7 +116,9 @@ def micro_batches(examples: Sequence[Example], *, rank: int, workers: int, token
 
 
 def _micro_batch(examples: Sequence[Example]) -> MicroBatch:
-    chosen, rejected, logps = [], [], []
+    chosen: list[int] = []
+    rejected: list[int] = []
+    logps: list[float] = []
     for example in examples:
         chosen += [len(logps) + pair[0] for pair in example.pairs]
         rejected += [len(logps) + pair[1] for pair in example.pairs]

@@ -7,6 +7,7 @@ is a few bytes a token. Left out: making pairs, and splitting (`plan.py`).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -80,7 +81,7 @@ def read(path: str, reference_digest: str) -> list[Example]:
         tables.append(file.read(columns=_COLUMNS))
     table = pa.concat_tables(tables, promote_options="permissive").combine_chunks().sort_by("article_id")
     examples = [_example(row) for row in _iterate(table) if _checked(row, reference_digest)]
-    for before, after in zip(examples, examples[1:], strict=False):
+    for before, after in pairwise(examples):
         if before.article_id == after.article_id:
             raise ValueError(f"article {after.article_id} is there twice: an id names one row")
     if not examples:

@@ -113,7 +113,8 @@ def grow(articles: Sequence[Article], numbers: Sequence[int] | None = None) -> T
     """
     numbers = range(len(articles)) if numbers is None else numbers
     pieces, positions, article_of, branch_of = [], [], [], []
-    predictors, targets, owner, completions = [], [], [], []
+    predictors, targets, owner = [], [], []
+    completions: list[tuple[int, int]] = []
     start = 0  # of the article in the row
     for place, (number, (prompt, branches)) in enumerate(zip(numbers, articles, strict=True)):
         _refuse_empty(number, prompt, branches)

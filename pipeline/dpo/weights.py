@@ -82,7 +82,7 @@ def digest(folder: str | Path) -> str:
     where: dict[str, Path] = {}
     for path in _safetensors(folder):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():
+            for name in file.keys():  # noqa: SIM118 (no mapping: it has keys and no __iter__)
                 if name in where:
                     raise ValueError(f"tensor {name} is in both {where[name].name} and {path.name}: remove one of them")
                 where[name] = path

@@ -25,6 +25,7 @@ from ray.util.queue import Queue
 
 from pipeline.dpo.loop import Run
 from pipeline.dpo.rows import read
+from pipeline.models import fetch, locate
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -52,7 +53,7 @@ def train(
 
     Args:
         rows_path: folder of Parquet parts, a path or URI; see `rows.read`.
-        model_path: Hugging Face model folder; it is the reference too.
+        model_path: Hugging Face model by path, URI or name on the hub; it is the reference too.
         out_path: gets the trained model folder and metrics.jsonl: a line for each step, and one for each evaluation.
         settings: see `loop.Run`.
         workers: processes; above 1 the weights are sharded over them.
@@ -79,7 +80,7 @@ def train(
         train_loop_config={
             # Absolute, because Ray Train's workers run in a folder of their own.
             "rows_path": _absolute(rows_path),
-            "model_path": _absolute(model_path),
+            "model_path": locate(model_path),
             "out_path": _absolute(out_path),
             "settings": settings,
             "tokens_per_batch": tokens_per_batch,
@@ -121,7 +122,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         run, refused = None, None
         try:
-            run = _prepare(config, scratch)
+            run = _prepare(config)
         except (ValueError, FileNotFoundError) as error:
             refused = _refusal(error)
         # One worker may see what others do not, such as a path that is not on its node: they would wait for it.
@@ -136,11 +137,11 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             return _refusal(error)
 
 
-def _prepare(config: dict[str, Any], scratch: str) -> Run:
+def _prepare(config: dict[str, Any]) -> Run:
     context, progress = ray.train.get_context(), config["progress"]
     return Run(
         examples=read(config["rows_path"], config["reference_digest"]),
-        model_path=_fetch(config["model_path"], scratch),
+        model_path=fetch(config["model_path"]),
         settings=config["settings"],
         tokens_per_batch=config["tokens_per_batch"],
         device=ray.train.torch.get_device(),
@@ -176,7 +177,7 @@ def _refusal(error: Exception) -> dict[str, str]:
 @contextmanager
 def _shown(progress: Queue | None, on_progress: Progress | None) -> Iterator[None]:
     """Give what arrives in the queue to the callback, from a thread, until the block ends."""
-    if progress is None:
+    if progress is None or on_progress is None:
         yield
         return
 
@@ -196,14 +197,3 @@ def _shown(progress: Queue | None, on_progress: Progress | None) -> Iterator[Non
 
 def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
-
-
-def _fetch(path: str, scratch: str) -> str:
-    """A local folder with what is at a path or URI."""
-    if "://" not in path:
-        return path
-    filesystem, inner = FileSystem.from_uri(path)
-    folder = Path(scratch, "model")
-    folder.mkdir()
-    copy_files(inner, str(folder), source_filesystem=filesystem)
-    return str(folder)
