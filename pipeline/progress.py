@@ -40,11 +40,13 @@ class Tick:
         """Say that `count` more are done, of `total` if that is only known now."""
         self.done += count
         self.total = total or self.total
+        if self.total and self.done > self.total:
+            self.total = None  # a stage that makes several rows of one: how many will come is not known
         now = time.monotonic()
         rate = self.done / max(now - self.began, 1e-3)
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, total=self.total, rate=f"{rate:.1f} {self.unit}/s")
-        elif now - self.said > _EVERY:
+        elif now - self.said > _EVERY and self.done != self.total:
             self.said = now
             left = f"  {duration((self.total - self.done) / rate)} left" if self.total and rate else ""
             of = f" of {self.total:,}" if self.total else ""

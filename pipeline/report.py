@@ -230,7 +230,7 @@ def _plot(metrics: dict[str, Any]) -> bytes:
     left.axhline(0.5, color="grey", linewidth=1, linestyle=":")
     left.set(title=f"Win rate against the base, {metrics['confidence']:.0%} interval", xlabel="round", ylim=(0, 1))
     left.set_xticks([r["round"] for r in metrics["rounds"]])
-    left.set_xlim(0.5, len(metrics["rounds"]) + 0.5)
+    left.set_xlim(0.5, max(1, len(metrics["rounds"])) + 0.5)
     left.yaxis.set_major_formatter(PercentFormatter(1))
     if metrics["rounds"]:
         left.legend(loc="lower right", frameon=False)

@@ -4,6 +4,7 @@ The only module that imports vLLM, and only when an engine is made, inside its a
 and servers (an HTTP engine's business).
 """
 
+import gc
 import os
 from collections.abc import Sequence
 
@@ -39,6 +40,7 @@ class VllmEngine:
         os.environ.update(_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(hardware.kvcache_space)})
         from vllm import LLM
 
+        gc.freeze()  # the engine collects garbage five times as it starts: none of it is among a million module objects
         gpus = hardware.gpus_per_replica
         if not gpus:
             # Ray gives each actor its share of the CPUs; binding threads to cores would put all actors on the first.
