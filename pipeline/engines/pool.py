@@ -31,7 +31,8 @@ class Pool:
 
         Rows that are set aside pass by unseen.
         """
-        return rows.map_batches(
+        # One block is one call of one actor: blocks of a batch each let every replica work.
+        return rows.repartition(target_num_rows_per_block=self.hardware.batch_size).map_batches(
             _Actor,
             fn_constructor_args=(self.make_engine, step, tuple(writes)),
             batch_format="pyarrow",
