@@ -20,7 +20,9 @@ RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="The run's folder 
 def run(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/demo.yaml.")],
     overrides: Overrides = None,
-    remake: Annotated[str | None, typer.Option(help="Make this stage again, and what follows from it.")] = None,
+    remake: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Make this again, such as round-01/pairs, and what follows.")
+    ] = None,
 ) -> None:
     """Play rounds. The same command goes on where a run was cut off.
 

@@ -12,31 +12,34 @@ from rich.text import Text
 from jobs.play import CONFIG
 from pipeline import config
 from pipeline.config import UserError
-from pipeline.ledger import Artifact, Ledger, differences
+from pipeline.ledger import Artifact, Ledger
 from pipeline.progress import Display, summary
-from pipeline.run import Run
+from pipeline.run import Survey
 from pipeline.stage import Stage
 
 
-class Survey(Run):
-    """Goes over the same page as a run, and makes nothing: `round.py` tells what would come, in order."""
+class _Told(Survey):
+    """A survey that says what it finds, and refuses nothing."""
 
-    next_shown = False
+    def __init__(self, settings: config.Config, ledger: Ledger, display: Display):
+        super().__init__(settings, ledger)
+        self.display, self.next_told = display, False
 
-    def produce(self, stage: Stage, *inputs: Artifact, into: str = "") -> Artifact:
-        address = f"{into}/{stage.name}".lstrip("/")
-        found = self.ledger.find(address)
-        if found is None:
-            self.display.line(address, "not made" if self.next_shown else "not made: comes next", style="yellow")
-            self.next_shown = True
-        else:
-            changed = differences(found.record["recipe"], self.recipe(stage, inputs))
-            if not changed:
-                self.display.line(address, f"made    {summary(found.record)}")
-                return found
-            self.display.line(address, f"stale   {'; '.join(changed)}", style="red")
-            self.next_shown = True
-        # What follows sees a build that no record names, and so is stale or not made too.
+    def reuse(self, found: Artifact) -> Artifact:
+        self.display.line(found.address, f"made    {summary(found.record)}")
+        return found
+
+    def refuse(self, address: str, changed: list[str]) -> Artifact:
+        return self._to_make(address, f"stale   {'; '.join(changed)}", "red")
+
+    def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
+        if self.ledger.find(address):
+            return self._to_make(address, "stale   its inputs are to be made again", "red")
+        return self._to_make(address, "not made" if self.next_told else "not made: comes next", "yellow")
+
+    def _to_make(self, address: str, text: str, style: str) -> Artifact:
+        self.display.line(address, text, style=style)
+        self.next_told = True
         return Artifact(self.ledger.root, address, {"build": "(to be made)", "kept": 1})
 
 
@@ -46,12 +49,12 @@ def status(folder: str, overrides: Sequence[str]) -> None:
     text = ledger.read(CONFIG)
     if text is None:
         raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
-    settings = config.parse(config.put(yaml.safe_load(text), [*overrides, f"run={folder}"]))
+    settings = config.parse(config.put(yaml.safe_load(text), overrides) | {"run": folder})
     from pipeline.round import rounds
 
     display = Display()
     display.say(folder, style="bold")
-    for _ in rounds(Survey(settings, ledger, display)):
+    for _ in rounds(_Told(settings, ledger, display)):
         pass
 
 
@@ -60,8 +63,8 @@ def show(folder: str, stage: str, count: int, article: str | None) -> None:
     from pipeline import tables
 
     ledger = Ledger(folder)
-    address = _address(ledger, stage)
-    rows = tables.read(ledger, address)
+    table = _table(ledger, stage)
+    rows, address = tables.read(ledger, table), table.address
     if article is not None:
         rows = [row for row in rows if row["article_id"] == article]
         if not rows:
@@ -74,22 +77,22 @@ def show(folder: str, stage: str, count: int, article: str | None) -> None:
     console.print(f"{min(count, len(rows))} of {len(rows):,} rows of {address}", style="dim")
 
 
-def _address(ledger: Ledger, stage: str) -> str:
-    """Where a stage is: as written, or the latest round's."""
+def _table(ledger: Ledger, stage: str) -> Artifact:
+    """The table at an address as written, or the latest round's of that stage."""
     import pyarrow.fs as pafs
 
-    from pipeline import tables
-
-    found = ledger.fs.get_file_info(pafs.FileSelector(ledger.base, recursive=True, allow_not_found=True))
-    made = [info.path[len(ledger.base) + 1 : -len("/record.json")] for info in found if info.base_name == "record.json"]
+    files = ledger.fs.get_file_info(pafs.FileSelector(ledger.base, recursive=True, allow_not_found=True))
+    made = [info.path[len(ledger.base) + 1 : -len("/record.json")] for info in files if info.base_name == "record.json"]
     if not made:
         raise UserError(f"{ledger.root} holds no run")
     matching = sorted(address for address in made if re.fullmatch(rf"(.*/)?{re.escape(stage)}", address))
     if not matching:
         raise UserError(f"{ledger.root} has no {stage!r}; it has {', '.join(sorted(made))}")
-    if not tables.parts(ledger, matching[-1]) and matching[-1].endswith("policy"):
-        raise UserError(f"{matching[-1]} is a model, not a table: look at its record.json and metrics.jsonl")
-    return matching[-1]
+    found = ledger.find(matching[-1])
+    assert found is not None, "it was listed by its record"
+    if "parts" not in found.record:
+        raise UserError(f"{found.address} is a model, not a table: look at its record.json and metrics.jsonl")
+    return found
 
 
 def _print(console: Console, row: dict[str, Any]) -> None:

@@ -30,14 +30,28 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
             "give a path or URI that outlives it, as in run=$PWD/runs/demo"
         )
     book = ledger.Ledger(settings.run)
+    _survey(settings, book, remake)
     with book.lock() as taken:
         if taken:
             display.warn(taken)
+        # Not earlier: a refused setting must not become what `rondo status` takes for the run's.
+        book.write(CONFIG, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        display.say(f"{book.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}", style="bold")
         from pipeline.cluster import connected
 
-        display.say(f"{book.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}", style="bold")
-        with connected(settings.hardware):
-            _play(settings, book, display, remake)
+        with book.remaking(remake), connected(settings.hardware) as hardware:
+            _play(settings.model_copy(update={"hardware": hardware}), book, display, remake)
+
+
+def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) -> None:
+    """Refuse what a run would refuse, before Ray starts and before anything of an earlier run is touched."""
+    from pipeline.round import rounds
+    from pipeline.run import Survey
+
+    survey = Survey(settings, book, remake)
+    for _ in rounds(survey):
+        pass
+    survey.check_remake()
 
 
 def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake: str | None) -> None:
@@ -45,13 +59,8 @@ def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake
     from pipeline.round import Round, rounds
     from pipeline.run import Run
 
-    run = Run(settings, book, display, remake)
-    run.check_remake()
     played: list[Round] = []
-    for current in rounds(run):
-        if not played:
-            # Not earlier: a refused setting must not become what `rondo status` takes for the run's.
-            book.write(CONFIG, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    for current in rounds(Run(settings, book, display, remake)):
         played.append(current)
         metrics = report.measure(played, settings, book)
         examples = report.examples(played, book, count=3)

@@ -46,7 +46,8 @@ class McqJudge:
         self.max_question_tokens, self.max_answer_tokens = max_question_tokens, max_answer_tokens
 
     def ask_questions(self, article: str) -> Prompt:
-        values = {"count": str(self.questions), "choices": str(self.options), "article": article}
+        wrong = " | <wrong answer>" * (self.options - 1)
+        values = {"count": str(self.questions), "choices": str(self.options), "wrong": wrong, "article": article}
         line = rf"{_PHRASE}\? Answer {_PHRASE}( \| {_PHRASE}){{{self.options - 1}}}"
         regex = r"\n".join(rf"Q{i + 1} {line}" for i in range(self.questions))
         messages = user(fill(self.wording.questions_prompt, values))

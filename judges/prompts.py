@@ -18,7 +18,7 @@ class Wording:
     restate: each answer repeats question and option before the letter.
     """
 
-    questions_prompt: str  # {count} {choices} {article}
+    questions_prompt: str  # {count} {choices} {wrong} {article}
     answers_prompt: str  # {count} {questions} {passage}
     question: str  # {number} {question} {options}
     option: str  # {letter} {option}
@@ -34,7 +34,7 @@ Each question must be answerable from the article alone, and must not be answera
 short options: the right answer first, then wrong ones of the same kind that the article does not support.
 
 Write one line for each question, in exactly this form:
-Q1 <question>? Answer <right answer> | <wrong answer> | <wrong answer> | <wrong answer> | <wrong answer>
+Q1 <question>? Answer <right answer>{wrong}
 
 <article>
 {article}

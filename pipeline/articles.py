@@ -7,6 +7,7 @@ examines is decided by the hash of its id, never by its position. Left out: cutt
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -23,7 +24,13 @@ _ROWS = 1000  # articles a table
 _OPENING = 40  # words that two articles must share from the start to be near-copies
 
 
-@stage("articles", version=1, settings=("articles",), writes=("article_id", "article", "split"))
+@stage(
+    "articles",
+    version=1,
+    settings=("articles",),
+    contents=("articles.path",),
+    writes=("article_id", "article", "split"),
+)
 def read(*, articles: Articles) -> Iterator[pa.Table]:
     """Read the corpus.
 
@@ -36,8 +43,17 @@ def read(*, articles: Articles) -> Iterator[pa.Table]:
     raw = iter(_checked(_source(articles), articles))
     rows = _rows(islice(raw, articles.limit), articles)
     names = ("article_id", "article", "split", "skipped")
+    found: Counter[str] = Counter()
     while batch := list(islice(rows, _ROWS)):
+        found.update(row["skipped"] or row["split"] for row in batch)
         yield pa.table({name: pa.array([row[name] for row in batch], COLUMNS[name]) for name in names})
+    for split in ("train", "eval"):
+        if not found[split]:
+            counts = ", ".join(f"{what}: {count:,}" for what, count in found.most_common())
+            raise UserError(
+                f"{articles.path} has no article for {split} ({counts}): give more articles, or change "
+                "articles.eval_fraction, min_words or max_words"
+            )
 
 
 def check(settings: Articles) -> None:
@@ -116,9 +132,12 @@ def _source(settings: Articles) -> Iterator[dict[str, Any]]:
     columns = [settings.id_column, settings.text_column]
     try:
         fs, inner = pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
-        if fs.get_file_info(inner).type != pafs.FileType.File:
+        kind = fs.get_file_info(inner).type
+        if kind == pafs.FileType.Directory:
+            raise UserError(f"articles.path is {path!r}, a folder: name one file in it")
+        if kind != pafs.FileType.File:
             raise FileNotFoundError
-        if path.endswith((".jsonl", ".jsonl.gz", ".ndjson", ".json")):
+        if path.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
             with fs.open_input_stream(inner) as stream:
                 yield from _json_lines(stream)
         elif path.endswith(".parquet"):

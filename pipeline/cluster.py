@@ -9,14 +9,18 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pipeline.config import UserError
 from pipeline.hardware import Hardware
 
 
 @contextmanager
-def connected(hardware: Hardware) -> Iterator[None]:
+def connected(hardware: Hardware) -> Iterator[Hardware]:
     """Ray while the block runs.
+
+    Yields:
+        The hardware settings, with smaller shares of CPUs where a cluster that was joined has fewer than they ask.
 
     Raises:
         UserError: the hardware settings ask for more GPUs than this machine has, and there is no cluster to join.
@@ -30,12 +34,11 @@ def connected(hardware: Hardware) -> Iterator[None]:
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     joined = bool(os.environ.get("RAY_ADDRESS"))
-    cpus = None if joined else hardware.ray_cpus or max(os.cpu_count() or 1, hardware.cpus())
+    own = hardware.ray_cpus or max(os.cpu_count() or 1, hardware.cpus())
+    how: dict[str, Any] = {} if joined else {"address": "local", "num_cpus": own, "include_dashboard": False}
     try:
         with _muted():
-            ray.init(
-                num_cpus=cpus, include_dashboard=None if joined else False, logging_level="error", log_to_driver=False
-            )
+            ray.init(**how, logging_level="error", log_to_driver=False)
     except ConnectionError as error:
         raise UserError(f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']!r}, and no Ray answers there: {error}") from None
     try:
@@ -50,7 +53,8 @@ def connected(hardware: Hardware) -> Iterator[None]:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        yield
+        # A cluster with GPUs may still grow; one without has what it has, and Ray Data would wait for more for ever.
+        yield hardware.within(ray.cluster_resources().get("CPU", 0)) if joined and not hardware.gpus() else hardware
     finally:
         ray.shutdown()
 

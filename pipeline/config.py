@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -135,12 +136,23 @@ class Training(Settings):
 
 
 class Evaluation(Settings):
-    """Greedy summaries of the held-out articles, and what they are compared with."""
+    """Greedy summaries of the held-out articles."""
 
     max_tokens: Positive = 256
-    max_words: Positive = 200  # a longer summary counts as too long
-    lead_sentences: Positive = 3  # the lead-n baseline
-    shorten_to: Annotated[float, Field(gt=0, lt=1)] = 0.8  # the shorten-only baseline: this share of the words
+    max_skipped: Share = 0.5
+
+
+class Baselines(Settings):
+    """What the base is judged beside: summaries that learned nothing."""
+
+    lead_sentences: Positive = 3  # lead-n: the article's first sentences
+    shorten_to: Annotated[float, Field(gt=0, lt=1)] = 0.8  # shorten-only: this share of the words of the base's summary
+
+
+class Report(Settings):
+    """How the finished evaluations are counted; nothing is made again for it."""
+
+    max_words: Positive = 200  # a summary of so many words counts as too long
     resamples: Annotated[int, Field(ge=100)] = 10_000  # of the paired bootstrap
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
@@ -160,6 +172,8 @@ class Config(Settings):
     pairs: Pairs = Pairs()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    baselines: Baselines = Baselines()
+    report: Report = Report()
     hardware: Hardware = Hardware()
 
     @model_validator(mode="after")
@@ -169,11 +183,25 @@ class Config(Settings):
                 f"questions.min_questions is {self.questions.min_questions} and judge.questions only "
                 f"{self.judge.questions}: every article would be skipped"
             )
-        if self.pairs.threshold > self.judge.questions:
+        if self.pairs.threshold > self.questions.min_questions:
             raise ValueError(
-                f"pairs.threshold is {self.pairs.threshold} and judge.questions only {self.judge.questions}: "
-                "no summary could reach it"
+                f"pairs.threshold is {self.pairs.threshold} and questions.min_questions only "
+                f"{self.questions.min_questions}: no summary of an article with so few questions could reach it"
             )
+        for name, longest in (("summaries", self.summaries.max_tokens), ("evaluation", self.evaluation.max_tokens)):
+            if self.policy.max_model_len is not None and longest >= self.policy.max_model_len:
+                raise ValueError(
+                    f"{name}.max_tokens is {longest} and policy.max_model_len {self.policy.max_model_len}: "
+                    "no prompt would have room"
+                )
+        for name, place in (
+            ("run", self.run),
+            ("articles.path", self.articles.path),
+            ("policy.model", self.policy.model),
+            ("judge.model", self.judge.model or ""),
+        ):
+            if "@" in urlsplit(place).netloc:
+                raise ValueError(f"{name} holds a user or a password: put credentials in the environment instead")
         if self.pairs.min_words >= self.pairs.max_words:
             raise ValueError(
                 f"pairs.min_words is {self.pairs.min_words} and pairs.max_words {self.pairs.max_words}: "

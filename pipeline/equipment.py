@@ -19,26 +19,28 @@ from pipeline.progress import Tick
 from pipeline.references import load_reference
 
 
-def equip(names: Sequence[str], config: Config, inputs: Sequence[Artifact], uri: str, tick: Tick) -> dict[str, Any]:
+def equip(
+    names: Sequence[str], config: Config, inputs: Sequence[Artifact], root: str, address: str, tick: Tick
+) -> dict[str, Any]:
     """What `Stage.uses` asks for.
 
     Args:
         names: policy_engine, judge_engine, scorer, trainer, together, folder, progress.
         config: its hardware above all.
         inputs: of the stage; the policy among them is the one that `policy_engine` and `scorer` run.
-        uri: of the artifact that is to be made.
+        root, address: of the artifact that is to be made.
         tick: what shows the progress.
     """
     model = next((locate(artifact.record["model"]) for artifact in inputs if "model" in artifact.record), None)
-    # Another seed for every table, so that no two rounds draw alike.
-    seed = zlib.crc32(f"{config.seed}/{'/'.join(uri.split('/')[-2:])}".encode())
+    # Another seed for every table, so that no two rounds draw alike; the run's name has no part in it.
+    seed = zlib.crc32(f"{config.seed}/{address}".encode())
     there = {
         "policy_engine": lambda: _policy_engine(config, model, seed),
         "judge_engine": lambda: _judge_engine(config, seed),
         "scorer": lambda: _scorer(config, model),
         "trainer": lambda: config.hardware.trainer,
         "together": lambda: config.hardware.together,
-        "folder": lambda: uri,
+        "folder": lambda: f"{root}/{address}",
         "progress": lambda: partial(_step, tick),
     }
     return {name: there[name]() for name in names}

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from judges.base import Prompt, user
-from pipeline.config import Evaluation, Pairs, Policy
+from pipeline.config import Baselines, Evaluation, Pairs, Policy, Report
 from pipeline.config import Judge as JudgeSettings
 from pipeline.engines.pool import Pool
 from pipeline.judging import make_judge, score_summaries
@@ -27,19 +27,20 @@ from pipeline.stats import WinRate, win_rate
 LEAD, SHORTEN = "lead", "shorten-only"
 
 
+_SETTINGS = ("evaluation", "policy", "judge", "seed")
 _exam = partial(
     stage,
     "evaluation",
     version=1,
-    settings=("evaluation", "policy", "judge", "seed"),
+    contents=("judge.model",),
     uses=("policy_engine", "judge_engine", "together"),
     writes=(*SAMPLED, "scores"),
     split="eval",
-    limits=("scores.max_unread",),
+    limits=("evaluation.max_skipped", "scores.max_unread"),
 )
 
 
-@_exam()
+@_exam(settings=_SETTINGS)
 def evaluate(
     rows: Dataset,
     writer: str,
@@ -51,7 +52,7 @@ def evaluate(
     policy_engine: Pool,
     judge_engine: Pool,
     together: bool,
-    baselines: bool = False,
+    baselines: Baselines | None = None,
 ) -> Dataset:
     """One row per held-out article: the policy's greedy summary and its score.
 
@@ -59,24 +60,24 @@ def evaluate(
         rows: held-out articles with questions.
         writer: the build id of the policy that `policy_engine` runs.
         together: whether policy and judge run at the same time; else one is gone before the other starts.
-        baselines: add a row per article for each of lead-n and shorten-only.
+        baselines: with them, a row per article for each of lead-n and shorten-only too.
     """
     prompt = Prompt(user(policy.instruction), evaluation.max_tokens)
     written = sample(rows, prompt, writer, policy_engine)
     if not together:
         written = written.materialize()
     if baselines:
-        written = written.map_batches(partial(_add_baselines, evaluation), batch_format="pyarrow")
+        written = written.map_batches(partial(_add_baselines, baselines), batch_format="pyarrow")
     return judge_engine.map(written, partial(score_summaries, make_judge(judge, seed)), ("scores",))
 
 
-@_exam()
+@_exam(settings=(*_SETTINGS, "baselines"))
 def evaluate_base(*args: Any, **kwargs: Any) -> Dataset:
-    """`evaluate`, of the base policy and of the baselines."""
-    return evaluate(*args, baselines=True, **kwargs)
+    """`evaluate`, of the base policy and beside it the baselines."""
+    return evaluate(*args, **kwargs)
 
 
-def _add_baselines(settings: Evaluation, table: pa.Table) -> pa.Table:
+def _add_baselines(settings: Baselines, table: pa.Table) -> pa.Table:
     rows = []
     for row in table.to_pylist():
         rows.append(row)
@@ -108,23 +109,25 @@ def shorten(summary: str, share: float) -> str:
 
 
 def compare(
-    ours: Sequence[Row], theirs: Sequence[Row], pairs: Pairs, settings: Evaluation, seed: int
+    ours: Sequence[Row], theirs: Sequence[Row], pairs: Pairs, settings: Report, seed: int
 ) -> dict[str, WinRate | None]:
     """Win rates of `ours` over `theirs` by each rule, on the articles that both have with every answer read.
+
+    A summary that the token limit cut off never wins: it is short because it is unfinished.
 
     Args:
         ours, theirs: rows of evaluations, one per article.
     """
-    other = {row["article_id"]: row["scores"][0] for row in theirs}
+    other = {row["article_id"]: row for row in theirs}
     both = [
-        (row["scores"][0], other[row["article_id"]])
+        (row, other[row["article_id"]])
         for row in sorted(ours, key=lambda row: row["article_id"])
         if row["article_id"] in other
     ]
-    both = [(a, b) for a, b in both if a["unread"] == b["unread"] == 0]
+    both = [(a, b) for a, b in both if a["scores"][0]["unread"] == b["scores"][0]["unread"] == 0]
     return {
         name: win_rate(
-            [rule(a, b, pairs) for a, b in both],
+            [_verdict(rule(a["scores"][0], b["scores"][0], pairs), a, b) for a, b in both],
             resamples=settings.resamples,
             confidence=settings.confidence,
             seed=seed,
@@ -133,7 +136,16 @@ def compare(
     }
 
 
-def describe(rows: Sequence[Row], settings: Evaluation) -> dict[str, Any]:
+def _verdict(verdict: int, ours: Row, theirs: Row) -> int:
+    winner = {1: ours, -1: theirs}.get(verdict)
+    return 0 if winner is not None and _cut_off(winner) else verdict
+
+
+def _cut_off(row: Row) -> bool:
+    return row["summaries"][0]["finish_reason"] == "length"
+
+
+def describe(rows: Sequence[Row], settings: Report) -> dict[str, Any]:
     """The reference setting's table for one writer. Compression is the summary's words over the article's.
 
     Articles with an unread answer are counted in `unread`, and left out of the rest.
@@ -148,6 +160,7 @@ def describe(rows: Sequence[Row], settings: Evaluation) -> dict[str, Any]:
     return {
         "n": len(scores),
         "unread": len(rows) - len(read),
+        "questions_mean": float(np.mean([len(score["answers"]) for score in scores])),
         "correct_mean": float(correct.mean()),
         "accuracy_ge_3": float((correct >= 3).mean()),
         "accuracy_ge_4": float((correct >= 4).mean()),
@@ -155,7 +168,7 @@ def describe(rows: Sequence[Row], settings: Evaluation) -> dict[str, Any]:
         "compression_median": float(np.median(compression)),
         "compression_mean": float(compression.mean()),
         "too_long": float((words >= settings.max_words).mean()),
-        "cut_off": float(np.mean([row["summaries"][0]["finish_reason"] == "length" for row in read])),
+        "cut_off": float(np.mean([_cut_off(row) for row in read])),
         "empty": float((words == 0).mean()),
         "invalid_chars": float(np.mean([score["invalid_chars"] > 0 for score in scores])),
     }

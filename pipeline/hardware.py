@@ -56,6 +56,27 @@ class Hardware(_Hardware):
         # Two beside the actors: a task that reads or writes, and Ray Train's controller.
         return math.ceil(max(sum(engines) if self.together else max(engines), trainers)) + 2
 
+    def within(self, cpus: float) -> "Hardware":
+        """The same on a Ray with fewer logical CPUs: each engine and worker then asks for a smaller share of them.
+
+        A share is a place in Ray's queue and a number of threads; nothing but speed depends on it.
+        """
+        share = (cpus - 1) / (self.cpus() - 2)  # one CPU stays free for tasks that read and write
+        if cpus >= self.cpus() or share <= 0:
+            return self
+
+        def less(cpus_wanted: float) -> float:
+            scaled = cpus_wanted * share
+            return math.floor(scaled) if scaled >= 1 else math.floor(scaled * 100) / 100
+
+        return self.model_copy(
+            update={
+                "policy": self.policy.model_copy(update={"cpus_per_replica": less(self.policy.cpus_per_replica)}),
+                "judge": self.judge.model_copy(update={"cpus_per_replica": less(self.judge.cpus_per_replica)}),
+                "trainer": self.trainer.model_copy(update={"cpus_per_worker": less(self.trainer.cpus_per_worker)}),
+            }
+        )
+
     def gpus(self) -> float:
         """GPUs in use at one time, at the most."""
         engines = [engine.replicas * engine.gpus_per_replica for engine in (self.policy, self.judge)]

@@ -1,7 +1,7 @@
 """A judge at an engine: putting questions about passages, and scoring summaries by the answers.
 
 What the `questions`, `scores` and `evaluation` stages share, so that a summary is scored by the same code whoever
-asks. Left out: which summary is better (`pairs.py`).
+asks. Left out: which summary is better (`preference.py`).
 """
 
 import re

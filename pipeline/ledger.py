@@ -21,6 +21,7 @@ from pipeline.config import UserError
 
 RECORD = "record.json"
 LOCK = "lock.json"
+REMAKE = "remake.json"
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,23 @@ class Ledger:
         self.write(f"{address}/{RECORD}", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         return Artifact(self.root, address, record)
 
+    # A remake that was asked for
+
+    def to_remake(self, address: str) -> str | None:
+        """The build of the artifact that is still to be remade at this address, if a remake of it has begun."""
+        begun = json.loads(self.read(REMAKE) or "{}")
+        return begun.get("build") if begun.get("address") == address else None
+
+    @contextlib.contextmanager
+    def remaking(self, address: str | None) -> Iterator[None]:
+        """Note which build a remake is to replace, until the run that asked for it is through."""
+        found = self.find(address) if address else None
+        if address and found and self.to_remake(address) is None:
+            self.write(REMAKE, json.dumps({"address": address, "build": found.build}))
+        yield
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_file(self.path(REMAKE))
+
     # The lock
 
     @contextlib.contextmanager
@@ -127,10 +145,13 @@ class Ledger:
         Raises:
             UserError: a living driver, or one on another machine, holds it.
         """
-        text = self.read(LOCK)
         taken = None
-        if text is not None:
-            owner = json.loads(text)
+        if (text := self.read(LOCK)) is not None:
+            try:
+                owner = json.loads(text)
+                owner["pid"], owner["host"], owner["started"], owner["since"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{self.root}/{LOCK} is damaged: if no driver is at work there, remove it") from None
             who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
             if owner["host"] != socket.gethostname():
                 raise UserError(
@@ -139,6 +160,7 @@ class Ledger:
             if _alive(owner["pid"], owner["started"]):
                 raise UserError(f"{self.root} is in use by {who}: wait for it, or choose another run=")
             taken = f"took over the lock of a driver that is gone ({who})"
+            self._unlock()
         mine = {
             "pid": os.getpid(),
             "started": _started(os.getpid()),
@@ -146,15 +168,29 @@ class Ledger:
             "since": now(),
             "token": uuid.uuid4().hex,
         }
-        self.write(LOCK, json.dumps(mine))
-        held = json.loads(self.read(LOCK) or "{}")
-        if held.get("token") != mine["token"]:
-            raise UserError(f"{self.root} was taken by another driver at this moment: wait for it")
+        self._take(json.dumps(mine))
         try:
             yield taken
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                self.fs.delete_file(self.path(LOCK))
+            if self.read(LOCK) == json.dumps(mine):
+                self._unlock()
+
+    def _take(self, text: str) -> None:
+        if not isinstance(self.fs, pafs.LocalFileSystem):
+            self.write(LOCK, text)  # an object store has no exclusive create here: the last to write holds it
+        else:
+            self.fs.create_dir(self.base)
+            try:
+                with open(self.path(LOCK), "x", encoding="utf-8") as file:
+                    file.write(text)
+            except FileExistsError:
+                pass
+        if self.read(LOCK) != text:
+            raise UserError(f"{self.root} was taken by another driver at this moment: wait for it")
+
+    def _unlock(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_file(self.path(LOCK))
 
 
 def now() -> str:

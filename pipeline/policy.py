@@ -14,7 +14,7 @@ from pipeline.models import fetch, locate
 from pipeline.stage import stage
 
 
-@stage("policy", version=1, settings=("policy.model",))
+@stage("policy", version=1, settings=("policy.model",), contents=("policy.model",))
 def adopt(*, model: str) -> dict[str, Any]:
     """The base policy: nothing is copied, its weights are named by their digest.
 

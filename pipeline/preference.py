@@ -32,9 +32,9 @@ def prefer(a: Score, b: Score, settings: Pairs) -> int:
 def prefer_short(a: Score, b: Score, settings: Pairs) -> int:
     """The *reference* rule, by which the published 74 % was counted: a tie in accuracy is broken by fewer words.
 
-    Both at `threshold` or above count as equal in accuracy. It differs from `prefer` in that one word is gap enough,
-    and that no accuracy is too low for length to decide: even at 0 right the shorter wins, which is what the
-    *shorten-only* baseline is there to show.
+    Both at `threshold` or above count as equal in accuracy, as in training. It differs from `prefer` in that one word
+    is gap enough, and that no accuracy is too low for length to decide: even at 0 right the shorter wins, which is
+    what the *shorten-only* baseline is there to show.
     """
     if min(a["correct"], b["correct"]) < settings.threshold and a["correct"] != b["correct"]:
         return 1 if a["correct"] > b["correct"] else -1

@@ -12,7 +12,7 @@ from ray.data import Dataset
 from judges.base import UNSURE, Answer, Judge, Question, Skip
 from pipeline.config import Judge as JudgeSettings
 from pipeline.config import Questions
-from pipeline.engines.base import Engine, tokens
+from pipeline.engines.base import Engine, Reply, tokens
 from pipeline.engines.pool import Pool
 from pipeline.judging import answer, make_judge
 from pipeline.rows import Outcome, Row
@@ -23,6 +23,7 @@ from pipeline.stage import stage
     "questions",
     version=1,
     settings=("judge", "questions", "seed"),
+    contents=("judge.model",),
     uses=("judge_engine",),
     writes=("questions", "dropped"),
     limits=("questions.max_skipped",),
@@ -34,7 +35,7 @@ def ask(rows: Dataset, *, judge: JudgeSettings, questions: Questions, seed: int,
 
 def _ask(judge: Judge, settings: Questions, engine: Engine, rows: list[Row]) -> list[Outcome]:
     replies = engine.generate([judge.ask_questions(row["article"]) for row in rows])
-    asked = [judge.read_questions(reply.samples[0].text) if reply.samples else [] for reply in replies]
+    asked = [_read(judge, reply) for reply in replies]
     tallies = [Counter(tokens([reply])) for reply in replies]
     if settings.check:
         # Both checks go in one call: the more prompts an engine has at once, the fuller its batches.
@@ -50,13 +51,21 @@ def _ask(judge: Judge, settings: Questions, engine: Engine, rows: list[Row]) -> 
         good = [question for question in line if isinstance(question, Question)]
         dropped = [question.reason for question in line if isinstance(question, Skip)]
         tally += Counter(f"question dropped: {reason}" for reason in dropped) + Counter(questions=len(good))
+        said: Row = {"questions": [_row(question) for question in good], "dropped": dropped, "tally": tally}
         if reply.error:
-            outcomes.append(Skip(reply.error))
+            said["skipped"] = reply.error
         elif len(good) < settings.min_questions:
-            outcomes.append(Skip(f"under {settings.min_questions} good questions"))
-        else:
-            outcomes.append({"questions": [_row(question) for question in good], "dropped": dropped, "tally": tally})
+            said["skipped"] = f"under {settings.min_questions} good questions"
+        outcomes.append(said)
     return outcomes
+
+
+def _read(judge: Judge, reply: Reply) -> list[Question | Skip]:
+    if not reply.samples:
+        return []
+    read = judge.read_questions(reply.samples[0].text)
+    # The last option of a reply that was cut off may be half a word, and still look like an option.
+    return [*read[:-1], Skip("question cut off")] if reply.samples[0].finish_reason == "length" else read
 
 
 def check(question: Question, whole: Answer, nothing: Answer) -> Question | Skip:

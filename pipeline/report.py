@@ -19,15 +19,19 @@ from pipeline.ledger import Ledger
 from pipeline.round import Round
 from pipeline.rows import Row
 
+_FEW = 30  # articles under which a bootstrap interval is not to be trusted
 _METRICS = (
     ("accuracy_ge_3", "accuracy ≥3", "{:.1%}"),
     ("accuracy_ge_4", "accuracy ≥4", "{:.1%}"),
     ("correct_mean", "right, mean", "{:.2f}"),
+    ("questions_mean", "questions, mean", "{:.2f}"),
     ("words_median", "words, median", "{:.0f}"),
     ("compression_median", "compression, median", "{:.1%}"),
     ("compression_mean", "compression, mean", "{:.1%}"),
     ("too_long", "too long", "{:.1%}"),
     ("invalid_chars", "invalid characters", "{:.1%}"),
+    ("cut_off", "cut off", "{:.1%}"),
+    ("empty", "empty", "{:.1%}"),
 )
 
 
@@ -44,21 +48,20 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
 
     def rows(number: int, writer: str | None = None) -> list[Row]:
         build = writer or played[number].policy.build
-        return [row for row in tables.read(ledger, played[number].results.address) if row["writer"] == build]
+        return [row for row in tables.read(ledger, played[number].results) if row["writer"] == build]
 
     def against(ours: list[Row], theirs: list[Row]) -> dict[str, Any]:
-        found = compare(ours, theirs, config.pairs, config.evaluation, config.seed)
+        found = compare(ours, theirs, config.pairs, config.report, config.seed)
         return {rule: rate and rate.as_dict() for rule, rate in found.items()}
 
     base = rows(0)
     baselines = {name: rows(0, name) for name in (LEAD, SHORTEN)}
     metrics: dict[str, Any] = {
         "run": ledger.root,
-        "confidence": config.evaluation.confidence,
-        "base": describe(base, config.evaluation),
+        "confidence": config.report.confidence,
+        "base": describe(base, config.report),
         "baselines": {
-            name: describe(some, config.evaluation) | {"vs_base": against(some, base)}
-            for name, some in baselines.items()
+            name: describe(some, config.report) | {"vs_base": against(some, base)} for name, some in baselines.items()
         },
         "rounds": [],
         "notes": [],
@@ -77,7 +80,7 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
         metrics["rounds"].append(
             {
                 "round": current.number,
-                **describe(ours, config.evaluation),
+                **describe(ours, config.report),
                 "vs_base": against(ours, base),
                 "vs_previous": against(ours, previous),
                 "articles": current.pairs.record["in"],
@@ -92,7 +95,11 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
                 "pairs (displacement)."
             )
         previous = ours
-    metrics["notes"] += _gamed(metrics, config.evaluation.shorten_to)
+    if metrics["base"]["n"] < _FEW:
+        metrics["notes"].append(
+            f"Only {metrics['base']['n']} held-out articles could be compared: an interval of so few says little."
+        )
+    metrics["notes"] += _gamed(metrics, config.baselines.shorten_to)
     return metrics
 
 
@@ -108,7 +115,7 @@ def _gamed(metrics: dict[str, Any], shorten_to: float) -> list[str]:
         f"By the {rule} rule the base's summaries cut to {shorten_to:.0%} of their words win {_rate(rate)} against "
         "the base. Under this rule a win may be mere shortness."
         for rule, rate in rates.items()
-        if rate and rate["low"] > 0.5
+        if rate and rate["low"] > 0.5 and rate["n"] >= _FEW
     ]
 
 
@@ -127,6 +134,7 @@ def _quality(metrics: dict[str, Any]) -> list[list[str]]:
     """The table of the reference setting: a heading, then a line per metric with a cell per writer."""
     names, columns = zip(*_writers(metrics), strict=True)
     lines = [["", *names], ["articles", *(str(values["n"]) for values in columns)]]
+    lines.append(["  with an answer unread", *(str(values["unread"]) for values in columns)])
     for key, label, shape in _METRICS:
         lines.append([label, *(shape.format(values[key]) if key in values else "–" for values in columns)])
     return lines
@@ -181,12 +189,10 @@ def write(metrics: dict[str, Any], examples: list[dict[str, Any]], config: Confi
 
 
 def examples(played: Sequence[Round], ledger: Ledger, count: int = 1) -> list[dict[str, Any]]:
-    """Held-out articles with the base's summary and the last policy's: those on which most questions were gained."""
+    """Held-out articles with the base's summary and the last policy's: those in the middle by questions gained."""
     before, after = played[0], played[-1]
-    old = {
-        r["article_id"]: r for r in tables.read(ledger, before.results.address) if r["writer"] == before.policy.build
-    }
-    new = {r["article_id"]: r for r in tables.read(ledger, after.results.address) if r["writer"] == after.policy.build}
+    old = {r["article_id"]: r for r in tables.read(ledger, before.results) if r["writer"] == before.policy.build}
+    new = {r["article_id"]: r for r in tables.read(ledger, after.results) if r["writer"] == after.policy.build}
     both = sorted(set(old) & set(new), key=lambda i: (-_right(new[i]) + _right(old[i]), i))
     # The median article, not the best: a report shows what is typical.
     start = max(0, (len(both) - count) // 2)

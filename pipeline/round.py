@@ -11,7 +11,7 @@ from pipeline.pairs import pair
 from pipeline.policy import adopt, train
 from pipeline.questions import ask
 from pipeline.references import anchor
-from pipeline.run import Run
+from pipeline.run import Survey
 from pipeline.scores import judge
 from pipeline.summaries import write
 
@@ -37,7 +37,7 @@ class Round:
         return f"round-{self.number + 1:02d}"
 
 
-def begin(run: Run) -> tuple[Artifact, Round]:
+def begin(run: Survey) -> tuple[Artifact, Round]:
     """Articles with questions, made once for all rounds, and the base policy with its evaluation."""
     make = partial(run.produce, into="round-00")
     articles = run.produce(read)
@@ -47,7 +47,7 @@ def begin(run: Run) -> tuple[Artifact, Round]:
     return questions, Round(0, policy, results)
 
 
-def play(current: Round, questions: Artifact, run: Run) -> Round:
+def play(current: Round, questions: Artifact, run: Survey) -> Round:
     """One round of on-policy DPO.
 
     A round that gives no pairs has nothing to learn: its policy and results are those it began with.
@@ -64,7 +64,7 @@ def play(current: Round, questions: Artifact, run: Run) -> Round:
     return Round(current.number + 1, policy, results, pairs)
 
 
-def rounds(run: Run) -> Iterator[Round]:
+def rounds(run: Survey) -> Iterator[Round]:
     """The base, then each round as it is finished. Ends early when a round gave no pairs."""
     questions, current = begin(run)
     yield current

@@ -1,7 +1,7 @@
 """What a row is, and the one way in which rows change: columns are added, or the row is set aside with a reason.
 
 A row is an article, from the first table to the last; its columns accrete. Left out: how tables are stored
-(`ledger.py`) and which stage adds what (the stages).
+(`tables.py`) and which stage adds what (the stages).
 """
 
 from collections.abc import Callable, Sequence
@@ -56,7 +56,8 @@ def apply(table: pa.Table, step: Callable[[list[Row]], Sequence[Outcome]], write
     Args:
         table: rows of articles.
         step: one outcome a row, in order: a dict of `writes`, or a Skip. A dict may also have `tally`, counts by
-            name, which are added up over all rows into the stage's record.
+            name which are added up over all rows into the stage's record, and `skipped`, a reason to set the row
+            aside with what is known of it.
         writes: names of the new columns; each must be one of `COLUMNS`. A column that is there is replaced.
     """
     rows = table.to_pylist()

@@ -6,84 +6,135 @@ stage, what it is given, what its record says. Left out: how rows are stored (`t
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline import tables
 from pipeline.config import Config, UserError
+from pipeline.contents import fingerprint
 from pipeline.equipment import equip
 from pipeline.ledger import Artifact, Ledger, differences, now
 from pipeline.progress import Display, summary
 from pipeline.stage import Stage
 from pipeline.versions import commit, packages
 
-STAGES = ("articles", "questions", "summaries", "scores", "pairs", "references", "policy", "evaluation")
-LIMITS = ("max_skipped", "max_unread")
+_LIMITS = ("max_skipped", "max_unread")
 
 
-class Run:
-    """Everything that `play` needs to make things.
+class Survey:
+    """Goes over the page of `round.py` and makes nothing: says of each artifact what a run would do with it.
 
     Args:
         config: what decides the result, and the hardware.
         ledger: the run's folder.
-        display: what the person sees.
-        remake: a stage to make again although it is there, with what follows from it.
+        remake: the address of an artifact to make again although it is there.
     """
 
-    def __init__(self, config: Config, ledger: Ledger, display: Display, remake: str | None = None):
-        self.config, self.ledger, self.display, self.remake = config, ledger, display, remake
-        self.remaking = False
+    def __init__(self, config: Config, ledger: Ledger, remake: str | None = None):
+        self.config, self.ledger, self.remake = config, ledger, remake
+        self.seen: list[str] = []
 
     def produce(self, stage: Stage, *inputs: Artifact, into: str = "") -> Artifact:
-        """The artifact of a stage and its inputs: found, or made.
+        """The artifact if it is made and current; else a placeholder for one that is to be made.
 
         Raises:
-            UserError: one is there by another recipe, or too many rows were skipped or unread.
+            UserError: it is there by another recipe, and nobody asked to remake it.
         """
         address = f"{into}/{stage.name}".lstrip("/")
-        recipe = self.recipe(stage, inputs)
+        self.seen.append(address)
         found = self.ledger.find(address)
-        self.remaking = self.remaking or stage.name == self.remake
-        if found is not None:
-            changed = differences(found.record["recipe"], recipe)
-            if not changed and stage.name != self.remake:
-                self.display.line(address, f"reused  {summary(found.record)}", style="dim")
-                return found
-            if changed and not self.remaking:
-                raise UserError(
-                    f"{self.ledger.root}/{address} was made by another recipe:\n"
-                    + "\n".join(f"  {line}" for line in changed)
-                    + f"\nMake it and what follows again with --remake {stage.name}, or give the run a new name: run=…"
-                )
-        return self._make(stage, inputs, address, recipe)
+        changed = differences(found.record["recipe"], self.recipe(stage, inputs)) if found else []
+        if found and not changed and not self._asked(address, found):
+            self.check_limits(stage, found)
+            return self.reuse(found)
+        # Inputs differ alone where one was made again, which somebody asked for: what follows is made again unasked.
+        settings = [line for line in changed if not line.startswith("inputs.")]
+        if settings and address != self.remake:
+            return self.refuse(address, settings)
+        return self.make(stage, inputs, address)
+
+    def reuse(self, found: Artifact) -> Artifact:
+        return found
+
+    def refuse(self, address: str, changed: list[str]) -> Artifact:
+        lines = "\n".join(f"  {line}" for line in changed)
+        raise UserError(
+            f"{self.ledger.root}/{address} was made by another recipe:\n{lines}\n"
+            f"Make it and what follows again with --remake {address}, or give the run a new name: run=…"
+        )
+
+    def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
+        # What follows sees a build that no record names, and so is to be made too.
+        return Artifact(self.ledger.root, address, {"build": "(to be made)", "kept": 1})
 
     def check_remake(self) -> None:
-        """Raises UserError if there is no such stage to remake."""
-        if self.remake is not None and self.remake not in STAGES:
-            raise UserError(f"--remake {self.remake}: there is no such stage; there are {', '.join(STAGES)}")
+        """After a walk: raises UserError if no artifact has the address that is to be remade."""
+        if self.remake is not None and self.remake not in self.seen:
+            raise UserError(f"--remake {self.remake}: there is no such artifact; there are {', '.join(self.seen)}")
 
-    def recipe(self, stage: Stage, inputs: Iterable[Artifact]) -> dict[str, Any]:
+    def _asked(self, address: str, found: Artifact) -> bool:
+        """Whether it is to be remade although it is current: once, however often the command is cut off."""
+        return address == self.remake and self.ledger.to_remake(address) in (None, found.build)
+
+    def recipe(self, stage: Stage, inputs: Sequence[Artifact]) -> dict[str, Any]:
         """What decides a stage's result. Inputs are named by build: making one again is not making it equal."""
         return {
             "stage": stage.name,
             "version": stage.version,
-            "settings": {name: _without_limits(_plain(self._setting(name))) for name in stage.settings},
+            "settings": {name: _without_limits(_plain(self.setting(name))) for name in stage.settings},
+            "contents": {name: fingerprint(self.setting(name)) for name in stage.contents},
             "inputs": {artifact.address: artifact.build for artifact in inputs},
         }
 
-    def _make(self, stage: Stage, inputs: tuple[Artifact, ...], address: str, recipe: dict[str, Any]) -> Artifact:
+    def setting(self, name: str) -> Any:
+        """A section or a value of the configuration, by its dotted name."""
+        value: Any = self.config
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value
+
+    def check_limits(self, stage: Stage, artifact: Artifact) -> None:
+        """Raises UserError if more rows were skipped, or answers unread, than the settings allow."""
+        record = artifact.record
+        for name in stage.limits:
+            limit = self.setting(name)
+            if name.endswith("max_skipped"):
+                share, what = sum(record["skipped"].values()) / max(1, record["in"]), "rows were skipped"
+            else:
+                tally = record["tally"]
+                share, what = tally.get("unread", 0) / max(1, tally.get("answers", 0)), "answers could not be read"
+            if share > limit:
+                reasons = "".join(f"\n  {count:,} {reason}" for reason, count in record["skipped"].items())
+                raise UserError(
+                    f"{artifact.address}: {share:.1%} of {what}, and {name} allows {limit:.1%}{reasons}\n"
+                    f"Look at {artifact.uri}/, mend the cause and --remake {artifact.address}, or go on with {name}=…"
+                )
+
+
+class Run(Survey):
+    """What `play` makes things with. Arguments as of `Survey`, and `display`, what the person sees."""
+
+    def __init__(self, config: Config, ledger: Ledger, display: Display, remake: str | None = None):
+        super().__init__(config, ledger, remake)
+        self.display = display
+
+    def reuse(self, found: Artifact) -> Artifact:
+        self.display.line(found.address, f"reused  {summary(found.record)}", style="dim")
+        return found
+
+    def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
+        recipe = self.recipe(stage, inputs)
         self.ledger.clear(address)
-        build, began = uuid.uuid4().hex[:12], time.monotonic()
+        build, began, uri = uuid.uuid4().hex[:12], time.monotonic(), f"{self.ledger.root}/{address}"
         total = next((_count(artifact, stage.split) for artifact in inputs if "kept" in artifact.record), None)
         files = not stage.writes
         with self.display.working(address, None if files else total, "steps" if files else "rows") as tick:
             # Of no rows come no rows, and no engine need start to say so.
             given = [] if total == 0 else [self._give(stage, artifact) for artifact in inputs]
-            settings = {name.rsplit(".", 1)[-1]: self._setting(name) for name in stage.settings}
-            equipment = equip(stage.uses, self.config, inputs, f"{self.ledger.root}/{address}", tick)
+            settings = {name.rsplit(".", 1)[-1]: self.setting(name) for name in stage.settings}
+            equipment = equip(stage.uses, self.config, inputs, self.ledger.root, address, tick)
             made: Any = () if total == 0 else stage(*given, **settings, **equipment)
-            said: dict[str, Any] = made if files else tables.write(made, f"{self.ledger.root}/{address}", tick.advance)
+            said: dict[str, Any] = made if files else tables.write(made, uri, tick.advance)
         record = {
             "build": build,
             "recipe": recipe,
@@ -95,18 +146,10 @@ class Run:
             "packages": packages(),
             "commit": commit(),
         }
-        self._check_limits(stage, address, record)
         artifact = self.ledger.finish(address, record)
         self.display.line(address, summary(record))
+        self.check_limits(stage, artifact)
         return artifact
-
-    def _setting(self, name: str) -> Any:
-        value: Any = self.config
-        for part in name.split("."):
-            value = getattr(value, part)
-        return value
-
-    # What a stage is given
 
     def _give(self, stage: Stage, artifact: Artifact) -> Any:
         """A table's rows as a dataset; of a policy what the stage knows it by."""
@@ -114,22 +157,7 @@ class Run:
             return artifact
         if "model" in artifact.record:
             return artifact.record["digest"] if stage.name == "references" else artifact.build
-        return tables.rows(self.ledger, artifact.address, stage.split)
-
-    def _check_limits(self, stage: Stage, address: str, record: dict[str, Any]) -> None:
-        for name in stage.limits:
-            limit = self._setting(name)
-            if name.endswith("max_skipped"):
-                share, what = sum(record["skipped"].values()) / max(1, record["in"]), "rows were skipped"
-            else:
-                tally = record["tally"]
-                share, what = tally.get("unread", 0) / max(1, tally.get("answers", 0)), "answers could not be read"
-            if share > limit:
-                reasons = "".join(f"\n  {count:,} {reason}" for reason, count in record["skipped"].items())
-                raise UserError(
-                    f"{address}: {share:.1%} of {what}, and {name} allows {limit:.1%}{reasons}\n"
-                    f"Look at {self.ledger.root}/{address}/, mend the cause, or set {name}="
-                )
+        return tables.rows(self.ledger, artifact, stage.split)
 
 
 def _count(table: Artifact, split: str | None) -> int:
@@ -142,4 +170,4 @@ def _plain(value: Any) -> Any:
 
 def _without_limits(value: Any) -> Any:
     """A limit stops a run and changes no row: raising one must not make anything stale."""
-    return {k: v for k, v in value.items() if k not in LIMITS} if isinstance(value, dict) else value
+    return {k: v for k, v in value.items() if k not in _LIMITS} if isinstance(value, dict) else value

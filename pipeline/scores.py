@@ -1,7 +1,7 @@
 """Scores: each summary's questions are answered from that summary alone.
 
 Unread is not wrong: an answer that cannot be read is kept apart, and too many of them stop the run. Left out: what is
-better (`pairs.py`).
+better (`preference.py`).
 """
 
 from functools import partial
@@ -18,6 +18,7 @@ from pipeline.stage import stage
     "scores",
     version=1,
     settings=("judge", "seed"),
+    contents=("judge.model",),
     uses=("judge_engine",),
     writes=("scores",),
     limits=("scores.max_unread",),

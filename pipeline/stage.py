@@ -19,7 +19,8 @@ class Stage:
             gives what the record should say of them.
         version: goes up when equal settings begin to mean something else; what was made before is then stale.
         settings: sections of the configuration that the result depends on.
-        uses: what the run must provide and the result does not depend on: see `Run.equip`.
+        contents: settings that name a file or a model, whose contents the result depends on too.
+        uses: what the run must provide and the result does not depend on: see `equipment.equip`.
         writes: the columns that it adds to each row.
         split: the rows that it is given, "train" or "eval"; None: all.
         limits: settings named max_skipped (share of rows) or max_unread (share of answers). Past one the run stops;
@@ -30,6 +31,7 @@ class Stage:
     function: Callable[..., Any]
     version: int
     settings: tuple[str, ...] = ()
+    contents: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     split: str | None = None

@@ -5,6 +5,7 @@ which table, and whether it is finished (`ledger.py`).
 """
 
 import json
+import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray.data
 
-from pipeline.ledger import Ledger
+from pipeline.config import UserError
+from pipeline.ledger import Artifact, Ledger
 
 
 def write(rows: ray.data.Dataset | Iterable[pa.Table], uri: str, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -27,22 +29,48 @@ def write(rows: ray.data.Dataset | Iterable[pa.Table], uri: str, advance: Callab
         advance: called with the number of rows of each part that is written.
 
     Returns:
-        counts `in`, `kept`, `skipped` by reason, and the sums of what the rows tallied.
+        counts `in`, `kept`, `skipped` by reason, the sums of what the rows tallied, and the names of the `parts` that
+        are the table: a part that a task wrote before it died, and that another wrote again, is not among them.
+
+    Raises:
+        UserError: this process does not see what the workers wrote.
     """
     kept = 0
+    names: list[str] = []
     skipped: Counter[str] = Counter()
     tally: Counter[str] = Counter()
     for part in _parts(rows, uri):
         kept += part["kept"]
+        names += part["parts"]
         skipped.update(part["skipped"])
         tally.update(part["tally"])
         advance(part["kept"] + sum(part["skipped"].values()))
+    _settle(uri, names)
     return {
         "in": kept + sum(skipped.values()),
         "kept": kept,
         "skipped": dict(skipped.most_common()),
         "tally": dict(sorted(tally.items())),
+        "parts": sorted(name for name in names if "/" not in name),
     }
+
+
+def _settle(uri: str, names: list[str]) -> None:
+    """See that every part is there, and remove what belongs to no row that was counted."""
+    fs, base = _open(uri)
+    found = {
+        info.path[len(base) + 1 :]: info.path
+        for info in fs.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
+        if info.type == pafs.FileType.File
+    }
+    missing = set(names) - set(found)
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(names)} parts that workers wrote to {uri} cannot be seen from here: "
+            "run= must be a folder that every node shares, or a URI such as s3://bucket/run"
+        )
+    for name in set(found) - set(names):
+        fs.delete_file(found[name])
 
 
 def _parts(rows: ray.data.Dataset | Iterable[pa.Table], uri: str) -> Iterator[dict[str, Any]]:
@@ -58,8 +86,9 @@ def _part(table: pa.Table, uri: str) -> pa.Table:
 
 
 def write_part(table: pa.Table, uri: str) -> dict[str, Any]:
-    """Write one part: kept rows to `uri`, the others to `uri/skipped`; says how many of each there are."""
-    fs, base = pafs.FileSystem.from_uri(uri) if "://" in uri else (pafs.LocalFileSystem(), uri)
+    """Write one part: kept rows to `uri`, the others to `uri/skipped`; says how many of each there are, and where."""
+    fs, base = _open(uri)
+    parts = []
     reasons = table["skipped"].to_pylist()
     tally: Counter[str] = Counter()
     if "tally" in table.column_names:
@@ -76,24 +105,29 @@ def write_part(table: pa.Table, uri: str) -> dict[str, Any]:
             name = f"part-{uuid.uuid4().hex}"
             pq.write_table(rows, f"{folder}/{name}.tmp", filesystem=fs, compression="zstd")
             fs.move(f"{folder}/{name}.tmp", f"{folder}/{name}.parquet")
+            parts.append(f"{folder}/{name}.parquet"[len(base) + 1 :])
     # A later stage that takes rows of one split then knows how many will come.
     tally.update(kept["split"].to_pylist())
     skipped = Counter(reason for reason in reasons if reason is not None)
-    return {"kept": kept.num_rows, "skipped": dict(skipped), "tally": dict(tally)}
+    return {"kept": kept.num_rows, "skipped": dict(skipped), "tally": dict(tally), "parts": parts}
 
 
-def parts(ledger: Ledger, address: str) -> list[str]:
-    """The parts of a table, as the ledger's file system names them, in order of name."""
-    found = ledger.fs.get_file_info(pafs.FileSelector(ledger.path(address), allow_not_found=True))
-    return sorted(info.path for info in found if info.path.endswith(".parquet"))
+def _open(uri: str) -> tuple[pafs.FileSystem, str]:
+    fs, base = pafs.FileSystem.from_uri(uri if "://" in uri else os.path.abspath(uri))
+    return fs, base.rstrip("/")
 
 
-def rows(ledger: Ledger, address: str, split: str | None) -> ray.data.Dataset:
+def parts(ledger: Ledger, table: Artifact) -> list[str]:
+    """The parts that a table's record names, as the ledger's file system names them."""
+    return [ledger.path(f"{table.address}/{name}") for name in table.record["parts"]]
+
+
+def rows(ledger: Ledger, table: Artifact, split: str | None) -> ray.data.Dataset:
     """The kept rows of a table, of one split or all."""
-    found = ray.data.read_parquet(parts(ledger, address), filesystem=ledger.fs)
+    found = ray.data.read_parquet(parts(ledger, table), filesystem=ledger.fs)
     return found if split is None else found.filter(expr=f"split == '{split}'")
 
 
-def read(ledger: Ledger, address: str) -> list[dict[str, Any]]:
+def read(ledger: Ledger, table: Artifact) -> list[dict[str, Any]]:
     """The kept rows of a table in memory: for evaluations and a look, not for whole corpora."""
-    return [row for part in parts(ledger, address) for row in pq.read_table(part, filesystem=ledger.fs).to_pylist()]
+    return [row for part in parts(ledger, table) for row in pq.read_table(part, filesystem=ledger.fs).to_pylist()]

@@ -142,10 +142,40 @@ def test_every_row_is_kept_or_skipped_and_counted(tmp_path_factory, some):
     assert sum(counts["skipped"].values()) == len(some) - len(kept)
     assert counts["tally"].get("tokens", 0) == sum(n for _, _, n in some)
     assert sorted(row["article_id"] for row in _read(uri)) == sorted(map(str, kept))
+    assert sorted(counts["parts"]) == sorted(name for name in os.listdir(uri) if name.endswith(".parquet"))
     left = _read(f"{uri}/skipped")
     assert {row["article_id"]: row["skipped"] for row in left} == {
         str(i): reason for i, (reason, _, _) in enumerate(some) if reason is not None
     }
+
+
+def test_what_a_dead_task_left_is_no_part_of_the_table(tmp_path):
+    table = pa.table({name: pa.array([value], COLUMNS[name]) for name, value in ROW.items()})
+    tables.write_part(table, str(tmp_path))  # written, and never reported
+    counts = tables.write([table], str(tmp_path), lambda n: None)
+    assert counts["kept"] == len(_read(tmp_path)) == 1
+
+
+def test_parts_that_cannot_be_seen_from_here_are_no_table(tmp_path):
+    class Elsewhere(list):
+        def __iter__(self):
+            yield from super().__iter__()
+            for path in tmp_path.glob("*.parquet"):  # as if the worker's disk were not ours
+                path.unlink()
+
+    table = pa.table({name: pa.array([value], COLUMNS[name]) for name, value in ROW.items()})
+    with pytest.raises(UserError, match="run= must be a folder that every node shares"):
+        tables.write(Elsewhere([table]), str(tmp_path), lambda n: None)
+
+
+def test_a_damaged_lock_is_named(ledger):
+    for text in ("", "{", "{}", "null"):
+        ledger.write(LOCK, text)
+        with pytest.raises(UserError, match=r"lock\.json is damaged"), ledger.lock():
+            pass
+
+
+ROW = {"article_id": "a", "split": "train", "skipped": None, "tally": []}
 
 
 def _read(folder):

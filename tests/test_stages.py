@@ -5,11 +5,12 @@ import random
 import numpy as np
 import pytest
 
-from judges.base import LETTERS, UNSURE
+from judges.base import LETTERS, UNSURE, Question, Skip
 from pipeline import config
+from pipeline.engines.base import Reply, Sample
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
-from pipeline.evaluation import LEAD, SHORTEN, evaluate, evaluate_base, lead, shorten
+from pipeline.evaluation import LEAD, SHORTEN, compare, evaluate, evaluate_base, lead, shorten
 from pipeline.hardware import EngineHardware
 from pipeline.pairs import pair
 from pipeline.questions import ask
@@ -235,7 +236,7 @@ def examined(stage=evaluate, **extra):
     made = stage(
         dataset(rows),
         "build-1",
-        evaluation=config.Evaluation(max_tokens=60, lead_sentences=1, shorten_to=0.5),
+        evaluation=config.Evaluation(max_tokens=60),
         policy=POLICY,
         judge=JUDGE,
         seed=0,
@@ -255,10 +256,38 @@ def test_evaluation_is_one_greedy_summary_an_article(together):
 
 
 def test_baselines_are_judged_like_the_policy():
-    rows = examined(evaluate_base, together=True)
+    rows = examined(evaluate_base, together=True, baselines=config.Baselines(lead_sentences=1, shorten_to=0.5))
     assert sorted({row["writer"] for row in rows}) == ["build-1", LEAD, SHORTEN]
     assert len({(row["article_id"], row["writer"]) for row in rows}) == len(rows) == 24
     assert all(row["scores"][0]["correct"] == 1 for row in rows if row["writer"] == LEAD)
+
+
+def test_a_summary_cut_off_never_wins():
+    def row(finish_reason, correct, words):
+        scores = [{"correct": correct, "words": words, "unread": 0}]
+        return {"article_id": "a", "summaries": [{"finish_reason": finish_reason}], "scores": scores}
+
+    long, short = row("stop", 4, 30), row("length", 4, 5)
+    for ours, theirs, wins, losses in ((short, long, 0, 0), (long, short, 0, 0), (row("stop", 4, 5), long, 1, 0)):
+        for rate in compare([ours], [theirs], config.Pairs(), config.Report(), 0).values():
+            assert (rate.wins, rate.losses) == (wins, losses)
+
+
+def test_an_unread_answer_leaves_its_article_out_of_the_comparison():
+    read = {"article_id": "a", "summaries": [{"finish_reason": "stop"}]}
+    ours = read | {"scores": [{"correct": 4, "words": 9, "unread": 1}]}
+    theirs = read | {"scores": [{"correct": 0, "words": 9, "unread": 0}]}
+    assert compare([ours], [theirs], config.Pairs(), config.Report(), 0) == {"strict": None, "reference": None}
+
+
+def test_a_question_cut_off_is_not_used():
+    from pipeline.judging import make_judge
+    from pipeline.questions import _read
+
+    lines = "\n".join(f"Q{i} Who {i}? Answer Ana | Ben | Carla | Dan | Ev" for i in (1, 2))
+    whole, cut = (Reply([1], [Sample(lines, [1], finish)]) for finish in ("stop", "length"))
+    assert len([q for q in _read(make_judge(JUDGE, 0), whole) if isinstance(q, Question)]) == 2
+    assert _read(make_judge(JUDGE, 0), cut)[1] == Skip("question cut off")
 
 
 def test_lead_and_shorten():

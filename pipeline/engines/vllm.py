@@ -104,7 +104,11 @@ def token_ids(tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:  # ty
         ids = tokenizer("\n".join(message["content"] for message in messages))["input_ids"]
     else:
         ids = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            list(messages),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            enable_thinking=False,  # where a template has it (Qwen3): a constrained reply has no room to think in
         )
     bos = tokenizer.bos_token_id
     if bos is not None and list(ids[:2]) == [bos, bos]:
