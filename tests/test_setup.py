@@ -89,7 +89,7 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine():
 
 def test_no_test_is_switched_off():
     """--strict-markers lets pytest's own skip and xfail through; a test is slow, needs a GPU, or runs."""
-    allowed = {"slow", "gpu", "parametrize"}
+    allowed = {"slow", "gpu", "parametrize", "usefixtures"}
     for path in sorted((ROOT / "tests").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pytest.mark":
