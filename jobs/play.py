@@ -71,7 +71,7 @@ def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake
     display.say("")
     for note in metrics["notes"]:
         display.warn(note)
-    if len(played) > 1 and examples:
+    if examples:
         example = examples[0]
         for name in ("before", "after"):
             score = example[f"{name}_score"]

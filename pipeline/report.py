@@ -191,6 +191,8 @@ def write(metrics: dict[str, Any], examples: list[dict[str, Any]], config: Confi
 def examples(played: Sequence[Round], ledger: Ledger, count: int = 1) -> list[dict[str, Any]]:
     """Held-out articles with the base's summary and the last policy's: those in the middle by questions gained."""
     before, after = played[0], played[-1]
+    if after.policy is before.policy:
+        return []  # nothing was trained
     old = {r["article_id"]: r for r in tables.read(ledger, before.results) if r["writer"] == before.policy.build}
     new = {r["article_id"]: r for r in tables.read(ledger, after.results) if r["writer"] == after.policy.build}
     both = sorted(set(old) & set(new), key=lambda i: (-_right(new[i]) + _right(old[i]), i))
