@@ -1,0 +1,51 @@
+"""Hardware settings say what they need, and make do with less."""
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.hardware import EngineHardware, Hardware, Trainer
+
+engines = st.builds(EngineHardware, replicas=st.integers(1, 4), cpus_per_replica=st.sampled_from([0.25, 0.5, 1, 2, 4]))
+hardware = st.builds(
+    Hardware,
+    policy=engines,
+    judge=engines,
+    trainer=st.builds(Trainer, workers=st.integers(1, 4), cpus_per_worker=st.sampled_from([0.5, 1, 2])),
+    together=st.booleans(),
+)
+
+
+def used(h):
+    """Logical CPUs in actors at one time, at the most."""
+    engine = [e.replicas * e.cpus_per_replica for e in (h.policy, h.judge)]
+    return max(sum(engine) if h.together else max(engine), h.trainer.workers * h.trainer.cpus_per_worker)
+
+
+@given(hardware)
+def test_two_cpus_are_left_beside_the_actors(h):
+    assert used(h) <= h.cpus() - 2
+
+
+@given(hardware, st.integers(2, 8))
+def test_on_a_smaller_ray_one_cpu_is_left_for_tasks(h, cpus):
+    assume(cpus < h.cpus())
+    assert used(h.within(cpus)) <= cpus - 1
+
+
+@given(hardware)
+def test_nothing_changes_where_there_is_room(h):
+    assert h.within(h.cpus()) == h
+
+
+def test_parts_of_a_gpu_or_whole_ones():
+    assert EngineHardware(gpus_per_replica=0.5).gpus_per_replica == 0.5
+    with pytest.raises(ValidationError, match="above 1 it must be a whole number"):
+        EngineHardware(gpus_per_replica=2.5)
+
+
+def test_gpus_at_a_time():
+    one = EngineHardware(gpus_per_replica=1, replicas=2)
+    assert Hardware(policy=one, judge=one).gpus() == 2
+    assert Hardware(policy=one, judge=one, together=True).gpus() == 4
