@@ -230,7 +230,7 @@ def test_status_and_show(played):
     assert "not made" not in status.stdout
     stale = rondo("status", run, "training.beta=0.5").stdout
     assert "round-01/pairs         made" in stale
-    assert "round-01/policy        stale   settings.training.beta: was 0.1, now 0.5" in stale
+    assert "round-01/policy        stale   settings.training.beta: was 0.3, now 0.5" in stale
     shown = rondo("show", run, "round-01/pairs", "--rows", "1")
     assert shown.returncode == 0, shown.stderr
     assert "over summary" in shown.stdout
