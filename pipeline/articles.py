@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.config import Articles, UserError
+from pipeline.ledger import open_place
 from pipeline.rows import COLUMNS
 from pipeline.stage import stage
 
@@ -131,7 +132,7 @@ def _source(settings: Articles) -> Iterator[dict[str, Any]]:
         return
     columns = [settings.id_column, settings.text_column]
     try:
-        fs, inner = pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
+        fs, inner = open_place(path)
         kind = fs.get_file_info(inner).type
         if kind == pafs.FileType.Directory:
             raise UserError(f"articles.path is {path!r}, a folder: name one file in it")

@@ -6,9 +6,10 @@ trainer's own check of weights (`dpo/weights.digest`) reads every byte.
 
 import functools
 import hashlib
-import os
 
 import pyarrow.fs as pafs
+
+from pipeline.ledger import open_place
 
 _MIB = 1 << 20
 
@@ -18,10 +19,7 @@ def fingerprint(place: str | None) -> str | None:
     """16 hexadecimal digits of a file's or a folder's contents; None for a name on a hub, or for nothing."""
     if place is None or place.startswith("hf:"):
         return None
-    if "://" in place:
-        fs, path = pafs.FileSystem.from_uri(place)
-    else:
-        fs, path = pafs.LocalFileSystem(), os.path.abspath(place)
+    fs, path = open_place(place)
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
         return None

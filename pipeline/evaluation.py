@@ -85,11 +85,7 @@ def _add_baselines(settings: Baselines, table: pa.Table) -> pa.Table:
             text = row["summaries"][0]["text"]
             rows.append(_written(row, LEAD, lead(row["article"], settings.lead_sentences)))
             rows.append(_written(row, SHORTEN, shorten(text, settings.shorten_to)))
-    names = [name for name in table.column_names if name != "tally"]
-    return pa.table(
-        {name: pa.array([row[name] for row in rows], COLUMNS[name]) for name in names}
-        | {"tally": pa.array([row["tally"] for row in rows], COLUMNS["tally"])}
-    )
+    return pa.table({name: pa.array([row[name] for row in rows], COLUMNS[name]) for name in table.column_names})
 
 
 def _written(row: Row, writer: str, text: str) -> Row:

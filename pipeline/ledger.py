@@ -57,12 +57,12 @@ class Ledger:
     def __post_init__(self) -> None:
         root = self.root if "://" in self.root else os.path.abspath(self.root)
         try:
-            fs, base = pafs.FileSystem.from_uri(root)
+            fs, base = open_place(root)
         except Exception as error:  # an unknown scheme, no credentials, …: pyarrow has no common class for them
             raise UserError(f"run is {self.root!r}, which cannot be opened: {error}") from None
         object.__setattr__(self, "root", root.rstrip("/"))
         object.__setattr__(self, "fs", fs)
-        object.__setattr__(self, "base", base.rstrip("/"))
+        object.__setattr__(self, "base", base)
 
     # Files
 
@@ -228,8 +228,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
 
 
-def remove(uri: str) -> None:
+def open_place(place: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or a URI, and the place's name there, without a slash at its end."""
+    fs, path = pafs.FileSystem.from_uri(place if "://" in place else os.path.abspath(place))
+    return fs, path.rstrip("/")
+
+
+def remove(place: str) -> None:
     """Remove a folder, if it is there."""
-    fs, path = pafs.FileSystem.from_uri(uri)
+    fs, path = open_place(place)
     with contextlib.suppress(FileNotFoundError):
         fs.delete_dir(path)

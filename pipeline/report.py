@@ -46,16 +46,13 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
         rules `strict` and `reference`.
     """
 
-    def rows(number: int, writer: str | None = None) -> list[Row]:
-        build = writer or played[number].policy.build
-        return [row for row in tables.read(ledger, played[number].results) if row["writer"] == build]
-
     def against(ours: list[Row], theirs: list[Row]) -> dict[str, Any]:
         found = compare(ours, theirs, config.pairs, config.report, config.seed)
         return {rule: rate and rate.as_dict() for rule, rate in found.items()}
 
-    base = rows(0)
-    baselines = {name: rows(0, name) for name in (LEAD, SHORTEN)}
+    first = tables.read(ledger, played[0].results)
+    base, *others = ([r for r in first if r["writer"] == w] for w in (played[0].policy.build, LEAD, SHORTEN))
+    baselines = dict(zip((LEAD, SHORTEN), others, strict=True))
     metrics: dict[str, Any] = {
         "run": ledger.root,
         "confidence": config.report.confidence,
@@ -74,7 +71,7 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
                 "the run ended with the policy it had."
             )
             break
-        ours = rows(current.number)
+        ours = tables.read(ledger, current.results)
         assert current.pairs is not None, "a trained round has pairs"
         training = current.policy.record["training"]
         metrics["rounds"].append(
@@ -194,7 +191,7 @@ def examples(played: Sequence[Round], ledger: Ledger, count: int = 1) -> list[di
     if after.policy is before.policy:
         return []  # nothing was trained
     old = {r["article_id"]: r for r in tables.read(ledger, before.results) if r["writer"] == before.policy.build}
-    new = {r["article_id"]: r for r in tables.read(ledger, after.results) if r["writer"] == after.policy.build}
+    new = {r["article_id"]: r for r in tables.read(ledger, after.results)}
     both = sorted(set(old) & set(new), key=lambda i: (-_right(new[i]) + _right(old[i]), i))
     # The median article, not the best: a report shows what is typical.
     start = max(0, (len(both) - count) // 2)

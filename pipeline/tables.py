@@ -5,7 +5,6 @@ which table, and whether it is finished (`ledger.py`).
 """
 
 import json
-import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from pipeline.config import UserError
-from pipeline.ledger import Artifact, Ledger
+from pipeline.ledger import Artifact, Ledger, open_place
 
 
 def write(rows: ray.data.Dataset | Iterable[pa.Table], uri: str, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def write(rows: ray.data.Dataset | Iterable[pa.Table], uri: str, advance: Callab
 
 def _settle(uri: str, names: list[str]) -> None:
     """See that every part is there, and remove what belongs to no row that was counted."""
-    fs, base = _open(uri)
+    fs, base = open_place(uri)
     found = {
         info.path[len(base) + 1 :]: info.path
         for info in fs.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
@@ -87,7 +86,7 @@ def _part(table: pa.Table, uri: str) -> pa.Table:
 
 def write_part(table: pa.Table, uri: str) -> dict[str, Any]:
     """Write one part: kept rows to `uri`, the others to `uri/skipped`; says how many of each there are, and where."""
-    fs, base = _open(uri)
+    fs, base = open_place(uri)
     parts = []
     reasons = table["skipped"].to_pylist()
     tally: Counter[str] = Counter()
@@ -110,11 +109,6 @@ def write_part(table: pa.Table, uri: str) -> dict[str, Any]:
     tally.update(kept["split"].to_pylist())
     skipped = Counter(reason for reason in reasons if reason is not None)
     return {"kept": kept.num_rows, "skipped": dict(skipped), "tally": dict(tally), "parts": parts}
-
-
-def _open(uri: str) -> tuple[pafs.FileSystem, str]:
-    fs, base = pafs.FileSystem.from_uri(uri if "://" in uri else os.path.abspath(uri))
-    return fs, base.rstrip("/")
 
 
 def parts(ledger: Ledger, table: Artifact) -> list[str]:
