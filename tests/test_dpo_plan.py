@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from pipeline.dpo.example import Example
 from pipeline.dpo.logps import completion_logps
 from pipeline.dpo.losses import sigmoid
 from pipeline.dpo.plan import deal, micro_batches, split, steps
-from pipeline.dpo.rows import Example
 
 VOCABULARY = 50
 

@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.dpo import checkpoint, weights
+from pipeline.dpo.example import Example
 from pipeline.dpo.logps import check_model, completion_logps, refuse
 from pipeline.dpo.losses import LOSSES
 from pipeline.dpo.optimizer import Optimizer, learning_rate
 from pipeline.dpo.plan import MicroBatch, Step, micro_batches, split, steps
-from pipeline.dpo.rows import Example
 from pipeline.dpo.sharding import Policy, shard, whole
 from pipeline.dpo.tree import grow
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.dpo.rows import Example
+from pipeline.dpo.example import Example
 from pipeline.dpo.tree import Tree, grow, pack
 
 
