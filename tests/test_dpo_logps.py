@@ -4,16 +4,22 @@ import random
 
 import pytest
 import torch
+from torch.autograd import gradcheck
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     GPT2Config,
+    GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
+    StableLmConfig,
 )
 
+from pipeline.dpo import attention, head
 from pipeline.dpo.logps import check_model, completion_logps, plain_logps, refuse
 from pipeline.dpo.tree import Article, forest, grow
 
@@ -32,14 +38,20 @@ CONFIGS = {
     "llama": LlamaConfig(**SMALL, initializer_range=0.3),
     "llama-tied": LlamaConfig(**SMALL, initializer_range=0.3, tie_word_embeddings=True),
     "mistral": MistralConfig(**SMALL, initializer_range=0.3, sliding_window=64),
+    "mistral-sliding": MistralConfig(**SMALL, initializer_range=0.3, sliding_window=9),
     "qwen2": Qwen2Config(**SMALL, initializer_range=0.3),
+    "qwen3": Qwen3Config(**SMALL, head_dim=8, initializer_range=0.3),
+    "qwen3-some-layers-sliding": Qwen3Config(
+        **SMALL, head_dim=8, initializer_range=0.3, use_sliding_window=True, sliding_window=9, max_window_layers=1
+    ),
+    "gpt-neox": GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, initializer_range=0.3),
     "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3),
 }
 
 
 def model_of(config: object, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype).eval()
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME).to(dtype).eval()
 
 
 def articles_of(seed: int) -> list[Article]:
@@ -51,10 +63,10 @@ def articles_of(seed: int) -> list[Article]:
     return [(ids(draw.randint(1, 30)), [ids(draw.randint(1, 12)) for _ in range(draw.randint(1, 5))]) for _ in range(4)]
 
 
-def on_trees(model: PreTrainedModel, articles: list[Article], budget: int, **options: int) -> dict:
+def on_trees(model: PreTrainedModel, articles: list[Article], budget: int) -> dict:
     logps = {}
     for tree in forest(articles, budget):
-        logps |= dict(zip(tree.completions, completion_logps(model, tree, **options), strict=True))
+        logps |= dict(zip(tree.completions, completion_logps(model, tree), strict=True))
     return logps
 
 
@@ -91,12 +103,50 @@ def test_tree_equals_one_sequence_at_a_time(name: str, dtype: torch.dtype, absol
         assert float((gradient(model, ours) - expected).norm() / expected.norm()) < relative
 
 
-def test_chunks_do_not_change_the_result() -> None:
-    model, articles = model_of(CONFIGS["llama"], torch.float64), articles_of(seed=2)
-    whole, chunked = on_trees(model, articles, 10_000), on_trees(model, articles, 10_000, chunk_size=7)
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_head_and_its_gradient(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, and in chunks of 3 tokens; with a head that learns and with a frozen one."""
+    torch.manual_seed(0)
+    hidden = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, 4, dtype=torch.float64, requires_grad=trained)
+    bias = torch.randn(7, dtype=torch.float64, requires_grad=trained)
+    targets = torch.randint(7, (10,))
+    expected = (hidden @ weight.T + bias).log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
-    assert all(torch.equal(whole[key], chunked[key]) or abs(whole[key] - chunked[key]) < 1e-12 for key in whole)
-    torch.testing.assert_close(gradient(model, chunked), gradient(model, whole), rtol=1e-12, atol=1e-12)
+    for chunk in (1 << 25, 3 * 7):
+        monkeypatch.setattr(head, "_CHUNK", chunk)
+        torch.testing.assert_close(head.token_logps(hidden, targets, weight, bias), expected)
+        assert gradcheck(lambda h, w, b: head.token_logps(h, targets, w, b), (hidden, weight, bias))
+        assert gradcheck(lambda h, w: head.token_logps(h, targets, w, None), (hidden, weight))
+
+
+def test_no_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward over 64 times as many tokens as a chunk holds: the largest tensor made is a chunk."""
+    monkeypatch.setattr(head, "_CHUNK", 16 * 1000)
+    hidden, weight = torch.randn(1024, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        head.token_logps(hidden, torch.randint(1000, (1024,)), weight, None).sum().backward()
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert 4 * 16 * 1000 <= largest < 4 * 2 * 16 * 1000
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [None, 9])
+def test_pieces_and_blocks_are_what_the_mask_says(window: int | None) -> None:
+    """The CPU's way, FlexAttention's (interpreted, which is what there is without CUDA) and the definition."""
+    articles = [([1] * 30, [[2] * 200, [3] * 190, [4] * 7]), ([1] * 5, [[2] * 3]), ([1] * 40, [[2] * 9] * 6)]
+    tree = grow(articles)
+    assert [len(span.groups) for span in tree.articles] == [2, 1, 1]
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, tree.tokens, 16)
+    mask = tree.mask()
+    if window:
+        position = tree.position_ids[0]
+        mask = mask & (position[:, None] - position[None] < window)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    torch.testing.assert_close(attention.in_pieces(q, k, v, tree, None, window), expected)
+    torch.testing.assert_close(attention.on_blocks(q, k, v, tree, None, window), expected)
 
 
 def test_bf16_weights_give_float32_sums() -> None:
@@ -123,21 +173,12 @@ def test_a_model_that_ignores_positions_is_found_out() -> None:
         check_model(model, grow([([1, 2, 3], [[4, 5], [6, 7, 8]])]))
 
 
-def test_a_sliding_window_is_refused_when_it_would_be_overlooked() -> None:
-    mistral = model_of(MistralConfig(**SMALL, sliding_window=8))
+def test_a_window_in_chunks_is_refused_when_it_would_be_overlooked() -> None:
+    model = model_of(LlamaConfig(**SMALL, attention_chunk_size=8))
 
-    refuse(mistral, 8)
-    with pytest.raises(ValueError, match="has 9 tokens, and MistralForCausalLM has sliding_window=8"):
-        completion_logps(mistral, grow([([1] * 5, [[2] * 4])]))
-    refuse(model_of(Qwen2Config(**SMALL, sliding_window=8)), 100)  # there, but not in use
-
-
-def test_the_window_edge_is_exact() -> None:
-    model = model_of(MistralConfig(**SMALL, sliding_window=8, initializer_range=0.3))
-    prompt, completions = [1, 2, 3, 4], [[5, 6, 7, 8], [9]]
-
-    tree = completion_logps(model, grow([(prompt, completions)]))
-    torch.testing.assert_close(tree, plain_logps(model, prompt, completions), rtol=0, atol=1e-4)
+    refuse(model, 8)
+    with pytest.raises(ValueError, match="has 9 tokens, and LlamaForCausalLM has attention_chunk_size=8"):
+        completion_logps(model, grow([([1] * 5, [[2] * 4])]))
 
 
 def test_logits_that_are_changed_after_the_head_are_refused() -> None:
@@ -155,3 +196,16 @@ def test_other_attention_is_refused() -> None:
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"], attn_implementation="eager")
     with pytest.raises(ValueError, match="attention as 'eager'"):
         refuse(model, 10)
+
+
+def test_attention_of_another_kind_is_refused() -> None:
+    """Attention sinks: neither SDPA nor the tree has them."""
+    model = model_of(GptOssConfig(**SMALL, head_dim=8, num_local_experts=2, num_experts_per_tok=1))
+    with pytest.raises(ValueError, match="GptOssAttention asks its attention for s_aux"):
+        completion_logps(model, grow([([1, 2], [[3]])]))
+
+
+def test_a_model_that_keeps_the_tree_from_its_attention_is_refused() -> None:
+    model = model_of(StableLmConfig(**SMALL))
+    with pytest.raises(ValueError, match="StableLmAttention does not get the tree"):
+        completion_logps(model, grow([([1, 2], [[3]])]))

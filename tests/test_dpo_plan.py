@@ -124,7 +124,7 @@ def test_gradients_are_the_same_however_a_step_is_cut_up(count: int, workers: in
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
     )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").double().eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="article_tree").double().eval()
     examples = examples_of(count, seed)
     loss, whole = gradient(model, examples, workers=1, budget=10**9)
     cut_loss, cut = gradient(model, examples, workers=workers, budget=budget)

@@ -1,17 +1,17 @@
 """Log-probabilities of completions on an article tree: the one function for the policy and the reference.
 
-The decoder runs on the whole row; the LM head only on the positions that predict a completion token, in chunks, in
-float32. `check_model` compares with Hugging Face's own forward, one sequence at a time, on a model's first article.
-Left out: FlexAttention (CUDA), and models whose answer the tree cannot give (they are refused).
+The decoder runs on the whole row; the LM head only on the positions that predict a completion token (`head.py`).
+`check_model` compares with Hugging Face's own forward, one sequence at a time, on a model's first article.
+Left out: how attention sees the tree (`attention.py`), and models whose answer it cannot give (they are refused).
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from pipeline.dpo import attention, head
 from pipeline.dpo.tree import Ids, Tree
 
 # What models do to logits beyond the head, or to attention scores under eager attention only, and the value that
@@ -32,14 +32,12 @@ _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
-def completion_logps(model: PreTrainedModel, tree: Tree, *, chunk_size: int = 1024) -> Tensor:
+def completion_logps(model: PreTrainedModel, tree: Tree) -> Tensor:
     """Log-probability of each completion in the row, given its prompt.
 
     Args:
-        model: a causal LM with `attn_implementation="sdpa"`.
+        model: a causal LM with `attn_implementation="article_tree"`.
         tree: on the model's device.
-        chunk_size: completion tokens whose logits exist at one time; backward computes them again, so memory holds
-            `chunk_size` x vocabulary floats, not tokens x vocabulary. Does not change the result.
 
     Returns:
         (number of completions,) in nats, in the order of `tree.completions`; float32, or float64 for a float64 model.
@@ -50,17 +48,13 @@ def completion_logps(model: PreTrainedModel, tree: Tree, *, chunk_size: int = 10
     refuse(model, tree.longest)
     hidden = model.base_model(
         input_ids=tree.input_ids,
-        attention_mask=tree.mask(),  # transformers passes a 4D mask on as it is, to every layer
+        attention_mask=tree.placeholder,
         position_ids=tree.position_ids,
         use_cache=False,
+        tree=tree,
     ).last_hidden_state[0, tree.predictors]
-    head = model.get_output_embeddings()
-    token_logps = torch.cat(
-        [
-            checkpoint(_token_logps, states, targets, head.weight, head.bias, use_reentrant=False)
-            for states, targets in zip(hidden.split(chunk_size), tree.targets.split(chunk_size), strict=True)
-        ]
-    )
+    outputs = model.get_output_embeddings()
+    token_logps = head.token_logps(hidden, tree.targets, outputs.weight, outputs.bias)
     return token_logps.new_zeros(len(tree.completions)).index_add(0, tree.owner, token_logps)
 
 
@@ -111,10 +105,10 @@ def refuse(model: PreTrainedModel, longest: int) -> None:
     """
     config = model.config.get_text_config(decoder=True)
     name = type(model).__name__
-    if model.config._attn_implementation != "sdpa":
+    if model.config._attn_implementation != attention.NAME:
         raise ValueError(
-            f"{name} runs attention as {model.config._attn_implementation!r}: load it with attn_implementation='sdpa', "
-            "which takes the tree's mask as it is"
+            f"{name} runs attention as {model.config._attn_implementation!r}, not as {attention.NAME!r}: load it with "
+            "dpo.weights.load; a model with attention code of its own cannot be given trees"
         )
     for setting, neutral in _UNSUPPORTED.items():
         value = getattr(config, setting, None)
@@ -123,29 +117,21 @@ def refuse(model: PreTrainedModel, longest: int) -> None:
                 f"{name} has {setting}={value}, which the tree's log-probabilities would leave out: use a model "
                 "without it"
             )
-    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])  # without the list, all layers slide
+    kinds = set(getattr(config, "layer_types", None) or [])
     if not kinds <= _LAYERS:
         raise ValueError(f"{name} has layers of kind {sorted(kinds - _LAYERS)}: a tree needs attention in all of them")
-    for setting in ("sliding_window", "attention_chunk_size"):
-        window = getattr(config, setting, None)
-        if window is not None and longest > window and kinds != {"full_attention"}:
-            raise ValueError(
-                f"an article with one of its summaries has {longest} tokens, and {name} has {setting}={window}: the "
-                "tree's mask would look past the window. Use shorter articles, or a model with a longer window"
-            )
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk is not None and longest > chunk and kinds != {"full_attention"}:
+        raise ValueError(
+            f"an article with one of its summaries has {longest} tokens, and {name} has attention_chunk_size={chunk}, "
+            "which the tree would look past. Use shorter articles, or another model"
+        )
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise ValueError(
             f"an article with one of its summaries has {longest} tokens, and {name} takes {limit} "
             "(max_position_embeddings): use shorter articles, or a model with a longer context"
         )
-
-
-def _token_logps(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(N, d), (N,), (V, d), (V,) -> (N,). bf16 is 0.5 apart near 100, so logits and their sum are never in it."""
-    dtype = _at_least_float32(hidden)
-    logits = torch.nn.functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
 
 
 def _at_least_float32(tensor: Tensor) -> torch.dtype:

@@ -8,8 +8,9 @@ sides of a pair is from Wang and Hegde (2024), arXiv 2410.20305; here all comple
 Left out: what is done with the row (`logps.py`), and which articles go together for learning (`plan.py`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,27 @@ from torch import Tensor
 
 Ids = Sequence[int] | np.ndarray
 Article = tuple[Ids, Sequence[Ids]]  # prompt, completions
+
+# Branches that are looked at together: up to so many tokens, or half the prompt's. Alone, each would read the prompt
+# anew; all together, they would read each other in vain.
+_GROUP = 384
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Some branches of an article that lie side by side in the row: tokens `start` to `end`."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where an article is in the row: its prompt from `start` to `prompt_end`, then its branches, in groups."""
+
+    start: int
+    prompt_end: int
+    groups: tuple[Branches, ...]
 
 
 @dataclass(frozen=True)
@@ -33,6 +55,9 @@ class Tree:
         targets: (N,), the completion tokens.
         owner: (N,), number in this row of the completion that the target belongs to; ascending.
         completions: for each completion of the row, (number of the article as given, number of its completion).
+        lengths: of each completion, in tokens.
+        articles: where each article is.
+        longest: number of tokens of the longest prompt with one of its completions.
     """
 
     input_ids: Tensor
@@ -43,6 +68,10 @@ class Tree:
     targets: Tensor
     owner: Tensor
     completions: tuple[tuple[int, int], ...]
+    lengths: tuple[int, ...]
+    articles: tuple[Span, ...]
+    longest: int
+    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def tokens(self) -> int:
@@ -50,12 +79,21 @@ class Tree:
         return self.input_ids.shape[1]
 
     @property
-    def longest(self) -> int:
-        """Number of tokens of the longest prompt with one of its completions."""
-        return int(self.position_ids.max()) + 1
+    def placeholder(self) -> Tensor:
+        """(1, 1, 1, 1) int8: passes for an attention mask that is ready made, so that models make none."""
+        return torch.zeros(1, 1, 1, 1, dtype=torch.int8, device=self.branch.device)
+
+    def cached(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once: all layers look at the same mask."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def mask(self) -> Tensor:
-        """Which token may attend to which: (1, 1, T, T) bool on the tree's device, True at [0, 0, query, key]."""
+        """Which token may attend to which: (1, 1, T, T) bool on the tree's device, True at [0, 0, query, key].
+
+        The definition. Attention itself never makes it whole (`attention.py`).
+        """
         index = torch.arange(self.tokens, device=self.article.device)
         # A row lists every token after all that it may see, so the causal triangle is the outer limit.
         causal = index[:, None] >= index[None, :]
@@ -65,8 +103,8 @@ class Tree:
 
     def to(self, device: torch.device | str) -> "Tree":
         """The same tree on another device."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "completions"}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "_made"}
+        return Tree(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()})
 
 
 def size(article: Article) -> int:
@@ -113,7 +151,7 @@ def grow(articles: Sequence[Article], numbers: Sequence[int] | None = None) -> T
     """
     numbers = range(len(articles)) if numbers is None else numbers
     pieces, positions, article_of, branch_of = [], [], [], []
-    predictors, targets, owner = [], [], []
+    predictors, targets, owner, spans = [], [], [], []
     completions: list[tuple[int, int]] = []
     start = 0  # of the article in the row
     for place, (number, (prompt, branches)) in enumerate(zip(numbers, articles, strict=True)):
@@ -133,6 +171,8 @@ def grow(articles: Sequence[Article], numbers: Sequence[int] | None = None) -> T
             completions.append((number, j))
             begin += len(branch)
         article_of.append(np.full(begin - start, place))
+        lengths = [len(branch) for branch in branches]
+        spans.append(Span(start, last_of_prompt + 1, _groups(last_of_prompt + 1, lengths, len(prompt))))
         start = begin
     return Tree(
         input_ids=_join(pieces)[None],
@@ -143,7 +183,22 @@ def grow(articles: Sequence[Article], numbers: Sequence[int] | None = None) -> T
         targets=_join(targets),
         owner=_join(owner),
         completions=tuple(completions),
+        lengths=tuple(len(branch) for _, branches in articles for branch in branches),
+        articles=tuple(spans),
+        longest=max(len(prompt) + max(map(len, branches)) for prompt, branches in articles),
     )
+
+
+def _groups(begin: int, lengths: Sequence[int], prompt: int) -> tuple[Branches, ...]:
+    """Branches of these lengths, the first at token `begin`, in groups."""
+    groups = [Branches(begin, begin)]
+    for length in lengths:
+        start, end = groups[-1].start, groups[-1].end
+        if end > start and end + length - start > max(_GROUP, prompt // 2):
+            groups.append(Branches(end, end + length))
+        else:
+            groups[-1] = Branches(start, end + length)
+    return tuple(groups)
 
 
 def forest(articles: Sequence[Article], tokens_per_batch: int) -> list[Tree]:

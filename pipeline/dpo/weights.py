@@ -14,6 +14,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from pipeline.dpo import attention
+
 # What a model folder has beside its weights and config. By name, because a folder of ours also holds records of how
 # its weights came about, which are not true of the next ones.
 _COPIED = (
@@ -50,11 +52,12 @@ def load(folder: str | Path, dtype: str | torch.dtype) -> PreTrainedModel:
     for name, value in text_config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
             setattr(text_config, name, 0.0)
+    takes_trees = AutoModelForCausalLM._model_mapping[type(config)]._supports_attention_backend
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=attention.NAME if takes_trees else "sdpa",
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,

@@ -1,0 +1,147 @@
+"""Attention on article trees, as one of Hugging Face's attention implementations: `attn_implementation="article_tree"`.
+
+Any decoder that calls attention through transformers' `AttentionInterface` takes it, and passes `tree=` on to it from
+its own arguments. On CUDA the tree is a FlexAttention block mask (Dong et al., 2024, arXiv 2412.05496), which skips
+what nobody sees. On a CPU there is no such kernel with a backward: each article is cut into pieces that dense kernels
+do well, its prompt (causal) and its branches (the whole prompt, and themselves), so that neither other articles nor
+the upper triangle of the prompt cost anything. Without a tree it is causal attention as ever.
+Left out: dropout (there is none), attention sinks, score soft-capping: models that ask for them are refused.
+"""
+
+import functools
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from pipeline.dpo.tree import Branches, Tree
+
+NAME = "article_tree"
+# What some models pass to their attention, and this one would leave out in silence.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    tree: Tree | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it.
+
+    Args:
+        query: (1, heads, T, head size).
+        key, value: (1, key-value heads, T, head size).
+        attention_mask: only looked at where there is no tree.
+        tree: the row, on the same device.
+        sliding_window: of this layer: a token sees those at most `sliding_window - 1` positions before it.
+
+    Returns:
+        (1, T, heads, head size), and None for the weights, which are never made.
+
+    Raises:
+        ValueError: a row without its tree, or attention of a kind that this is not.
+    """
+    asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    if asked:
+        raise ValueError(f"{type(module).__name__} asks its attention for {asked[0]}, which article trees do not have")
+    if tree is None:
+        if attention_mask is not None and attention_mask.dtype == torch.int8:  # `Tree.placeholder`
+            raise ValueError(f"{type(module).__name__} does not get the tree: its model keeps arguments from it")
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
+        )
+    window = sliding_window if sliding_window is not None and tree.longest > sliding_window else None
+    groups = query.shape[1] // key.shape[1]
+    # FlexAttention shares key-value heads among 2^k query heads; everything else is given copies.
+    if groups > 1 and not (query.is_cuda and groups & (groups - 1) == 0):
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    kernel = on_blocks if query.is_cuda else in_pieces
+    return kernel(query, key, value, tree, scaling, window).transpose(1, 2).contiguous(), None
+
+
+def in_pieces(
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None, window: int | None
+) -> Tensor:
+    """By dense kernels, article by article: its prompt, then its branches, a few at a time."""
+    pieces = []
+    for article in tree.articles:
+        start, end = article.start, article.prompt_end
+        q, k, v = (tensor[:, :, start:end] for tensor in (query, key, value))
+        if window is None or end - start <= window:
+            pieces.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling))
+        else:
+            mask = _sees(tree, slice(start, end), slice(start, end), window)
+            pieces.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
+        for group in article.groups:
+            q = query[:, :, group.start : group.end]
+            k, v = _with_prompt(key, start, end, group), _with_prompt(value, start, end, group)
+            mask = tree.cached((group, window), partial(_group_mask, tree, slice(start, end), group, window))
+            pieces.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
+    return torch.cat(pieces, dim=2)
+
+
+def on_blocks(
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None, window: int | None
+) -> Tensor:
+    """By FlexAttention: compiled on CUDA; elsewhere interpreted, which has no backward and is for tests."""
+    mask = tree.cached(("blocks", window), lambda: block_mask(tree, window))
+    kernel = _compiled() if query.is_cuda else flex_attention
+    return kernel(query, key, value, block_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+
+
+def block_mask(tree: Tree, window: int | None) -> BlockMask:
+    """The tree as FlexAttention wants it: which blocks are empty, which are full, and a function for the others."""
+    article, branch, position = tree.article, tree.branch, tree.position_ids[0]
+
+    def sees(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        # A row lists every token after all that it may see, so the causal triangle is the outer limit.
+        seen = (q >= k) & (article[q] == article[k]) & ((branch[k] == -1) | (branch[q] == branch[k]))
+        return seen if window is None else seen & (position[q] - position[k] < window)
+
+    return create_block_mask(sees, B=None, H=None, Q_LEN=tree.tokens, KV_LEN=tree.tokens, device=article.device)
+
+
+@functools.cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention)
+
+
+def _with_prompt(tensor: Tensor, start: int, end: int, group: Branches) -> Tensor:
+    """Keys or values of a prompt and of some of its branches. Of all of them, or the first, they lie side by side."""
+    if group.start == end:
+        return tensor[:, :, start : group.end]
+    return torch.cat([tensor[:, :, start:end], tensor[:, :, group.start : group.end]], dim=2)
+
+
+def _group_mask(tree: Tree, prompt: slice, group: Branches, window: int | None) -> Tensor:
+    """(tokens of the group, tokens of the prompt and of the group) bool."""
+    own = slice(group.start, group.end)
+    return torch.cat([_sees(tree, own, prompt, window), _sees(tree, own, own, window)], dim=1)
+
+
+def _sees(tree: Tree, queries: slice, keys: slice, window: int | None) -> Tensor:
+    """Which of some tokens of an article see which: (queries, keys) bool."""
+    index = torch.arange(tree.tokens, device=tree.branch.device)
+    seen = index[queries, None] >= index[None, keys]
+    seen &= (tree.branch[None, keys] == -1) | (tree.branch[queries, None] == tree.branch[None, keys])
+    if window is not None:
+        position = tree.position_ids[0]
+        seen &= position[queries, None] - position[None, keys] < window
+    return seen
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # of a forward without a tree
