@@ -1,7 +1,7 @@
 """Log-probabilities of completions on an article tree: the one function for the policy and the reference.
 
 The decoder runs on the whole row; the LM head only on the positions that predict a completion token (`head.py`).
-`check_model` compares with Hugging Face's own forward, one sequence at a time, on a model's first article.
+`passport.py` compares with Hugging Face's own forward, one sequence at a time, before anything is trained.
 Left out: how attention sees the tree (`attention.py`), and models whose answer it cannot give (they are refused).
 """
 
@@ -29,6 +29,7 @@ _UNSUPPORTED = {
 # A recurrent layer carries its state along the row, from one branch into the next: no mask can keep it out.
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 # Largest mean difference per token, in nats, between the tree and one sequence at a time.
+PLAIN = "use another model, or hardware.trainer.article_tree=false, which is slow and takes every model"
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
@@ -36,7 +37,8 @@ def completion_logps(model: PreTrainedModel, tree: Tree) -> Tensor:
     """Log-probability of each completion in the row, given its prompt.
 
     Args:
-        model: a causal LM with `attn_implementation="article_tree"`.
+        model: a causal LM with `attn_implementation="article_tree"`; with another, each completion is a sequence of
+            its own and goes through the model's own forward: slow, and right for every model.
         tree: on the model's device.
 
     Returns:
@@ -46,6 +48,8 @@ def completion_logps(model: PreTrainedModel, tree: Tree) -> Tensor:
         ValueError: a model that the tree cannot score exactly, or an article longer than the model's window.
     """
     refuse(model, tree.longest)
+    if model.config._attn_implementation != attention.NAME:
+        return torch.cat([plain_logps(model, *article) for article in tree.texts()])
     hidden = model.base_model(
         input_ids=tree.input_ids,
         attention_mask=tree.placeholder,
@@ -53,9 +57,7 @@ def completion_logps(model: PreTrainedModel, tree: Tree) -> Tensor:
         use_cache=False,
         tree=tree,
     ).last_hidden_state[0, tree.predictors]
-    outputs = model.get_output_embeddings()
-    token_logps = head.token_logps(hidden, tree.targets, outputs.weight, outputs.bias)
-    return token_logps.new_zeros(len(tree.completions)).index_add(0, tree.owner, token_logps)
+    return _summed(model, hidden, tree.targets, tree.owner, len(tree.completions))
 
 
 def plain_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids]) -> Tensor:
@@ -68,32 +70,51 @@ def plain_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids])
     for completion in completions:
         ids = torch.tensor([[*prompt, *completion]], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        logps = logits.to(_at_least_float32(logits)).log_softmax(-1)
+        logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         totals.append(logps.gather(1, ids[0, len(prompt) :, None]).sum())
     return torch.stack(totals)
 
 
-@torch.no_grad()
-def check_model(model: PreTrainedModel, tree: Tree) -> None:
-    """See that the tree of one article gives what the model itself gives, one sequence at a time.
+def batch_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids]) -> Tensor:
+    """The same numbers as other trainers have them: all completions at once, each after the prompt, padded at the end.
 
-    `completion_logps` refuses what it knows of; this finds the rest: ALiBi, state-space layers, odd heads.
+    Returns:
+        (number of completions,) in nats, as `plain_logps`.
+    """
+    sequences = [torch.tensor([*prompt, *completion]) for completion in completions]
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True).to(model.device)
+    lengths = torch.tensor([len(completion) for completion in completions], device=model.device)
+    column = torch.arange(ids.shape[1], device=model.device)
+    hidden = model.base_model(
+        input_ids=ids, attention_mask=(column < len(prompt) + lengths[:, None]).long(), use_cache=False
+    ).last_hidden_state
+    row, place = torch.nonzero((column >= len(prompt)) & (column < len(prompt) + lengths[:, None]), as_tuple=True)
+    return _summed(model, hidden[row, place - 1], ids[row, place], row, len(completions))
+
+
+def _summed(model: PreTrainedModel, hidden: Tensor, targets: Tensor, owner: Tensor, count: int) -> Tensor:
+    outputs = model.get_output_embeddings()
+    token_logps = head.token_logps(hidden, targets, outputs.weight, outputs.bias)
+    return token_logps.new_zeros(count).index_add(0, owner, token_logps)
+
+
+def disagreement(model: PreTrainedModel, difference: float) -> None:
+    """Refuse a model whose tree and whose own forward, one sequence at a time, differ by more than rounding.
+
+    `refuse` knows of some; this finds the rest: ALiBi, state-space layers, odd heads.
+
+    Args:
+        difference: the largest over completions, in nats per token.
 
     Raises:
-        ValueError: they differ by more than rounding.
+        ValueError: it is too large, or not a number.
     """
-    assert int(tree.article[-1]) == 0 and len(tree.completions) > 1, "check_model takes one article with branches"
-    prompt = tree.input_ids[0, tree.branch == -1].tolist()
-    completions = [tree.targets[tree.owner == j].tolist() for j in range(len(tree.completions))]
-    lengths = torch.bincount(tree.owner)
-    ours, plain = completion_logps(model, tree), plain_logps(model, prompt, completions)
-    difference = float(((ours - plain).abs() / lengths).max())
     limit = _AGREEMENT[model.dtype]
     if not difference <= limit:  # also where it is nan
         raise ValueError(
             f"{type(model).__name__} cannot be scored on a tree: log-probabilities differ from one sequence at a time "
             f"by {difference:.2g} nats per token, where rounding in {model.dtype} gives at most {limit}. The model "
-            "does something that the tree's mask and position_ids do not reach: use another model"
+            f"does something that the tree does not reach: {PLAIN}"
         )
 
 
@@ -105,34 +126,28 @@ def refuse(model: PreTrainedModel, longest: int) -> None:
     """
     config = model.config.get_text_config(decoder=True)
     name = type(model).__name__
-    if model.config._attn_implementation != attention.NAME:
-        raise ValueError(
-            f"{name} runs attention as {model.config._attn_implementation!r}, not as {attention.NAME!r}: load it with "
-            "dpo.weights.load; a model with attention code of its own cannot be given trees"
-        )
-    for setting, neutral in _UNSUPPORTED.items():
-        value = getattr(config, setting, None)
-        if value is not None and value != neutral:
-            raise ValueError(
-                f"{name} has {setting}={value}, which the tree's log-probabilities would leave out: use a model "
-                "without it"
-            )
-    kinds = set(getattr(config, "layer_types", None) or [])
-    if not kinds <= _LAYERS:
-        raise ValueError(f"{name} has layers of kind {sorted(kinds - _LAYERS)}: a tree needs attention in all of them")
-    chunk = getattr(config, "attention_chunk_size", None)
-    if chunk is not None and longest > chunk and kinds != {"full_attention"}:
-        raise ValueError(
-            f"an article with one of its summaries has {longest} tokens, and {name} has attention_chunk_size={chunk}, "
-            "which the tree would look past. Use shorter articles, or another model"
-        )
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise ValueError(
             f"an article with one of its summaries has {longest} tokens, and {name} takes {limit} "
             "(max_position_embeddings): use shorter articles, or a model with a longer context"
         )
-
-
-def _at_least_float32(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
+    if model.config._attn_implementation != attention.NAME:
+        return  # scored one sequence at a time, which was asked for: see `weights.load`
+    for setting, neutral in _UNSUPPORTED.items():
+        value = getattr(config, setting, None)
+        if value is not None and value != neutral:
+            raise ValueError(
+                f"{name} has {setting}={value}, which the tree's log-probabilities would leave out: {PLAIN}"
+            )
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if not kinds <= _LAYERS:
+        raise ValueError(
+            f"{name} has layers of kind {sorted(kinds - _LAYERS)}: a tree needs attention in all of them: {PLAIN}"
+        )
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk is not None and longest > chunk and kinds != {"full_attention"}:
+        raise ValueError(
+            f"an article with one of its summaries has {longest} tokens, and {name} has attention_chunk_size={chunk}, "
+            f"which the tree would look past: {PLAIN}"
+        )

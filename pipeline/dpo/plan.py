@@ -37,22 +37,27 @@ class Step:
     def tokens(self) -> int:
         return sum(example.tokens for example in self.examples)
 
+    @property
+    def naive_tokens(self) -> int:
+        return sum(example.naive_tokens for example in self.examples)
+
 
 @dataclass(frozen=True)
 class MicroBatch:
     """One packed row and its P pairs; P is 0 in one that only keeps step with other workers.
 
     Attributes:
-        tree: the row.
+        tree: the row, of C completions.
         chosen, rejected: (P,) int64, completions of the row.
-        ref_chosen_logps, ref_rejected_logps: (P,) float32, in nats.
+        reference_logps: (C,) float32, in nats; 0 where training goes without a reference.
+        lengths: (C,) float32, tokens of each completion.
     """
 
     tree: Tree
     chosen: Tensor
     rejected: Tensor
-    ref_chosen_logps: Tensor
-    ref_rejected_logps: Tensor
+    reference_logps: Tensor
+    lengths: Tensor
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same on another device."""
@@ -122,21 +127,20 @@ def _micro_batch(examples: Sequence[Example]) -> MicroBatch:
     for example in examples:
         chosen += [len(logps) + pair[0] for pair in example.pairs]
         rejected += [len(logps) + pair[1] for pair in example.pairs]
-        logps += example.reference_logps
-    reference = torch.tensor(logps, dtype=torch.float32)
+        logps += example.reference_logps or [0.0] * len(example.completions)
     return MicroBatch(
-        tree=grow([example.article for example in examples]),
+        tree=(tree := grow([example.article for example in examples])),
         chosen=torch.tensor(chosen),
         rejected=torch.tensor(rejected),
-        ref_chosen_logps=reference[chosen],
-        ref_rejected_logps=reference[rejected],
+        reference_logps=torch.tensor(logps, dtype=torch.float32),
+        lengths=torch.tensor(tree.lengths, dtype=torch.float32),
     )
 
 
 def _nothing() -> MicroBatch:
     """A row without pairs: its loss is an empty sum, its gradient zero, and its collectives are all there."""
-    none, no_logps = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    return MicroBatch(grow([([0], [[0]])]), none, none, no_logps, no_logps)
+    none = torch.zeros(0, dtype=torch.int64)
+    return MicroBatch(grow([([0], [[0]])]), none, none, torch.zeros(1), torch.ones(1))
 
 
 def _hash(*parts: object) -> int:

@@ -10,6 +10,7 @@ Left out: what is done with the row (`logps.py`), and which articles go together
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,14 @@ class Branches:
 
 @dataclass(frozen=True)
 class Span:
-    """Where an article is in the row: its prompt from `start` to `prompt_end`, then its branches, in groups."""
+    """Where an article is in the row: its prompt from `start` to `prompt_end`, then its branches, of these `lengths`.
+
+    `groups` has the same branches, a few at a time.
+    """
 
     start: int
     prompt_end: int
+    lengths: tuple[int, ...]
     groups: tuple[Branches, ...]
 
 
@@ -88,6 +93,15 @@ class Tree:
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
+
+    def texts(self) -> list[Article]:
+        """The articles as they were given: (prompt ids, completions as ids) each."""
+        ids = self.input_ids[0].tolist()
+        articles = []
+        for span in self.articles:
+            ends = list(accumulate(span.lengths, initial=span.prompt_end))
+            articles.append((ids[span.start : span.prompt_end], [ids[a:b] for a, b in pairwise(ends)]))
+        return articles
 
     def mask(self) -> Tensor:
         """Which token may attend to which: (1, 1, T, T) bool on the tree's device, True at [0, 0, query, key].
@@ -171,8 +185,8 @@ def grow(articles: Sequence[Article], numbers: Sequence[int] | None = None) -> T
             completions.append((number, j))
             begin += len(branch)
         article_of.append(np.full(begin - start, place))
-        lengths = [len(branch) for branch in branches]
-        spans.append(Span(start, last_of_prompt + 1, _groups(last_of_prompt + 1, lengths, len(prompt))))
+        lengths = tuple(map(len, branches))
+        spans.append(Span(start, start + len(prompt), lengths, _groups(start + len(prompt), lengths, len(prompt))))
         start = begin
     return Tree(
         input_ids=_join(pieces)[None],
@@ -183,7 +197,7 @@ def grow(articles: Sequence[Article], numbers: Sequence[int] | None = None) -> T
         targets=_join(targets),
         owner=_join(owner),
         completions=tuple(completions),
-        lengths=tuple(len(branch) for _, branches in articles for branch in branches),
+        lengths=tuple(length for span in spans for length in span.lengths),
         articles=tuple(spans),
         longest=max(len(prompt) + max(map(len, branches)) for prompt, branches in articles),
     )
