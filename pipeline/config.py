@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from judges.prompts import WORDINGS
 from pipeline.hardware import Hardware
+from pipeline.objective import check_mixture, loss_names
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -120,9 +121,12 @@ class Pairs(Settings):
 class Training(Settings):
     """DPO. Names as in TRL; a step is `pairs_per_step` pairs over all workers together."""
 
-    loss_type: Literal["sigmoid"] = "sigmoid"
+    loss_type: str | tuple[str, ...] = "sigmoid"  # one, or several to add up; `dpo/losses.py` says what each is
+    loss_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # of several, in their order; None: 1.0 each
+    rpo_alpha: Annotated[float, Field(gt=0)] | None = None  # weight of sft on top, which anchors the chosen; None: none
     beta: Annotated[float, Field(gt=0)] = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # probability that a verdict is wrong
+    simpo_gamma: Annotated[float, Field(ge=0)] = 0.5  # the margin that simpo aims at
     learning_rate: Annotated[float, Field(gt=0)] = 5e-7
     num_train_epochs: Positive = 1
     pairs_per_step: Positive = 36
@@ -133,6 +137,22 @@ class Training(Settings):
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02  # articles held out for reward accuracy
+
+    @field_validator("loss_type", mode="before")
+    @classmethod
+    def _names_losses(cls, value: object) -> str | tuple[str, ...]:
+        return loss_names(value)
+
+    @model_validator(mode="after")
+    def _mixes_losses(self) -> "Training":
+        some_take = {"label_smoothing": self.label_smoothing, "simpo_gamma": self.simpo_gamma}
+        check_mixture(
+            [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type,
+            loss_weights=self.loss_weights,
+            rpo_alpha=self.rpo_alpha,
+            given={name: value for name, value in some_take.items() if value != Training.model_fields[name].default},
+        )
+        return self
 
 
 class Evaluation(Settings):

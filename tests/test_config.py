@@ -12,6 +12,7 @@ from pipeline.config import Config, UserError, load, parse, put
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 DEMO = next(path for path in CONFIGS if path.stem == "demo")
+DEMO_SETTINGS = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -40,7 +41,19 @@ def test_the_reference_setting_is_the_published_one():
         ("rounds=0", "rounds is 0: input should be greater than 0"),
         ("summaries.n=1", "summaries.n is 1: input should be greater than or equal to 2"),
         ("summaries.temperature=0", "summaries.temperature is 0: input should be greater than 0"),
-        ("training.loss_type=dpo", "training.loss_type is 'dpo': input should be 'sigmoid'"),
+        ("training.loss_type=dpo", "training.loss_type has no loss 'dpo'; there are sigmoid, robust, ipo,"),
+        ("training.loss_type=[sigmoid, dpo]", "training.loss_type has no loss 'dpo'; there are sigmoid, robust, ipo,"),
+        ("training.loss_type=[[ipo]]", "training.loss_type has no loss ['ipo']; there are sigmoid, robust, ipo,"),
+        ("training.loss_type=[]", "training.loss_type is []: name a loss, or a list of losses; there are sigmoid,"),
+        ("training.loss_type=1", "training.loss_type is 1: name a loss, or a list of losses; there are sigmoid,"),
+        ("training.loss_type=[ipo, ipo]", "training.loss_type has ipo twice: name it once, with its weight in loss_w"),
+        ("training.loss_weights=[1, 2]", "training.loss_weights has 2 and training.loss_type 1 (sigmoid): give each"),
+        ("training.loss_weights=[0]", "training.loss_weights.0 is 0: input should be greater than 0"),
+        ("training.loss_type=exo_pair", "exo_pair, which is infinite without training.label_smoothing: set one above"),
+        ("training.label_smoothing=0.5", "training.label_smoothing is 0.5: input should be less than 0.5"),
+        ("training.simpo_gamma=1", "training.simpo_gamma is 1, which does nothing with training.loss_type sigmoid: "),
+        ("training.simpo_gamma=-1", "training.simpo_gamma is -1: input should be greater than or equal to 0"),
+        ("training.rpo_alpha=0", "training.rpo_alpha is 0: input should be greater than 0"),
         ("policy.dtype=float16", "policy.dtype is 'float16': input should be 'float32' or 'bfloat16'"),
         ("policy.instruction=Summarize!", "policy.instruction must say where the article goes: {article}"),
         ("judge.kind=cloze", "judge.kind is cloze, which needs no model, and judge.model is set"),
@@ -63,6 +76,50 @@ def test_a_wrong_setting_is_refused_in_one_line(override, line):
         load(DEMO, [override])
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("training", "line"),
+    [
+        (
+            {"loss_type": "ipo", "label_smoothing": 0.1},
+            "training.label_smoothing is 0.1, which does nothing with training.loss_type ipo: leave label_smoothing "
+            "out, or add a loss that takes it (sigmoid, robust, exo_pair, simpo)",
+        ),
+        ({"loss_type": ["hinge", "sft"], "label_smoothing": 0.1}, "does nothing with training.loss_type hinge, sft"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "has 1 and training.loss_type 2 (sigmoid, sft)"),
+        ({"loss_type": ["sigmoid", "sft"], "rpo_alpha": 1.0}, "training.rpo_alpha adds sft, and training.loss_type"),
+        ({"loss_type": "orpo", "rpo_alpha": 1.0}, "training.rpo_alpha adds sft, and orpo in training.loss_type has it"),
+        ({"loss_type": "simpo", "beta": 0}, "training.beta is 0: input should be greater than 0"),
+    ],
+)
+def test_a_mixture_that_makes_no_sense_is_refused(training, line):
+    with pytest.raises(UserError) as caught:
+        parse(DEMO_SETTINGS | {"training": training})
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"loss_type": "ipo"},
+        {"loss_type": "robust", "label_smoothing": 0.1},
+        {"loss_type": "exo_pair", "label_smoothing": 0.001},
+        {"loss_type": ["ipo", "simpo"], "simpo_gamma": 1.5, "label_smoothing": 0.1},
+        {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
+        {"loss_type": "sigmoid", "rpo_alpha": 1.0},
+    ],
+)
+def test_losses_and_mixtures_are_read_and_written_down(training):
+    config = parse(DEMO_SETTINGS | {"training": training})
+    written = config.model_dump(mode="json")
+    assert written["training"] | training == written["training"]
+    assert parse(yaml.safe_load(yaml.safe_dump(written))) == config
+
+
+def test_one_loss_in_a_list_is_the_same_recipe_as_by_itself():
+    assert load(DEMO, ["training.loss_type=[ipo]"]) == load(DEMO, ["training.loss_type=ipo"])
 
 
 def test_every_wrong_setting_is_named_at_once():
@@ -107,7 +164,7 @@ def test_settings_written_down_are_read_back_the_same():
     st.sampled_from(list(Config.model_fields)),
 )
 def test_nothing_but_a_user_error_comes_of_any_value(value, name):
-    raw = yaml.safe_load(DEMO.read_text(encoding="utf-8")) | {name: value}
+    raw = DEMO_SETTINGS | {name: value}
     with contextlib.suppress(UserError):
         parse(raw)
 

@@ -1,94 +1,204 @@
-"""Losses against values computed by hand, and against TRL's own code."""
+"""Losses against values computed by hand, against TRL's own code, and against what a preference loss has to be."""
 
 import math
+from collections.abc import Callable
+from inspect import signature
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
-from pipeline.dpo.losses import LOSSES, sigmoid
+from pipeline.dpo.losses import LOSSES, Objective
+from pipeline.objective import LOSS_SETTINGS
 
-
-def four(*values: float) -> dict[str, torch.Tensor]:
-    names = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
-    return {name: torch.tensor([value]) for name, value in zip(names, values, strict=True)}
-
-
-def test_by_hand() -> None:
-    logps = four(-10.0, -14.0, -11.0, -12.0)  # log ratios +1 and -2: margin 0.1 x 3
-
-    assert float(sigmoid(**logps, beta=0.1)) == pytest.approx(math.log(1 + math.exp(-0.3)), rel=1e-6)
-    smooth = 0.8 * math.log(1 + math.exp(-0.3)) + 0.2 * math.log(1 + math.exp(0.3))
-    assert float(sigmoid(**logps, beta=0.1, label_smoothing=0.2)) == pytest.approx(smooth, rel=1e-6)
+SETTINGS = {"beta": 0.1, "label_smoothing": 0.1, "simpo_gamma": 0.5}
+OF_THE_MARGIN = ("sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "exo_pair")  # at equal lengths
+LOGPS = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 
 
-def test_swapping_the_sides_flips_the_sign_of_the_margin() -> None:
-    assert float(sigmoid(**four(-14.0, -10.0, -12.0, -11.0), beta=0.1)) == pytest.approx(math.log(1 + math.exp(0.3)))
+def alone(loss_type: str, values: dict[str, Any], **settings: float) -> Tensor:
+    return Objective(SETTINGS | settings | {"loss_type": loss_type})(**values)
 
 
-def test_equal_policy_and_reference_give_ln_2() -> None:
-    for name, loss in LOSSES.items():
-        value = float(loss(**four(-3.0, -5.0, -3.0, -5.0), beta=0.1, label_smoothing=0.1))
-        assert value == pytest.approx(math.log(2)), name
+def pair(*logps: float, lengths: tuple[int, int] = (5, 4), mean: float = 8.0) -> dict[str, Any]:
+    values: dict[str, Any] = {name: torch.tensor([value]) for name, value in zip(LOGPS, logps, strict=True)}
+    values["chosen_lengths"], values["rejected_lengths"] = torch.tensor(lengths[:1]), torch.tensor(lengths[1:])
+    return values | {"mean_chosen_length": mean}
 
 
-def test_a_large_margin_stays_finite() -> None:
-    logps = four(-1e4, 0.0, 0.0, -1e4)
-    chosen = logps["chosen_logps"].requires_grad_()
-    loss = sigmoid(**logps, beta=1.0)
-    loss.backward()
+def swapped(values: dict[str, Any]) -> dict[str, Any]:
+    """The other verdict on the same two completions."""
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    return {"_".join(other.get(word, word) for word in name.split("_")): value for name, value in values.items()} | {
+        "mean_chosen_length": values["mean_chosen_length"]
+    }
 
-    assert loss.item() == 2e4 and float(chosen.grad) == -1.0
+
+def minus_log_sigmoid(x: float) -> float:
+    return math.log(1 + math.exp(-x))
+
+
+def log_odds(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+# A pair whose log ratios are +1 and -2, of 5 and 4 tokens, in a step whose chosen have 8 tokens on average.
+BY_HAND = {
+    "sigmoid": 0.9 * minus_log_sigmoid(0.3) + 0.1 * minus_log_sigmoid(-0.3),
+    "robust": (0.9 * minus_log_sigmoid(0.3) - 0.1 * minus_log_sigmoid(-0.3)) / 0.8,
+    "ipo": (1 / 5 + 2 / 4 - 5) ** 2,
+    "hinge": 1 - 0.3,
+    "sigmoid_norm": minus_log_sigmoid(0.1 * (1 / 5 + 2 / 4)),
+    "apo_zero": (1 - 1 / (1 + math.exp(-0.1))) + 1 / (1 + math.exp(0.2)),
+    "apo_down": 1 / (1 + math.exp(-0.1)) + (1 - 1 / (1 + math.exp(-0.3))),
+    "sppo_hard": (1 - 5) ** 2 + (-2 + 5) ** 2,
+    "exo_pair": 1 / (1 + math.exp(-0.3)) * (-minus_log_sigmoid(0.3) - math.log(0.9))
+    + 1 / (1 + math.exp(0.3)) * (-minus_log_sigmoid(-0.3) - math.log(0.1)),
+    "nca_pair": minus_log_sigmoid(0.1) + minus_log_sigmoid(-0.1) / 2 + minus_log_sigmoid(0.2) / 2,
+    "bco_pair": minus_log_sigmoid(0.1) + minus_log_sigmoid(0.2),
+    "sft": 10 / 8,
+    "simpo": 0.9 * minus_log_sigmoid(0.1 * (-10 / 5 + 14 / 4) - 0.5)
+    + 0.1 * minus_log_sigmoid(0.5 - 0.1 * (-10 / 5 + 14 / 4)),
+    "orpo": 10 / 8 + 0.1 * minus_log_sigmoid(log_odds(math.exp(-10 / 5)) - log_odds(math.exp(-14 / 4))),
+}
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_as_trl(loss_type: str) -> None:
+def test_by_hand(loss_type: str) -> None:
+    assert float(alone(loss_type, pair(-10.0, -14.0, -11.0, -12.0))) == pytest.approx(BY_HAND[loss_type], rel=1e-6)
+
+
+def test_without_smoothing_sigmoid_and_robust_are_dpo() -> None:
+    for loss_type in ("sigmoid", "robust"):
+        value = alone(loss_type, pair(-10.0, -14.0, -11.0, -12.0), label_smoothing=0.0)
+        assert float(value) == pytest.approx(minus_log_sigmoid(0.3), rel=1e-6)
+
+
+def test_hinge_is_flat_where_the_margin_is_wide() -> None:
+    assert float(alone("hinge", pair(-10.0, -40.0, -30.0, -20.0))) == 0.0
+
+
+@pytest.mark.parametrize("margin", [-30.0, -1.0, 0.0, 2.0, 50.0])
+def test_robust_is_dpo_on_clean_labels_where_cdpo_is_not(margin: float) -> None:
+    values = pair(margin, 0.0, 0.0, 0.0)
+    clean = alone("sigmoid", values, beta=1.0, label_smoothing=0.0)
+
+    def flipping(loss_type: str) -> Tensor:
+        """The mean over labels of which a fifth is wrong."""
+        settings = {"beta": 1.0, "label_smoothing": 0.2}
+        return 0.8 * alone(loss_type, values, **settings) + 0.2 * alone(loss_type, swapped(values), **settings)
+
+    torch.testing.assert_close(flipping("robust"), clean, atol=1e-5, rtol=1e-5)
+    assert margin == 0.0 or abs(float(flipping("sigmoid") - clean)) > 0.1
+
+
+@pytest.mark.parametrize("loss_type", sorted(LOSSES.keys() - {"sft", "apo_down"}))  # these do not set one up, one down
+def test_another_verdict_pulls_the_other_way(loss_type: str) -> None:
+    values = pair(-6.0, -6.5, -6.0, -6.5, lengths=(5, 5))
+    first, second = values["chosen_logps"].requires_grad_(), values["rejected_logps"].requires_grad_()
+    up, down = torch.autograd.grad(alone(loss_type, values), (first, second))
+    swapped_up, swapped_down = torch.autograd.grad(alone(loss_type, swapped(values)), (first, second))
+
+    assert up < 0 < down and swapped_down < 0 < swapped_up
+    if loss_type in OF_THE_MARGIN:
+        torch.testing.assert_close((up, down), (swapped_down, swapped_up))
+        torch.testing.assert_close(up, -down)
+
+
+@pytest.mark.parametrize("loss_type", sorted(LOSSES.keys() - {"sft"}))
+def test_another_verdict_is_another_loss(loss_type: str) -> None:
+    values = pair(-10.0, -14.0, -11.0, -12.0)
+    assert abs(float(alone(loss_type, values) - alone(loss_type, swapped(values)))) > 1e-3
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_large_margins_stay_finite(loss_type: str) -> None:
+    for logps in ((-1e4, -1e-3, -1e-3, -1e4), (-1e-3, -1e4, -1e4, -1e-3), (0.0, -1e4, 0.0, 0.0), (-1e4, 0.0, 0.0, 0.0)):
+        values = pair(*logps)
+        both = (values["chosen_logps"].requires_grad_(), values["rejected_logps"].requires_grad_())
+        loss = alone(loss_type, values, beta=1.0)
+        gradients = torch.autograd.grad(loss, both, allow_unused=True)
+
+        assert loss.isfinite()
+        assert all(gradient is None or gradient.isfinite() for gradient in gradients)
+
+
+def test_a_lost_pair_is_as_large_as_its_margin() -> None:
+    values = pair(-1e4, 0.0, 0.0, -1e4)
+    chosen = values["chosen_logps"].requires_grad_()
+    loss = alone("sigmoid", values, beta=1.0, label_smoothing=0.0)
+
+    assert loss.item() == 2e4 and torch.autograd.grad(loss, chosen)[0].item() == -1.0
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_gradient_is_that_of_the_value(loss_type: str) -> None:
+    # Margins are kept from 1, where hinge has its corner.
+    logps = torch.tensor([[-3.0, -9.0, -0.2], [-4.0, -7.0, -5.0], [-2.5, -9.5, -1.0], [-5.0, -6.0, -5.5]]).double()
+    lengths = {"chosen_lengths": torch.tensor([3, 7, 1]), "rejected_lengths": torch.tensor([4, 4, 9])}
+
+    def loss(*columns: Tensor) -> Tensor:
+        return alone(loss_type, dict(zip(LOGPS, columns, strict=True)) | lengths | {"mean_chosen_length": 11 / 3})
+
+    assert torch.autograd.gradcheck(loss, tuple(column.clone().requires_grad_() for column in logps))
+
+
+# --- TRL
+
+
+class Batch:
+    """Random log-probabilities of completions of 1 to 9 tokens, after prompts of 1 to 4, as TRL's trainers lay them."""
+
+    def __init__(self, seed: int, pairs: int = 6) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        prompts = torch.randint(1, 5, (pairs,), generator=generator).repeat(2)
+        lengths = torch.randint(1, 10, (2 * pairs,), generator=generator)
+        position = torch.arange(14)
+        self.mask = ((prompts[:, None] <= position) & (position < (prompts + lengths)[:, None])).long()
+        self.tokens = torch.randint(0, 7, self.mask.shape, generator=generator)
+        self.logits = torch.randn(*self.mask.shape, 7, generator=generator)
+        logps = self.logits[:, :-1].log_softmax(-1).gather(-1, self.tokens[:, 1:, None])[..., 0]
+        self.token_logps = logps * self.mask[:, 1:]
+        self.reference = self.token_logps.sum(1) + 3 * torch.randn(2 * pairs, generator=generator)
+        sums, reference, chosen_lengths = self.token_logps.sum(1), self.reference, lengths[:pairs]
+        self.values = {
+            **dict(zip(LOGPS, (*sums.chunk(2), *reference.chunk(2)), strict=True)),
+            "chosen_lengths": chosen_lengths,
+            "rejected_lengths": lengths[pairs:],
+            "mean_chosen_length": float(chosen_lengths.float().mean()),
+        }
+
+
+def trl_dpo(batch: Batch, settings: dict[str, Any]) -> Tensor:
     """TRL's loss is inside a method of its trainer: call that, on an object with no more than it looks at."""
     dpo_trainer = pytest.importorskip("trl.trainer.dpo_trainer")
-    generator = torch.Generator().manual_seed(0)
-    for beta in (0.01, 0.1, 1.0):
-        chosen, rejected, ref_chosen, ref_rejected = -60 * torch.rand(4, 1, generator=generator)
-        # One token per completion; its log-probability is the sequence's. Rows are [chosen, rejected].
-        log_probs = torch.stack([chosen, rejected])
-        outputs = SimpleNamespace(
-            log_probs=log_probs,
-            entropy=torch.zeros(2, 1),
-            mean_logits=torch.zeros(2, 1),
-            is_top1=torch.zeros(2, 1).bool(),
-        )
-        trainer = SimpleNamespace(
-            model=SimpleNamespace(training=False),
-            accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
-            aux_loss_enabled=False,
-            ld_alpha=None,
-            precompute_ref_logps=True,
-            f_divergence_type="reverse_kl",
-            loss_types=[loss_type],
-            loss_weights=[1.0],
-            beta=beta,
-            label_smoothing=0.0,
-            use_weighting=False,
-            _total_train_tokens=0,
-            _tp_size=1,
-            _metrics={"eval": {name: [] for name in METRICS}},
-        )
-        inputs = {
-            "input_ids": torch.ones(2, 2, dtype=torch.int64),
-            "completion_mask": torch.tensor([[0, 1], [0, 1]]),
-            "ref_chosen_logps": ref_chosen,
-            "ref_rejected_logps": ref_rejected,
-        }
-        trl = dpo_trainer.DPOTrainer._compute_loss(
-            trainer, lambda outputs=outputs, **_: outputs, inputs, return_outputs=False
-        )
-        ours = LOSSES[loss_type](
-            chosen_logps=chosen,
-            rejected_logps=rejected,
-            ref_chosen_logps=ref_chosen,
-            ref_rejected_logps=ref_rejected,
-            beta=beta,
-        )
-        torch.testing.assert_close(ours.mean(), trl)
+    zeros = torch.zeros_like(batch.token_logps)
+    outputs = SimpleNamespace(log_probs=batch.token_logps, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+    names = [settings["loss_type"]] if isinstance(settings["loss_type"], str) else list(settings["loss_type"])
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=names,
+        loss_weights=settings.get("loss_weights") or [1.0] * len(names),
+        beta=settings["beta"],
+        label_smoothing=settings["label_smoothing"],
+        use_weighting=False,
+        _total_train_tokens=0,
+        _tp_size=1,
+        _metrics={"eval": {name: [] for name in METRICS}},
+    )
+    chosen, rejected = batch.reference.chunk(2)
+    inputs = {"input_ids": batch.tokens, "completion_mask": batch.mask}
+    inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+    return dpo_trainer.DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, return_outputs=False)
 
 
 METRICS = (
@@ -103,3 +213,115 @@ METRICS = (
     "logps/chosen",
     "logps/rejected",
 )
+MIXTURES: dict[str, dict[str, Any]] = {
+    "rpo": {"loss_type": ("sigmoid", "sft"), "label_smoothing": 0.0},
+    "mpo": {"loss_type": ("ipo", "bco_pair", "sft"), "loss_weights": (0.8, 0.2, 1.5)},
+}
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("loss_type", [*sorted(LOSSES.keys() - {"simpo", "orpo"}), *MIXTURES])
+def test_as_trl(loss_type: str, beta: float) -> None:
+    # TRL's "sigmoid" looks at no label smoothing.
+    settings = SETTINGS | {"beta": beta, "loss_type": loss_type, "label_smoothing": 0.1 * (loss_type != "sigmoid")}
+    settings |= MIXTURES.get(loss_type, {})
+    for seed in range(3):
+        batch = Batch(seed)
+        torch.testing.assert_close(Objective(settings)(**batch.values).mean(), trl_dpo(batch, settings))
+
+
+def test_rpo_alpha_is_trls_mixture_with_sft() -> None:
+    batch = Batch(0)
+    ours = Objective({"loss_type": "ipo", "rpo_alpha": 0.7, "beta": 0.1})(**batch.values).mean()
+    theirs = trl_dpo(batch, SETTINGS | {"loss_type": ("ipo", "sft"), "loss_weights": (1.0, 0.7)})
+    torch.testing.assert_close(ours, theirs)
+
+
+def averages(trainer: Callable[..., Any], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean log-probability of the tokens of a completion, by TRL's code."""
+    labels = batch.tokens.masked_fill(batch.mask == 0, -100)
+    return trainer.get_batch_logps(batch.logits, labels, average_log_prob=True).chunk(2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_simpo_and_cdpo_as_trls_cpo_trainer(smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    cpo = pytest.importorskip("trl.experimental.cpo.cpo_trainer").CPOTrainer
+    settings = {"beta": 2.0, "label_smoothing": smoothing, "simpo_gamma": 1.2}
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), alpha=0.0, **settings)
+    batch = Batch(1)
+
+    trainer.loss_type = "simpo"
+    torch.testing.assert_close(
+        alone("simpo", batch.values, **settings), cpo.cpo_loss(trainer, *averages(cpo, batch))[0]
+    )
+    trainer.loss_type = "sigmoid"  # smoothed there, and on log ratios it is cDPO
+    ratios = (batch.token_logps.sum(1) - batch.reference).chunk(2)
+    torch.testing.assert_close(alone("sigmoid", batch.values, **settings), cpo.cpo_loss(trainer, *ratios)[0])
+
+
+def test_orpo_as_trls_orpo_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    orpo = pytest.importorskip("trl.experimental.orpo.orpo_trainer").ORPOTrainer
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), beta=0.3)
+    batch = Batch(2)
+    odds = orpo.odds_ratio_loss(trainer, *averages(orpo, batch))[0]
+    torch.testing.assert_close(
+        alone("orpo", batch.values, beta=0.3), alone("sft", batch.values) - odds, rtol=1e-5, atol=1e-6
+    )
+
+
+# --- Mixtures
+
+
+def test_the_light_table_says_what_each_loss_takes() -> None:
+    assert list(LOSS_SETTINGS) == list(LOSSES)
+    for name, settings in LOSS_SETTINGS.items():
+        assert tuple(value for value in signature(LOSSES[name]).parameters if value in SETTINGS) == settings
+
+
+def test_only_what_looks_at_the_reference_needs_one() -> None:
+    free = {"sft", "simpo", "orpo"}
+    batch = Batch(0).values
+    for name in LOSSES:
+        objective = Objective(SETTINGS | {"loss_type": name})
+        assert objective.needs_reference == (name not in free)
+        if name in free:
+            objective(**{key: value for key, value in batch.items() if not key.startswith("ref_")})
+    assert Objective({"loss_type": ("simpo", "hinge")}).needs_reference
+    assert not Objective({"loss_type": "simpo", "rpo_alpha": 1.0}).needs_reference
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_no_pairs_have_no_losses(loss_type: str) -> None:
+    values = {name: value[:0] if isinstance(value, Tensor) else value for name, value in Batch(0).values.items()}
+    assert alone(loss_type, values).shape == (0,)
+
+
+weights = st.floats(0.01, 10)
+mixtures = st.dictionaries(st.sampled_from(sorted(LOSSES)), weights, min_size=1, max_size=4)
+
+
+@given(mixtures, st.none() | weights, st.integers(0, 9))
+def test_a_mixture_is_the_weighted_sum(mixture: dict[str, float], alpha: float | None, seed: int) -> None:
+    values = Batch(seed).values
+    alpha = None if mixture.keys() & {"sft", "orpo"} else alpha
+    mixed = SETTINGS | {"loss_type": tuple(mixture), "loss_weights": tuple(mixture.values()), "rpo_alpha": alpha}
+    parts = [(weight, name) for name, weight in mixture.items()] + ([(alpha, "sft")] if alpha is not None else [])
+    expected = sum(weight * alone(name, values) for weight, name in parts)
+    torch.testing.assert_close(Objective(mixed)(**values), expected)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.floats(-200, 0, width=32), st.integers(0, 3)), min_size=1, max_size=12)
+)
+def test_sft_is_the_token_mean_of_the_step_under_any_packing(pairs: list[tuple[int, float, int]]) -> None:
+    """Pairs are (tokens, log-probability, micro-batch); a micro-batch may be empty."""
+    tokens = sum(length for length, _, _ in pairs)
+    total = torch.zeros(())
+    for number in range(4):
+        logps = torch.tensor([logp for _, logp, batch in pairs if batch == number])
+        losses = alone("sft", {"chosen_logps": logps, "mean_chosen_length": tokens / len(pairs)})
+        assert losses.shape == logps.shape
+        total += losses.sum() / len(pairs)
+    assert float(total) == pytest.approx(-sum(logp for _, logp, _ in pairs) / tokens, rel=1e-5, abs=1e-6)
