@@ -45,7 +45,8 @@ Answer = str | None
 class Prompt:
     """One request to a model: chat messages, the shape its reply must have, and how to sample it.
 
-    `regex` constrains decoding (None: free text); `temperature` 0 is greedy; `n` samples share one prefill.
+    `regex` constrains decoding (None: free text); `temperature` 0 is greedy; `n` samples share one prefill; with
+    `logprobs` each sample comes with its log-probability.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -54,6 +55,7 @@ class Prompt:
     temperature: float = 0.0
     top_p: float = 1.0
     n: int = 1
+    logprobs: bool = False
 
 
 class Judge(Protocol):

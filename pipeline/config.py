@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from judges.prompts import WORDINGS
 from pipeline.hardware import Hardware
-from pipeline.objective import check_mixture, loss_names
+from pipeline.objective import REFERENCE_FREE, check_mixture, loss_names
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -101,6 +101,7 @@ class Summaries(Settings):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Positive = 256
+    logprobs: bool = False  # keep the engine's log-probability of every sample; else of one article in 16, to compare
     max_skipped: Share = 0.5
 
 
@@ -116,6 +117,18 @@ class Pairs(Settings):
     min_words: Natural = 5
     max_words: Positive = 200
     max_per_article: Positive = 3
+
+
+class References(Settings):
+    """Where the reference's log-probabilities come from.
+
+    `trainer`: the training code, on the round's own policy. `sampler`: the engine that sampled gave them, and none are
+    computed but for a check. `none`: there are none, for losses that do without (sft, simpo, orpo).
+    """
+
+    source: Literal["trainer", "sampler", "none"] = "trainer"
+    check_articles: Positive = 16  # of `sampler`: on so many the trainer is asked too
+    max_difference: Annotated[float, Field(gt=0)] = 0.02  # of `sampler`: mean nats per token; more stops the run
 
 
 class Training(Settings):
@@ -137,11 +150,24 @@ class Training(Settings):
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02  # articles held out for reward accuracy
+    eval_steps: Positive | None = None  # steps between evaluations of those; None: once an epoch
+    metric_for_best_model: Literal["eval_rewards/accuracies", "eval_loss"] = "eval_rewards/accuracies"
+    load_best_model_at_end: bool = False  # the policy is the best that an evaluation saw, not the last
+    early_stopping_patience: Positive | None = None  # evaluations without a better one; None: train to the end
 
     @field_validator("loss_type", mode="before")
     @classmethod
     def _names_losses(cls, value: object) -> str | tuple[str, ...]:
         return loss_names(value)
+
+    @model_validator(mode="after")
+    def _can_tell_the_best(self) -> "Training":
+        for name in ("load_best_model_at_end", "early_stopping_patience"):
+            if getattr(self, name) and not self.eval_fraction:
+                raise ValueError(
+                    f"training.{name} is set and training.eval_fraction is 0: hold articles out to tell what is best"
+                )
+        return self
 
     @model_validator(mode="after")
     def _mixes_losses(self) -> "Training":
@@ -153,6 +179,16 @@ class Training(Settings):
             given={name: value for name, value in some_take.items() if value != Training.model_fields[name].default},
         )
         return self
+
+
+def check_reference(references: References, training: Training) -> None:
+    """Raise ValueError where a loss compares with a reference that is not to be there."""
+    losses = [training.loss_type] if isinstance(training.loss_type, str) else training.loss_type
+    if references.source == "none" and (comparing := [loss for loss in losses if loss not in REFERENCE_FREE]):
+        raise ValueError(
+            f"references.source is none, and training.loss_type has {', '.join(comparing)}, which compares with a "
+            f"reference: leave the source out, or train with {', '.join(sorted(REFERENCE_FREE))}"
+        )
 
 
 class Evaluation(Settings):
@@ -190,6 +226,7 @@ class Config(Settings):
     summaries: Summaries = Summaries()
     scores: Scores = Scores()
     pairs: Pairs = Pairs()
+    references: References = References()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     baselines: Baselines = Baselines()
@@ -208,6 +245,9 @@ class Config(Settings):
                 f"pairs.threshold is {self.pairs.threshold} and questions.min_questions only "
                 f"{self.questions.min_questions}: no summary of an article with so few questions could reach it"
             )
+        if self.references.source == "sampler" and not self.summaries.logprobs:
+            raise ValueError("references.source is sampler, which needs what summaries.logprobs=true keeps: set it too")
+        check_reference(self.references, self.training)
         for name, longest in (("summaries", self.summaries.max_tokens), ("evaluation", self.evaluation.max_tokens)):
             if self.policy.max_model_len is not None and longest >= self.policy.max_model_len:
                 raise ValueError(

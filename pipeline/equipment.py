@@ -31,13 +31,14 @@ def equip(
         root, address: of the artifact that is to be made.
         tick: what shows the progress.
     """
-    model = next((locate(artifact.record["model"]) for artifact in inputs if "model" in artifact.record), None)
+    policy = next((artifact.record for artifact in inputs if "model" in artifact.record), {})
+    model = locate(policy["model"]) if policy else None
     # Another seed for every table, so that no two rounds draw alike; the run's name has no part in it.
     seed = zlib.crc32(f"{config.seed}/{address}".encode())
     there = {
         "policy_engine": lambda: _policy_engine(config, model, seed),
         "judge_engine": lambda: _judge_engine(config, seed),
-        "scorer": lambda: _scorer(config, model),
+        "scorer": lambda: _scorer(config, model, policy.get("digest")),
         "trainer": lambda: config.hardware.trainer,
         "together": lambda: config.hardware.together,
         "folder": lambda: f"{root}/{address}",
@@ -60,14 +61,14 @@ def _judge_engine(config: Config, seed: int) -> Pool:
     return Pool(partial(_vllm, model, judge.dtype, judge.max_model_len, seed, hardware), hardware)
 
 
-def _scorer(config: Config, model: str | None) -> Pool:
+def _scorer(config: Config, model: str | None, digest: str | None) -> Pool:
     """Frozen references, on the hardware that will train: the values then come from the same kernels."""
-    assert model is not None, "a stage that scores has a policy among its inputs"
+    assert model is not None and digest is not None, "a stage that scores has a policy among its inputs"
     trainer = config.hardware.trainer
     hardware = EngineHardware(
         replicas=trainer.workers, gpus_per_replica=trainer.gpus_per_worker, cpus_per_replica=trainer.cpus_per_worker
     )
-    return Pool(partial(load_reference, model, config.policy.dtype, trainer.gpus_per_worker > 0), hardware)
+    return Pool(partial(load_reference, model, config.policy.dtype, digest, trainer), hardware)
 
 
 def _vllm(model: str, dtype: str, max_model_len: int | None, seed: int, hardware: EngineHardware) -> Engine:

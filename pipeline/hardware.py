@@ -37,6 +37,17 @@ class Trainer(_Hardware):
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     tokens_per_batch: Annotated[int, Field(gt=0)] = 8192  # of one packed row: bounds a worker's memory
+    article_tree: bool = True  # off: every completion with a prompt of its own; slow, for models that cannot be packed
+    gradient_checkpointing: bool = False  # keep each layer's input only, run it again: less memory, a third more time
+    cpu_offload: bool = False  # weights and optimizer in the CPU's memory between uses; for GPUs
+    torch_compile: bool = False  # compile the decoder's layers: a minute or two at the start, faster steps on a GPU
+    save_steps: Annotated[int, Field(gt=0)] = 50  # updates between checkpoints
+
+    @model_validator(mode="after")
+    def _offload_needs_a_gpu(self) -> "Trainer":
+        if self.cpu_offload and not self.gpus_per_worker:
+            raise ValueError("hardware.trainer.cpu_offload keeps a GPU's memory free, and gpus_per_worker is 0")
+        return self
 
 
 class Hardware(_Hardware):

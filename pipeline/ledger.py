@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 from pipeline.config import UserError
 
 RECORD = "record.json"
+BEGUN = "begun.json"  # while an artifact is being made
 LOCK = "lock.json"
 REMAKE = "remake.json"
 
@@ -111,9 +112,23 @@ class Ledger:
         with contextlib.suppress(FileNotFoundError):
             self.fs.delete_dir(self.path(address))
 
+    def begin(self, address: str, recipe: dict[str, Any]) -> None:
+        """Note by which recipe an artifact is being made, for whoever has to go on with it."""
+        self.write(f"{address}/{BEGUN}", json.dumps(recipe))
+
+    def begun(self, address: str) -> dict[str, Any] | None:
+        """The recipe of an unfinished artifact at an address; None if there is none, or it is finished."""
+        text = self.read(f"{address}/{BEGUN}")
+        try:
+            return None if text is None or self.find(address) else json.loads(text)
+        except ValueError:
+            return None  # damaged: it is made from the beginning
+
     def finish(self, address: str, record: dict[str, Any]) -> Artifact:
         """Write the record: from now on the artifact is there."""
         self.write(f"{address}/{RECORD}", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_file(self.path(f"{address}/{BEGUN}"))
         return Artifact(self.root, address, record)
 
     # A remake that was asked for

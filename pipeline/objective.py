@@ -23,6 +23,8 @@ LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
     "simpo": ("beta", "label_smoothing", "simpo_gamma"),
     "orpo": ("beta",),
 }
+# What compares with no reference. TRL has simpo and orpo in trainers of their own.
+REFERENCE_FREE = frozenset({"sft", "simpo", "orpo"})
 
 
 def loss_names(value: object) -> str | tuple[str, ...]:

@@ -7,7 +7,7 @@ how a step is taken (`dpo/`).
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.config import Training, UserError
+from pipeline.config import References, Training, UserError
 from pipeline.hardware import Trainer
 from pipeline.ledger import Artifact, remove
 from pipeline.models import fetch, locate
@@ -29,35 +29,42 @@ def adopt(*, model: str) -> dict[str, Any]:
         raise UserError(f"policy.model is {model!r}: {error}") from None
 
 
-@stage("policy", version=1, settings=("training", "policy.dtype", "seed"), uses=("trainer", "folder", "progress"))
+@stage(
+    "policy",
+    version=2,
+    settings=("training", "references", "policy.dtype", "seed"),
+    uses=("trainer", "folder", "progress"),
+    resumes=True,
+)
 def train(
-    references: Artifact,
+    rows: Artifact,
     policy: Artifact,
     *,
     training: Training,
+    references: References,
     dtype: str,
     seed: int,
     trainer: Trainer,
     folder: str,
     progress: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Train `policy` on the pairs of `references`, whose log-probabilities are its own; write it to `folder`."""
+    """Train `policy` on the pairs of `rows`, whose reference log-probabilities are its own; write it to `folder`.
+
+    Cut off, it goes on from the last checkpoint in `folder`.
+    """
     from pipeline.dpo import worker
     from pipeline.dpo.weights import digest
 
     checkpoints = f"{folder}/checkpoints"
     try:
         result = worker.train(
-            rows_path=references.uri,
+            rows_path=rows.uri,
             model_path=locate(policy.record["model"]),
             out_path=folder,
-            settings=training.model_dump() | {"dtype": dtype, "seed": seed},
-            workers=trainer.workers,
-            gpus_per_worker=trainer.gpus_per_worker,
-            cpus_per_worker=trainer.cpus_per_worker,
-            tokens_per_batch=trainer.tokens_per_batch,
+            settings=training.model_dump() | {"dtype": dtype, "seed": seed, "references": references.model_dump()},
+            hardware=trainer,
             checkpoint_path=checkpoints,
-            reference_digest=policy.record["digest"],
+            reference_digest=None if references.source == "none" else policy.record["digest"],
             on_progress=progress,
         )
     except ValueError as error:

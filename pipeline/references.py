@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from ray.data import Dataset
 
+from pipeline.config import References
 from pipeline.engines.pool import Pool
 from pipeline.hardware import Trainer
-from pipeline.models import fetch
-from pipeline.rows import Outcome, Row
+from pipeline.rows import Outcome, Row, each
 from pipeline.stage import stage
 
 if TYPE_CHECKING:
@@ -21,30 +21,53 @@ if TYPE_CHECKING:
 
 @stage(
     "references",
-    version=1,
-    settings=("policy.dtype",),
+    version=2,
+    settings=("policy.dtype", "references"),
     uses=("scorer", "trainer"),
     writes=("reference_logps", "reference_digest"),
 )
-def anchor(rows: Dataset, digest: str, *, dtype: str, scorer: Pool, trainer: Trainer) -> Dataset:
+def anchor(
+    rows: Dataset, digest: str, *, dtype: str, references: References, scorer: Pool, trainer: Trainer
+) -> Dataset:
     """Add `reference_logps`, aligned with `summaries`, and the digest of the weights that gave them.
+
+    Rows stream through: articles can be scored while others are still being judged.
 
     Args:
         rows: articles with pairs.
         digest: of the weights that `scorer` holds.
         dtype: of those weights, and of all but the log-softmax (which is float32).
+        references: where the values come from.
         scorer: models rather than engines: `load_reference`, once an actor.
         trainer: for `tokens_per_batch`, so that rows are packed as in training.
     """
-    return scorer.map(rows, partial(_score, digest, trainer.tokens_per_batch), anchor.writes)
+    match references.source:
+        case "none":
+            return each(rows, lambda row: dict.fromkeys(anchor.writes), anchor.writes)
+        case "sampler":
+            return each(rows, partial(_sampled, digest), anchor.writes)
+        case "trainer":
+            return scorer.map(rows, partial(_score, digest, trainer.tokens_per_batch), anchor.writes)
 
 
-def load_reference(name: str, dtype: str, gpu: bool) -> "PreTrainedModel":
-    """The frozen reference, on its device."""
-    from pipeline.dpo.weights import load
+def _sampled(digest: str, row: Row) -> Outcome:
+    """The values that came with the samples. The trainer compares some of them with its own (`dpo/passport.py`)."""
+    return {"reference_logps": [summary["logp"] for summary in row["summaries"]], "reference_digest": digest}
 
-    model = load(fetch(name), dtype).requires_grad_(False)
-    return model.to("cuda") if gpu else model
+
+def load_reference(name: str, dtype: str, digest: str, trainer: Trainer) -> "PreTrainedModel":
+    """The frozen reference, on the device of a training worker.
+
+    Raises:
+        ValueError: its weights are not those of the digest: a file was changed since the policy was recorded.
+    """
+    from pipeline.dpo import weights
+
+    found = weights.digest(name)
+    if found != digest:
+        raise ValueError(f"{name} holds weights {found}, and its record says {digest}: put the recorded weights back")
+    model = weights.load(name, dtype, article_tree=trainer.article_tree).requires_grad_(False)
+    return model.to("cuda") if trainer.gpus_per_worker else model
 
 
 def _score(digest: str, tokens_per_batch: int, model: "PreTrainedModel", rows: list[Row]) -> list[Outcome]:

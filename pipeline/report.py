@@ -86,11 +86,7 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
                 "training": training,
             }
         )
-        if training["chosen_fell"] > 0.5:
-            metrics["notes"].append(
-                f"Round {current.number}: the chosen summary became less likely in {training['chosen_fell']:.0%} of "
-                "pairs (displacement)."
-            )
+        metrics["notes"] += [f"Round {current.number}: {warning}." for warning in training["warnings"]]
         previous = ours
     if metrics["base"]["n"] < _FEW:
         metrics["notes"].append(

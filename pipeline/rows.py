@@ -19,7 +19,14 @@ Outcome = Row | Skip
 _QUESTION = pa.struct(
     {"question_id": pa.string(), "question": pa.string(), "options": pa.list_(pa.string()), "answer": pa.int32()}
 )
-_SUMMARY = pa.struct({"text": pa.string(), "token_ids": pa.list_(pa.int32()), "finish_reason": pa.string()})
+_SUMMARY = pa.struct(
+    {
+        "text": pa.string(),
+        "token_ids": pa.list_(pa.int32()),
+        "finish_reason": pa.string(),
+        "logp": pa.float32(),  # of these tokens by the engine that sampled them, in nats; null where it was not asked
+    }
+)
 _SCORE = pa.struct(
     {
         "answers": pa.list_(pa.string()),  # an option's letter, "unsure", or null: unread

@@ -124,7 +124,9 @@ class Run(Survey):
 
     def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
         recipe = self.recipe(stage, inputs)
-        self.ledger.clear(address)
+        if not (stage.resumes and self.ledger.begun(address) == recipe):
+            self.ledger.clear(address)
+            self.ledger.begin(address, recipe)
         build, began, uri = uuid.uuid4().hex[:12], time.monotonic(), f"{self.ledger.root}/{address}"
         total = next((_count(artifact, stage.split) for artifact in inputs if "kept" in artifact.record), None)
         files = not stage.writes

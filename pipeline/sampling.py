@@ -4,6 +4,7 @@ Kept are the prompt's token ids, and of each sample the token ids with the stop 
 Training uses these very ids: text tokenized again is another sequence, and off-policy.
 """
 
+import zlib
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +24,7 @@ def sample(rows: Dataset, prompt: Prompt, writer: str, pool: Pool) -> Dataset:
 
 
 def _sample(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) -> list[Outcome]:
-    replies = engine.generate([about(prompt, row["article"]) for row in rows])
+    replies = engine.generate([_ask(prompt, row) for row in rows])
     return [
         Skip(reply.error)
         if reply.error
@@ -35,6 +36,12 @@ def _sample(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) -> lis
         }
         for reply in replies
     ]
+
+
+def _ask(prompt: Prompt, row: Row) -> Prompt:
+    # Sampled for training, a few articles' samples come with log-probabilities: the trainer's are compared with them.
+    compared = prompt.n > 1 and zlib.crc32(row["article_id"].encode()) % 16 == 0
+    return replace(about(prompt, row["article"]), logprobs=prompt.logprobs or compared)
 
 
 def about(prompt: Prompt, article: str) -> Prompt:

@@ -23,6 +23,8 @@ class Stage:
         uses: what the run must provide and the result does not depend on: see `equipment.equip`.
         writes: the columns that it adds to each row.
         split: the rows that it is given, "train" or "eval"; None: all.
+        resumes: it goes on from what a making of the same recipe, cut off, has left in its folder; else that is
+            removed first.
         limits: settings named max_skipped (share of rows) or max_unread (share of answers). Past one the run stops;
             no limit is part of the recipe, since it changes no row.
     """
@@ -36,6 +38,7 @@ class Stage:
     writes: tuple[str, ...] = ()
     split: str | None = None
     limits: tuple[str, ...] = ()
+    resumes: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

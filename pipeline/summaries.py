@@ -14,7 +14,7 @@ from pipeline.stage import stage
 
 @stage(
     "summaries",
-    version=1,
+    version=2,
     settings=("summaries", "policy", "seed"),
     uses=("policy_engine",),
     writes=SAMPLED,
@@ -31,6 +31,11 @@ def write(
         writer: the build id of the policy that `policy_engine` runs.
     """
     prompt = Prompt(
-        user(policy.instruction), summaries.max_tokens, None, summaries.temperature, summaries.top_p, summaries.n
+        messages=user(policy.instruction),
+        max_tokens=summaries.max_tokens,
+        temperature=summaries.temperature,
+        top_p=summaries.top_p,
+        n=summaries.n,
+        logprobs=summaries.logprobs,
     )
     return sample(rows, prompt, writer, policy_engine)

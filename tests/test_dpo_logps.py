@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -19,8 +20,10 @@ from transformers import (
     StableLmConfig,
 )
 
-from pipeline.dpo import attention, head
-from pipeline.dpo.logps import check_model, completion_logps, plain_logps, refuse
+from pipeline.dpo import attention, head, passport
+from pipeline.dpo.example import Example
+from pipeline.dpo.logps import completion_logps, plain_logps, refuse
+from pipeline.dpo.sharding import Policy
 from pipeline.dpo.tree import Article, forest, grow
 
 VOCABULARY = 97
@@ -158,19 +161,62 @@ def test_bf16_weights_give_float32_sums() -> None:
     assert not torch.equal(logps, logps.bfloat16().float())
 
 
+def examples_for(model: PreTrainedModel) -> list[Example]:
+    """Three articles, whose sampler was off by 0.01 nats per token in the first and did not say in the others."""
+    examples = []
+    for number, (prompt, completions) in enumerate(articles_of(seed=4)[:3]):
+        with torch.no_grad():
+            logps = plain_logps(model, prompt, completions).tolist()
+        sampled = [logp + 0.01 * len(c) if number == 0 else None for logp, c in zip(logps, completions, strict=True)]
+        ids = tuple(np.array(completion) for completion in completions)
+        examples.append(Example(f"article-{number}", np.array(prompt), ids, ((0, 1),), tuple(logps), tuple(sampled)))
+    return examples
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_models_we_know_pass_the_check(name: str) -> None:
-    check_model(model_of(CONFIGS[name]), grow([([1, 2, 3], [[4, 5], [6, 7, 8]])]))
+def test_the_passport_of_models_we_know(name: str) -> None:
+    model = model_of(CONFIGS[name])
+    values = passport.measure(Policy(model), examples_for(model), torch.device("cpu"))
+
+    assert values["dtype"] == "float32" and values["attention"] == "sdpa" and values["articles"] == 3
+    for way in ("tree_vs_plain", "packed_vs_single", "batch_1_vs_n"):
+        assert 0 <= values[way] < 1e-4, way
+    assert values["vllm_vs_trainer_max"] == pytest.approx(0.01, abs=1e-5)
+    assert values["vllm_vs_trainer_mean"] == pytest.approx(0.01, abs=1e-5)
+
+
+def test_a_sampler_that_is_too_far_off_is_no_reference() -> None:
+    model = model_of(CONFIGS["llama"])
+    settings = {"source": "sampler", "check_articles": 2, "max_difference": 0.02}
+    examples = examples_for(model)
+
+    assert passport.measure(Policy(model), examples, torch.device("cpu"), settings)["vllm_vs_trainer_mean"] < 0.02
+    with pytest.raises(ValueError, match="by 0.01 nats per token .*references.max_difference allows"):
+        passport.measure(Policy(model), examples, torch.device("cpu"), settings | {"max_difference": 0.005})
 
 
 def test_a_model_that_ignores_positions_is_found_out() -> None:
     """As those do that count them along the row."""
     model = model_of(CONFIGS["llama"])
+    examples = examples_for(model)
     model.model.register_forward_pre_hook(
         lambda _, args, kwargs: (args, kwargs | {"position_ids": None}), with_kwargs=True
     )
     with pytest.raises(ValueError, match="LlamaForCausalLM cannot be scored on a tree"):
-        check_model(model, grow([([1, 2, 3], [[4, 5], [6, 7, 8]])]))
+        passport.measure(Policy(model), examples, torch.device("cpu"))
+
+
+def test_a_model_that_takes_no_trees_goes_the_slow_way() -> None:
+    """Soft-capped logits: the tree is refused, and one sequence at a time is right."""
+    config = Gemma2Config(**SMALL, head_dim=8, initializer_range=0.3)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    articles = articles_of(seed=5)
+    plain, ours = one_at_a_time(model, articles), on_trees(model, articles, 100)
+
+    assert ours.keys() == plain.keys()
+    assert all(torch.equal(ours[key], plain[key]) for key in plain)
+    assert passport.measure(Policy(model), examples_for(model), torch.device("cpu"))["attention"] == "plain"
 
 
 def test_a_window_in_chunks_is_refused_when_it_would_be_overlooked() -> None:
@@ -190,12 +236,6 @@ def test_logits_that_are_changed_after_the_head_are_refused() -> None:
 def test_an_article_beyond_the_context_is_refused() -> None:
     with pytest.raises(ValueError, match="has 129 tokens, and GPT2LMHeadModel takes 128"):
         refuse(model_of(CONFIGS["gpt2"]), 129)
-
-
-def test_other_attention_is_refused() -> None:
-    model = AutoModelForCausalLM.from_config(CONFIGS["llama"], attn_implementation="eager")
-    with pytest.raises(ValueError, match="attention as 'eager'"):
-        refuse(model, 10)
 
 
 def test_attention_of_another_kind_is_refused() -> None:

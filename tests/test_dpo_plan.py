@@ -107,9 +107,10 @@ def gradient(
             losses = sigmoid(
                 chosen_logps=logps[batch.chosen],
                 rejected_logps=logps[batch.rejected],
-                ref_chosen_logps=batch.ref_chosen_logps,
-                ref_rejected_logps=batch.ref_rejected_logps,
+                ref_chosen_logps=batch.reference_logps[batch.chosen],
+                ref_rejected_logps=batch.reference_logps[batch.rejected],
                 beta=0.1,
+                label_smoothing=0.0,
             )
             loss = losses.sum() / pairs
             loss.backward()

@@ -5,10 +5,13 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,11 +22,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.dpo import weights
+from pipeline.dpo.example import Example
 from pipeline.dpo.logps import completion_logps
 from pipeline.dpo.loop import Run
+from pipeline.dpo.plan import split
 from pipeline.dpo.rows import read
 from pipeline.dpo.tree import forest
+from pipeline.hardware import Trainer
+from pipeline.rows import COLUMNS
 
+LAYOUT = {"article_tree", "gradient_checkpointing", "torch_compile"}
 VOCABULARY = 65  # odd, like the inner size below, so that shards are uneven
 SETTINGS = {
     "loss_type": "sigmoid",
@@ -39,9 +47,13 @@ SETTINGS = {
     "adam_beta1": 0.9,
     "adam_beta2": 0.999,
     "eval_fraction": 0.15,
+    "eval_steps": None,
+    "metric_for_best_model": "eval_rewards/accuracies",
+    "load_best_model_at_end": False,
+    "early_stopping_patience": None,
     "dtype": "float32",
     "seed": 0,
-    "checkpoint_steps": 3,
+    "references": {"source": "trainer", "check_articles": 16, "max_difference": 0.02},
 }
 
 
@@ -74,6 +86,7 @@ def rows(model_path: Path) -> list[dict[str, Any]]:
                 "text": "",
                 "token_ids": [draw.randrange(*span) for _ in range(draw.randint(2, 9))],
                 "finish_reason": "stop",
+                "logp": None,
             }
             for span in ((1, 32), (1, 32), (32, 65), (1, 65))
         ]
@@ -110,7 +123,7 @@ def write(rows: list[dict[str, Any]], folder: Path) -> str:
         {
             "article_id": pa.string(),
             "prompt_ids": ids,
-            "summaries": pa.list_(pa.struct({"text": pa.string(), "token_ids": ids, "finish_reason": pa.string()})),
+            "summaries": COLUMNS["summaries"],
             "pairs": pa.list_(pa.struct({"chosen": pa.int32(), "rejected": pa.int32(), "reason": pa.string()})),
             "reference_logps": pa.list_(pa.float32()),
             "reference_digest": pa.string(),
@@ -125,21 +138,42 @@ def write(rows: list[dict[str, Any]], folder: Path) -> str:
     return str(folder)
 
 
-def alone(
-    rows: list[dict[str, Any]],
-    model_path: Path,
-    folder: Path,
-    keep: Callable[[Path], None] = lambda folder: None,
-    **changes: Any,
-) -> Run:
-    """The run in this process, without Ray."""
+@dataclass
+class Folders:
+    """A shelf in a folder."""
+
+    root: Path
+
+    def keep(self, folder: Path) -> None:
+        step = json.loads((folder / "state.json").read_text())["step"]
+        shutil.copytree(folder, self.root / f"last-{step:06d}")
+
+    def keep_best(self, name: str, folder: Path) -> None:
+        shutil.copytree(folder, self.root / name)
+
+    @contextmanager
+    def best(self, name: str) -> Iterator[Path]:
+        yield self.root / name
+
+    def forget(self, but: Sequence[str]) -> None:
+        for folder in self.root.glob("best-*"):
+            if folder.name not in but:
+                shutil.rmtree(folder)
+
+
+def alone(rows: list[dict[str, Any]], model_path: Path, folder: Path, **changes: Any) -> Run:
+    """The run in this process, without Ray; its checkpoints are in `folder`."""
+    layout = {name: changes.pop(name) for name in LAYOUT & changes.keys()}
+    digest = changes.pop("digest", None) or weights.digest(model_path)
     return Run(
-        examples=read(write(rows, folder / "rows"), weights.digest(model_path)),
+        examples=read(write(rows, folder / "rows"), digest),
         model_path=str(model_path),
         settings=SETTINGS | changes,
         tokens_per_batch=200,
         device=torch.device("cpu"),
-        keep=keep,
+        save_steps=3,
+        shelf=Folders(folder),
+        **layout,
     )
 
 
@@ -176,25 +210,107 @@ def test_a_run_learns_and_says_so(in_this_process: tuple[dict, Path], model_path
 def test_a_checkpoint_of_any_number_of_workers_goes_on(
     rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path], parts: int
 ) -> None:
-    def keep(folder: Path) -> None:
-        if json.loads((folder / "state.json").read_text())["step"] == 6:
-            shutil.copytree(folder, tmp_path / "kept")
-
-    run = alone(rows, model_path, tmp_path, keep=keep)
+    run = alone(rows, model_path, tmp_path)
     run.play()
-    tensors = load_file(tmp_path / "kept" / "rank-00000-of-00001.safetensors")
-    (tmp_path / "kept" / "rank-00000-of-00001.safetensors").unlink()
+    kept = tmp_path / "last-000006"
+    tensors = load_file(kept / "rank-00000-of-00001.safetensors")
+    (kept / "rank-00000-of-00001.safetensors").unlink()
     for part in range(parts):
         rows_of_it = {name: tensor.chunk(parts)[part].contiguous() for name, tensor in tensors.items()}
-        save_file(rows_of_it, tmp_path / "kept" / f"rank-{part:05d}-of-{parts:05d}.safetensors")
+        save_file(rows_of_it, kept / f"rank-{part:05d}-of-{parts:05d}.safetensors")
 
     again = alone(rows, model_path, tmp_path / "again")
-    answer = again.play(resume_from=tmp_path / "kept")
+    answer = again.play(resume_from=kept)
     again.save(tmp_path / "out")
 
     assert [line["step"] for line in again.lines] == [line["step"] for line in run.lines]
     assert weights.digest(tmp_path / "out") == weights.digest(in_this_process[1])  # to the last bit
     assert answer["step0_loss"] == in_this_process[0]["step0_loss"]
+    assert answer["passport"] == in_this_process[0]["passport"]
+
+
+def test_a_checkpoint_with_a_part_missing_is_refused(rows: list, model_path: Path, tmp_path: Path) -> None:
+    alone(rows, model_path, tmp_path).play()
+    kept = tmp_path / "last-000003"
+    (kept / "rank-00000-of-00001.safetensors").rename(kept / "rank-00000-of-00002.safetensors")
+    with pytest.raises(ValueError, match="last-000003 is not complete: it has .*rank-00000-of-00002"):
+        alone(rows, model_path, tmp_path / "again").play(resume_from=kept)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"article_tree": False},
+        {"gradient_checkpointing": True},
+        pytest.param({"torch_compile": True, "gradient_checkpointing": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_layout_changes_nothing_but_rounding(
+    rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path], layout: dict[str, bool]
+) -> None:
+    run = alone(rows, model_path, tmp_path, **layout)
+    run.play()
+    run.save(tmp_path / "out")
+    assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
+
+
+@pytest.fixture
+def at_odds(rows: list) -> list[dict[str, Any]]:
+    """Rows whose held-out articles have their verdicts swapped: the more is learned, the worse they do."""
+
+    def swapped(row: dict[str, Any]) -> list[dict[str, Any]]:
+        return [pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in row["pairs"]]
+
+    examples = [Example(row["article_id"], np.ones(1), (np.ones(1),), (), ()) for row in rows]
+    held_out = {example.article_id for example in split(examples, SETTINGS["eval_fraction"])[1]}
+    return [row | {"pairs": swapped(row)} if row["article_id"] in held_out else row for row in rows]
+
+
+OFTEN = {"eval_steps": 2, "metric_for_best_model": "eval_loss"}
+
+
+def test_the_best_weights_are_loaded_at_the_end(at_odds: list, model_path: Path, tmp_path: Path) -> None:
+    last = alone(at_odds, model_path, tmp_path / "last", **OFTEN)
+    last.play()
+    last.save(tmp_path / "last" / "out")
+    losses = {line["step"]: line["eval_loss"] for line in last.lines if "eval_loss" in line and line["step"]}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < max(losses) and len(losses) > 4
+
+    run = alone(at_odds, model_path, tmp_path / "best", **OFTEN, load_best_model_at_end=True)
+    answer = run.play()
+    run.save(tmp_path / "best" / "out")
+
+    assert answer["best_step"] == best
+    assert weights.digest(tmp_path / "best" / "out") != weights.digest(tmp_path / "last" / "out")
+    # What was saved is what was evaluated. (It is not its own reference, so nothing further comes of it.)
+    digest = weights.digest(model_path)
+    scored = alone(at_odds, tmp_path / "best" / "out", tmp_path / "scored", digest=digest, **OFTEN)
+    with pytest.raises(ValueError, match="at step 0"):
+        scored.play()
+    assert scored.lines[0]["eval_loss"] == pytest.approx(losses[best], abs=1e-6)
+
+
+def test_better_weights_push_out_older_ones_that_nobody_goes_back_to(
+    rows: list, model_path: Path, tmp_path: Path
+) -> None:
+    """Every evaluation is the best so far here; two checkpoints lead back to two of them, and one may be newer."""
+    run = alone(rows, model_path, tmp_path, **OFTEN, load_best_model_at_end=True)
+    answer = run.play()
+
+    kept = sorted(path.name for path in tmp_path.glob("best-*"))
+    assert answer["best_step"] == len(run.plan) and 2 <= len(kept) <= 4
+    state = json.loads((sorted(tmp_path.glob("last-*"))[-1] / "state.json").read_text())
+    assert {f"best-{state[name]:06d}" for name in ("best", "before")} <= set(kept)
+
+
+def test_a_run_stops_when_held_out_articles_say_so(at_odds: list, model_path: Path, tmp_path: Path) -> None:
+    run = alone(at_odds, model_path, tmp_path, **OFTEN, early_stopping_patience=2)
+    answer = run.play()
+    losses = [(line["step"], line["eval_loss"]) for line in run.lines if "eval_loss" in line and line["step"]]
+
+    assert answer["stopped_early"] and answer["steps"] < len(run.plan)
+    assert answer["best_step"] == min(losses, key=lambda pair: pair[1])[0] == losses[-3][0]  # two evaluations since
 
 
 def test_a_reference_of_other_weights_stops_the_run(rows: list, model_path: Path, tmp_path: Path) -> None:
@@ -251,10 +367,7 @@ def by_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[s
         "model_path": model_path.as_uri(),
         "out_path": (folder / "out").as_uri(),
         "settings": SETTINGS,
-        "workers": 2,
-        "gpus_per_worker": 0,
-        "cpus_per_worker": 1,
-        "tokens_per_batch": 60,
+        "hardware": Trainer(workers=2, tokens_per_batch=60, save_steps=3),
         "checkpoint_path": (folder / "checkpoints").as_uri(),
         "reference_digest": rows[0]["reference_digest"],
     }
@@ -270,7 +383,7 @@ def one_train_worker() -> int:
 def assert_same_run(ours: Path, theirs: Path, tolerance: float) -> None:
     for mine, other in zip(lines(ours), lines(theirs), strict=True):
         assert mine.keys() == other.keys()
-        unlike = {"tokens_per_second"}
+        unlike = {"tokens_per_second", "naive_tokens_per_second", "peak_memory_gib"}
         if mine["step"] <= 2:  # policy is reference (the first update has a rate of 0): rounding decides who is larger
             unlike |= {name for name in mine if name.endswith(("accuracies", "fell"))}
         for name in mine.keys() - unlike:
@@ -304,5 +417,5 @@ def test_two_workers_give_what_one_gives_even_if_one_is_killed(
 
 
 def test_what_is_wrong_comes_back_as_it_was_said(on_ray: None, rows: list, model_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="are of weights .*, and the model is other"):
-        by_ray(rows, model_path, tmp_path, workers=1, reference_digest="other")
+    with pytest.raises(ValueError, match="are of weights .*, and they should be of other"):
+        by_ray(rows, model_path, tmp_path, hardware=Trainer(), reference_digest="other")

@@ -27,6 +27,7 @@ NAME = "article_tree"
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
 
+@torch.compiler.disable  # its program depends on the tree: a compiled layer steps out of its graph here
 def attend(
     module: nn.Module,
     query: Tensor,

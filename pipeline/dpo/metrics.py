@@ -89,7 +89,7 @@ def summary(lines: Sequence[dict[str, Any]], epochs: int) -> dict[str, Any]:
     def mean(name: str) -> float | None:
         return sum(line[name] * line["pairs"] for line in last) / pairs if name in train[0] else None
 
-    first_epoch = [line for line in train if line["epoch"] <= 1]
+    fell = mean("logps/chosen_fell")
     return {
         "steps": len(train),
         "pairs": sum(line["pairs"] for line in train),
@@ -99,11 +99,24 @@ def summary(lines: Sequence[dict[str, Any]], epochs: int) -> dict[str, Any]:
         "step0_loss": train[0]["loss"],
         "final_loss": mean("loss"),
         "final_kl": mean("kl"),
-        "chosen_fell": mean("logps/chosen_fell"),
-        "learned_by_heart": any(line["rewards/accuracies"] == 1 and line["loss"] < 0.01 for line in first_epoch),
+        "chosen_fell": fell,
         "eval_accuracy_first": held_out[0]["eval_rewards/accuracies"] if held_out else None,
         "eval_accuracy_last": held_out[-1]["eval_rewards/accuracies"] if held_out else None,
         "eval_chosen_fell": held_out[-1].get("eval_logps/chosen_fell") if held_out else None,
         "eval_pairs": held_out[-1]["eval_pairs"] if held_out else 0,
         "peak_memory_gib": max(line["peak_memory_gib"] for line in train),
+        "warnings": _warnings(train, fell),
     }
+
+
+def _warnings(train: Sequence[dict[str, Any]], fell: float | None) -> list[str]:
+    """What a run that went through may still have done wrong."""
+    said = []
+    if fell is not None and fell > 0.5:
+        said.append(
+            f"the chosen became less likely in {fell:.0%} of pairs (displacement); training.rpo_alpha would anchor it"
+        )
+    # Of the reward accuracy alone one could not tell: a step of few pairs may have them all right.
+    if any(line["epoch"] <= 1 and line["rewards/accuracies"] == 1 and line["loss"] < 0.01 for line in train):
+        said.append("pairs were learned by heart within an epoch (loss near 0): lower learning_rate, or raise beta")
+    return said

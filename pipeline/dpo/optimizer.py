@@ -110,10 +110,11 @@ class Optimizer:
             yield f"exp_avg.{name}", self.adamw.state[master]["exp_avg"]
             yield f"exp_avg_sq.{name}", self.adamw.state[master]["exp_avg_sq"]
 
-    def set_steps(self, steps: int) -> None:
-        """How many updates were made: AdamW's bias correction depends on it."""
+    def go_on(self, steps: int) -> None:
+        """Take up what was put into `state()` after so many updates: AdamW's bias correction depends on them."""
         for state in self.adamw.state.values():
             state["step"].fill_(steps)
+        self.publish()
 
 
 def _master(parameter: nn.Parameter) -> Tensor:

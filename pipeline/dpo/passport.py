@@ -8,7 +8,7 @@ Left out: step 0, which is measured as it is taken (`loop.py`).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,14 @@ from pipeline.dpo.tree import grow
 _ARTICLES, _COMPLETIONS = 4, 4  # looked at
 
 
-def measure(policy: Policy, examples: Sequence[Example], device: torch.device) -> dict[str, Any]:
+def measure(
+    policy: Policy, examples: Sequence[Example], device: torch.device, sampler: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Score a few articles in every way. A collective: every worker calls it, with the same examples.
+
+    Args:
+        policy: before any update.
+        sampler: settings `references`, where the reference column is the sampler's; None where it is the trainer's.
 
     Returns:
         Largest differences over some completions, in nats per token of the completion: `tree_vs_plain`,
@@ -32,25 +38,44 @@ def measure(policy: Policy, examples: Sequence[Example], device: torch.device) -
         gave its log-probability (None where none did). A model that is scored one sequence at a time has only these.
 
     Raises:
-        ValueError: the tree does not give what the model itself gives, by more than rounding.
+        ValueError: the tree does not give what the model itself gives, by more than rounding; or the sampler's values
+            are the reference, and too far from the trainer's.
     """
     # By hash: a few that no order and no length has chosen.
-    some = sorted(examples, key=lambda e: hashlib.sha256(e.article_id.encode()).digest())[:_ARTICLES]
-    articles = [(example.prompt_ids, example.completions[:_COMPLETIONS]) for example in some]
+    shuffled = sorted(examples, key=lambda example: hashlib.sha256(example.article_id.encode()).digest())
+    values: dict[str, Any] = {"dtype": str(policy.model.dtype).removeprefix("torch.")}
+    with torch.no_grad():
+        if policy.model.config._attn_implementation == attention.NAME:
+            values |= _layouts(policy, shuffled[:_ARTICLES], device)
+            disagreement(policy.model, values["tree_vs_plain"])
+        else:
+            values["attention"] = "plain"  # one sequence at a time: there is nothing to compare with
+        if sampler is None:
+            return values | _gap(shuffled, [example.reference_logps for example in shuffled])
+        some = shuffled[: sampler["check_articles"]]
+        values |= _gap(some, [policy(completion_logps, grow([e.article]).to(device)).tolist() for e in some])
+    if not values["vllm_vs_trainer_mean"] <= sampler["max_difference"]:
+        raise ValueError(
+            f"references.source is sampler, and its log-probabilities differ from the trainer's by "
+            f"{values['vllm_vs_trainer_mean']:.2g} nats per token in the mean over {len(some)} articles, where "
+            f"references.max_difference allows {sampler['max_difference']}: use references.source=trainer"
+        )
+    return values
+
+
+def _layouts(policy: Policy, examples: Sequence[Example], device: torch.device) -> dict[str, Any]:
+    """One article a row, several in a row, one sequence at a time, a padded batch."""
+    articles = [(example.prompt_ids, example.completions[:_COMPLETIONS]) for example in examples]
     lengths = torch.tensor([len(c) for _, completions in articles for c in completions], dtype=torch.float64)
 
     def largest(a: Tensor, b: Tensor) -> float:
         return float(((a - b).abs() / lengths).max())
 
-    values: dict[str, Any] = {"dtype": str(policy.model.dtype).removeprefix("torch.")} | _sampler(examples)
-    if policy.model.config._attn_implementation != attention.NAME:
-        return values | {"attention": "plain"}  # one sequence at a time: there is no other way to compare with
-    with torch.no_grad():
-        single = torch.cat([policy(completion_logps, grow([article]).to(device)).cpu() for article in articles])
-        packed = policy(completion_logps, grow(articles).to(device)).cpu()
-        plain = torch.cat([policy(plain_logps, *article).cpu() for article in articles])
-        batch = torch.cat([policy(batch_logps, *article).cpu() for article in articles])
-    values |= {
+    single = torch.cat([policy(completion_logps, grow([article]).to(device)).cpu() for article in articles])
+    packed = policy(completion_logps, grow(articles).to(device)).cpu()
+    plain = torch.cat([policy(plain_logps, *article).cpu() for article in articles])
+    batch = torch.cat([policy(batch_logps, *article).cpu() for article in articles])
+    return {
         "attention": "flex_attention" if device.type == "cuda" else "sdpa",
         "articles": len(articles),
         "completions": len(lengths),
@@ -58,19 +83,15 @@ def measure(policy: Policy, examples: Sequence[Example], device: torch.device) -
         "packed_vs_single": largest(packed, single),
         "batch_1_vs_n": largest(batch, plain),
     }
-    disagreement(policy.model, values["tree_vs_plain"])
-    return values
 
 
-def _sampler(examples: Sequence[Example]) -> dict[str, float | None]:
-    """The engine against the reference column, which the trainer's own function made with the same weights."""
+def _gap(examples: Sequence[Example], trainer: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    """The engine against the trainer, which scored the same completions with the same weights."""
     gaps = [
-        abs(sampled - reference) / len(completion)
-        for example in examples
-        if example.reference_logps and example.sampled_logps
-        for completion, reference, sampled in zip(
-            example.completions, example.reference_logps, example.sampled_logps, strict=True
-        )
+        abs(sampled - logp) / len(completion)
+        for example, logps in zip(examples, trainer, strict=True)
+        if logps and example.sampled_logps
+        for completion, logp, sampled in zip(example.completions, logps, example.sampled_logps, strict=True)
         if sampled is not None
     ]
     return {

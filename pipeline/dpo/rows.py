@@ -18,12 +18,12 @@ from pipeline.dpo.example import Example
 _COLUMNS = ["article_id", "prompt_ids", "summaries", "pairs", "reference_logps", "reference_digest"]
 
 
-def read(path: str, reference_digest: str) -> list[Example]:
+def read(path: str, reference_digest: str | None) -> list[Example]:
     """Read a folder of Parquet parts, and check it.
 
     Args:
         path: of the folder: an absolute path, or a URI such as `s3://bucket/folder`.
-        reference_digest: of the weights that the reference log-probabilities must be of.
+        reference_digest: of the weights that the reference log-probabilities must be of; None: there are to be none.
 
     Returns:
         The articles that have a pair, in order of article_id.
@@ -59,42 +59,45 @@ def _iterate(table: pa.Table) -> list[dict[str, pa.Scalar]]:
     return [dict(zip(_COLUMNS, values, strict=True)) for values in zip(*(table[c] for c in _COLUMNS), strict=True)]
 
 
-def _checked(row: dict[str, pa.Scalar], reference_digest: str) -> bool:
+def _checked(row: dict[str, pa.Scalar], reference_digest: str | None) -> bool:
     """Whether the row has a pair; an error if the reference is not the expected one."""
     if not row["pairs"].as_py():
         return False
     found = row["reference_digest"].as_py()
     if found != reference_digest:
         raise ValueError(
-            f"article {row['article_id']}: its reference log-probabilities are of weights {found}, and the model is "
-            f"{reference_digest}: make the references again with this model"
+            f"article {row['article_id']}: its reference log-probabilities are of weights {found}, and they should be "
+            f"of {reference_digest}: make the references again with this model"
         )
     return True
 
 
 def _example(row: dict[str, pa.Scalar]) -> Example:
     article_id, logps = row["article_id"].as_py(), row["reference_logps"].as_py() or []
+    referenced = row["reference_digest"].as_py() is not None
     pairs = [(pair["chosen"], pair["rejected"]) for pair in row["pairs"].as_py()]
     count = len(row["summaries"])
     for chosen, rejected in pairs:
         if not (0 <= chosen < count and 0 <= rejected < count) or chosen == rejected:
             raise ValueError(f"article {article_id}: pair ({chosen}, {rejected}) is not two of {count} summaries")
-    if len(logps) != count:
+    if referenced and len(logps) != count:
         raise ValueError(f"article {article_id}: {count} summaries and {len(logps)} reference_logps")
     used = sorted({index for pair in pairs for index in pair})
-    for index in used:
+    for index in used if referenced else ():
         if logps[index] is None or not math.isfinite(logps[index]):
             raise ValueError(
                 f"article {article_id}: summary {index} is in a pair and its reference log-probability is "
                 f"{logps[index]}: make the references again"
             )
-    token_ids = row["summaries"].values.field("token_ids")
+    written = row["summaries"].values
+    token_ids, sampled = written.field("token_ids"), written.field("logp").to_pylist()
     example = Example(
         article_id=article_id,
         prompt_ids=row["prompt_ids"].values.to_numpy(),
         completions=tuple(token_ids[index].values.to_numpy() for index in used),
         pairs=tuple((used.index(chosen), used.index(rejected)) for chosen, rejected in pairs),
-        reference_logps=tuple(logps[index] for index in used),
+        reference_logps=tuple(logps[index] for index in used) if referenced else (),
+        sampled_logps=tuple(sampled[index] for index in used),
     )
     _refuse_empty(article_id, [example.prompt_ids, *example.completions])
     return example

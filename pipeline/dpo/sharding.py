@@ -1,17 +1,19 @@
 """One policy over many workers: FSDP2 for each decoder layer, and the whole weights again at the end.
 
 Gradients are summed over the workers, not averaged: each worker's loss is already divided by the pairs of the global
-step. Left out: tensor and context parallelism, offloading.
+step. Left out: tensor and context parallelism.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 
@@ -32,19 +34,47 @@ class Policy(nn.Module):
         return function(self.model, *arguments)
 
 
-def shard(policy: Policy, device: torch.device, workers: int) -> None:
+def layers(policy: Policy) -> list[nn.Module]:
+    """The decoder layers, as the model's class names them."""
+    names = set(policy.model._no_split_modules or ())
+    return [module for module in policy.model.modules() if type(module).__name__ in names]
+
+
+def compile_layers(policy: Policy) -> None:
+    """Compile each layer's forward, in place, for rows of any length; attention itself stays as it is.
+
+    Layer by layer, because all layers are one program, and FSDP2's hooks and checkpointing stay outside of it.
+    """
+    for layer in layers(policy):
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+
+
+def forget_activations(policy: Policy) -> None:
+    """Activation checkpointing: each layer keeps its input only, and backward runs it again. In place.
+
+    Around the layer's forward, not the layer: FSDP2's hooks stay outside, so backward gathers a layer's weights once.
+    """
+    for layer in layers(policy):
+        # Nothing in a layer is random (dropout is 0), so no random state need be kept.
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def shard(policy: Policy, device: torch.device, workers: int, *, cpu_offload: bool = False) -> None:
     """Spread the weights over all workers, in place. A collective: every worker calls it.
 
     Args:
         policy: the same complete weights on every worker.
+        cpu_offload: keep weights, gradients and the optimizer's tensors in the CPU's memory between uses.
     """
     mesh = init_device_mesh(device.type, (workers,))
-    precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)  # gradients are summed in float32
-    layers = set(policy.model._no_split_modules or ())
-    for module in list(policy.model.modules()):
-        if type(module).__name__ in layers:
-            fully_shard(module, mesh=mesh, mp_policy=precision)
-    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),  # gradients are summed in float32
+        "offload_policy": CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),
+    }
+    for layer in layers(policy):
+        fully_shard(layer, **options)
+    fully_shard(policy, **options)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

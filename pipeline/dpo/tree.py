@@ -97,7 +97,7 @@ class Tree:
     def texts(self) -> list[Article]:
         """The articles as they were given: (prompt ids, completions as ids) each."""
         ids = self.input_ids[0].tolist()
-        articles = []
+        articles: list[Article] = []
         for span in self.articles:
             ends = list(accumulate(span.lengths, initial=span.prompt_end))
             articles.append((ids[span.start : span.prompt_end], [ids[a:b] for a, b in pairwise(ends)]))

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.dpo import attention
+from pipeline.dpo.logps import PLAIN
 
 # What a model folder has beside its weights and config. By name, because a folder of ours also holds records of how
 # its weights came about, which are not true of the next ones.
@@ -33,7 +34,7 @@ _COPIED = (
 )
 
 
-def load(folder: str | Path, dtype: str | torch.dtype) -> PreTrainedModel:
+def load(folder: str | Path, dtype: str | torch.dtype, *, article_tree: bool = True) -> PreTrainedModel:
     """A causal LM to train or score, on the CPU, in eval mode, with every dropout at 0.
 
     It stays in eval mode, in training too: policy and reference must be the same function of their weights.
@@ -41,9 +42,10 @@ def load(folder: str | Path, dtype: str | torch.dtype) -> PreTrainedModel:
     Args:
         folder: a Hugging Face model folder with safetensors.
         dtype: of all weights, such as "float32" or "bfloat16".
+        article_tree: with attention that takes article trees; else with what the model has for single sequences.
 
     Raises:
-        ValueError: no folder, no safetensors, or weights that do not fill the model.
+        ValueError: no folder, no safetensors, weights that do not fill the model, or a model that takes no trees.
     """
     folder = _folder(folder)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -52,12 +54,16 @@ def load(folder: str | Path, dtype: str | torch.dtype) -> PreTrainedModel:
     for name, value in text_config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
             setattr(text_config, name, 0.0)
-    takes_trees = AutoModelForCausalLM._model_mapping[type(config)]._supports_attention_backend
+    kind = AutoModelForCausalLM._model_mapping.get(type(config), PreTrainedModel)
+    if article_tree and not kind._supports_attention_backend:
+        raise ValueError(
+            f"{kind.__name__} ({folder}) has attention code of its own, which cannot be given article trees: {PLAIN}"
+        )
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
         dtype=dtype,
-        attn_implementation=attention.NAME if takes_trees else "sdpa",
+        **({"attn_implementation": attention.NAME} if article_tree else {}),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,

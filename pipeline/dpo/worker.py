@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,22 @@ import ray.train
 import ray.train.torch
 import torch.distributed as dist
 import transformers
-from pyarrow.fs import FileSystem, copy_files
+from pyarrow.fs import FileSelector, copy_files
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from pipeline.dpo.loop import Run
 from pipeline.dpo.rows import read
+from pipeline.hardware import Trainer
+from pipeline.ledger import open_place
 from pipeline.models import fetch, locate
 
 Progress = Callable[[dict[str, Any]], None]
+# Of the hardware, what a worker needs to know.
+_LAYOUT = (
+    "tokens_per_batch", "article_tree", "gradient_checkpointing", "cpu_offload", "torch_compile", "save_steps",
+)  # fmt: skip
 
 
 def train(
@@ -36,38 +42,30 @@ def train(
     model_path: str,
     out_path: str,
     settings: dict[str, Any],
-    workers: int,
-    gpus_per_worker: float,
-    cpus_per_worker: float,
-    tokens_per_batch: int,
+    hardware: Trainer,
     checkpoint_path: str,
-    reference_digest: str,
+    reference_digest: str | None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a model on preference pairs with DPO, and write it.
 
     A worker that dies is started again, three times at most, on the step of the last checkpoint; so is a run whose
     driver died, if it is called again with the same `checkpoint_path`. That must be a path that no other recipe uses,
-    and like every other path here one that all nodes see. The result does not depend on `workers` or
-    `tokens_per_batch`, but for rounding.
+    and like every other path here one that all nodes see. The result does not depend on `hardware`, but for rounding.
 
     Args:
         rows_path: folder of Parquet parts, a path or URI; see `rows.read`.
         model_path: Hugging Face model by path, URI or name on the hub; it is the reference too.
         out_path: gets the trained model folder and metrics.jsonl: a line for each step, and one for each evaluation.
         settings: see `loop.Run`.
-        workers: processes; above 1 the weights are sharded over them.
-        gpus_per_worker: 0 trains on the CPU.
-        cpus_per_worker: logical CPUs that Ray sets aside for each.
-        tokens_per_batch: of one packed row; bounds a worker's memory.
+        hardware: how many workers, above one of which the weights are sharded over them, and what each has.
         checkpoint_path: where checkpoints are kept, a path or URI.
-        reference_digest: `weights.digest` of the reference, which each row must name.
+        reference_digest: `weights.digest` of the reference, which each row must name; None trains without one.
         on_progress: called in this process, from a thread, with each line of metrics and `steps`, how many there are
             to be. After a restart, lines since the last checkpoint come again.
 
     Returns:
-        steps, pairs, epochs, tokens, seconds, step0_loss, step0_max_abs_margin, final_loss, chosen_fell,
-        eval_accuracy_first, eval_accuracy_last, eval_chosen_fell, eval_pairs; None where nothing is held out.
+        What `loop.Run.play` returns.
 
     Raises:
         ValueError: rows or a model that cannot be trained on, or that do not fit each other.
@@ -83,14 +81,16 @@ def train(
             "model_path": locate(model_path),
             "out_path": _absolute(out_path),
             "settings": settings,
-            "tokens_per_batch": tokens_per_batch,
+            "layout": {name: getattr(hardware, name) for name in _LAYOUT},
             "reference_digest": reference_digest,
+            "best_path": f"{storage}/best",
             "progress": progress,
         },
         scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpus_per_worker > 0,
-            resources_per_worker={"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {}),
+            num_workers=hardware.workers,
+            use_gpu=hardware.gpus_per_worker > 0,
+            resources_per_worker={"CPU": hardware.cpus_per_worker}
+            | ({"GPU": hardware.gpus_per_worker} if hardware.gpus_per_worker else {}),
         ),
         run_config=RunConfig(
             name="train",  # Ray Train goes on where a run of this name in this place was
@@ -143,14 +143,41 @@ def _prepare(config: dict[str, Any]) -> Run:
         examples=read(config["rows_path"], config["reference_digest"]),
         model_path=fetch(config["model_path"]),
         settings=config["settings"],
-        tokens_per_batch=config["tokens_per_batch"],
+        **config["layout"],
         device=ray.train.torch.get_device(),
         rank=context.get_world_rank(),
         workers=context.get_world_size(),
         # Not by `ray.train.report`: it waits until the controller, which looks every 2 s, has taken the last one.
         report=(lambda line: None) if progress is None else progress.put,  # an empty queue is falsy
-        keep=lambda folder: ray.train.report({}, checkpoint=Checkpoint.from_directory(folder)),
+        shelf=_Shelf(config["best_path"]),
     )
+
+
+class _Shelf:
+    """The last checkpoint with Ray Train, which gives it to whoever goes on; the best weights beside it."""
+
+    def __init__(self, best_path: str):
+        self.fs, self.path = open_place(best_path)
+
+    def keep(self, folder: Path) -> None:
+        ray.train.report({}, checkpoint=Checkpoint.from_directory(folder))
+
+    def keep_best(self, name: str, folder: Path) -> None:
+        self.fs.create_dir(f"{self.path}/{name}", recursive=True)
+        copy_files(str(folder), f"{self.path}/{name}", destination_filesystem=self.fs)
+        dist.barrier()  # from here on it is whole
+
+    @contextmanager
+    def best(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            copy_files(f"{self.path}/{name}", folder, source_filesystem=self.fs)
+            yield Path(folder)
+
+    def forget(self, but: Sequence[str]) -> None:
+        if ray.train.get_context().get_world_rank() == 0:
+            for info in self.fs.get_file_info(FileSelector(self.path, allow_not_found=True)):
+                if info.base_name not in but:
+                    self.fs.delete_dir(info.path)
 
 
 def _play(run: Run, out_path: str, scratch: str) -> dict[str, Any]:
@@ -164,7 +191,7 @@ def _play(run: Run, out_path: str, scratch: str) -> dict[str, Any]:
     out = Path(out_path) if local else Path(scratch, "out")
     run.save(out)
     if run.rank == 0 and not local:
-        filesystem, inner = FileSystem.from_uri(out_path)
+        filesystem, inner = open_place(out_path)
         filesystem.create_dir(inner, recursive=True)
         copy_files(str(out), inner, destination_filesystem=filesystem)
     return answer

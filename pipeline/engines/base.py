@@ -16,11 +16,14 @@ class Sample:
     """One completion. `token_ids` are the sampled ones, the stop token included if one was emitted.
 
     finish_reason: as vLLM's: "stop" (a stop token), "length" (the token limit).
+    logp: of all the tokens together, in nats, under the model itself (before temperature and top_p); None if the
+        prompt did not ask for it.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: str
+    logp: float | None = None
 
 
 @dataclass(frozen=True)

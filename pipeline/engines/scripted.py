@@ -11,7 +11,8 @@ EOS = 0
 class ScriptedEngine:
     """Answers each prompt with `script(prompt, i)` for sample i of n.
 
-    Tokens are code points plus 1, closed by the stop token 0 unless `max_tokens` cut the text. A script that raises
+    Tokens are code points plus 1, closed by the stop token 0 unless `max_tokens` cut the text; where log-probabilities
+    are asked for, every token has -1 nat. A script that raises
     ValueError refuses that prompt alone.
     """
 
@@ -31,6 +32,7 @@ class ScriptedEngine:
     def _sample(self, prompt: Prompt, i: int) -> Sample:
         text = self.script(prompt, i)
         ids = [*(ord(c) + 1 for c in text), EOS]
-        if len(ids) > prompt.max_tokens:
-            return Sample(text[: prompt.max_tokens], ids[: prompt.max_tokens], "length")
-        return Sample(text, ids, "stop")
+        cut = len(ids) > prompt.max_tokens
+        if cut:
+            text, ids = text[: prompt.max_tokens], ids[: prompt.max_tokens]
+        return Sample(text, ids, "length" if cut else "stop", -float(len(ids)) if prompt.logprobs else None)

@@ -75,6 +75,7 @@ class VllmEngine:
                     temperature=prompts[i].temperature,
                     top_p=prompts[i].top_p,
                     max_tokens=prompts[i].max_tokens,
+                    logprobs=0 if prompts[i].logprobs else None,  # 0: of the sampled token, and of no others
                     structured_outputs=StructuredOutputsParams(regex=prompts[i].regex) if prompts[i].regex else None,
                 )
                 for i in served
@@ -83,7 +84,9 @@ class VllmEngine:
         )
         for i, output in zip(served, outputs, strict=True):
             assert list(output.prompt_token_ids) == replies[i].prompt_ids, "vLLM changed the prompt's token ids"
-            samples = [Sample(o.text, list(o.token_ids), str(o.finish_reason)) for o in output.outputs]
+            samples = [
+                Sample(o.text, list(o.token_ids), str(o.finish_reason), o.cumulative_logprob) for o in output.outputs
+            ]
             replies[i] = Reply(replies[i].prompt_ids, samples, output.num_cached_tokens or 0)
         return replies
 
