@@ -48,10 +48,10 @@ class Run:
 
     Args:
         examples: all rows, the same on every worker.
-        model_path: folder of the model to train, which is also the reference.
+        model_path: folder, URI or hub name of the model or adapter to train, which is also the reference.
         settings: loss_type, beta, label_smoothing, learning_rate, num_train_epochs, pairs_per_step, warmup_ratio,
             lr_scheduler_type, max_grad_norm, weight_decay, adam_beta1, adam_beta2, eval_fraction, dtype, seed, and
-            checkpoint_steps (50 if left out).
+            checkpoint_steps (50 if left out), lora (`config.Lora` as a dict; None or left out: all weights learn).
         tokens_per_batch: of one packed row.
         device, rank, workers: of this process; with more than one worker torch.distributed is set up.
         report: called on rank 0 with each line of metrics.
@@ -76,7 +76,7 @@ class Run:
         s = self.settings
         self.train, self.held_out = split(self.examples, s["eval_fraction"])
         self.plan = steps(self.train, epochs=s["num_train_epochs"], pairs_per_step=s["pairs_per_step"], seed=s["seed"])
-        self.policy = Policy(weights.load(self.model_path, s["dtype"]))
+        self.policy = Policy(weights.start(self.model_path, s["dtype"], s.get("lora"), s["seed"]))
         # Now, and for all articles: later it would be one worker's error while the others wait for it.
         refuse(self.policy.model, max(example.longest for example in self.examples))
 
@@ -119,7 +119,7 @@ class Run:
         """Write the model folder and metrics.jsonl, from rank 0. A collective: every worker calls it."""
         state = whole(self.policy, keep=self.rank == 0)
         if self.rank == 0:
-            weights.save(state, self.model_path, out)
+            weights.save(state, self.model_path, out, self.settings.get("lora"))
             text = "".join(json.dumps(line) + "\n" for line in self.lines)
             (out / "metrics.jsonl").write_text(text, encoding="utf-8")
 

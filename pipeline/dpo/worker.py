@@ -25,7 +25,7 @@ from ray.util.queue import Queue
 
 from pipeline.dpo.loop import Run
 from pipeline.dpo.rows import read
-from pipeline.models import fetch, locate
+from pipeline.models import locate
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -53,8 +53,9 @@ def train(
 
     Args:
         rows_path: folder of Parquet parts, a path or URI; see `rows.read`.
-        model_path: Hugging Face model by path, URI or name on the hub; it is the reference too.
-        out_path: gets the trained model folder and metrics.jsonl: a line for each step, and one for each evaluation.
+        model_path: Hugging Face model or LoRA adapter by path, URI or name on the hub; it is the reference too.
+        out_path: gets the trained model's or adapter's folder and metrics.jsonl: a line for each step, and one for
+            each evaluation.
         settings: see `loop.Run`.
         workers: processes; above 1 the weights are sharded over them.
         gpus_per_worker: 0 trains on the CPU.
@@ -141,7 +142,7 @@ def _prepare(config: dict[str, Any]) -> Run:
     context, progress = ray.train.get_context(), config["progress"]
     return Run(
         examples=read(config["rows_path"], config["reference_digest"]),
-        model_path=fetch(config["model_path"]),
+        model_path=config["model_path"],  # not as a folder of this node: an adapter names its base for all nodes
         settings=config["settings"],
         tokens_per_batch=config["tokens_per_batch"],
         device=ray.train.torch.get_device(),
