@@ -25,6 +25,9 @@ def test_the_reference_setting_is_the_published_one():
     assert (config.summaries.temperature, config.summaries.top_p) == (0.8, 0.95)
     assert (config.pairs.threshold, config.pairs.min_word_gap, config.pairs.max_per_article) == (3, 3, 3)
     assert (config.training.beta, config.training.num_train_epochs, config.training.pairs_per_step) == (0.01, 3, 36)
+    assert config.training.learning_rate == 5e-6
+    lora = config.training.lora
+    assert (lora.r, lora.lora_alpha, len(lora.target_modules)) == (8, 16, 7)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,13 @@ def test_the_reference_setting_is_the_published_one():
         ("rounds=0", "rounds is 0: input should be greater than 0"),
         ("summaries.n=1", "summaries.n is 1: input should be greater than or equal to 2"),
         ("summaries.temperature=0", "summaries.temperature is 0: input should be greater than 0"),
+        ("training.lora.alpha=1", "training.lora has no 'alpha' (did you mean lora_alpha?)"),
+        ("training.lora={r: 0}", "training.lora.r is 0: input should be greater than 0"),
+        (
+            "training.lora.target_modules=q_proj",
+            "target_modules is 'q_proj': it should be all-linear, or names of linear",
+        ),
+        ("training.lora.target_modules=[]", "target_modules is []: it should be all-linear"),
         ("training.loss_type=dpo", "training.loss_type is 'dpo': input should be 'sigmoid'"),
         ("policy.dtype=float16", "policy.dtype is 'float16': input should be 'float32' or 'bfloat16'"),
         ("policy.instruction=Summarize!", "policy.instruction must say where the article goes: {article}"),
@@ -94,7 +104,7 @@ def test_overrides_reach_where_they_point():
 
 
 def test_settings_written_down_are_read_back_the_same():
-    config = load(DEMO)
+    config = load(DEMO, ["training.lora.target_modules=[q_proj, v_proj]"])
     assert parse(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
 
