@@ -41,9 +41,16 @@ def fetch(name: str) -> str:
 
 
 def adapter_config(folder: str) -> dict[str, Any] | None:
-    """What the folder of a LoRA adapter says of it, in PEFT's words; None for a folder with a complete model."""
+    """What the folder of a LoRA adapter says of it, in PEFT's words; None for a folder with a complete model.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = Path(folder, "adapter_config.json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def check(setting: str, name: str) -> None:

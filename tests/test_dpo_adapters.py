@@ -198,7 +198,7 @@ def test_what_cannot_be_used_is_refused(base: Path, tmp_path: Path, change: dict
     [
         (None, "training.lora is not set, which trains all weights"),
         (LORA | {"r": 4}, "training.lora.r is 4, its 3"),
-        (LORA | {"target_modules": ("q_proj",)}, "training.lora.target_modules is {'q_proj'}, its {"),
+        (LORA | {"target_modules": ("q_proj",)}, "training.lora.target_modules is .'q_proj'., its .'down_proj', "),
         (LORA | {"target_modules": ("qproj",)}, "has qproj; the linear layers of LlamaForCausalLM are down_proj, "),
     ],
 )

@@ -113,8 +113,9 @@ def check_settings(model: PreTrainedModel, lora: Mapping[str, Any]) -> None:
     """
     config = model.peft_config["default"]
     own = {name: getattr(config, name) for name in ("r", "lora_alpha", "use_rslora")}
-    asked = {name: lora[name] for name in own} | {"target_modules": targets(model, lora)}
-    own["target_modules"] = {_leaf(name) for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    asked = {name: lora[name] for name in own} | {"target_modules": sorted(targets(model, lora))}
+    adapted = {_leaf(name) for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    own["target_modules"] = sorted(adapted)
     differing = [f"training.lora.{name} is {asked[name]}, its {own[name]}" for name in own if asked[name] != own[name]]
     if differing:
         raise ValueError(
