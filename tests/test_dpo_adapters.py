@@ -113,6 +113,8 @@ def test_an_adapter_written_is_read_by_us_and_by_peft(base: Path, tmp_path: Path
         name for name, _ in ours.named_parameters() if ".lora_" in name
     }
     assert (out / "chat_template.jinja").is_file()
+    weights.save(ours, base, tmp_path / "again", LORA | {"use_rslora": use_rslora})
+    assert weights.digest(tmp_path / "again") == weights.digest(out)
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
 
 

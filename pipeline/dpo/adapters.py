@@ -149,11 +149,11 @@ def describe(state: Mapping[str, Tensor], lora: Mapping[str, Any], base: str) ->
     """What the folder of an adapter is to say of it.
 
     Args:
-        state: the adapter's tensors, named as in the model.
+        state: the adapter's tensors, named as in the model; there may be others.
         lora: as `attach` was given it.
         base: path, URI or hub name of the model that it belongs to, meaning the same everywhere.
     """
-    names = sorted({_leaf(name.partition(".lora_")[0]) for name in state})
+    names = sorted({_leaf(name.partition(".lora_")[0]) for name in state if ".lora_" in name})
     return _config({**lora, "target_modules": names, "base_model_name_or_path": base})
 
 
@@ -161,7 +161,7 @@ def write(state: Mapping[str, Tensor], config: LoraConfig, out: Path) -> None:
     """Write an adapter folder as PEFT does: for PEFT, vLLM and `restore`.
 
     Args:
-        state: as of `describe`; what is not the adapter's is left out.
+        state: as of `describe`.
         config: of the adapter.
         out: is there.
     """
