@@ -9,7 +9,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -46,7 +46,7 @@ class Articles(Settings):
 
 
 class Policy(Settings):
-    """The model that is trained: a Hugging Face folder or name."""
+    """The model that is trained: a Hugging Face folder or name; with `training.lora` also a LoRA adapter's."""
 
     model: str
     dtype: Dtype = "bfloat16"  # of sampling, references and training alike
@@ -131,6 +131,29 @@ class References(Settings):
     max_difference: Annotated[float, Field(gt=0)] = 0.02  # of `sampler`: mean nats per token; more stops the run
 
 
+class Lora(Settings):
+    """LoRA adapters. Names as in PEFT's LoraConfig; their dropout is always off, as every dropout is."""
+
+    r: Positive = 8
+    lora_alpha: Positive = 16
+    use_rslora: bool = False
+    target_modules: str | tuple[str, ...] = "all-linear"  # that (all but the head), or last names: [q_proj, v_proj]
+    # False: one adapter on a base that never changes, trained on from round to round; it is what is written and served.
+    # True: each round's adapter ends in the weights, the policy is a complete model, and the next adapter is fresh.
+    merge: bool = False
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _names_layers(cls, value: Any) -> Any:
+        names = isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value)
+        if not names and value != "all-linear":
+            raise ValueError(
+                f"training.lora.target_modules is {value!r:.80}: it should be all-linear, or names of linear layers "
+                "such as [q_proj, v_proj]"
+            )
+        return value
+
+
 class Training(Settings):
     """DPO. Names as in TRL; a step is `pairs_per_step` pairs over all workers together."""
 
@@ -154,6 +177,7 @@ class Training(Settings):
     metric_for_best_model: Literal["eval_rewards/accuracies", "eval_loss"] = "eval_rewards/accuracies"
     load_best_model_at_end: bool = False  # the policy is the best that an evaluation saw, not the last
     early_stopping_patience: Positive | None = None  # evaluations without a better one; None: train to the end
+    lora: Lora | None = None  # None: all weights are trained
 
     @field_validator("loss_type", mode="before")
     @classmethod
@@ -326,7 +350,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
 def _section(location: Sequence[Any]) -> tuple[str, type[BaseModel]]:
     model: type[BaseModel] = Config
     for name in location:
-        model = model.model_fields[name].annotation  # type: ignore[assignment]
+        annotation = model.model_fields[name].annotation
+        model = next(kind for kind in (*get_args(annotation), annotation) if kind is not None)  # of `Lora | None`: Lora
     return ".".join(map(str, location)), model
 
 
