@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from bench import memory, scale, sides
 from bench.show import machine, show, spread
@@ -57,6 +58,8 @@ TOKENS_PER_BATCH = 4096
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     if options.child:
         print(json.dumps(TASKS[options.child](**json.loads(options.arguments))))
         return
@@ -96,6 +99,7 @@ def compare_suite(options: argparse.Namespace) -> dict[str, Any]:
             row, trainer = compare(this, math.gcd(batch_size, shape.pairs_per_step))
             row |= against_plain(weights.load(model, "float32"), this, options.runs)
             rows.append(row)
+            print("  " + ", ".join(f"{name} {value}" for name, value in _speed(row).items() if name != "shape"))
             if headline:
                 row |= gradient_errors(this, trainer)
                 result |= {name: row[name] for name in _FIGURES}

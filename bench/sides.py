@@ -3,8 +3,7 @@
 Prompts of a shape are all of one length, so TRL pads by completions only: a corpus of uneven articles would favour
 packing more than this does. TRL gets text, because its trainer takes nothing else, through a tokenizer of one word
 per id; that the ids come out as they went in is checked on every batch that it trains on.
-Left out: what is measured of the two (`dpo.py`), and GPUs (`scale.py`).
-"""
+Left out: what is measured of them (`dpo.py`), and GPUs (`scale.py`)."""
 
 import os
 import random
