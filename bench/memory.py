@@ -18,13 +18,13 @@ from bench import sides
 from bench.sides import Shape, Trained, Work
 
 
-def keep(yes: bool) -> None:
-    """Have glibc keep what is freed, or treat it as it does by itself. Does nothing where the C library is another."""
+def keep() -> None:
+    """Have glibc keep what is freed. Does nothing where the C library is another."""
     trim, most_maps = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(most_maps, 0 if yes else 65536)
-        mallopt(trim, 2**31 - 1 if yes else 128 * 1024)
+        mallopt(most_maps, 0)
+        mallopt(trim, 2**31 - 1)
 
 
 def rows(options: argparse.Namespace, shape: Shape, batch_size: int) -> list[dict[str, Any]]:

@@ -45,6 +45,8 @@ SETTINGS: dict[str, Any] = {
     "metric_for_best_model": "eval_loss",
     "load_best_model_at_end": False,
     "early_stopping_patience": None,
+    "lora": None,
+    "references": {"source": "trainer"},
     "dtype": "float32",
     "seed": 0,
 }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from pipeline import articles, config, ledger, models
+from pipeline import articles, config, ledger, loggers, models
 from pipeline.progress import Display
 
 CONFIG = "config.yaml"
@@ -23,6 +23,7 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     if settings.judge.model:
         models.check("judge.model", settings.judge.model)
     articles.check(settings.articles)
+    loggers.check(settings.report_to)
     display = Display()
     if "RAY_JOB_ID" in os.environ:
         _warn_of_what_ray_removes(settings, display)

@@ -255,6 +255,7 @@ class Config(Settings):
     evaluation: Evaluation = Evaluation()
     baselines: Baselines = Baselines()
     report: Report = Report()
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # metrics of training, beside metrics.jsonl
     hardware: Hardware = Hardware()
 
     @model_validator(mode="after")

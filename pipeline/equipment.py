@@ -14,6 +14,7 @@ from pipeline.engines.pool import Pool
 from pipeline.hardware import EngineHardware
 from pipeline.judging import make_judge
 from pipeline.ledger import Artifact
+from pipeline.loggers import opened
 from pipeline.models import fetch, locate
 from pipeline.progress import Tick
 from pipeline.references import load_reference
@@ -25,7 +26,7 @@ def equip(
     """What `Stage.uses` asks for.
 
     Args:
-        names: policy_engine, judge_engine, scorer, trainer, together, folder, progress.
+        names: policy_engine, judge_engine, scorer, trainer, together, folder, progress, logging.
         config: its hardware above all.
         inputs: of the stage; the policy among them is the one that `policy_engine` and `scorer` run.
         root, address: of the artifact that is to be made.
@@ -43,6 +44,7 @@ def equip(
         "together": lambda: config.hardware.together,
         "folder": lambda: f"{root}/{address}",
         "progress": lambda: partial(_step, tick),
+        "logging": lambda: partial(opened, config.report_to, root, address),
     }
     return {name: there[name]() for name in names}
 

@@ -5,11 +5,14 @@ how a step is taken (`dpo/`).
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from pipeline.config import References, Training, UserError
 from pipeline.hardware import Trainer
 from pipeline.ledger import Artifact, remove
+from pipeline.loggers import Log
 from pipeline.models import fetch, locate
 from pipeline.stage import stage
 
@@ -33,7 +36,7 @@ def adopt(*, model: str) -> dict[str, Any]:
     "policy",
     version=2,
     settings=("training", "references", "policy.dtype", "seed"),
-    uses=("trainer", "folder", "progress"),
+    uses=("trainer", "folder", "progress", "logging"),
     resumes=True,
 )
 def train(
@@ -47,6 +50,7 @@ def train(
     trainer: Trainer,
     folder: str,
     progress: Callable[[dict[str, Any]], None],
+    logging: Callable[[dict[str, Any]], AbstractContextManager[Log]],
 ) -> dict[str, Any]:
     """Train `policy` on the pairs of `rows`, whose reference log-probabilities are its own; write it to `folder`.
 
@@ -56,18 +60,25 @@ def train(
     from pipeline.dpo.weights import digest
 
     checkpoints = f"{folder}/checkpoints"
+    settings = training.model_dump() | {"dtype": dtype, "seed": seed, "references": references.model_dump()}
     try:
-        result = worker.train(
-            rows_path=rows.uri,
-            model_path=locate(policy.record["model"]),
-            out_path=folder,
-            settings=training.model_dump() | {"dtype": dtype, "seed": seed, "references": references.model_dump()},
-            hardware=trainer,
-            checkpoint_path=checkpoints,
-            reference_digest=None if references.source == "none" else policy.record["digest"],
-            on_progress=progress,
-        )
+        with logging(settings) as log:
+            result = worker.train(
+                rows_path=rows.uri,
+                model_path=locate(policy.record["model"]),
+                out_path=folder,
+                settings=settings,
+                hardware=trainer,
+                checkpoint_path=checkpoints,
+                reference_digest=None if references.source == "none" else policy.record["digest"],
+                on_progress=partial(_tell, progress, log),
+            )
     except ValueError as error:
         raise UserError(f"training: {error}") from error
     remove(checkpoints)  # thrice the weights, and of no use to a policy that is finished
     return {"model": folder, "digest": digest(fetch(folder)), "training": result}
+
+
+def _tell(progress: Callable[[dict[str, Any]], None], log: Log, line: dict[str, Any]) -> None:
+    progress(line)
+    log(line["step"], {name: float(value) for name, value in line.items() if name not in ("step", "steps")})
