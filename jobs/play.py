@@ -3,21 +3,18 @@
 import os
 from collections.abc import Sequence
 
-import yaml
-
-from pipeline import articles, config, ledger, models
+from pipeline import articles, config, folder, ledger, models
 from pipeline.progress import Display
-
-CONFIG = "config.yaml"
+from pipeline.reading import load
 
 
 def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     """Play all rounds of a configuration.
 
     Raises:
-        UserError: see the modules that check: config, articles, policy, ledger, run.
+        UserError: see the modules that check: reading, articles, policy, ledger, folder, run.
     """
-    settings = config.load(path, overrides)
+    settings = load(path, overrides)
     # All that can be wrong with the settings is found before Ray starts.
     models.check("policy.model", settings.policy.model)
     if settings.judge.model:
@@ -30,12 +27,12 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
             "give a path or URI that outlives it, as in run=$PWD/runs/demo"
         )
     book = ledger.Ledger(settings.run)
+    folder.check(book, settings)
     _survey(settings, book, remake)
     with book.lock() as taken:
         if taken:
             display.warn(taken)
-        # Not earlier: a refused setting must not become what `rondo status` takes for the run's.
-        book.write(CONFIG, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        folder.write(book, settings)
         display.say(f"{book.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}", style="bold")
         from pipeline.cluster import connected
 
