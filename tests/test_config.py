@@ -39,7 +39,10 @@ def test_every_shipped_configuration_can_train_on_own_pairs(path):
     [
         ([], "pairs is missing: set it in the file, or on the command line as pairs=…"),
         (["pairs=7"], "pairs is 7: input should be a valid string"),
-        (["pairs=x.jsonl", "rounds=3"], "the configuration has no 'rounds' (did you mean run?); it has run, seed, pairs"),
+        (
+            ["pairs=x.jsonl", "rounds=3"],
+            "the configuration has no 'rounds' (did you mean run?); it has run, seed, pairs",
+        ),
         (["pairs=x.jsonl", "trainig.beta=1"], "the configuration has no 'trainig' (did you mean training?)"),
         (["pairs=x.jsonl", "training.beat=1"], "training has no 'beat' (did you mean beta?)"),
         (["pairs=x.jsonl", "pairs.threshold=4"], "pairs.threshold: pairs is a value ('x.jsonl'), not a section"),
