@@ -89,6 +89,17 @@ def show(
     look(folder, stage, rows, article)
 
 
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder, URI or hub name of a LoRA adapter.")],
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where the model goes: a new folder.", show_default=False)],
+) -> None:
+    """Write the complete model that a LoRA adapter, such as runs/x/round-02/policy, and its base make."""
+    from jobs.merge import merge as write
+
+    write(adapter, out)
+
+
 def main() -> None:
     """Run a command. A mistake of the user's ends in its message and exit status 2, without a traceback."""
     try:

@@ -5,7 +5,7 @@ them from a file (`reading.py`), and anything that a result does not depend on.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -41,7 +41,7 @@ class Articles(Settings):
 
 
 class Policy(Settings):
-    """The model that is trained: a Hugging Face folder or name."""
+    """The model that is trained: a Hugging Face folder or name; with `training.lora` also a LoRA adapter's."""
 
     model: str
     dtype: Dtype = "bfloat16"  # of sampling, references and training alike
@@ -126,6 +126,29 @@ class References(Settings):
     max_difference: Annotated[float, Field(gt=0)] = 0.02  # of `sampler`: mean nats per token; more stops the run
 
 
+class Lora(Settings):
+    """LoRA adapters. Names as in PEFT's LoraConfig; their dropout is always off, as every dropout is."""
+
+    r: Positive = 8
+    lora_alpha: Positive = 16
+    use_rslora: bool = False
+    target_modules: str | tuple[str, ...] = "all-linear"  # that (all but the head), or last names: [q_proj, v_proj]
+    # False: one adapter on a base that never changes, trained on from round to round; it is what is written and served.
+    # True: each round's adapter ends in the weights, the policy is a complete model, and the next adapter is fresh.
+    merge: bool = False
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _names_layers(cls, value: Any) -> Any:
+        names = isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value)
+        if not names and value != "all-linear":
+            raise ValueError(
+                f"training.lora.target_modules is {value!r:.80}: it should be all-linear, or names of linear layers "
+                "such as [q_proj, v_proj]"
+            )
+        return value
+
+
 class Training(Settings):
     """DPO. Names as in TRL; a step is `pairs_per_step` pairs over all workers together."""
 
@@ -149,6 +172,7 @@ class Training(Settings):
     metric_for_best_model: Literal["eval_rewards/accuracies", "eval_loss"] = "eval_rewards/accuracies"
     load_best_model_at_end: bool = False  # the policy is the best that an evaluation saw, not the last
     early_stopping_patience: Positive | None = None  # evaluations without a better one; None: train to the end
+    lora: Lora | None = None  # None: all weights are trained
 
     @field_validator("loss_type", mode="before")
     @classmethod

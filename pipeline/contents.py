@@ -6,6 +6,7 @@ trainer's own check of weights (`dpo/weights.digest`) reads every byte.
 
 import functools
 import hashlib
+import json
 
 import pyarrow.fs as pafs
 
@@ -29,7 +30,10 @@ def fingerprint(place: str | None) -> str | None:
         if file.type == pafs.FileType.File and file.base_name != "record.json":
             digest.update(f"{file.base_name} {file.size}\n".encode())
             with fs.open_input_file(file.path) as stream:
-                digest.update(stream.read(_MIB))
+                head = stream.read(_MIB)
+                digest.update(head)
                 stream.seek(max(0, file.size - _MIB))
                 digest.update(stream.read(_MIB))
+            if file.base_name == "adapter_config.json":  # an adapter is nothing without its base
+                digest.update(f"{fingerprint(json.loads(head).get('base_model_name_or_path'))}\n".encode())
     return digest.hexdigest()[:16]

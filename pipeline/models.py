@@ -1,12 +1,15 @@
 """Where a model is: a folder by path or URI, or a name on the Hugging Face hub.
 
-A name travels as it is and becomes a folder on the machine that needs it. Left out: reading weights (`dpo/weights.py`).
+A name travels as it is and becomes a folder on the machine that needs it. A folder may be that of a LoRA adapter,
+which names its base in the same way. Left out: reading weights (`dpo/weights.py`).
 """
 
 import functools
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -37,20 +40,50 @@ def fetch(name: str) -> str:
     return folder
 
 
-def check(setting: str, name: str) -> None:
-    """See that a model that the settings name is there.
+def adapter_config(folder: str) -> dict[str, Any] | None:
+    """What the folder of a LoRA adapter says of it, in PEFT's words; None for a folder with a complete model.
 
     Raises:
-        UserError: a path that is not there or holds no model, or a name that the hub does not give.
+        UserError: it cannot be read.
     """
-    if "://" in name or Path(name, "config.json").is_file():
+    path = Path(folder, "adapter_config.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def check(setting: str, name: str) -> None:
+    """See that a model that the settings name is there, and for an adapter its base.
+
+    Raises:
+        UserError: a path that is not there or holds no model, a name that the hub does not give, or an adapter whose
+            base is such.
+    """
+    if "://" in name:
         return
-    if Path(name).exists():
-        raise UserError(f"{setting} is {name!r}, a path without config.json: it should be a Hugging Face model folder")
+    folder = name if Path(name).exists() else _from_hub(setting, name)
+    adapter = adapter_config(folder)
+    if adapter is None and not Path(folder, "config.json").is_file():
+        raise UserError(
+            f"{setting} is {name!r}, a path without config.json or adapter_config.json: it should be the folder of a "
+            "Hugging Face model or of a LoRA adapter"
+        )
+    if adapter is not None:
+        base = adapter.get("base_model_name_or_path") or ""
+        if os.path.isdir(base) and not os.path.isabs(base):
+            raise UserError(
+                f"{setting} is {name!r}, an adapter of {base!r}, a path that means nothing in another folder: write "
+                f"{os.path.abspath(base)!r} as base_model_name_or_path in its adapter_config.json"
+            )
+        check(f"{setting} is {name!r}, an adapter whose base", base)
+
+
+def _from_hub(setting: str, name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(f"{setting} is {name!r}: there is no such folder, and it is no name on the hub (owner/name)")
     try:
-        fetch(name)
+        return fetch(name)
     except Exception as error:  # offline, gated, misspelt: a dozen classes, one meaning
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{setting} is {name!r}: no such folder, and the hub did not give it ({reason})") from None

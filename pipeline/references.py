@@ -1,7 +1,8 @@
 """References: the log-probability of each paired summary under the policy that the round starts from.
 
 By the same function, on the same article trees, in the same dtype as training: so at step 0 every margin is 0, and the
-trainer checks that it is. Keyed by the digest of the weights, never by a name or a path that a later round reuses.
+trainer checks that it is. Keyed by the digest of the weights, never by a name or a path that a later round reuses. Of
+an adapter that is base and adapter together, and so are the values: never those of the adapter switched off.
 """
 
 from functools import partial

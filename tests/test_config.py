@@ -64,6 +64,9 @@ def test_the_reference_setting_is_the_published_one():
     assert (config.summaries.temperature, config.summaries.top_p) == (0.8, 0.95)
     assert (config.pairs.threshold, config.pairs.min_word_gap, config.pairs.max_per_article) == (3, 3, 3)
     assert (config.training.beta, config.training.num_train_epochs, config.training.pairs_per_step) == (0.01, 3, 36)
+    assert config.training.learning_rate == 5e-6
+    lora = config.training.lora
+    assert (lora.r, lora.lora_alpha, len(lora.target_modules)) == (8, 16, 7)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +95,13 @@ def test_the_reference_setting_is_the_published_one():
         ("training.simpo_gamma=1", "training.simpo_gamma is 1, which does nothing with training.loss_type sigmoid: "),
         ("training.simpo_gamma=-1", "training.simpo_gamma is -1: input should be greater than or equal to 0"),
         ("training.rpo_alpha=0", "training.rpo_alpha is 0: input should be greater than 0"),
+        ("training.lora.alpha=1", "training.lora has no 'alpha' (did you mean lora_alpha?)"),
+        ("training.lora={r: 0}", "training.lora.r is 0: input should be greater than 0"),
+        (
+            "training.lora.target_modules=q_proj",
+            "target_modules is 'q_proj': it should be all-linear, or names of linear",
+        ),
+        ("training.lora.target_modules=[]", "target_modules is []: it should be all-linear"),
         ("policy.dtype=float16", "policy.dtype is 'float16': input should be 'float32' or 'bfloat16'"),
         ("policy.instruction=Summarize!", "policy.instruction must say where the article goes: {article}"),
         ("judge.kind=cloze", "judge.kind is cloze, which needs no model, and judge.model is set"),
@@ -189,7 +199,7 @@ def test_overrides_reach_where_they_point():
 
 
 def test_settings_written_down_are_read_back_the_same():
-    config = load(DEMO)
+    config = load(DEMO, ["training.lora.target_modules=[q_proj, v_proj]"])
     assert parse(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
 

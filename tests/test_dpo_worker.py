@@ -3,11 +3,8 @@
 import json
 import os
 import random
-import shutil
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import pytest
 import ray
 import torch
 from safetensors.torch import load_file, save_file
+from training import Folders, settings
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.dpo import weights
@@ -33,28 +31,7 @@ from pipeline.rows import COLUMNS
 
 LAYOUT = {"article_tree", "gradient_checkpointing", "torch_compile"}
 VOCABULARY = 65  # odd, like the inner size below, so that shards are uneven
-SETTINGS = {
-    "loss_type": "sigmoid",
-    "beta": 0.1,
-    "label_smoothing": 0.0,
-    "learning_rate": 1e-3,
-    "num_train_epochs": 2,
-    "pairs_per_step": 8,
-    "warmup_ratio": 0.1,
-    "lr_scheduler_type": "cosine",
-    "max_grad_norm": 1.0,
-    "weight_decay": 0.01,
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "eval_fraction": 0.15,
-    "eval_steps": None,
-    "metric_for_best_model": "eval_rewards/accuracies",
-    "load_best_model_at_end": False,
-    "early_stopping_patience": None,
-    "dtype": "float32",
-    "seed": 0,
-    "references": {"source": "trainer", "check_articles": 16, "max_difference": 0.02},
-}
+SETTINGS = settings(learning_rate=1e-3, num_train_epochs=2, pairs_per_step=8, weight_decay=0.01, eval_fraction=0.15)
 
 
 @pytest.fixture(scope="module")
@@ -136,29 +113,6 @@ def write(rows: list[dict[str, Any]], folder: Path) -> str:
     (folder / "skipped").mkdir()
     pq.write_table(pa.table({"article_id": ["odd"], "skipped": ["too long"]}), folder / "skipped" / "0.parquet")
     return str(folder)
-
-
-@dataclass
-class Folders:
-    """A shelf in a folder."""
-
-    root: Path
-
-    def keep(self, folder: Path) -> None:
-        step = json.loads((folder / "state.json").read_text())["step"]
-        shutil.copytree(folder, self.root / f"last-{step:06d}")
-
-    def keep_best(self, name: str, folder: Path) -> None:
-        shutil.copytree(folder, self.root / name)
-
-    @contextmanager
-    def best(self, name: str) -> Iterator[Path]:
-        yield self.root / name
-
-    def forget(self, but: Sequence[str]) -> None:
-        for folder in self.root.glob("best-*"):
-            if folder.name not in but:
-                shutil.rmtree(folder)
 
 
 def alone(rows: list[dict[str, Any]], model_path: Path, folder: Path, **changes: Any) -> Run:

@@ -101,6 +101,51 @@ def test_a_shared_prefix_is_found_in_the_cache(vllm):
     assert again.cached_tokens > 50
 
 
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """Two rounds' adapters on one base, as the trainer writes them, of the rank that vLLM must round up."""
+    import torch
+
+    from pipeline.config import Lora
+    from pipeline.dpo import weights
+
+    lora = Lora(r=4, lora_alpha=8).model_dump()
+    folders = []
+    for draw in (1, 2):
+        model = weights.start(POLICY, "float32", lora, seed=0)
+        generator = torch.Generator().manual_seed(draw)
+        state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        for name, tensor in state.items():
+            if "lora_B" in name:
+                tensor.normal_(0, 0.15, generator=generator)
+        folders.append(str(tmp_path_factory.mktemp("adapter")))
+        weights.save(state, POLICY, folders[-1], lora)
+    return folders
+
+
+def test_an_adapter_is_served_without_merging_and_never_from_the_last_rounds_cache(adapters, vllm, tmp_path):
+    """Pitfall 31. Greedy tokens are those of Hugging Face with that adapter, which both engines tell apart."""
+    import torch
+
+    from pipeline.dpo import weights
+    from pipeline.engines.vllm import VllmEngine, lora_request
+
+    engine = VllmEngine(adapters[0], "float32", 512, seed=0, hardware=EngineHardware())
+    greedy = replace(PROMPT, n=1, temperature=0.0, max_tokens=30)
+    served = {}
+    for folder in (*adapters, adapters[0]):
+        engine.adapter = lora_request(folder)  # one engine, round after round, the prompt in its prefix cache
+        (reply,) = engine.generate([greedy])
+        ids = reply.samples[0].token_ids
+        assert served.setdefault(folder, ids) == ids
+        model = weights.load(folder, "float32")
+        prompt = torch.tensor([reply.prompt_ids])
+        expected = model.generate(prompt, max_new_tokens=30, do_sample=False)[0, len(reply.prompt_ids) :]
+        assert ids == expected.tolist()
+    of_base = vllm.generate([greedy])[0].samples[0].token_ids
+    assert len({tuple(ids) for ids in (of_base, *served.values())}) == 3
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [

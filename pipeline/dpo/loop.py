@@ -83,7 +83,7 @@ class Run:
 
     Args:
         examples: all rows, the same on every worker.
-        model_path: folder of the model to train, which is also the reference.
+        model_path: folder, URI or hub name of the model or adapter to train, which is also the reference.
         settings: of `config.Training`, as a mapping; and dtype, seed and references (`config.References`).
         tokens_per_batch: of one packed row.
         device, rank, workers: of this process; with more than one worker torch.distributed is set up.
@@ -122,7 +122,9 @@ class Run:
         self.referenced = all(example.reference_logps for example in self.examples)
         if self.objective.needs_reference and not self.referenced:
             raise ValueError(f"loss_type={s['loss_type']} compares with a reference, and references.source is none")
-        self.policy = Policy(weights.load(self.model_path, s["dtype"], article_tree=self.article_tree))
+        self.policy = Policy(
+            weights.start(self.model_path, s["dtype"], s["lora"], s["seed"], article_tree=self.article_tree)
+        )
         # Now, and for all articles: later it would be one worker's error while the others wait for it.
         refuse(self.policy.model, max(example.longest for example in self.examples))
 
@@ -178,7 +180,7 @@ class Run:
         """Write the model folder and metrics.jsonl, from rank 0. A collective: every worker calls it."""
         state = whole(self.policy, keep=self.rank == 0)
         if self.rank == 0:
-            weights.save(state, self.model_path, out)
+            weights.save(state, self.model_path, out, self.settings["lora"])
             text = "".join(json.dumps(line) + "\n" for line in self.standing.lines)
             (out / "metrics.jsonl").write_text(text, encoding="utf-8")
 

@@ -83,9 +83,16 @@ def shard(policy: Policy, device: torch.device, workers: int, *, cpu_offload: bo
 
 
 def whole(policy: Policy, keep: bool) -> dict[str, Tensor]:
-    """The model's state dict on the CPU. A collective: every worker calls it, and those who `keep` get it."""
+    """What was trained, on the CPU: the model's state dict, or with LoRA the adapter's part of it.
+
+    A collective: every worker calls it, and those who `keep` get it.
+    """
+    # Tied weights have two names. Buffers are no parameters: a state dict without them would not be complete.
+    frozen = {name for name, p in policy.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     state = {}
     for name, tensor in policy.model.state_dict().items():
+        if name in frozen:
+            continue
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
             state[name] = full.detach().cpu()

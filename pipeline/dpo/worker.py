@@ -27,7 +27,7 @@ from pipeline.dpo.loop import Run
 from pipeline.dpo.rows import read
 from pipeline.hardware import Trainer
 from pipeline.ledger import open_place
-from pipeline.models import fetch, locate
+from pipeline.models import locate
 
 Progress = Callable[[dict[str, Any]], None]
 # Of the hardware, what a worker needs to know.
@@ -55,8 +55,9 @@ def train(
 
     Args:
         rows_path: folder of Parquet parts, a path or URI; see `rows.read`.
-        model_path: Hugging Face model by path, URI or name on the hub; it is the reference too.
-        out_path: gets the trained model folder and metrics.jsonl: a line for each step, and one for each evaluation.
+        model_path: Hugging Face model or LoRA adapter by path, URI or name on the hub; it is the reference too.
+        out_path: gets the trained model's or adapter's folder and metrics.jsonl: a line for each step, and one for
+            each evaluation.
         settings: see `loop.Run`.
         hardware: how many workers, above one of which the weights are sharded over them, and what each has.
         checkpoint_path: where checkpoints are kept, a path or URI.
@@ -141,7 +142,7 @@ def _prepare(config: dict[str, Any]) -> Run:
     context, progress = ray.train.get_context(), config["progress"]
     return Run(
         examples=read(config["rows_path"], config["reference_digest"]),
-        model_path=fetch(config["model_path"]),
+        model_path=config["model_path"],  # not as a folder of this node: an adapter names its base for all nodes
         settings=config["settings"],
         **config["layout"],
         device=ray.train.torch.get_device(),

@@ -5,12 +5,16 @@ and servers (an HTTP engine's business).
 """
 
 import gc
+import hashlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
 
 from judges.base import Prompt
 from pipeline.engines.base import Reply, Sample
 from pipeline.hardware import EngineHardware
+from pipeline.models import adapter_config, fetch
 
 _ENVIRONMENT = {
     # The engine core shares our process: it dies with its actor, and no second Python start is paid.
@@ -23,10 +27,10 @@ _ENVIRONMENT = {
 
 
 class VllmEngine:
-    """Samples from a Hugging Face model with vLLM.
+    """Samples from a Hugging Face model with vLLM, or from a LoRA adapter on its base, which is not merged.
 
     Args:
-        model: a folder or a name that vLLM loads.
+        model: folder of a model or of an adapter, on this machine.
         dtype: "float32" or "bfloat16".
         max_model_len: the longest prompt with its completion, in tokens; None: what the model allows.
         seed: of the engine. Requests carry none of their own: a per-request seed makes a CPU engine slow, and has
@@ -38,15 +42,25 @@ class VllmEngine:
 
     def __init__(self, model: str, dtype: str, max_model_len: int | None, seed: int, hardware: EngineHardware):
         os.environ.update(_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(hardware.kvcache_space)})
+        from transformers import AutoTokenizer
         from vllm import LLM
+        from vllm.config.lora import MaxLoRARanks
 
         gc.freeze()  # the engine collects garbage five times as it starts: none of it is among a million module objects
         gpus = hardware.gpus_per_replica
         if not gpus:
             # Ray gives each actor its share of the CPUs; binding threads to cores would put all actors on the first.
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        adapter = adapter_config(model)
+        self.adapter = None if adapter is None else lora_request(model)
+        lora: dict[str, Any] = {}
+        if adapter is not None:
+            ranks = [rank for rank in get_args(MaxLoRARanks) if rank >= adapter["r"]]
+            if not ranks:
+                raise ValueError(f"{model} has r={adapter['r']}, and vLLM takes {max(get_args(MaxLoRARanks))} at most")
+            lora = {"enable_lora": True, "max_lora_rank": min(ranks)}
         self.llm = LLM(
-            model=model,
+            model=model if adapter is None else fetch(adapter["base_model_name_or_path"]),
             dtype=dtype,
             max_model_len=max_model_len,
             seed=seed,
@@ -57,8 +71,12 @@ class VllmEngine:
             enforce_eager=not gpus,  # on a CPU, compiling costs more than a stage takes
             disable_log_stats=True,
             trust_remote_code=False,
+            **lora,
         )
         self.tokenizer = self.llm.get_tokenizer()
+        if adapter is not None and Path(model, "tokenizer_config.json").is_file():
+            # What an adapter was trained with, a chat template above all. Not by vLLM: it looks for a model beside it.
+            self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         self.room = self.llm.model_config.max_model_len
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
@@ -81,6 +99,7 @@ class VllmEngine:
                 for i in served
             ],
             use_tqdm=False,
+            lora_request=self.adapter,
         )
         for i, output in zip(served, outputs, strict=True):
             assert list(output.prompt_token_ids) == replies[i].prompt_ids, "vLLM changed the prompt's token ids"
@@ -95,6 +114,18 @@ class VllmEngine:
         if len(ids) + prompt.max_tokens > self.room:
             return Reply(ids, error="prompt too long")
         return Reply(ids)
+
+
+def lora_request(folder: str) -> Any:
+    """vLLM's word for an adapter folder, by a name and a number of its own: of its bytes, wherever it lies.
+
+    vLLM keeps adapters by number and serves what it has under it, so that a later adapter would go unread.
+    """
+    from vllm.lora.request import LoRARequest
+
+    with Path(folder, "adapter_model.safetensors").open("rb") as file:
+        name = hashlib.file_digest(file, "sha256").hexdigest()
+    return LoRARequest(name, 1 + int(name, 16) % (2**31 - 1), folder)
 
 
 def token_ids(tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:  # type: ignore[no-untyped-def]

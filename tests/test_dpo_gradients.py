@@ -1,0 +1,91 @@
+"""The gradient of a step does not depend on how it is cut up: real processes, FSDP2 and gloo, in float32."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from pipeline.dpo import attention
+from pipeline.dpo.example import Example
+from pipeline.dpo.logps import completion_logps
+from pipeline.dpo.losses import Objective
+from pipeline.dpo.plan import micro_batches
+from pipeline.dpo.sharding import Policy, shard
+
+VOCABULARY = 53
+CASES = range(8)
+BUDGETS = (1, 60, 10**6)  # each article alone; a few together; all in one row
+# A loss of each kind: of margins, per token, with an anchor, and without a reference.
+LOSSES = ("sigmoid", "ipo", ("sigmoid", "sft"), "simpo")
+
+
+def step_of(seed: int) -> list[Example]:
+    """A step with articles of very unlike sizes, and in some cases fewer of them than there are workers."""
+    draw = random.Random(seed)
+
+    def ids(longest: int) -> np.ndarray:
+        return np.array([draw.randrange(VOCABULARY) for _ in range(draw.randint(1, longest))])
+
+    examples = []
+    for number in range(draw.choice([1, 3, 9])):
+        completions = tuple(ids(12) for _ in range(draw.randint(2, 5)))
+        last = len(completions) - 1
+        pairs = ((0, last),) if draw.random() < 0.5 else tuple((i, last) for i in range(last))
+        logps = tuple(-draw.uniform(5, 50) for _ in completions)
+        examples.append(Example(f"article-{number}", ids(60), completions, pairs, logps))
+    return examples
+
+
+def gradients(rank: int, workers: int, folder: str) -> None:
+    """All cases on one of several workers; rank 0 writes the whole gradients."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{workers}", rank=rank, world_size=workers)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=33, num_hidden_layers=2, num_attention_heads=2
+    )
+    policy = Policy(AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME).eval())
+    if workers > 1:
+        shard(policy, torch.device("cpu"), workers)
+    found = {}
+    for case in CASES:
+        examples = step_of(case)
+        objective = Objective(
+            {"loss_type": LOSSES[case % len(LOSSES)], "beta": 0.1, "label_smoothing": 0.0, "simpo_gamma": 0.5}
+        )
+        pairs = sum(len(example.pairs) for example in examples)
+        length = sum(example.chosen_tokens for example in examples) / pairs
+        for budget in BUDGETS:
+            policy.zero_grad()
+            for batch in micro_batches(examples, rank=rank, workers=workers, tokens_per_batch=budget):
+                logps = policy(completion_logps, batch.tree)
+                losses = objective(
+                    chosen_logps=logps[batch.chosen],
+                    rejected_logps=logps[batch.rejected],
+                    ref_chosen_logps=batch.reference_logps[batch.chosen],
+                    ref_rejected_logps=batch.reference_logps[batch.rejected],
+                    chosen_lengths=batch.lengths[batch.chosen],
+                    rejected_lengths=batch.lengths[batch.rejected],
+                    mean_chosen_length=length,
+                )
+                (losses.sum() / pairs).backward()
+            whole = [p.grad.full_tensor() if workers > 1 else p.grad for p in policy.parameters()]
+            found[case, budget] = torch.cat([gradient.flatten() for gradient in whole])
+    if rank == 0:
+        torch.save(found, f"{folder}/gradients-{workers}.pt")
+    dist.destroy_process_group()
+
+
+def test_gradients_do_not_depend_on_packing_accumulation_or_workers(tmp_path: Path) -> None:
+    for workers in (1, 2, 4):
+        mp.spawn(gradients, args=(workers, str(tmp_path)), nprocs=workers)
+    one = torch.load(tmp_path / "gradients-1.pt", weights_only=True)
+    for workers in (1, 2, 4):
+        for (case, budget), gradient in torch.load(tmp_path / f"gradients-{workers}.pt", weights_only=True).items():
+            whole = one[case, BUDGETS[-1]]
+            difference = float((gradient - whole).norm() / whole.norm())
+            assert difference < 1e-6, (case, budget, workers, difference)

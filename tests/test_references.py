@@ -1,0 +1,129 @@
+"""References: the trainer's own numbers, by digest, as rows stream by; or the sampler's; or none."""
+
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from judges.base import LETTERS
+from pipeline.config import Judge, Pairs, References
+from pipeline.dpo import weights
+from pipeline.dpo.logps import plain_logps
+from pipeline.engines.pool import Pool
+from pipeline.engines.scripted import ScriptedEngine
+from pipeline.hardware import EngineHardware, Trainer
+from pipeline.pairs import pair
+from pipeline.references import anchor, load_reference
+from pipeline.rows import dataset
+from pipeline.scores import judge
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    folder = tmp_path_factory.mktemp("reference")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+def scorer(model_path: str, digest: str | None = None, **hardware) -> Pool:
+    digest = digest or weights.digest(model_path)
+    return Pool(partial(load_reference, model_path, "float32", digest, Trainer()), EngineHardware(**hardware))
+
+
+def articles(count: int) -> list[dict]:
+    """Of four summaries, the third is in no pair."""
+    return [
+        {
+            "article_id": f"a{i}",
+            "article": "",
+            "split": "train",
+            "prompt_ids": list(range(1, 5 + i)),
+            "summaries": [
+                {"text": "", "token_ids": [10 + j, 20 + i, 0], "finish_reason": "stop", "logp": -float(j + 1)}
+                for j in range(4)
+            ],
+            "pairs": [{"chosen": 0, "rejected": 1, "reason": ""}, {"chosen": 3, "rejected": 1, "reason": ""}],
+        }
+        for i in range(count)
+    ]
+
+
+def anchored(rows: list[dict], pool: Pool, source: str) -> list[dict]:
+    found = anchor(
+        dataset(rows), "the digest", dtype="float32", references=References(source=source), scorer=pool,
+        trainer=Trainer(tokens_per_batch=30),
+    )  # fmt: skip
+    return sorted(found.take_all(), key=lambda row: row["article_id"])
+
+
+def test_the_trainers_own_numbers_for_what_is_paired(model_path: str) -> None:
+    rows = articles(3)
+    found = anchored(rows, scorer(model_path), "trainer")
+    model = AutoModelForCausalLM.from_pretrained(model_path).eval()
+    for before, after in zip(rows, found, strict=True):
+        with torch.no_grad():
+            expected = plain_logps(model, before["prompt_ids"], [s["token_ids"] for s in before["summaries"]])
+        assert after["reference_logps"][2] is None and after["reference_digest"] == "the digest"
+        for j in (0, 1, 3):
+            assert after["reference_logps"][j] == pytest.approx(float(expected[j]), abs=1e-4)
+
+
+def test_the_samplers_numbers_and_none_start_no_model() -> None:
+    pool = scorer("/nowhere", "unused")
+    for row in anchored(articles(2), pool, "sampler"):
+        assert list(row["reference_logps"]) == [-1.0, -2.0, -3.0, -4.0] and row["reference_digest"] == "the digest"
+    for row in anchored(articles(2), pool, "none"):
+        assert row["reference_logps"] is None and row["reference_digest"] is None
+
+
+def test_a_flipped_weight_is_not_the_reference(model_path: str, tmp_path: Path) -> None:
+    shutil.copytree(model_path, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    name = sorted(tensors)[3]
+    tensors[name].view(-1)[7] *= -1
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="holds weights .* and its record says"):
+        load_reference(str(tmp_path / "model"), "float32", weights.digest(model_path), Trainer())
+
+
+def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None:
+    """One pipeline from summaries to references: the first is scored while later articles are still being judged."""
+    count = 12
+
+    def slow(prompt, sample=0):
+        time.sleep(0.25)
+        (tmp_path / f"{time.monotonic_ns()}").touch()
+        return f"Q1 {LETTERS[0] if 'good' in prompt.messages[0]['content'] else 'Unsure'}"
+
+    question = {"question_id": "q", "question": "What?", "options": ["x", "y"], "answer": 0}
+    rows = articles(count)
+    for row in rows:
+        del row["pairs"]
+        row["questions"] = [question]
+        row["summaries"] = [row["summaries"][0] | {"text": f"{word} word"} for word in ("good", "bad")]
+    one_at_a_time = EngineHardware(batch_size=1, cpus_per_replica=0.5)
+    scored = judge(
+        dataset(rows).repartition(count), judge=Judge(model="none", questions=1, options=2), seed=0,
+        judge_engine=Pool(lambda: ScriptedEngine(slow), one_at_a_time),
+    )  # fmt: skip
+    paired = pair(scored, pairs=Pairs(threshold=0, min_words=1), seed=0)
+    stream = iter(anchor(
+        paired, "digest", dtype="float32", references=References(), trainer=Trainer(),
+        scorer=scorer(model_path, batch_size=1, cpus_per_replica=0.5),
+    ).iter_rows())  # fmt: skip
+
+    first = next(stream)
+    judged = len(list(tmp_path.iterdir()))
+    assert first["reference_logps"] is not None and judged < 2 * count
+    assert len(list(stream)) == count - 1
