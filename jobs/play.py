@@ -1,8 +1,8 @@
 """Play a configuration: check it, take the run's lock, start Ray, play the rounds, keep the report up to date."""
 
-import os
 from collections.abc import Sequence
 
+from jobs.submitted import warn_of_what_ray_removes
 from pipeline import articles, config, folder, ledger, models
 from pipeline.progress import Display
 from pipeline.reading import load
@@ -21,8 +21,7 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
         models.check("judge.model", settings.judge.model)
     articles.check(settings.articles)
     display = Display()
-    if "RAY_JOB_ID" in os.environ:
-        _warn_of_what_ray_removes(settings, display)
+    warn_of_what_ray_removes(settings, display)
     book = ledger.Ledger(settings.run)
     folder.check(book, settings)
     _survey(settings, book, remake)
@@ -35,18 +34,6 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
 
         with book.remaking(remake), connected(settings.hardware) as hardware:
             _play(settings.model_copy(update={"hardware": hardware}), book, display, remake)
-
-
-def _warn_of_what_ray_removes(settings: config.Config, display: Display) -> None:
-    removed = "lies in this job's copy of the working directory, which Ray removes in time"
-    if "://" not in settings.run and not os.path.isabs(settings.run):
-        display.warn(f"run={settings.run} {removed}: give a path or URI that outlives it, as in run=$PWD/runs/demo")
-    lora, model = settings.training.lora, settings.policy.model
-    if lora is not None and not lora.merge and os.path.isdir(model) and not os.path.isabs(model):
-        display.warn(
-            f"policy.model={model} {removed}, and the adapters of this run are nothing without it: give a path or URI "
-            "that outlives it, or set training.lora.merge=true"
-        )
 
 
 def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) -> None:

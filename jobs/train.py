@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jobs.submitted import warn_of_what_ray_removes
 from pipeline.alignment import Aligned, carry_out
 from pipeline.progress import Display
 from pipeline.reading import load_alignment
@@ -11,6 +12,7 @@ def train(path: str, overrides: Sequence[str], remake: str | None) -> None:
     """Train as a configuration says. Raises UserError: see `reading.load_alignment` and `alignment.carry_out`."""
     settings = load_alignment(path, overrides)
     display = Display()
+    warn_of_what_ray_removes(settings, display)
     tell(carry_out(settings, display, remake), display)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from judges.base import Skip
 from pipeline.config import UserError
 from pipeline.formats import Message, Preference
-from pipeline.models import fetch
+from pipeline.models import adapter_config, fetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,14 +124,18 @@ class Tokens:
 
 
 def of_model(model: str, max_model_len: int | None = None) -> Tokens:
-    """The tokenizer of a model by path, URI or name, with its room: what is set, or what the model allows."""
+    """The tokenizer of a model by path, URI or name, with its room: what is set, or what the model allows.
+
+    An adapter without a tokenizer of its own has its base's.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     folder = fetch(model)
-    room = max_model_len
-    if room is None and Path(folder, "config.json").is_file():
-        room = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
-    return Tokens(AutoTokenizer.from_pretrained(folder), room)
+    adapter = adapter_config(folder)
+    base = folder if adapter is None else fetch(adapter["base_model_name_or_path"])
+    room = max_model_len or getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", None)
+    own = Path(folder, "tokenizer_config.json").is_file()
+    return Tokens(AutoTokenizer.from_pretrained(folder if own else base), room)
 
 
 def _common(ids: list[int], others: list[int]) -> int:

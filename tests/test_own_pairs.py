@@ -269,6 +269,15 @@ def test_nothing_disappears(collected):
     assert tally(row)["merged"] == 1
 
 
+def test_an_adapter_has_the_tokenizer_and_the_room_of_its_base(tmp_path, policy):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": policy}))
+    tokens = of_model(str(tmp_path / "adapter"))
+    assert (tokens.room, tokens.tokenizer.chat_template) == (64, CHATML)
+    tokenizer(LLAMA, "<s>").save_pretrained(tmp_path / "adapter")
+    assert of_model(str(tmp_path / "adapter"), 32).tokenizer.chat_template == LLAMA
+
+
 def test_a_model_length_that_is_set_counts(collected):
     long = text("The sky is", " blue" * 8, " green")
     assert collected(long, text("The", " sky", " is"), max_model_len=8)[1][0]["skipped"] == "too long"
