@@ -91,7 +91,7 @@ def each(rows: Dataset, function: Callable[[Row], Outcome], writes: Sequence[str
         apply,
         fn_args=(partial(_one_by_one, function), tuple(writes)),
         batch_format="pyarrow",
-        batch_size=256,
+        batch_size=None,  # a block as it comes: waiting for more rows would hold up whoever is next
     )
 
 

@@ -117,7 +117,7 @@ def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None
         dataset(rows).repartition(count), judge=Judge(model="none", questions=1, options=2), seed=0,
         judge_engine=Pool(lambda: ScriptedEngine(slow), one_at_a_time),
     )  # fmt: skip
-    paired = pair(scored, pairs=Pairs(threshold=0, min_words=1), seed=0)
+    paired = pair(scored, pairs=Pairs(threshold=1, min_words=1), seed=0)
     stream = iter(anchor(
         paired, "digest", dtype="float32", references=References(), trainer=Trainer(),
         scorer=scorer(model_path, batch_size=1, cpus_per_replica=0.5),

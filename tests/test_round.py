@@ -86,11 +86,16 @@ def played(tmp_path_factory):
     kill(driver)
     before = records(run)
     driver = start(*command)
-    wait_for(lambda: (run / "round-01/evaluation/record.json").exists(), driver)
     # Ray Data makes a new engine in its place. One of the evaluation that is just ending would be no loss: it must
-    # have begun after it.
-    ended = (run / "round-01/evaluation/record.json").stat().st_mtime
-    engine = wait_for(lambda: [process for process in engines(driver) if process.create_time() > ended], driver)[0]
+    # be none of those seen before.
+    seen: set[int] = set()
+
+    def ended():
+        seen.update(process.pid for process in engines(driver))
+        return (run / "round-01/evaluation/record.json").exists()
+
+    wait_for(ended, driver)
+    engine = wait_for(lambda: [process for process in engines(driver) if process.pid not in seen], driver)[0]
     assert not (run / "round-02/summaries/record.json").exists()
     engine.kill()
     output, _ = driver.communicate(timeout=PACE)

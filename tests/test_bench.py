@@ -1,0 +1,68 @@
+"""The benchmark runs, and what it says of correctness holds. Nothing here is about time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+ROOT = Path(__file__).parents[1]
+
+
+def bench(out: Path, *arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "bench/dpo.py", "--tiny", "--runs", "1", "--threads", "1", "--json", str(out), *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return json.loads(out.read_text())
+
+
+def test_trl_and_we_find_the_same(tmp_path: Path) -> None:
+    result = bench(tmp_path / "result.json", "--shapes", "headline")
+
+    assert result["grad_rel_error"] < 1e-5 and result["loss_abs_error"] < 1e-4
+    assert result["pairs_per_second_ratio"] > 0 and result["unique_token_ratio"] > 0
+    headline = result["rows"][0]
+    assert len(headline["losses"]) == 20 and max(headline["losses"]) - min(headline["losses"]) > 0.01  # it learnt
+    assert [row["shape"] for row in result["rows"]] == [
+        "headline", "headline, usual allocator", "headline, TRL patched",
+    ]  # fmt: skip
+
+
+def test_the_gpu_suite_runs_without_a_gpu(tmp_path: Path) -> None:
+    result = bench(tmp_path / "result.json", "--suite", "scale", "--peak-tflops", "1")
+
+    assert [(row["weights"], row["checkpointing"], row["side"]) for row in result["rows"]] == [
+        (weights, checkpointing, side)
+        for weights in ("lora", "full")
+        for checkpointing in (False, True)
+        for side in ("ours", "TRL")
+    ]
+    assert all(row["pairs_per_second"] > 0 and 0 < row["mfu"] < 1 for row in result["rows"])
+
+
+def test_useful_flops_by_hand() -> None:
+    from transformers import LlamaConfig
+
+    from bench import scale, sides
+
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 10}
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    shape = sides.Shape("", prompt=3, shortest=2, longest=2, pairs=1, articles=1)
+    examples = sides.make_examples(shape, 1, vocabulary=10)
+
+    # q, k, v, o: 8x8, 8x4, 8x4, 8x8; gate, up, down: 8x16 each. 7 tokens, 4 in completions, which see the prompt's 3.
+    layer, seen = 64 + 32 + 32 + 64 + 3 * 128, 6 + 2 * (2 * 3 + 3)
+    full, lora = (scale.flops(scale.make(config, "sdpa", "meta", lora=kind), examples) for kind in (False, True))
+    assert full == 6 * layer * 7 + 6 * 8 * 10 * 4 + 12 * 8 * seen
+    adapter = 8 * (16 + 12 + 12 + 16 + 3 * 24)  # rank x (in + out)
+    assert lora == 4 * layer * 7 + 6 * adapter * 7 + 4 * 8 * 10 * 4 + 12 * 8 * seen

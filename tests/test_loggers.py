@@ -1,0 +1,54 @@
+"""What is logged arrives, by name and step: real TensorBoard and W&B files, and MLflow's where it is installed."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import loggers
+from pipeline.config import UserError
+
+LINES = [(1, {"loss": 0.69, "rewards/margins": 0.0}), (2, {"loss": 0.5, "rewards/margins": 0.25})]
+
+
+def log(name: str, run: Path) -> None:
+    with loggers.opened([name], str(run), "round-01/policy", {"beta": 0.1}) as write:
+        for step, values in LINES:
+            write(step, values)
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log("tensorboard", tmp_path / "demo")
+    found = events.EventAccumulator(str(tmp_path / "demo/tensorboard/round-01/policy")).Reload()
+
+    assert found.Tags()["scalars"] == ["loss", "rewards/margins"]
+    assert [(e.step, e.value) for e in found.Scalars("rewards/margins")] == [(1, 0.0), (2, 0.25)]
+
+
+def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    log("wandb", tmp_path / "demo")
+    (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+
+    assert b"rewards/margins" in written.read_bytes()
+
+
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    log("mlflow", tmp_path / "demo")
+    (run,) = mlflow.search_runs(experiment_names=["demo"], output_format="list")
+    history = mlflow.tracking.MlflowClient().get_metric_history(run.info.run_id, "rewards/margins")
+
+    assert [(m.step, m.value) for m in history] == [(1, 0.0), (2, 0.25)]
+    assert run.data.params["beta"] == "0.1"
+
+
+def test_what_is_not_installed_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    loggers.check([])
+    with pytest.raises(UserError, match="report_to has wandb, which is not installed here: pip install wandb"):
+        loggers.check(["wandb"])
