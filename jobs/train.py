@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from jobs.submitted import warn_of_what_ray_removes
 from pipeline.alignment import Aligned, carry_out
+from pipeline.own_pairs import AGAIN, BOTH_WAYS, MOVED
 from pipeline.progress import Display
 from pipeline.reading import load_alignment
 
@@ -34,8 +35,9 @@ def tell(aligned: Aligned, display: Display) -> None:
         display.say(
             f"  chosen fell           in {metrics['chosen_fell']:.0%} of pairs it is now less likely than before"
         )
-    for what, count in aligned.pairs["tally"].items():
-        if what not in ("merged", "pairs", "train"):
-            display.warn(f"{what}: {count:,}")
+    tally = aligned.pairs["tally"]
+    for what in (AGAIN, BOTH_WAYS, MOVED):
+        if what in tally:
+            display.warn(f"{what}: {tally[what]:,}")
     for warning in metrics["warnings"]:
         display.warn(warning)

@@ -23,6 +23,11 @@ from pipeline.rows import COLUMNS, Row
 from pipeline.stage import stage
 from pipeline.tokens import PairIds, Tokens, of_model
 
+# What the record tallies that a person may not expect of the file.
+AGAIN = "pairs given again"
+BOTH_WAYS = "pairs given both ways"
+MOVED = "answers that begin inside the prompt's last token"
+
 _ROWS = 1000  # prompts a table
 _KNOWN = (
     "known are chosen and rejected beside prompt (TRL, UltraFeedback), question (Intel orca), instruction or "
@@ -139,9 +144,9 @@ class _Prompt:
         tally = {
             "merged": self.given - 1,
             "pairs": len(self.pairs),
-            "pairs given again": self.given - len(self.pairs),
-            "pairs given both ways": both_ways,
-            "answers that begin inside the prompt's last token": self.moved,
+            AGAIN: self.given - len(self.pairs),
+            BOTH_WAYS: both_ways,
+            MOVED: self.moved,
         }
         return {
             "article_id": article_id,
