@@ -34,6 +34,38 @@ def run(
 
 
 @app.command()
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Such as configs/own_pairs.yaml, or that of a run.")],
+    overrides: Overrides = None,
+    remake: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Make this again, such as policy, and what follows.")
+    ] = None,
+) -> None:
+    """Train on preference pairs of your own, without rounds: pairs=FILE says where they are.
+
+    FILE is JSONL, JSON or Parquet by path or URI, or hf:OWNER/NAME:SPLIT, with the columns of TRL, UltraFeedback,
+    Intel orca or LLaMA-Factory. The same command goes on where a training was cut off.
+    """
+    from jobs.train import train as start
+
+    start(config, overrides or [], remake)
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    out: Annotated[str, typer.Option(metavar="FILE", help="Path or URI of the JSONL file.", show_default=False)],
+    number: Annotated[
+        int | None, typer.Option("--round", metavar="N", help="Of this round only; else of all.", min=1)
+    ] = None,
+) -> None:
+    """Write a run's pairs in TRL's format: prompt, chosen, rejected."""
+    from jobs.export import export as write
+
+    write(folder, out, number)
+
+
+@app.command()
 def status(folder: RunFolder, overrides: Overrides = None) -> None:
     """What is made, what is stale, and what would be made next.
 

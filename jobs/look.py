@@ -4,14 +4,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from jobs.play import CONFIG
-from pipeline import config
-from pipeline.config import UserError
+from pipeline.config import Alignment, Config, UserError
+from pipeline.folder import settings
 from pipeline.ledger import Artifact, Ledger
 from pipeline.progress import Display, summary
 from pipeline.run import Survey
@@ -21,8 +19,8 @@ from pipeline.stage import Stage
 class _Told(Survey):
     """A survey that says what it finds, and refuses nothing."""
 
-    def __init__(self, settings: config.Config, ledger: Ledger, display: Display):
-        super().__init__(settings, ledger)
+    def __init__(self, config: Config | Alignment, ledger: Ledger, display: Display):
+        super().__init__(config, ledger)
         self.display, self.next_told = display, False
 
     def reuse(self, found: Artifact) -> Artifact:
@@ -46,16 +44,19 @@ class _Told(Survey):
 def status(folder: str, overrides: Sequence[str]) -> None:
     """Say of every stage of a run whether it is made, stale or not made."""
     ledger = Ledger(folder)
-    text = ledger.read(CONFIG)
-    if text is None:
-        raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
-    settings = config.parse(config.put(yaml.safe_load(text), overrides) | {"run": folder})
-    from pipeline.round import rounds
-
+    config = settings(ledger, overrides)
     display = Display()
     display.say(folder, style="bold")
-    for _ in rounds(_Told(settings, ledger, display)):
-        pass
+    told = _Told(config, ledger, display)
+    if isinstance(config, Alignment):
+        from pipeline.alignment import learn
+
+        learn(told)
+    else:
+        from pipeline.round import rounds
+
+        for _ in rounds(told):
+            pass
 
 
 def show(folder: str, stage: str, count: int, article: str | None) -> None:

@@ -1,23 +1,20 @@
 """Play a configuration: check it, take the run's lock, start Ray, play the rounds, keep the report up to date."""
 
-import os
 from collections.abc import Sequence
 
-import yaml
-
-from pipeline import articles, config, ledger, loggers, models
+from jobs.submitted import warn_of_what_ray_removes
+from pipeline import articles, config, folder, ledger, loggers, models
 from pipeline.progress import Display
-
-CONFIG = "config.yaml"
+from pipeline.reading import load
 
 
 def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     """Play all rounds of a configuration.
 
     Raises:
-        UserError: see the modules that check: config, articles, policy, ledger, run.
+        UserError: see the modules that check: reading, articles, policy, ledger, folder, run.
     """
-    settings = config.load(path, overrides)
+    settings = load(path, overrides)
     # All that can be wrong with the settings is found before Ray starts.
     models.check("policy.model", settings.policy.model)
     if settings.judge.model:
@@ -25,32 +22,19 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     articles.check(settings.articles)
     loggers.check(settings.report_to)
     display = Display()
-    if "RAY_JOB_ID" in os.environ:
-        _warn_of_what_ray_removes(settings, display)
+    warn_of_what_ray_removes(settings, display)
     book = ledger.Ledger(settings.run)
+    folder.check(book, settings)
     _survey(settings, book, remake)
     with book.lock() as taken:
         if taken:
             display.warn(taken)
-        # Not earlier: a refused setting must not become what `rondo status` takes for the run's.
-        book.write(CONFIG, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        folder.write(book, settings)
         display.say(f"{book.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}", style="bold")
         from pipeline.cluster import connected
 
         with book.remaking(remake), connected(settings.hardware) as hardware:
             _play(settings.model_copy(update={"hardware": hardware}), book, display, remake)
-
-
-def _warn_of_what_ray_removes(settings: config.Config, display: Display) -> None:
-    removed = "lies in this job's copy of the working directory, which Ray removes in time"
-    if "://" not in settings.run and not os.path.isabs(settings.run):
-        display.warn(f"run={settings.run} {removed}: give a path or URI that outlives it, as in run=$PWD/runs/demo")
-    lora, model = settings.training.lora, settings.policy.model
-    if lora is not None and not lora.merge and os.path.isdir(model) and not os.path.isabs(model):
-        display.warn(
-            f"policy.model={model} {removed}, and the adapters of this run are nothing without it: give a path or URI "
-            "that outlives it, or set training.lora.merge=true"
-        )
 
 
 def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) -> None:

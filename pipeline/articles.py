@@ -1,11 +1,11 @@
-"""The corpus, read once: JSONL, Parquet or a Hugging Face dataset becomes one row per article.
+"""The corpus, read once: a file or a Hugging Face dataset becomes one row per article.
 
 Bad rows are set aside, each with its reason; a bad file is refused in one line. Whether an article trains or
-examines is decided by the hash of its id, never by its position. Left out: cutting. An article too long is skipped.
+examines is decided by the hash of its id, never by its position. Left out: opening files (`sources.py`); cutting: an
+article too long is skipped.
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,12 +13,11 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
+from pipeline import sources
 from pipeline.config import Articles, UserError
-from pipeline.ledger import open_place
 from pipeline.rows import COLUMNS
+from pipeline.sources import UNREADABLE, utf8
 from pipeline.stage import stage
 
 _ROWS = 1000  # articles a table
@@ -75,13 +74,13 @@ def _rows(raw: Iterable[dict[str, Any]], settings: Articles) -> Iterator[dict[st
     openings: set[bytes] = set()
     for number, row in enumerate(raw, 1):
         article_id, text = row.get(settings.id_column), row.get(settings.text_column)
-        skipped = row.get("unreadable")
+        skipped = row.get(UNREADABLE)
         if skipped is None and (article_id is None or article_id == ""):
             skipped = "no id"
         if skipped is None and not isinstance(text, str):
             skipped = "no text"
         article_id = f"row {number}" if article_id in (None, "") else str(article_id)
-        article = _utf8(text) if isinstance(text, str) else ""
+        article = utf8(text) if isinstance(text, str) else ""
         words = article.split()
         opening = hashlib.sha256(" ".join(re.findall(r"\w+", article.casefold())[:_OPENING]).encode()).digest()
         if skipped is not None:
@@ -101,18 +100,13 @@ def _rows(raw: Iterable[dict[str, Any]], settings: Articles) -> Iterator[dict[st
             openings.add(opening)
         ids.add(article_id)
         split = "eval" if is_eval(article_id, settings.eval_fraction) else "train"
-        yield {"article_id": _utf8(article_id), "article": article, "split": split, "skipped": skipped}
-
-
-def _utf8(text: str) -> str:
-    """JSON can spell half a surrogate pair, which no UTF-8 file can hold."""
-    return text.encode("utf-8", "replace").decode()
+        yield {"article_id": utf8(article_id), "article": article, "split": split, "skipped": skipped}
 
 
 def _checked(rows: Iterator[dict[str, Any]], settings: Articles) -> Iterator[dict[str, Any]]:
     """The same rows, if the first readable one has the columns that the settings name."""
     for row in rows:
-        if "unreadable" not in row:
+        if UNREADABLE not in row:
             for setting, name in (("id_column", settings.id_column), ("text_column", settings.text_column)):
                 if name not in row:
                     raise UserError(
@@ -126,58 +120,4 @@ def _checked(rows: Iterator[dict[str, Any]], settings: Articles) -> Iterator[dic
 
 
 def _source(settings: Articles) -> Iterator[dict[str, Any]]:
-    path = settings.path
-    if path.startswith("hf:"):
-        yield from _hugging_face(path[3:])
-        return
-    columns = [settings.id_column, settings.text_column]
-    try:
-        fs, inner = open_place(path)
-        kind = fs.get_file_info(inner).type
-        if kind == pafs.FileType.Directory:
-            raise UserError(f"articles.path is {path!r}, a folder: name one file in it")
-        if kind != pafs.FileType.File:
-            raise FileNotFoundError
-        if path.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
-            with fs.open_input_stream(inner) as stream:
-                yield from _json_lines(stream)
-        elif path.endswith(".parquet"):
-            with fs.open_input_file(inner) as stream:
-                file = pq.ParquetFile(stream)
-                present = [name for name in file.schema_arrow.names if name in columns]
-                # A missing column is named by `_checked`, which must see the others' names to say them.
-                wanted = present if len(present) == len(set(columns)) else None
-                for batch in file.iter_batches(_ROWS, columns=wanted):
-                    yield from batch.to_pylist()
-        else:
-            raise UserError(f"articles.path is {path!r}: it should end in .jsonl or .parquet, or begin with hf:")
-    except FileNotFoundError:
-        raise UserError(f"articles.path is {path!r}, and there is no such file") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}; is it cut off or damaged?") from None
-
-
-def _json_lines(stream: Any) -> Iterator[dict[str, Any]]:
-    import io
-
-    for line in io.BufferedReader(stream):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError:
-                row = {"unreadable": "not UTF-8"}
-            except ValueError:
-                row = {"unreadable": "not JSON"}
-            yield row if isinstance(row, dict) else {"unreadable": "not a JSON object"}
-
-
-def _hugging_face(name: str) -> Iterator[dict[str, Any]]:
-    """`NAME`, `NAME/CONFIG` (after an owner) and `:SPLIT`, as in `abisee/cnn_dailymail/3.0.0:train`."""
-    from datasets import load_dataset
-
-    path, _, split = name.partition(":")
-    owner_and_name, config = "/".join(path.split("/")[:2]), "/".join(path.split("/")[2:]) or None
-    try:
-        yield from load_dataset(owner_and_name, config, split=split or "train", streaming=True)
-    except Exception as error:  # the hub's client raises a dozen unrelated classes
-        raise UserError(f"articles.path is 'hf:{name}', which could not be loaded: {str(error)[:300]}") from None
+    return sources.rows(settings.path, "articles.path", (settings.id_column, settings.text_column))

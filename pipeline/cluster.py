@@ -1,7 +1,8 @@
 """Ray, started or joined, and kept quiet.
 
 A job that `ray job submit` started, or RAY_ADDRESS, says which cluster to join; else a Ray of our own is started on
-this machine and stopped at the end. Left out: what runs there.
+this machine and stopped at the end. A Ray that this process has started before is used, and left running. Left out:
+what runs there.
 """
 
 import logging
@@ -33,12 +34,14 @@ def connected(hardware: Hardware) -> Iterator[Hardware]:
     from ray.data import DataContext
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    joined = bool(os.environ.get("RAY_ADDRESS"))
+    there = ray.is_initialized()  # in a notebook, say
+    joined = there or bool(os.environ.get("RAY_ADDRESS"))
     own = hardware.ray_cpus or max(os.cpu_count() or 1, hardware.cpus())
     how: dict[str, Any] = {} if joined else {"address": "local", "num_cpus": own, "include_dashboard": False}
     try:
-        with _muted():
-            ray.init(**how, logging_level="error", log_to_driver=False)
+        if not there:
+            with _muted():
+                ray.init(**how, logging_level="error", log_to_driver=False)
     except ConnectionError as error:
         raise UserError(f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']!r}, and no Ray answers there: {error}") from None
     try:
@@ -56,7 +59,8 @@ def connected(hardware: Hardware) -> Iterator[Hardware]:
         # A cluster with GPUs may still grow; one without has what it has, and Ray Data would wait for more for ever.
         yield hardware.within(ray.cluster_resources().get("CPU", 0)) if joined and not hardware.gpus() else hardware
     finally:
-        ray.shutdown()
+        if not there:
+            ray.shutdown()
 
 
 @contextmanager

@@ -1,19 +1,14 @@
 """Every setting that decides a result, on one page; where and how wide to run is in `hardware.py`.
 
-One frozen model a stage, no unknown keys. A configuration is a YAML file plus dotted overrides
-(`training.beta=0.05`), and it is read and refused here, before Ray starts. Names are those of TRL (training) and vLLM
-(sampling). Left out: anything that a result does not depend on.
+One frozen model a stage, no unknown keys. Names are those of TRL (training) and vLLM (sampling). Left out: reading
+them from a file (`reading.py`), and anything that a result does not depend on.
 """
 
-import difflib
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from judges.prompts import WORDINGS
 from pipeline.hardware import Hardware
@@ -23,6 +18,7 @@ Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16"]
+Logger = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class UserError(ValueError):
@@ -215,6 +211,13 @@ def check_reference(references: References, training: Training) -> None:
         )
 
 
+def check_places(places: Mapping[str, str]) -> None:
+    """Raise ValueError where a path, a URI or a name, given by its setting's name, holds a secret."""
+    for name, place in places.items():
+        if "@" in urlsplit(place).netloc:
+            raise ValueError(f"{name} holds a user or a password: put credentials in the environment instead")
+
+
 class Evaluation(Settings):
     """Greedy summaries of the held-out articles."""
 
@@ -255,7 +258,7 @@ class Config(Settings):
     evaluation: Evaluation = Evaluation()
     baselines: Baselines = Baselines()
     report: Report = Report()
-    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # metrics of training, beside metrics.jsonl
+    report_to: tuple[Logger, ...] = ()  # metrics of training, beside metrics.jsonl
     hardware: Hardware = Hardware()
 
     @model_validator(mode="after")
@@ -279,14 +282,14 @@ class Config(Settings):
                     f"{name}.max_tokens is {longest} and policy.max_model_len {self.policy.max_model_len}: "
                     "no prompt would have room"
                 )
-        for name, place in (
-            ("run", self.run),
-            ("articles.path", self.articles.path),
-            ("policy.model", self.policy.model),
-            ("judge.model", self.judge.model or ""),
-        ):
-            if "@" in urlsplit(place).netloc:
-                raise ValueError(f"{name} holds a user or a password: put credentials in the environment instead")
+        check_places(
+            {
+                "run": self.run,
+                "articles.path": self.articles.path,
+                "policy.model": self.policy.model,
+                "judge.model": self.judge.model or "",
+            }
+        )
         if self.pairs.min_words >= self.pairs.max_words:
             raise ValueError(
                 f"pairs.min_words is {self.pairs.min_words} and pairs.max_words {self.pairs.max_words}: "
@@ -295,85 +298,23 @@ class Config(Settings):
         return self
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, put dotted overrides on top, and check all of it.
+class Alignment(Settings):
+    """Training on preference pairs from elsewhere, without rounds: what `rondo train` and `pipeline.align` take."""
 
-    Args:
-        path: the YAML file.
-        overrides: such as `training.beta=0.05`; each value is read as YAML.
+    run: str
+    seed: Natural = 0
+    pairs: str  # a file by path or URI, or hf:OWNER/NAME[/CONFIG][:SPLIT]; `formats.py` says which columns are known
+    max_skipped: Share = 0.5  # of the rows of that file; more stops the run
+    policy: Policy
+    references: References = References()
+    training: Training = Training()
+    report_to: tuple[Logger, ...] = ()
+    hardware: Hardware = Hardware()
 
-    Raises:
-        UserError: a file that is not there or not YAML, an unknown name, a wrong type, an impossible combination;
-            one line for each.
-    """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no configuration at {path}{_near_file(Path(path))}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} should hold settings by name (run, articles, policy, …), and holds {raw!r:.80}")
-    return parse(put(raw, overrides))
-
-
-def parse(raw: dict[str, Any]) -> Config:
-    """Check settings that are already in memory. Raises UserError as `load` does."""
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise UserError("\n".join(_say(problem) for problem in error.errors())) from None
-
-
-def put(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Put dotted overrides, such as `training.beta=0.05`, over settings that are in memory."""
-    for override in overrides:
-        _override(raw, override)
-    return raw
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    name, equals, value = override.partition("=")
-    if not equals or not name:
-        raise UserError(f"{override!r} is no setting: write NAME=VALUE, such as training.beta=0.05")
-    *parents, leaf = name.split(".")
-    section = raw
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise UserError(f"{name}: {parent} is a value ({section!r}), not a section")
-    try:
-        section[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"{name}: {value!r} is not a YAML value; quote it, as in {name}='\"…\"'") from None
-
-
-def _section(location: Sequence[Any]) -> tuple[str, type[BaseModel]]:
-    model: type[BaseModel] = Config
-    for name in location:
-        annotation = model.model_fields[name].annotation
-        model = next(kind for kind in (*get_args(annotation), annotation) if kind is not None)  # of `Lora | None`: Lora
-    return ".".join(map(str, location)), model
-
-
-def _say(problem: Any) -> str:
-    """One pydantic error as one line in the reader's terms."""
-    location = [part for part in problem["loc"] if isinstance(part, str | int)]
-    name = ".".join(map(str, location))
-    if problem["type"] == "extra_forbidden":
-        section, model = _section(location[:-1])
-        known = list(model.model_fields)
-        near = difflib.get_close_matches(str(location[-1]), known, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{section or 'the configuration'} has no {location[-1]!r}{hint}; it has {', '.join(known)}"
-    if problem["type"] == "missing":
-        return f"{name} is missing: set it in the file, or on the command line as {name}=…"
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{name} is {problem['input']!r:.80}: {message}"
-
-
-def _near_file(path: Path) -> str:
-    names = [str(p) for folder in {path.parent, Path("configs")} if folder.is_dir() for p in folder.glob("*.yaml")]
-    return f"; there are {', '.join(sorted(names))}" if names else f" (looked from {os.getcwd()})"
+    @model_validator(mode="after")
+    def _is_possible(self) -> "Alignment":
+        if self.references.source == "sampler":
+            raise ValueError("references.source is sampler, and nothing is sampled here: set it to trainer, or none")
+        check_reference(self.references, self.training)
+        check_places({"run": self.run, "pairs": self.pairs, "policy.model": self.policy.model})
+        return self

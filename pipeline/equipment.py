@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Alignment, Config
 from pipeline.engines.base import Engine
 from pipeline.engines.pool import Pool
 from pipeline.hardware import EngineHardware
@@ -21,14 +21,14 @@ from pipeline.references import load_reference
 
 
 def equip(
-    names: Sequence[str], config: Config, inputs: Sequence[Artifact], root: str, address: str, tick: Tick
+    names: Sequence[str], config: Config | Alignment, inputs: Sequence[Artifact], root: str, address: str, tick: Tick
 ) -> dict[str, Any]:
     """What `Stage.uses` asks for.
 
     Args:
-        names: policy_engine, judge_engine, scorer, trainer, together, folder, progress, logging.
+        names: policy_engine, judge_engine, model, scorer, trainer, together, folder, progress, logging.
         config: its hardware above all.
-        inputs: of the stage; the policy among them is the one that `policy_engine` and `scorer` run.
+        inputs: of the stage; the policy among them is `model`, and what `policy_engine` and `scorer` run.
         root, address: of the artifact that is to be made.
         tick: what shows the progress.
     """
@@ -39,6 +39,7 @@ def equip(
     there = {
         "policy_engine": lambda: _policy_engine(config, model, seed),
         "judge_engine": lambda: _judge_engine(config, seed),
+        "model": lambda: model,
         "scorer": lambda: _scorer(config, model, policy.get("digest")),
         "trainer": lambda: config.hardware.trainer,
         "together": lambda: config.hardware.together,
@@ -49,13 +50,14 @@ def equip(
     return {name: there[name]() for name in names}
 
 
-def _policy_engine(config: Config, model: str | None, seed: int) -> Pool:
+def _policy_engine(config: Config | Alignment, model: str | None, seed: int) -> Pool:
     assert model is not None, "a stage that samples has a policy among its inputs"
     policy, hardware = config.policy, config.hardware.policy
     return Pool(partial(_vllm, model, policy.dtype, policy.max_model_len, seed, hardware), hardware)
 
 
-def _judge_engine(config: Config, seed: int) -> Pool:
+def _judge_engine(config: Config | Alignment, seed: int) -> Pool:
+    assert isinstance(config, Config), "only rounds have a judge"
     judge, hardware = config.judge, config.hardware.judge
     if judge.model is None:
         return Pool(partial(_scripted, make_judge(judge, config.seed)), hardware)
@@ -63,7 +65,7 @@ def _judge_engine(config: Config, seed: int) -> Pool:
     return Pool(partial(_vllm, model, judge.dtype, judge.max_model_len, seed, hardware), hardware)
 
 
-def _scorer(config: Config, model: str | None, digest: str | None) -> Pool:
+def _scorer(config: Config | Alignment, model: str | None, digest: str | None) -> Pool:
     """Frozen references, on the hardware that will train: the values then come from the same kernels."""
     assert model is not None and digest is not None, "a stage that scores has a policy among its inputs"
     trainer = config.hardware.trainer

@@ -89,6 +89,8 @@ def summary(record: dict[str, Any]) -> str:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in record["skipped"].items())
             parts.append(f"{sum(record['skipped'].values()):,} skipped ({reasons})")
     tally = record.get("tally", {})
+    if tally.get("merged"):
+        parts.append(f"{tally['merged']:,} merged")
     if tally.get("pairs"):
         parts.append(f"{tally['pairs']:,} pairs")
     if "training" in record:

@@ -68,7 +68,7 @@ def rounds(run: Survey) -> Iterator[Round]:
     """The base, then each round as it is finished. Ends early when a round gave no pairs."""
     questions, current = begin(run)
     yield current
-    for _ in range(run.config.rounds):
+    for _ in range(run.setting("rounds")):
         before, current = current, play(current, questions, run)
         yield current
         if current.policy is before.policy:

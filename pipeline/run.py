@@ -1,7 +1,8 @@
 """A run: makes each artifact at its address, or finds it made, or refuses to serve a stale one.
 
-Between the page that says what is played (`round.py`) and the folder that keeps it (`ledger.py`): the recipe of a
-stage, what it is given, what its record says. Left out: how rows are stored (`tables.py`) and what the stages do.
+Between the page that says what is made (`round.py`, `alignment.py`) and the folder that keeps it (`ledger.py`): the
+recipe of a stage, what it is given, what its record says. Left out: how rows are stored (`tables.py`) and what the
+stages do.
 """
 
 import time
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline import tables
-from pipeline.config import Config, UserError
+from pipeline.config import Alignment, Config, UserError
 from pipeline.contents import fingerprint
 from pipeline.equipment import equip
 from pipeline.ledger import Artifact, Ledger, differences, now
@@ -22,7 +23,7 @@ _LIMITS = ("max_skipped", "max_unread")
 
 
 class Survey:
-    """Goes over the page of `round.py` and makes nothing: says of each artifact what a run would do with it.
+    """Goes over a page such as `round.py` and makes nothing: says of each artifact what a run would do with it.
 
     Args:
         config: what decides the result, and the hardware.
@@ -30,7 +31,7 @@ class Survey:
         remake: the address of an artifact to make again although it is there.
     """
 
-    def __init__(self, config: Config, ledger: Ledger, remake: str | None = None):
+    def __init__(self, config: Config | Alignment, ledger: Ledger, remake: str | None = None):
         self.config, self.ledger, self.remake = config, ledger, remake
         self.seen: list[str] = []
 
@@ -114,7 +115,7 @@ class Survey:
 class Run(Survey):
     """What `play` makes things with. Arguments as of `Survey`, and `display`, what the person sees."""
 
-    def __init__(self, config: Config, ledger: Ledger, display: Display, remake: str | None = None):
+    def __init__(self, config: Config | Alignment, ledger: Ledger, display: Display, remake: str | None = None):
         super().__init__(config, ledger, remake)
         self.display = display
 
@@ -144,7 +145,7 @@ class Run(Survey):
             "made": now(),
             "seconds": round(time.monotonic() - began, 2),
             "writer": next((artifact.build for artifact in inputs if "model" in artifact.record), None),
-            "judge": self.config.judge.model or self.config.judge.kind,
+            "judge": self.config.judge.model or self.config.judge.kind if isinstance(self.config, Config) else None,
             "packages": packages(),
             "commit": commit(),
         }

@@ -30,6 +30,7 @@ def write(rows: ray.data.Dataset | Iterable[pa.Table], uri: str, advance: Callab
     Returns:
         counts `in`, `kept`, `skipped` by reason, the sums of what the rows tallied, and the names of the `parts` that
         are the table: a part that a task wrote before it died, and that another wrote again, is not among them.
+        Rows that went into another row are tallied as `merged`, and counted by `in`.
 
     Raises:
         UserError: this process does not see what the workers wrote.
@@ -46,7 +47,7 @@ def write(rows: ray.data.Dataset | Iterable[pa.Table], uri: str, advance: Callab
         advance(part["kept"] + sum(part["skipped"].values()))
     _settle(uri, names)
     return {
-        "in": kept + sum(skipped.values()),
+        "in": kept + sum(skipped.values()) + tally["merged"],
         "kept": kept,
         "skipped": dict(skipped.most_common()),
         "tally": dict(sorted(tally.items())),

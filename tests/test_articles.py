@@ -86,6 +86,16 @@ def test_parquet_is_read_like_json_lines(tmp_path):
     assert [row["skipped"] for row in rows(path, text_column="body")] == [None, "empty"]
 
 
+def test_a_json_array_is_read_like_json_lines(tmp_path):
+    given = [{"id": "x", "text": WORDS}, "no object", {"id": "y", "text": ""}]
+    for text in (json.dumps(given), "\n".join(map(json.dumps, given))):
+        (tmp_path / "a.json").write_text(text)
+        assert [row["skipped"] for row in rows(tmp_path / "a.json")] == [None, "not a JSON object", "empty"]
+    (tmp_path / "a.json").write_text(json.dumps(given)[:-5])
+    with pytest.raises(UserError, match="cannot be read as JSON.*cut off or damaged"):
+        check(Articles(path=str(tmp_path / "a.json")))
+
+
 def test_the_limit_counts_rows_of_the_file(write):
     path = write(*({"id": i, "text": f"{i} {WORDS}"} for i in range(9)))
     assert [row["article_id"] for row in rows(path, limit=4)] == ["0", "1", "2", "3"]
@@ -99,7 +109,7 @@ def test_a_file_that_cannot_be_used_is_refused(write, tmp_path, opened):
     cases = {
         "none.jsonl": "there is no such file",
         "cut.parquet": "is it cut off or damaged",
-        "a.csv": "should end in .jsonl or .parquet",
+        "a.csv": "should end in .jsonl, .json or .parquet",
     }
     (tmp_path / "a.csv").write_text("id,text")
     for name, line in cases.items():

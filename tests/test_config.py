@@ -8,16 +8,54 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Config, UserError, load, parse, put
+from pipeline.config import Config, UserError
+from pipeline.reading import load, load_alignment, parse, put
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 DEMO = next(path for path in CONFIGS if path.stem == "demo")
+OWN_PAIRS = DEMO.with_name("own_pairs.yaml")
 DEMO_SETTINGS = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid(path):
-    assert load(path).rounds >= 1
+    if path == OWN_PAIRS:
+        assert load_alignment(path).pairs == "pairs.jsonl"
+    else:
+        assert load(path).rounds >= 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_can_train_on_own_pairs(path):
+    own = load_alignment(path, ["pairs=mine.jsonl", "training.beta=0.5"])
+    assert (own.pairs, own.training.beta) == ("mine.jsonl", 0.5)
+    if path != OWN_PAIRS:
+        whole = load(path)
+        assert (own.run, own.policy, own.hardware) == (whole.run, whole.policy, whole.hardware)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ([], "pairs is missing: set it in the file, or on the command line as pairs=…"),
+        (["pairs=7"], "pairs is 7: input should be a valid string"),
+        (
+            ["pairs=x.jsonl", "rounds=3"],
+            "the configuration has no 'rounds' (did you mean run?); it has run, seed, pairs",
+        ),
+        (["pairs=x.jsonl", "trainig.beta=1"], "the configuration has no 'trainig' (did you mean training?)"),
+        (["pairs=x.jsonl", "training.beat=1"], "training has no 'beat' (did you mean beta?)"),
+        (["pairs=x.jsonl", "pairs.threshold=4"], "pairs.threshold: pairs is a value ('x.jsonl'), not a section"),
+        (["pairs=s3://key:secret@bucket/x.jsonl"], "pairs holds a user or a password: put credentials in the"),
+        (["pairs=x.jsonl", "references.source=sampler"], "references.source is sampler, and nothing is sampled here"),
+        (["pairs=x.jsonl", "references.source=none"], "training.loss_type has sigmoid, which compares with a"),
+    ],
+)
+def test_a_wrong_setting_for_own_pairs_is_refused_in_one_line(overrides, line):
+    with pytest.raises(UserError) as caught:
+        load_alignment(DEMO, overrides)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_reference_setting_is_the_published_one():

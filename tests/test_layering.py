@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"articles", "questions", "summaries", "scores", "pairs", "references", "policy", "evaluation"}
+STAGES = {"articles", "questions", "summaries", "scores", "pairs", "references", "policy", "evaluation"} | {"own_pairs"}
 
 
 def imports(path):
@@ -55,7 +55,10 @@ def test_only_the_worker_imports_ray_for_training():
     ("module", "without"),
     [
         ("jobs.cli", {"ray", "torch", "vllm", "pydantic", "pyarrow"}),
+        ("pipeline", {"ray", "torch", "vllm", "pyarrow", "pydantic"}),
         ("pipeline.config", {"ray", "torch", "vllm", "pyarrow"}),
+        ("pipeline.reading", {"ray", "torch", "vllm", "pyarrow"}),
+        ("pipeline.formats", {"ray", "torch", "vllm", "transformers"}),
         ("pipeline.preference", {"ray", "torch", "vllm", "pyarrow"}),
         ("pipeline.ledger", {"ray", "torch", "vllm"}),
         ("judges.mcq", {"ray", "torch", "vllm", "pydantic"}),

@@ -1,0 +1,102 @@
+"""A run's pairs for others: JSONL in TRL's format, which `rondo train` reads back.
+
+Text tokenized again need not be the ids that were sampled, so it is counted for how many pairs it is. Within a run
+nothing is ever tokenized again. Left out: pairs that came from elsewhere, of which the file is there already.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from judges.base import fill, user
+from pipeline import tables
+from pipeline.config import Config, UserError
+from pipeline.formats import Preference
+from pipeline.ledger import Artifact, Ledger, open_place
+from pipeline.rows import Row
+from pipeline.tokens import PairIds, Tokens, of_model
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: rounds by number, pairs, and of how many the text gives the sampled ids again."""
+
+    rounds: tuple[int, ...]
+    pairs: int
+    same_ids: int
+
+
+def export(config: Config, ledger: Ledger, out: str, number: int | None = None) -> Exported:
+    """Write the pairs of a round, or of all rounds one after the other.
+
+    A line has prompt, chosen and rejected: messages where the policy has a chat template, else text; and for a
+    template that can think, chat_template_kwargs, since summaries are written without.
+
+    Args:
+        config: the run's settings: the policy's tokenizer, and its instruction, in which the article stands.
+        out: path or URI of the file; it is replaced.
+        number: of the round; None: all.
+
+    Raises:
+        UserError: no such round, or no pair in any.
+    """
+    found = _tables(ledger)
+    if number is not None and number not in found:
+        there = f"pairs of round {', '.join(map(str, found))}" if found else "no pairs yet"
+        raise UserError(f"{ledger.root} has no pairs of round {number}; it has {there}")
+    rounds = tuple(found) if number is None else (number,)
+    tokens = of_model(config.policy.model)
+    fs, path = open_place(out)
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    pairs = same = 0
+    with fs.open_output_stream(temporary) as stream:
+        for row in (row for number in rounds for row in _rows(ledger, found[number])):
+            for line, is_same in _lines(row, config.policy.instruction, tokens):
+                stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                pairs, same = pairs + 1, same + is_same
+    if not pairs:
+        fs.delete_file(temporary)
+        raise UserError(f"{ledger.root} has no pairs to export: nothing was preferred yet")
+    fs.move(temporary, path)
+    return Exported(rounds, pairs, same)
+
+
+def _tables(ledger: Ledger) -> dict[int, Artifact]:
+    """The finished tables of pairs by their round's number, in order."""
+    names = ledger.fs.get_file_info(pafs.FileSelector(ledger.base, allow_not_found=True))
+    numbers = sorted(int(info.base_name[6:]) for info in names if re.fullmatch(r"round-\d+", info.base_name))
+    tables = {number: ledger.find(f"round-{number:02d}/pairs") for number in numbers}
+    return {number: table for number, table in tables.items() if table is not None}
+
+
+def _rows(ledger: Ledger, table: Artifact) -> Iterator[Row]:
+    for part in tables.parts(ledger, table):
+        yield from pq.read_table(part, filesystem=ledger.fs).to_pylist()
+
+
+def _lines(row: Row, instruction: str, tokens: Tokens) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The row's pairs, and of each whether its text gives the ids that were sampled."""
+    messages = list(user(fill(instruction, {"article": row["article"]})))
+    for pair in row["pairs"]:
+        chosen, rejected = row["summaries"][pair["chosen"]], row["summaries"][pair["rejected"]]
+        line: dict[str, Any]
+        if tokens.chats:
+            line = {"prompt": messages}
+            line |= {
+                name: [{"role": "assistant", "content": summary["text"]}]
+                for name, summary in (("chosen", chosen), ("rejected", rejected))
+            }
+            if "enable_thinking" in str(tokens.tokenizer.chat_template):
+                line["chat_template_kwargs"] = {"enable_thinking": False}
+        else:
+            line = {"prompt": messages[0]["content"], "chosen": chosen["text"], "rejected": rejected["text"]}
+        kwargs = line.get("chat_template_kwargs", {})
+        ids = tokens.of(Preference(line["prompt"], line["chosen"], line["rejected"], kwargs))
+        sampled = PairIds(row["prompt_ids"], chosen["token_ids"], rejected["token_ids"])
+        yield line, ids == sampled

@@ -1,0 +1,63 @@
+"""What a run's folder says of itself: config.yaml, the settings it was last started with, and so which kind it is.
+
+A folder holds the rounds of `rondo run` or the training of `rondo train`, and never both: their artifacts have the
+same names and mean different things. Left out: the artifacts (`ledger.py`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from pipeline.config import Alignment, Config, UserError
+from pipeline.ledger import Ledger
+from pipeline.reading import parse, parse_alignment, put
+
+CONFIG = "config.yaml"
+_COMMAND = {True: "`rondo train`, on pairs from elsewhere", False: "`rondo run`, in rounds"}
+
+
+def settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Alignment:
+    """The settings that a folder was last started with, and overrides on top.
+
+    Raises:
+        UserError: there is no run, or settings that this version refuses.
+    """
+    raw = _read(ledger)
+    if raw is None:
+        raise UserError(f"{ledger.root} holds no run: there is no {CONFIG} in it")
+    own = _is_alignment(raw)
+    raw = put(raw, overrides) | {"run": ledger.root}
+    return parse_alignment(raw) if own else parse(raw)
+
+
+def check(ledger: Ledger, given: Config | Alignment) -> None:
+    """Raise UserError if the folder holds what the other command made."""
+    raw, own = _read(ledger), isinstance(given, Alignment)
+    if raw is not None and _is_alignment(raw) != own:
+        raise UserError(
+            f"{ledger.root} was made by {_COMMAND[not own]}: give this a folder of its own, run={ledger.root}-"
+            f"{'train' if own else 'rounds'} for instance"
+        )
+
+
+def write(ledger: Ledger, given: Config | Alignment) -> None:
+    """Write config.yaml. Not before the settings are accepted: it is what `rondo status` takes for the run's."""
+    ledger.write(CONFIG, yaml.safe_dump(given.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def _read(ledger: Ledger) -> dict[str, Any] | None:
+    text = ledger.read(CONFIG)
+    if text is None:
+        return None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raw = None
+    if not isinstance(raw, dict):
+        raise UserError(f"{ledger.root}/{CONFIG} is damaged: remove it, and run the command again that made the folder")
+    return raw
+
+
+def _is_alignment(raw: dict[str, Any]) -> bool:
+    return isinstance(raw.get("pairs"), str)

@@ -1,0 +1,323 @@
+"""Pairs from elsewhere: the token ids are TRL's, rows of one prompt are one article tree, nothing disappears."""
+
+import json
+from collections import Counter
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers.decoders import ByteLevel
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from judges.base import Skip
+from pipeline.config import UserError
+from pipeline.formats import Preference, read
+from pipeline.own_pairs import check, collect
+from pipeline.tokens import Tokens, of_model
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA = (
+    "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}<|end|>\n\n{{ m.content | trim }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content }}</s>{% else %}{{ raise_exception('no system') }}{% endif %}"
+    "{% endfor %}"
+)
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think></think>"
+    "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}{% endif %}"
+)
+# Ends the generation prompt with what a whole conversation does not have, as Gemma 4 does.
+ANOTHER_WAY = CHATML.replace("assistant\n{% endif %}", "assistant\n<think></think>{% endif %}")
+STYLES = {  # template, BOS token, whether plain text gets one
+    "chatml": (CHATML, None, False),
+    "qwen3": (THINKING, None, False),
+    "llama": (LLAMA, "<s>", True),
+    "mistral": (MISTRAL, "<s>", True),
+}
+SYSTEM = {"role": "system", "content": "Be brief."}
+ASK = {"role": "user", "content": "What color is the sky?"}
+
+
+def answer(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def tokenizer(template=None, bos=None, adds_bos=False):
+    """A byte-level BPE that merges across a word's start, as Llama's and Qwen's do."""
+    special = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "[INST]", "[/INST]"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), ByteLevel()
+    text = ["the sky is blue and green, the color is what it is: what color is the sky? It is blue."] * 9
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        text, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    )
+    if adds_bos:
+        bpe.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>", bos_token=bos)
+    fast.chat_template = template
+    return fast
+
+
+@pytest.fixture(scope="module", params=STYLES)
+def style(request):
+    return tokenizer(*STYLES[request.param])
+
+
+def trl(tokenizer, row):
+    """(prompt, chosen, rejected) ids that TRL's DPOTrainer makes of a row."""
+    from accelerate import PartialState
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    PartialState()
+    trainer = SimpleNamespace(_tokenizer=tokenizer)
+    args = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
+    made = DPOTrainer._prepare_dataset(trainer, Dataset.from_list([row]), tokenizer, args, "train")[0]
+    return made["prompt_ids"], made["chosen_ids"], made["rejected_ids"]
+
+
+ROWS = [
+    {"prompt": [ASK], "chosen": answer("It is blue."), "rejected": answer("It is green, and what it is.")},
+    {"prompt": [ASK, *answer("blue"), ASK], "chosen": answer("blue"), "rejected": answer("green")},
+    {"chosen": [ASK, *answer("It is blue.")], "rejected": [ASK, *answer("green")]},
+    {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+    {"prompt": "The sky is ", "chosen": "blue.", "rejected": "green."},
+    {"prompt": "The sky is b", "chosen": "lue.", "rejected": "ig."},
+    {"prompt": "The sky is", "chosen": " blue.</s>", "rejected": " green."},
+    {"chosen": "The sky is blue.", "rejected": "The sky is green."},
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
+def test_the_ids_are_those_of_trl(style, row):
+    ids = Tokens(style).of(read(row))
+    assert (ids.prompt, ids.chosen, ids.rejected) == trl(style, row)
+    for answered in (ids.chosen, ids.rejected):
+        whole = ids.prompt + answered
+        assert whole.count(style.convert_tokens_to_ids("<s>")) == (style.bos_token is not None)
+        if isinstance(row["chosen"], str):
+            assert whole[-1] == style.eos_token_id != whole[-2]
+
+
+@pytest.mark.parametrize("row", [ROWS[0], ROWS[3]], ids=["messages", "text"])
+def test_the_ids_are_those_of_trl_for_a_checkpoint_of_others(shared_data, row):
+    tokens = of_model(str(shared_data / "models" / "stories260K"))
+    if isinstance(row.get("prompt"), list):
+        tokens.tokenizer.chat_template = LLAMA
+    ids = tokens.of(read(row))
+    assert (ids.prompt, ids.chosen, ids.rejected) == trl(tokens.tokenizer, row)
+    assert ids.prompt.count(tokens.tokenizer.bos_token_id) == 1
+
+
+def test_a_system_prompt_and_template_arguments_reach_the_template():
+    thinks = tokenizer(THINKING)
+    row = {"prompt": [SYSTEM, ASK], "chosen": answer("blue"), "rejected": answer("green")}
+    row["chat_template_kwargs"] = {"enable_thinking": False}
+    ids = Tokens(thinks).of(read(row))
+    assert (ids.prompt, ids.chosen, ids.rejected) == trl(thinks, row)
+    assert thinks.decode(ids.prompt).startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    assert thinks.decode(ids.prompt).endswith("<think></think>")
+    assert thinks.decode(ids.chosen) == "blue<|im_end|>\n"
+
+
+def test_text_that_a_template_has_written_gets_no_second_bos():
+    adds = tokenizer(LLAMA, "<s>", adds_bos=True)
+    asked = adds.apply_chat_template([ASK], tokenize=False, add_generation_prompt=True)
+    ids = Tokens(adds).of(Preference(asked, "blue", "green"))
+    by_messages = Tokens(adds).of(Preference([ASK], answer("blue"), answer("green")))
+    assert (ids.prompt, ids.chosen) == (by_messages.prompt, by_messages.chosen)
+    assert ids.prompt.count(adds.bos_token_id) == 1
+
+
+def test_where_letters_of_prompt_and_answer_make_one_token_the_answer_begins_before_it():
+    text = tokenizer()
+    ids = Tokens(text).of(Preference("The sky is ", "blue.", "green."))
+    assert ids.moved
+    assert text.decode(ids.prompt) == "The sky is"
+    assert text.decode(ids.chosen) == " blue.</s>"
+    assert not Tokens(text).of(Preference("The sky is", " blue.", " green.")).moved
+
+
+@pytest.mark.parametrize(
+    ("template", "room", "pair", "reason"),
+    [
+        (None, 6, Preference("The sky", " is", " is blue and green"), "too long"),
+        (None, None, Preference("The", "</s>", " is"), None),
+        (MISTRAL, None, Preference([SYSTEM, ASK], answer("a"), answer("b")), "the chat template refuses the messages"),
+        (
+            ANOTHER_WAY,
+            None,
+            Preference([ASK], answer("a"), answer("b")),
+            "the chat template does not extend the prompt",
+        ),
+        (LLAMA, None, Preference([ASK], answer("a"), answer("a ")), "chosen and rejected are the same"),
+        ("{{ messages[0].content }}", None, Preference([ASK], answer("a"), answer("b")), "empty answer"),
+        ("{% if messages | length > 1 %}a{% endif %}", None, Preference([ASK], answer("a"), answer("b")), "no prompt"),
+    ],
+)
+def test_a_pair_that_cannot_be_learned_from_says_why(template, room, pair, reason):
+    made = Tokens(tokenizer(template), room).of(pair)
+    assert made == Skip(reason) if reason else not isinstance(made, Skip)
+
+
+# The stage
+
+
+@pytest.fixture
+def policy(tmp_path):
+    """A folder with a tokenizer that chats, and a configuration with room for 64 tokens."""
+    tokenizer(CHATML).save_pretrained(tmp_path / "policy")
+    LlamaConfig(max_position_embeddings=64, hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path / "policy")
+    return str(tmp_path / "policy")
+
+
+@pytest.fixture
+def collected(tmp_path, policy):
+    def _collected(*given, name="pairs.jsonl", **settings):
+        path = tmp_path / name
+        lines = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in given]
+        path.write_bytes(b"\n".join(lines))
+        tables = collect("build", pairs=str(path), **{"max_model_len": None, "model": policy} | settings)
+        found = [row for table in tables for row in table.to_pylist()]
+        return [r for r in found if r["skipped"] is None], [r for r in found if r["skipped"] is not None]
+
+    return _collected
+
+
+def text(prompt, chosen, rejected):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def tally(row):
+    return {entry["what"]: entry["count"] for entry in row["tally"]}
+
+
+def test_rows_of_one_prompt_become_one_row(collected):
+    kept, skipped = collected(
+        text("The sky is", " blue", " green"),
+        text("What color is", " it", " the sky"),
+        text("The sky is", " blue", " what"),
+        text("The sky is", " blue", " green"),
+        text("The sky is", " green", " blue"),
+    )
+    assert not skipped
+    sky, color = kept
+    assert sky["article"] == "The sky is"
+    assert [summary["text"] for summary in sky["summaries"]] == [" blue", " green", " what"]
+    pairs = [(pair["chosen"], pair["rejected"]) for pair in sky["pairs"]]
+    assert pairs == [(0, 1), (0, 2), (1, 0)]
+    assert tally(sky) == {"merged": 3, "pairs": 3, "pairs given again": 1, "pairs given both ways": 1}
+    assert tally(color) == {"pairs": 1}
+    assert sky["article_id"] != color["article_id"]
+    assert {row["split"] for row in kept} == {"train"}
+    assert {summary["finish_reason"] for summary in sky["summaries"]} == {"stop"}
+
+
+def test_the_same_prompt_in_another_format_is_the_same_row(collected):
+    kept, _ = collected(
+        {"prompt": [ASK], "chosen": answer("blue"), "rejected": answer("green")},
+        {"question": ASK["content"], "system": "", "chosen": "blue", "rejected": "what"},
+        {"chosen": [ASK, *answer("what")], "rejected": [ASK, *answer("green")]},
+    )
+    (row,) = kept
+    assert row["article"] == "user: What color is the sky?"
+    assert [summary["text"] for summary in row["summaries"]] == ["blue", "green", "what"]
+    assert len(row["pairs"]) == 3
+
+
+def test_the_id_is_the_prompts_own(collected):
+    rows = [text(f"The sky {i}", " is", " was") for i in range(5)]
+    first, _ = collected(*rows)
+    second, _ = collected(*reversed(rows))
+    assert {r["article"]: r["article_id"] for r in first} == {r["article"]: r["article_id"] for r in second}
+
+
+def test_nothing_disappears(collected):
+    kept, skipped = collected(
+        text("The sky is", " blue", " green"),
+        b"{cut of",
+        b'{"prompt": "\xff"}',
+        b"[1]",
+        text("The sky is", " blue", " blue"),
+        text("The sky is", " blue", ""),
+        {"prompt": "The sky is", "chosen": " blue"},
+        text("is " * 100, "a", "b"),
+        text("The sky is ", "blue", "green"),
+    )
+    assert Counter(row["skipped"] for row in skipped) == {
+        "not JSON": 1,
+        "not UTF-8": 1,
+        "not a JSON object": 1,
+        "chosen and rejected are the same": 1,
+        "empty answer": 1,
+        "no chosen or no rejected": 1,
+        "too long": 1,
+    }
+    assert [row["article_id"] for row in skipped] == [f"row {number}" for number in range(2, 9)]
+    (row,) = kept  # "The sky is " ends where " blue" begins, and so is "The sky is"
+    assert tally(row)["answers that begin inside the prompt's last token"] == 1
+    assert tally(row)["merged"] == 1
+
+
+def test_an_adapter_has_the_tokenizer_and_the_room_of_its_base(tmp_path, policy):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": policy}))
+    tokens = of_model(str(tmp_path / "adapter"))
+    assert (tokens.room, tokens.tokenizer.chat_template) == (64, CHATML)
+    tokenizer(LLAMA, "<s>").save_pretrained(tmp_path / "adapter")
+    assert of_model(str(tmp_path / "adapter"), 32).tokenizer.chat_template == LLAMA
+
+
+def test_a_model_length_that_is_set_counts(collected):
+    long = text("The sky is", " blue" * 8, " green")
+    assert collected(long, text("The", " sky", " is"), max_model_len=8)[1][0]["skipped"] == "too long"
+    assert not collected(long, max_model_len=64)[1]
+
+
+def test_files_of_each_kind_are_read_alike(tmp_path, policy):
+    rows = [{"prompt": [ASK], "chosen": answer("blue"), "rejected": answer("green")}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    made = [
+        [table.to_pylist() for table in collect("b", pairs=str(tmp_path / name), max_model_len=None, model=policy)]
+        for name in ("a.json", "a.jsonl", "a.parquet")
+    ]
+    assert made[0] == made[1] == made[2]
+    assert len(made[0][0][0]["pairs"]) == 1
+
+
+@pytest.mark.parametrize(
+    "opened", [check, lambda pairs, model: list(collect("", pairs=pairs, max_model_len=None, model=model))]
+)
+def test_a_file_that_cannot_be_used_is_refused(tmp_path, policy, opened):
+    (tmp_path / "other.jsonl").write_text('not JSON\n{"text": "a", "label": 1}')
+    with pytest.raises(UserError, match="has the columns text, label; known are chosen and rejected beside prompt"):
+        opened(str(tmp_path / "other.jsonl"), policy)
+    with pytest.raises(UserError, match="pairs is 'none.jsonl', and there is no such file"):
+        opened("none.jsonl", policy)
+    (tmp_path / "a.csv").write_text("prompt,chosen")
+    with pytest.raises(UserError, match="it should end in .jsonl, .json or .parquet, or begin with hf:"):
+        opened(str(tmp_path / "a.csv"), policy)
+    tokenizer().save_pretrained(policy)  # no template any more
+    (tmp_path / "policy" / "chat_template.jinja").unlink()
+    (tmp_path / "m.jsonl").write_text(json.dumps({"question": "q", "chosen": "a", "rejected": "b"}))
+    with pytest.raises(UserError, match="m.jsonl: the pairs are messages, and the policy's tokenizer has no chat temp"):
+        opened(str(tmp_path / "m.jsonl"), policy)
+
+
+def test_a_file_without_a_pair_is_refused(collected):
+    with pytest.raises(UserError, match=r"has no pair to learn from \(not JSON: 2, empty answer: 1\)"):
+        collected(b"{", b"{", text("p", "", "r"))
+    with pytest.raises(UserError, match=r"has no pair to learn from \(it is empty\)"):
+        collected()
