@@ -1,6 +1,7 @@
 """Log-probabilities and gradients on a tree against Hugging Face's forward, one sequence at a time."""
 
 import random
+import shutil
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -23,6 +25,7 @@ from transformers import (
     Qwen3MoeConfig,
     StableLmConfig,
 )
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.dpo import attention, head, last_layer, passport
@@ -280,6 +283,28 @@ def test_blocks_leave_out_nothing_that_is_seen_and_call_nothing_full_that_is_not
     assert not (full & ~tiles.all(-1)).any()
     in_vain = int((partial & ~tiles.any(-1)).sum())
     assert in_vain <= int(partial.sum()) // (2 if window is None else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles FlexAttention for a CPU with g++")
+@pytest.mark.parametrize("window", [None, 64])
+def test_a_compiled_kernel_reads_the_blocks_as_we_mean_them(window: int | None) -> None:
+    """Forward only, which is what there is on a CPU: unlike the interpreted one, it skips blocks that are left out."""
+    compiled = torch.compile(flex_attention)
+    for seed in range(3):
+        draw = random.Random(seed)
+        tree = grow(
+            [
+                ([1] * draw.randint(50, 700), [[2] * draw.randint(10, 200) for _ in range(draw.randint(1, 5))])
+                for _ in range(3)
+            ]
+        )
+        q = torch.randn(1, 4, tree.tokens, 16)
+        k, v = torch.randn(2, 1, 2, tree.tokens, 16)
+        expected = attention.in_pieces(q, repeat_kv(k, 2), repeat_kv(v, 2), tree, None, window)
+        with torch.no_grad():
+            found = compiled(q, k, v, block_mask=attention.block_mask(tree, window), enable_gqa=True)
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_window_in_chunks_is_refused_when_it_would_be_overlooked() -> None:
