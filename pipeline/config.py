@@ -90,10 +90,13 @@ class Judge(Settings):
             raise ValueError("judge.kind is mcq and judge.model is missing: name a model, or use judge.kind=cloze")
         if self.kind == "cloze" and self.model:
             raise ValueError("judge.kind is cloze, which needs no model, and judge.model is set: remove one of them")
-        if self.served and not self.model:
-            raise ValueError("judge.served is set, and judge.model does not say which of the server's models it is")
         if self.served and (self.dtype != "bfloat16" or self.max_model_len):
-            raise ValueError("judge.served is set, and its server decides dtype and max_model_len: remove them")
+            raise ValueError(
+                "judge.served is set, and its server decides dtype and max_model_len: remove them (on the command line "
+                "judge.dtype=bfloat16 judge.max_model_len=null)"
+            )
+        if self.kind == "cloze" and self.served:
+            raise ValueError("judge.kind is cloze, which needs no model, and judge.served is set: remove one of them")
         if self.wording not in WORDINGS:
             raise ValueError(f"judge.wording is {self.wording!r}; there are {', '.join(WORDINGS)}")
         return self

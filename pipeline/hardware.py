@@ -76,9 +76,11 @@ class Server(_Hardware):
     def _is_an_address(cls, value: str) -> str:
         parts = urlsplit(value)
         if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError("base_url holds a user, a password or a query: name the key's variable in api_key_env")
+            raise ValueError(
+                "a server's base_url holds a user, a password or a query: name the key's variable in api_key_env"
+            )
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"base_url is {value!r}: it should be an address such as http://host:8000/v1")
+            raise ValueError(f"a server's base_url is {value!r}: it should be an address such as http://host:8000/v1")
         return value
 
     @field_validator("api_key_env", mode="before")
@@ -86,8 +88,8 @@ class Server(_Hardware):
     def _names_a_variable(cls, value: Any) -> Any:
         if value is not None and not re.fullmatch("[A-Z][A-Z0-9_]*", str(value)):  # a key, for all we know: not shown
             raise ValueError(
-                "api_key_env should be the name of an environment variable, in capitals, such as OPENAI_API_KEY, and "
-                "not the key itself"
+                "a server's api_key_env should be the name of an environment variable, in capitals, such as "
+                "OPENAI_API_KEY, and not the key itself"
             )
         return value
 

@@ -32,7 +32,7 @@ def make_judge(settings: JudgeSettings, seed: int) -> McqJudge | ClozeJudge:
 
 @dataclass(frozen=True)
 class Answered:
-    """Answers to the questions about one passage, and the tokens that they cost; why there was no reply, if none came."""
+    """Answers to the questions about one passage, the tokens they cost, and why there was no reply if none came."""
 
     answers: list[Answer]
     tokens: dict[str, int]
