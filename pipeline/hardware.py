@@ -46,7 +46,12 @@ class Trainer(_Hardware):
     save_steps: Annotated[int, Field(gt=0)] = 50  # updates between checkpoints
 
     @model_validator(mode="after")
-    def _offload_needs_a_gpu(self) -> "Trainer":
+    def _fits_together(self) -> "Trainer":
+        if self.torch_compile and self.gradient_checkpointing:
+            raise ValueError(
+                "hardware.trainer has torch_compile and gradient_checkpointing: a compiled layer that is run again may "
+                "save other tensors than it did at first, and torch then stops. Choose one of them"
+            )
         if self.cpu_offload and not self.gpus_per_worker:
             raise ValueError("hardware.trainer.cpu_offload keeps a GPU's memory free, and gpus_per_worker is 0")
         return self

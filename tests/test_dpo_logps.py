@@ -18,10 +18,12 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     StableLmConfig,
 )
+from transformers.pytorch_utils import Conv1D
 
-from pipeline.dpo import attention, head, passport
+from pipeline.dpo import attention, head, last_layer, passport
 from pipeline.dpo.example import Example
 from pipeline.dpo.logps import completion_logps, plain_logps, refuse
 from pipeline.dpo.sharding import Policy
@@ -55,7 +57,9 @@ CONFIGS = {
 
 def model_of(config: object, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME).to(dtype).eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME).to(dtype).eval()
+    last_layer.trim(model)  # as `weights.load` does
+    return model
 
 
 def articles_of(seed: int) -> list[Article]:
@@ -152,6 +156,26 @@ def test_pieces_and_blocks_are_what_the_mask_says(window: int | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
         torch.testing.assert_close(attention.on_blocks(q, k, v, tree, None, window), expected)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_last_network_runs_for_what_is_read_and_no_more(name: str) -> None:
+    model, seen = model_of(CONFIGS[name]), []
+    linear = next(m for m in reversed([*model.base_model.modules()]) if isinstance(m, torch.nn.Linear | Conv1D))
+    linear.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
+    completion_logps(model, grow([([1] * 20, [[2] * 3, [3] * 4])]))
+    plain_logps(model, [1] * 20, [[2] * 3])
+
+    assert seen == [1 + 2 + 3, 23]  # the last of the prompt, and all but the last of each completion; then all
+
+
+def test_a_mixture_of_experts_is_left_whole() -> None:
+    model = model_of(Qwen3MoeConfig(**SMALL, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, initializer_range=0.3))  # fmt: skip  # noqa: E501
+    articles = articles_of(seed=6)
+    plain, ours = one_at_a_time(model, articles), on_trees(model, articles, 100)
+
+    assert "forward" not in vars(model.model.layers[-1].mlp)
+    assert max(float((ours[key] - plain[key]).detach().abs()) for key in plain) < 1e-4
 
 
 def test_bf16_weights_give_float32_sums() -> None:

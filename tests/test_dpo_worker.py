@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file, save_file
 from training import Folders, settings
@@ -196,7 +194,7 @@ def test_a_checkpoint_with_a_part_missing_is_refused(rows: list, model_path: Pat
     [
         {"article_tree": False},
         {"gradient_checkpointing": True},
-        pytest.param({"torch_compile": True, "gradient_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param({"torch_compile": True}, marks=pytest.mark.slow),
     ],
 )
 def test_a_layout_changes_nothing_but_rounding(
@@ -304,15 +302,6 @@ def test_no_pairs_at_all(rows: list, tmp_path: Path) -> None:
         read(write([{**row, "pairs": []} for row in rows], tmp_path / "rows"), rows[0]["reference_digest"])
 
 
-@pytest.fixture(scope="module")
-def on_ray() -> Iterator[None]:
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # how often results are taken; 2 s otherwise
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
-    ray.shutdown()
-    del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
-
-
 def by_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[str, Any]:
     from pipeline.dpo.worker import train
 
@@ -349,7 +338,7 @@ def assert_same_run(ours: Path, theirs: Path, tolerance: float) -> None:
 
 
 def test_two_workers_give_what_one_gives_even_if_one_is_killed(
-    on_ray: None, rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path]
+    ray_cluster: None, rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path]
 ) -> None:
     """Other packing, weights in two uneven shards, and a SIGKILL in the middle: the same run to rounding."""
     seen: list[dict[str, Any]] = []
@@ -370,6 +359,8 @@ def test_two_workers_give_what_one_gives_even_if_one_is_killed(
     assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
 
 
-def test_what_is_wrong_comes_back_as_it_was_said(on_ray: None, rows: list, model_path: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_comes_back_as_it_was_said(
+    ray_cluster: None, rows: list, model_path: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="are of weights .*, and they should be of other"):
         by_ray(rows, model_path, tmp_path, hardware=Trainer(), reference_digest="other")
