@@ -159,6 +159,10 @@ class Server:
     async def _poison(self, request, reply):
         return web.json_response({"error": {"message": f"no: {reply}"}}, status=400)
 
+    async def _refusal_of_model(self, request, reply):
+        choices = [choice | {"message": {"content": None, "refusal": "I cannot."}} for choice in reply["choices"]]
+        return web.json_response(reply | {"choices": choices})
+
     async def _filter(self, request, reply):
         choices = [
             choice | {"finish_reason": "content_filter", "message": {"content": None}} for choice in reply["choices"]

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -75,6 +76,7 @@ def test_what_passes_is_tried_again(server, fault):
         ("tomorrow", "HTTP 429", 1),
         ("poison", "HTTP 400", 1),
         ("filter", "content filter", 1),
+        ("refusal_of_model", "refused by the model", 1),
     ],
 )
 def test_what_does_not_pass_costs_its_own_prompt_alone(server, fault, reason, tries):
@@ -196,6 +198,57 @@ def test_judging_keeps_the_row_and_says_why_a_summary_has_no_answers():
     assert [score["answers"] for score in outcome["scores"]] == [["A"], [None]]
     assert outcome["tally"]["no reply: prompt too long"] == 1
     assert outcome["tally"]["unread"] == 1
+
+
+def _scored(tmp_path, **place):
+    """Thirty rows through a served judge under Ray Data, written as a stage's are."""
+    from pipeline import config, tables
+    from pipeline.engines.pool import Pool
+    from pipeline.equipment import _served
+    from pipeline.rows import dataset
+    from pipeline.scores import judge
+
+    question = {"question_id": "q", "question": "Who?", "options": ["Ana", "Ben"], "answer": 0}
+    rows = [
+        {
+            "article_id": f"a{i}",
+            "article": "Ana came.",
+            "split": "train",
+            "questions": [question],
+            "summaries": [{"text": f"Ana {i}", "token_ids": [1], "finish_reason": "stop", "logp": None}],
+        }
+        for i in range(30)
+    ]
+    pool = Pool(
+        partial(_served, "judge", Served(server="ours"), hardware.Server(tries=2, concurrency=4, **place)),
+        hardware.EngineHardware(),
+    )
+    settings = config.Judge(model="judge", questions=1, options=2)
+    made = judge(dataset(rows), judge=settings, seed=0, judge_engine=pool)
+    return tables.write(made, f"{tmp_path}/scores", lambda count: None)
+
+
+def test_rows_are_judged_at_a_server_under_ray_data(ray_cluster, server, tmp_path):
+    prices = {"judge": {"input": 1.0, "output": 1.0}}
+    record = _scored(tmp_path, base_url=server.url, prices=prices)
+    assert (record["kept"], record["tally"]["unread"], record["tally"]["answers"]) == (30, 0, 30)
+    assert record["tally"]["micro_usd"] == record["tally"]["tokens_in"] + record["tally"]["tokens_out"]
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        (
+            {},
+            r"^the server at http://127.0.0.1:1/v1 served none of \d+ prompts in a row \(connection failed\): when it",
+        ),
+        ({"api_key_env": "NO_SUCH_KEY"}, r"^no key for http://127.0.0.1:1/v1: the environment variable NO_SUCH_KEY is"),
+    ],
+)
+def test_what_a_worker_has_to_say_of_a_server_is_told_in_one_line(ray_cluster, tmp_path, place, line):
+    with pytest.raises(UserError, match=line) as caught:
+        _scored(tmp_path, base_url="http://127.0.0.1:1/v1", **place)
+    assert "\n" not in str(caught.value)
 
 
 # The key

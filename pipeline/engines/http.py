@@ -156,14 +156,16 @@ class HttpEngine:
 
     def _read(self, prompt: Prompt, said: dict[str, Any], attempt: int) -> Reply:
         try:
+            usage = self._usage(said.get("usage") or {}) | ({"retries": attempt} if attempt else {})
             ends = [choice["finish_reason"] for choice in said["choices"]]
+            if "content_filter" in ends:
+                return Reply([], error="content filter", usage=usage)
+            if any(choice["message"].get("refusal") for choice in said["choices"]):
+                return Reply([], error="refused by the model", usage=usage)
             unwrap = prompt.regex is not None and self.served.structured_outputs == "json_schema"
             samples = [_sample(choice, unwrap) for choice in said["choices"]]
-            usage = self._usage(said.get("usage") or {}) | ({"retries": attempt} if attempt else {})
         except (KeyError, TypeError, AttributeError, ValueError):
             raise _Refused("reply unreadable") from None
-        if "content_filter" in ends:
-            return Reply([], error="content filter", usage=usage)
         if len(samples) != prompt.n or any(end not in _FINISHED for end in ends):
             raise _Refused("reply unreadable")
         return Reply([], samples, usage["tokens_cached"], usage=usage)
