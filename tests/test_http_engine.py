@@ -269,7 +269,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, caplog, capfd)
         monkeypatch.setenv("OUR_KEY", f"{KEY}\n")  # as `cat` of a file gives it
         tried = HttpEngine("judge", Served(server="ours"), place.servers["ours"])
         replies = tried.generate([ask(), ask("broken!: x"), ask("poison!: x"), ask("reset!: x")])
-        said += [repr(replies), repr(tried.client), repr(vars(tried)), repr(tried.client.headers)]
+        said += [repr(replies), repr(vars(tried)), repr(tried.clients[0].headers)]
         monkeypatch.setenv("OUR_KEY", f"{KEY}x")
         refused = HttpEngine("judge", Served(server="ours"), place.servers["ours"])
         said += [repr(refused.generate([ask()])), place.model_dump_json()]

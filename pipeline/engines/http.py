@@ -51,12 +51,15 @@ class HttpEngine:
 
     def __init__(self, model: str, served: Served, server: Server):
         self.model, self.served, self.server = model, served, server
-        self.client = httpx.AsyncClient(
-            base_url=server.base_url,
-            headers=_headers(server),
-            timeout=None,  # one limit for a whole try, in `_try`: httpx's begins anew with every byte
-            limits=httpx.Limits(max_connections=server.concurrency),
-        )
+        # One client for each request under way, taken and put back: httpx's own pool goes over all its connections
+        # for every request, and 128 at a time it is a fifth as fast.
+        how: dict[str, Any] = {
+            "base_url": server.base_url,
+            "headers": _headers(server),
+            "verify": httpx.create_ssl_context(),
+            "timeout": None,  # one limit for a whole try, in `_try`: httpx's begins anew with every byte
+        }
+        self.clients = [httpx.AsyncClient(**how) for _ in range(server.concurrency)]
         self.unserved = 0  # prompts given up since the last one served
         # A loop of its own: calls from several threads share the bound, and one call's last prompts and the next
         # call's first are under way together.
@@ -76,7 +79,8 @@ class HttpEngine:
 
     def close(self) -> None:
         """Drop the connections and the thread. An engine in an actor need not: it goes with its process."""
-        asyncio.run_coroutine_threadsafe(self.client.aclose(), self.loop).result()
+        for client in self.clients:
+            asyncio.run_coroutine_threadsafe(client.aclose(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
 
     async def _all(self, prompts: Sequence[Prompt]) -> list[Reply]:
@@ -86,30 +90,37 @@ class HttpEngine:
         return self.unserved >= self.server.concurrency + _PATIENCE
 
     async def _one(self, prompt: Prompt) -> Reply:
-        body = self._body(prompt)
         async with self.room:
-            for attempt in range(self.server.tries):
-                if self._gone():
-                    return Reply([], error="server gone")
-                try:
-                    reply = self._read(prompt, await self._try(body), attempt)
-                    self.unserved = 0
-                    return reply
-                except _Refused as refused:
-                    wait = refused.wait
-                    if wait is None:  # half of it at least: all who failed together must not come back together
-                        wait = min(self.server.max_wait, _FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
-                    last = attempt + 1 == self.server.tries
-                    if not refused.again or last or wait > self.server.max_wait:
-                        self.unserved = 0 if refused.of_the_prompt else self.unserved + 1
-                        return Reply([], error=refused.reason)
-                await asyncio.sleep(wait)
-        raise AssertionError("the last try returns")
+            client = self.clients.pop()
+            try:
+                return await self._patiently(client, prompt)
+            finally:
+                self.clients.append(client)
 
-    async def _try(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def _patiently(self, client: httpx.AsyncClient, prompt: Prompt) -> Reply:
+        body = self._body(prompt)
+        for attempt in range(self.server.tries):
+            if self._gone():
+                break
+            try:
+                reply = self._read(prompt, await self._try(client, body), attempt)
+                self.unserved = 0
+                return reply
+            except _Refused as refused:
+                wait = refused.wait
+                if wait is None:  # half of it at least: all who failed together must not come back together
+                    wait = min(self.server.max_wait, _FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
+                last = attempt + 1 == self.server.tries
+                if not refused.again or last or wait > self.server.max_wait:
+                    self.unserved = 0 if refused.of_the_prompt else self.unserved + 1
+                    return Reply([], error=refused.reason)
+            await asyncio.sleep(wait)
+        return Reply([], error="server gone")
+
+    async def _try(self, client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
         try:
             async with asyncio.timeout(self.server.timeout):
-                response = await self.client.post("chat/completions", json=body)
+                response = await client.post("chat/completions", json=body)
         except (TimeoutError, httpx.TimeoutException):
             raise _Refused("timed out") from None
         except httpx.RequestError:
