@@ -1,11 +1,12 @@
 """Play a configuration: check it, take the run's lock, start Ray, play the rounds, keep the report up to date."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jobs.submitted import warn_of_what_ray_removes
 from pipeline import articles, config, folder, ledger, loggers, models
 from pipeline.progress import Display
 from pipeline.reading import load
+from pipeline.stage import Stage
 
 
 def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
@@ -17,7 +18,7 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     settings = load(path, overrides)
     # All that can be wrong with the settings is found before Ray starts.
     models.check("policy.model", settings.policy.model)
-    if settings.judge.model:
+    if settings.judge.model and not settings.judge.served:
         models.check("judge.model", settings.judge.model)
     articles.check(settings.articles)
     loggers.check(settings.report_to)
@@ -25,7 +26,7 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     warn_of_what_ray_removes(settings, display)
     book = ledger.Ledger(settings.run)
     folder.check(book, settings)
-    _survey(settings, book, remake)
+    _check_servers(settings, _survey(settings, book, remake))
     with book.lock() as taken:
         if taken:
             display.warn(taken)
@@ -37,8 +38,12 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
             _play(settings.model_copy(update={"hardware": hardware}), book, display, remake)
 
 
-def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) -> None:
-    """Refuse what a run would refuse, before Ray starts and before anything of an earlier run is touched."""
+def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) -> dict[str, Stage]:
+    """Refuse what a run would refuse, before Ray starts and before anything of an earlier run is touched.
+
+    Returns:
+        what is to be made, by address.
+    """
     from pipeline.round import rounds
     from pipeline.run import Survey
 
@@ -46,6 +51,19 @@ def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) ->
     for _ in rounds(survey):
         pass
     survey.check_remake()
+    return survey.unmade
+
+
+def _check_servers(settings: config.Config, unmade: Mapping[str, Stage]) -> None:
+    """See that each server that has something to do serves: a run that is finished needs none."""
+    from pipeline.engines.http import check
+
+    judge = settings.judge
+    if judge.model and judge.served and any("judge_engine" in stage.uses for stage in unmade.values()):
+        check("judge", judge.model, judge.served, settings.hardware)
+    for name, other in settings.compare.items():
+        if f"compare/{name}/evaluation" in unmade:
+            check(f"compare.{name}", other.model, other, settings.hardware)
 
 
 def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake: str | None) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from judges.prompts import WORDINGS
 from pipeline.hardware import Hardware
 from pipeline.objective import REFERENCE_FREE, check_mixture, loss_names
+from pipeline.served import Compared, Served, check_served
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -52,6 +53,17 @@ class Policy(Settings):
         "\n\n{article}"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_ours_to_train(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (found := {"served", "server", "base_url"} & data.keys()):
+            raise ValueError(
+                f"policy.{min(found)} is set: a server gives neither token ids nor weights, so its model cannot be "
+                "trained. Name a model's folder or a hub name as policy.model; a served one can be judged beside it: "
+                "compare.NAME={model: …, server: …}"
+            )
+        return data
+
     @model_validator(mode="after")
     def _instruction_has_article(self) -> "Policy":
         if "{article}" not in self.instruction:
@@ -64,6 +76,7 @@ class Judge(Settings):
 
     kind: Literal["mcq", "cloze"] = "mcq"
     model: str | None = None
+    served: Served | None = None  # None: vLLM runs the model here
     dtype: Dtype = "bfloat16"
     max_model_len: Positive | None = None
     wording: str = "plain"
@@ -77,6 +90,13 @@ class Judge(Settings):
             raise ValueError("judge.kind is mcq and judge.model is missing: name a model, or use judge.kind=cloze")
         if self.kind == "cloze" and self.model:
             raise ValueError("judge.kind is cloze, which needs no model, and judge.model is set: remove one of them")
+        if self.served and (self.dtype != "bfloat16" or self.max_model_len):
+            raise ValueError(
+                "judge.served is set, and its server decides dtype and max_model_len: remove them (on the command line "
+                "judge.dtype=bfloat16 judge.max_model_len=null)"
+            )
+        if self.kind == "cloze" and self.served:
+            raise ValueError("judge.kind is cloze, which needs no model, and judge.served is set: remove one of them")
         if self.wording not in WORDINGS:
             raise ValueError(f"judge.wording is {self.wording!r}; there are {', '.join(WORDINGS)}")
         return self
@@ -257,6 +277,7 @@ class Config(Settings):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     baselines: Baselines = Baselines()
+    compare: dict[str, Compared] = {}  # models at servers, by the name of their column in the report
     report: Report = Report()
     report_to: tuple[Logger, ...] = ()  # metrics of training, beside metrics.jsonl
     hardware: Hardware = Hardware()
@@ -275,6 +296,7 @@ class Config(Settings):
             )
         if self.references.source == "sampler" and not self.summaries.logprobs:
             raise ValueError("references.source is sampler, which needs what summaries.logprobs=true keeps: set it too")
+        check_served(self.judge.served, self.compare, self.hardware)
         check_reference(self.references, self.training)
         for name, longest in (("summaries", self.summaries.max_tokens), ("evaluation", self.evaluation.max_tokens)):
             if self.policy.max_model_len is not None and longest >= self.policy.max_model_len:

@@ -11,13 +11,14 @@ from typing import Any
 from pipeline.config import Alignment, Config
 from pipeline.engines.base import Engine
 from pipeline.engines.pool import Pool
-from pipeline.hardware import EngineHardware
+from pipeline.hardware import EngineHardware, Server
 from pipeline.judging import make_judge
 from pipeline.ledger import Artifact
 from pipeline.loggers import opened
 from pipeline.models import fetch, locate
 from pipeline.progress import Tick
 from pipeline.references import load_reference
+from pipeline.served import Compared, Served
 
 
 def equip(
@@ -33,11 +34,12 @@ def equip(
         tick: what shows the progress.
     """
     policy = next((artifact.record for artifact in inputs if "model" in artifact.record), {})
-    model = locate(policy["model"]) if policy else None
+    hired = "served" in policy
+    model = locate(policy["model"]) if policy and not hired else None
     # Another seed for every table, so that no two rounds draw alike; the run's name has no part in it.
     seed = zlib.crc32(f"{config.seed}/{address}".encode())
     there = {
-        "policy_engine": lambda: _policy_engine(config, model, seed),
+        "policy_engine": lambda: _hired_engine(config, policy) if hired else _policy_engine(config, model, seed),
         "judge_engine": lambda: _judge_engine(config, seed),
         "model": lambda: model,
         "scorer": lambda: _scorer(config, model, policy.get("digest")),
@@ -56,11 +58,20 @@ def _policy_engine(config: Config | Alignment, model: str | None, seed: int) -> 
     return Pool(partial(_vllm, model, policy.dtype, policy.max_model_len, seed, hardware), hardware)
 
 
+def _hired_engine(config: Config | Alignment, policy: dict[str, Any]) -> Pool:
+    """A model at a server, asked by one actor, so that its concurrency is the whole."""
+    served = Compared.model_validate(policy["served"])
+    hardware = config.hardware.policy.model_copy(update={"replicas": 1, "gpus_per_replica": 0})
+    return Pool(partial(_served, policy["model"], served, config.hardware.servers[served.server]), hardware)
+
+
 def _judge_engine(config: Config | Alignment, seed: int) -> Pool:
     assert isinstance(config, Config), "only rounds have a judge"
     judge, hardware = config.judge, config.hardware.judge
     if judge.model is None:
         return Pool(partial(_scripted, make_judge(judge, config.seed)), hardware)
+    if judge.served:
+        return Pool(partial(_served, judge.model, judge.served, config.hardware.servers[judge.served.server]), hardware)
     model = locate(judge.model)
     return Pool(partial(_vllm, model, judge.dtype, judge.max_model_len, seed, hardware), hardware)
 
@@ -79,6 +90,12 @@ def _vllm(model: str, dtype: str, max_model_len: int | None, seed: int, hardware
     from pipeline.engines.vllm import VllmEngine
 
     return VllmEngine(fetch(model), dtype, max_model_len, seed, hardware)
+
+
+def _served(model: str, served: Served, server: Server) -> Engine:
+    from pipeline.engines.http import HttpEngine
+
+    return HttpEngine(model, served, server)
 
 
 def _scripted(judge: Any) -> Engine:

@@ -4,9 +4,11 @@ Left out: whatever changes a result (dtype, context length: they are the model's
 """
 
 import math
-from typing import Annotated
+import re
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class _Hardware(BaseModel):
@@ -65,10 +67,53 @@ class Trainer(_Hardware):
         return self
 
 
+class Price(_Hardware):
+    """Of a model, in US dollars per million tokens."""
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
+    cached: Annotated[float, Field(ge=0)] | None = None  # input found in the prefix cache; None: as any input
+
+
+class Server(_Hardware):
+    """An OpenAI-compatible server: vLLM's own, or a hosted one."""
+
+    base_url: str  # such as http://host:8000/v1
+    api_key_env: str | None = None  # name of the environment variable that holds the key; None: the server wants none
+    concurrency: Annotated[int, Field(gt=0)] = 32  # requests under way at once
+    timeout: Annotated[float, Field(gt=0)] = 120  # seconds for one try, from sending to the last byte of its reply
+    tries: Annotated[int, Field(gt=0)] = 8  # of one request, before its row is set aside
+    max_wait: Annotated[float, Field(gt=0)] = 120  # seconds between two tries; a server that asks for more is given up
+    prices: dict[str, Price] = {}  # by model: each record then says what its stage has cost
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "a server's base_url holds a user, a password or a query: name the key's variable in api_key_env"
+            )
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"a server's base_url is {value!r}: it should be an address such as http://host:8000/v1")
+        return value
+
+    @field_validator("api_key_env", mode="before")
+    @classmethod
+    def _names_a_variable(cls, value: Any) -> Any:
+        if value is not None and not re.fullmatch("[A-Z][A-Z0-9_]*", str(value)):  # a key, for all we know: not shown
+            raise ValueError(
+                "a server's api_key_env should be the name of an environment variable, in capitals, such as "
+                "OPENAI_API_KEY, and not the key itself"
+            )
+        return value
+
+
 class Hardware(_Hardware):
     policy: EngineHardware = EngineHardware()
     judge: EngineHardware = EngineHardware()
     trainer: Trainer = Trainer()
+    servers: dict[str, Server] = {}  # by a name of yours, which judge.served and compare.* use
     # Policy and judge each have their own place, and run at the same time where one feeds the other. On a single GPU
     # leave it off: they then take turns.
     together: bool = False

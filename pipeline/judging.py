@@ -32,7 +32,7 @@ def make_judge(settings: JudgeSettings, seed: int) -> McqJudge | ClozeJudge:
 
 @dataclass(frozen=True)
 class Answered:
-    """Answers to the questions about one passage, and the tokens that they cost."""
+    """Answers to the questions about one passage, the tokens they cost, and why there was no reply if none came."""
 
     answers: list[Answer]
     tokens: dict[str, int]
@@ -47,7 +47,8 @@ def answer(
     answered = [Answered([], {}) for _ in passages]
     for i, reply in zip(asked, replies, strict=True):
         text = reply.samples[0].text if reply.samples else ""
-        answered[i] = Answered(judge.read_answers(text, questions[i]), tokens([reply]))
+        failed = {f"no reply: {reply.error}": 1} if reply.error else {}
+        answered[i] = Answered(judge.read_answers(text, questions[i]), tokens([reply]) | failed)
     return answered
 
 

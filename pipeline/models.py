@@ -60,6 +60,11 @@ def check(setting: str, name: str) -> None:
         UserError: a path that is not there or holds no model, a name that the hub does not give, or an adapter whose
             base is such.
     """
+    if name.startswith(("http://", "https://")):
+        raise UserError(
+            f"{setting} is {name!r}, the address of a server: it should be a folder, a URI such as s3://… or a hub "
+            "name. A served model may judge (judge.served) or be compared with (compare)"
+        )
     if "://" in name:
         return
     folder = name if Path(name).exists() else _from_hub(setting, name)

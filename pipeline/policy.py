@@ -14,7 +14,8 @@ from pipeline.hardware import Trainer
 from pipeline.ledger import Artifact, remove
 from pipeline.loggers import Log
 from pipeline.models import fetch, locate
-from pipeline.stage import stage
+from pipeline.served import Compared
+from pipeline.stage import Stage, stage
 
 
 @stage("policy", version=1, settings=("policy.model",), contents=("policy.model",))
@@ -30,6 +31,15 @@ def adopt(*, model: str) -> dict[str, Any]:
         return {"model": model, "digest": digest(fetch(model))}
     except ValueError as error:
         raise UserError(f"policy.model is {model!r}: {error}") from None
+
+
+def hire(name: str) -> Stage:
+    """The stage that takes a model at a server, `compare.NAME`, for a policy: to be judged, never to be trained."""
+    return Stage("policy", partial(_hired, name), version=1, settings=(f"compare.{name}",))
+
+
+def _hired(name: str, **settings: Compared) -> dict[str, Any]:
+    return {"model": settings[name].model, "served": settings[name].model_dump()}
 
 
 @stage(

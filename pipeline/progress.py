@@ -109,6 +109,8 @@ def summary(record: dict[str, Any]) -> str:
             parts.append(f"held-out reward accuracy {training['eval_accuracy_last']:.2f}")
     if tally.get("unread"):
         parts.append(f"unread {tally['unread'] / tally['answers']:.1%}")
+    if tally.get("micro_usd"):
+        parts.append(f"${tally['micro_usd'] / 1e6:,.2f}")
     if "seconds" in record:
         parts.append(duration(record["seconds"]))
     return "  ".join(parts)

@@ -8,7 +8,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -98,10 +98,17 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 
 def _section(location: Sequence[Any], kind: type[BaseModel]) -> tuple[str, type[BaseModel]]:
+    annotation: Any = kind
     for name in location:
-        annotation = kind.model_fields[name].annotation
-        kind = next(part for part in (*get_args(annotation), annotation) if part is not None)  # of `Lora | None`: Lora
-    return ".".join(map(str, location)), kind
+        if get_origin(annotation) is dict:  # by names of the user's, such as hardware.servers
+            annotation = get_args(annotation)[1]
+            continue
+        annotation = annotation.model_fields[name].annotation
+        if get_origin(annotation) is not dict:
+            annotation = next(
+                part for part in (*get_args(annotation), annotation) if part is not None
+            )  # of `Lora | None`
+    return ".".join(map(str, location)), annotation
 
 
 def _say(problem: Any, kind: type[BaseModel]) -> str:

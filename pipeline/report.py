@@ -42,8 +42,8 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
         played: round 0 (the base) and each round after it.
 
     Returns:
-        `base`, `baselines`, and `rounds`: one entry per trained round, with `vs_base` and `vs_previous`, each by the
-        rules `strict` and `reference`.
+        `base`, `baselines`, `compared` (models at servers), and `rounds`: one entry per trained round, with `vs_base`
+        and `vs_previous`, each by the rules `strict` and `reference`.
     """
 
     def against(ours: list[Row], theirs: list[Row]) -> dict[str, Any]:
@@ -53,12 +53,16 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
     first = tables.read(ledger, played[0].results)
     base, *others = ([r for r in first if r["writer"] == w] for w in (played[0].policy.build, LEAD, SHORTEN))
     baselines = dict(zip((LEAD, SHORTEN), others, strict=True))
+    compared = {name: tables.read(ledger, results) for name, results in played[0].compared.items()}
     metrics: dict[str, Any] = {
         "run": ledger.root,
         "confidence": config.report.confidence,
         "base": describe(base, config.report),
         "baselines": {
             name: describe(some, config.report) | {"vs_base": against(some, base)} for name, some in baselines.items()
+        },
+        "compared": {
+            name: describe(some, config.report) | {"vs_base": against(some, base)} for name, some in compared.items()
         },
         "rounds": [],
         "notes": [],
@@ -120,7 +124,7 @@ def _rate(rate: dict[str, Any] | None) -> str:
 
 def _writers(metrics: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     named = [("base", metrics["base"])] + [(f"round {r['round']}", r) for r in metrics["rounds"]]
-    return named + list(metrics["baselines"].items())
+    return named + list(metrics["compared"].items()) + list(metrics["baselines"].items())
 
 
 def _quality(metrics: dict[str, Any]) -> list[list[str]]:

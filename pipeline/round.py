@@ -1,14 +1,14 @@
 """One round, on one page: the policy writes, is judged, learns from the judgement, and comes back to write again."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pipeline.articles import read
 from pipeline.evaluation import evaluate, evaluate_base
 from pipeline.ledger import Artifact
 from pipeline.pairs import pair
-from pipeline.policy import adopt, train
+from pipeline.policy import adopt, hire, train
 from pipeline.questions import ask
 from pipeline.references import anchor
 from pipeline.run import Survey
@@ -25,12 +25,14 @@ class Round:
         policy: writer, reference and starting weights of the next round, all in one.
         results: the evaluation of that policy on held-out articles.
         pairs: what the round learned from; None for round 0.
+        compared: of round 0, by name, evaluations of models that are not ours to train.
     """
 
     number: int
     policy: Artifact
     results: Artifact
     pairs: Artifact | None = None
+    compared: Mapping[str, Artifact] = field(default_factory=dict)
 
     @property
     def next_folder(self) -> str:
@@ -44,7 +46,13 @@ def begin(run: Survey) -> tuple[Artifact, Round]:
     questions = run.produce(ask, articles)
     policy = make(adopt)
     results = make(evaluate_base, questions, policy)
-    return questions, Round(0, policy, results)
+    compared = {name: _examine(name, questions, run) for name in run.setting("compare")}
+    return questions, Round(0, policy, results, compared=compared)
+
+
+def _examine(name: str, questions: Artifact, run: Survey) -> Artifact:
+    make = partial(run.produce, into=f"compare/{name}")
+    return make(evaluate, questions, make(hire(name)))
 
 
 def play(current: Round, questions: Artifact, run: Survey) -> Round:

@@ -29,11 +29,15 @@ class Survey:
         config: what decides the result, and the hardware.
         ledger: the run's folder.
         remake: the address of an artifact to make again although it is there.
+
+    Attributes:
+        unmade: after a walk, what is to be made, by address.
     """
 
     def __init__(self, config: Config | Alignment, ledger: Ledger, remake: str | None = None):
         self.config, self.ledger, self.remake = config, ledger, remake
         self.seen: list[str] = []
+        self.unmade: dict[str, Stage] = {}
 
     def produce(self, stage: Stage, *inputs: Artifact, into: str = "") -> Artifact:
         """The artifact if it is made and current; else a placeholder for one that is to be made.
@@ -65,6 +69,7 @@ class Survey:
         )
 
     def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
+        self.unmade[address] = stage
         # What follows sees a build that no record names, and so is to be made too.
         return Artifact(self.ledger.root, address, {"build": "(to be made)", "kept": 1})
 
@@ -91,7 +96,7 @@ class Survey:
         """A section or a value of the configuration, by its dotted name."""
         value: Any = self.config
         for part in name.split("."):
-            value = getattr(value, part)
+            value = value[part] if isinstance(value, dict) else getattr(value, part)
         return value
 
     def check_limits(self, stage: Stage, artifact: Artifact) -> None:

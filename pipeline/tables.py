@@ -5,6 +5,7 @@ which table, and whether it is finished (`ledger.py`).
 """
 
 import json
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray.data
+import ray.exceptions
 
 from pipeline.config import UserError
 from pipeline.ledger import Artifact, Ledger, open_place
@@ -33,7 +35,7 @@ def write(rows: ray.data.Dataset | Iterable[pa.Table], uri: str, advance: Callab
         Rows that went into another row are tallied as `merged`, and counted by `in`.
 
     Raises:
-        UserError: this process does not see what the workers wrote.
+        UserError: this process does not see what the workers wrote, or one was raised by a worker.
     """
     kept = 0
     names: list[str] = []
@@ -78,7 +80,13 @@ def _parts(rows: ray.data.Dataset | Iterable[pa.Table], uri: str) -> Iterator[di
         yield from (write_part(table, uri) for table in rows)
         return
     parts = rows.map_batches(_part, fn_args=(uri,), batch_format="pyarrow", batch_size=None)
-    yield from (json.loads(row["part"]) for row in parts.iter_rows())
+    try:
+        yield from (json.loads(row["part"]) for row in parts.iter_rows())
+    except ray.exceptions.RayError as error:
+        # Of an error in a worker Ray Data brings the text alone.
+        if told := re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(error)):
+            raise UserError(told[1]) from None
+        raise
 
 
 def _part(table: pa.Table, uri: str) -> pa.Table:

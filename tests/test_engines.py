@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_server import Server
 
 from judges.base import Prompt, user
 from pipeline.dpo import weights
 from pipeline.dpo.logps import plain_logps
 from pipeline.engines.base import tokens
+from pipeline.engines.http import HttpEngine
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.hardware import EngineHardware
+from pipeline.hardware import Server as EngineServer
+from pipeline.served import Served
 
 POLICY = Path(__file__).parents[1] / "newsroom" / "models" / "policy"
 ARTICLE = "Summarize.\nOfficials said the scene was in Lima. The team was headed by Ana Santos."
@@ -31,9 +35,15 @@ def vllm():
     return VllmEngine(str(POLICY), "float32", 512, seed=0, hardware=EngineHardware())
 
 
-@pytest.fixture(scope="module", params=["scripted", "vllm"])
+@pytest.fixture(scope="module")
+def http():
+    with Server(_script) as server:
+        yield HttpEngine("judge", Served(server="ours"), EngineServer(base_url=server.url))
+
+
+@pytest.fixture(scope="module", params=["scripted", "vllm", "http"])
 def engine(request):
-    return ScriptedEngine(_script) if request.param == "scripted" else request.getfixturevalue("vllm")
+    return ScriptedEngine(_script) if request.param == "scripted" else request.getfixturevalue(request.param)
 
 
 PROMPT = Prompt(user(ARTICLE), max_tokens=80, temperature=1.0, n=3)
@@ -44,16 +54,21 @@ def test_n_samples_with_ids_and_reasons(engine):
     assert [len(reply.samples) for reply in replies] == [3, 1]
     for reply in replies:
         assert reply.error is None
-        assert len(reply.prompt_ids) > 10
-        for sample in reply.samples:
-            assert sample.finish_reason in ("stop", "length")
-            assert 0 < len(sample.token_ids) <= 80
+        count = tokens([reply])
+        assert count["tokens_in"] > 10
+        assert 0 < count["tokens_out"] <= 80 * len(reply.samples)
+        assert {sample.finish_reason for sample in reply.samples} <= {"stop", "length"}
+        if isinstance(engine, HttpEngine):  # a chat server counts them, and does not give them
+            assert (reply.prompt_ids, {tuple(sample.token_ids) for sample in reply.samples}) == ([], {()})
+        else:
+            assert len(reply.prompt_ids) == count["tokens_in"]
+            assert sum(len(sample.token_ids) for sample in reply.samples) == count["tokens_out"]
 
 
 def test_a_sample_cut_off_says_so(engine):
     (reply,) = engine.generate([replace(PROMPT, max_tokens=2)])
     assert {sample.finish_reason for sample in reply.samples} == {"length"}
-    assert {len(sample.token_ids) for sample in reply.samples} == {2}
+    assert tokens([reply])["tokens_out"] == 2 * 3
 
 
 def test_a_reply_keeps_to_its_regex(engine):
@@ -70,8 +85,17 @@ def test_a_prompt_too_long_fails_alone(engine):
 
 def test_tokens_are_counted(engine):
     replies = engine.generate([PROMPT, replace(PROMPT, messages=user("poison " * 600))])
-    assert tokens(replies)["tokens_in"] == len(replies[0].prompt_ids)
-    assert tokens(replies)["tokens_out"] == sum(len(sample.token_ids) for sample in replies[0].samples)
+    served, refused = tokens(replies[:1]), tokens(replies[1:])
+    assert tokens(replies) == served
+    assert served["tokens_in"] > 10
+    assert served["tokens_out"] > 0
+    assert not any(refused.values())
+
+
+def test_log_probabilities_where_they_are_asked_for(engine):
+    asked, unasked = engine.generate([replace(PROMPT, logprobs=True), PROMPT])
+    assert all(sample.logp < 0 for sample in asked.samples)
+    assert all(sample.logp is None for sample in unasked.samples)
 
 
 def test_no_prompts_no_replies(engine):

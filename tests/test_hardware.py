@@ -31,7 +31,7 @@ def test_two_cpus_are_left_beside_the_actors(h):
 @given(hardware, st.integers(2, 8))
 def test_on_a_smaller_ray_one_cpu_is_left_for_tasks(h, cpus):
     assume(cpus < h.cpus())
-    assert used(h.within(cpus)) <= cpus - 1
+    assert used(h.within(cpus)) <= cpus - 1 + 1e-9  # 3 * 0.2 + 3 * 0.8 is a hair above 3; Ray counts by 0.0001
 
 
 @given(hardware)

@@ -1,1 +1,1 @@
-"""Engines: prompts in, samples out. `vllm` and `scripted` are two; both pass one contract test."""
+"""Engines: prompts in, samples out. `vllm`, `http` (a server) and `scripted`; all pass one contract test."""

@@ -4,6 +4,7 @@ An engine lives in an actor of its own and is gone when its stage ends, so that 
 training runs. Left out: what is asked (stages and judges) and where it runs (`pool.py`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,7 +14,7 @@ from judges.base import Prompt
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion. `token_ids` are the sampled ones, the stop token included if one was emitted.
+    """One completion. `token_ids` are the sampled ones, the stop token included if one was emitted; none of a server's.
 
     finish_reason: as vLLM's: "stop" (a stop token), "length" (the token limit).
     logp: of all the tokens together, in nats, under the model itself (before temperature and top_p); None if the
@@ -32,22 +33,30 @@ class Reply:
 
     prompt_ids: the token ids that the model was given, exactly.
     cached_tokens: how many of them were found in the prefix cache.
+    usage: what a server counted, by the names of `tokens`, where no ids say it.
     """
 
     prompt_ids: list[int]
     samples: list[Sample] = field(default_factory=list)
     cached_tokens: int = 0
     error: str | None = None
+    usage: dict[str, int] | None = None
 
 
 def tokens(replies: Iterable[Reply]) -> dict[str, int]:
-    """What some replies cost: prompt tokens, those of them found in the prefix cache, and sampled tokens."""
-    served = [reply for reply in replies if reply.error is None]
-    return {
-        "tokens_in": sum(len(reply.prompt_ids) for reply in served),
-        "tokens_cached": sum(reply.cached_tokens for reply in served),
-        "tokens_out": sum(len(sample.token_ids) for reply in served for sample in reply.samples),
-    }
+    """What some replies cost: prompt tokens, those of them found in the prefix cache, and sampled tokens.
+
+    Of a server also `retries`, and with its prices `micro_usd`, millionths of a dollar.
+    """
+    total = Counter(tokens_in=0, tokens_cached=0, tokens_out=0)
+    for reply in replies:
+        if reply.usage is not None:  # also of a reply that came to nothing: it was paid for
+            total.update(reply.usage)
+        elif reply.error is None:
+            total["tokens_in"] += len(reply.prompt_ids)
+            total["tokens_cached"] += reply.cached_tokens
+            total["tokens_out"] += sum(len(sample.token_ids) for sample in reply.samples)
+    return dict(total)
 
 
 class Engine(Protocol):

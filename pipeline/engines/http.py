@@ -1,0 +1,287 @@
+"""A model at an OpenAI-compatible server: vLLM's own, or a hosted one.
+
+It judges, or writes summaries to compare with: a chat server gives no token ids, so what it samples is never trained
+on. The key is read from the environment, where the engine is made, and goes into no message. Left out: streaming,
+batch endpoints, and servers that speak otherwise.
+"""
+
+import asyncio
+import difflib
+import json
+import math
+import os
+import random
+import re
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from judges.base import Prompt, user
+from pipeline.config import UserError
+from pipeline.engines.base import Reply, Sample
+from pipeline.hardware import Hardware, Server
+from pipeline.served import Served
+
+_FIRST_WAIT = 0.5  # seconds before the second try; doubled for each one after it
+_AGAIN = {408, 409, 425, 429}  # and every 5xx
+_OF_THE_PROMPT = {400, 413, 422}  # refusals that say nothing of the server's health
+_PATIENCE = 16  # prompts in a row, beside those under way, that may go unserved before the server counts as gone
+_FINISHED = {"stop": "stop", "eos": "stop", "length": "length"}
+
+
+class HttpEngine:
+    """Asks a model at a server, `server.concurrency` prompts at a time: as one is served, the next is sent.
+
+    Args:
+        model: as the server names it.
+        served: how its replies are held to their form, and what else each request says.
+        server: where it is, the variable with its key, how wide and how patiently to ask.
+
+    What may pass (429, 5xx, no connection, no whole reply in time, one that cannot be read) is tried again, after the
+    time that Retry-After asks for, or else after a growing one with jitter. A prompt that is still not served gets a
+    Reply with an error. Samples have no token ids; replies have the server's `usage`.
+
+    Raises:
+        UserError: no key in the environment; from `generate`: the server has served none of many prompts in a row.
+    """
+
+    def __init__(self, model: str, served: Served, server: Server):
+        self.model, self.served, self.server = model, served, server
+        # One client for each request under way, taken and put back: httpx's own pool goes over all its connections
+        # for every request, and 128 at a time it is a fifth as fast.
+        how: dict[str, Any] = {
+            "base_url": server.base_url,
+            "headers": _headers(server),
+            "verify": httpx.create_ssl_context(),
+            "timeout": None,  # one limit for a whole try, in `_try`: httpx's begins anew with every byte
+        }
+        self.clients = [httpx.AsyncClient(**how) for _ in range(server.concurrency)]
+        self.unserved = 0  # prompts given up since the last one served
+        # A loop of its own: calls from several threads share the bound, and one call's last prompts and the next
+        # call's first are under way together.
+        self.loop = asyncio.new_event_loop()
+        self.room = asyncio.Semaphore(server.concurrency)
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        replies = asyncio.run_coroutine_threadsafe(self._all(prompts), self.loop).result()
+        if self._gone():
+            reason = next((reply.error for reply in replies if reply.error), "server gone")
+            raise UserError(
+                f"the server at {self.server.base_url} served none of {self.unserved} prompts in a row ({reason}): "
+                "when it serves again, the same command goes on from here"
+            )
+        return replies
+
+    def close(self) -> None:
+        """Drop the connections and the thread. An engine in an actor need not: it goes with its process."""
+        for client in self.clients:
+            asyncio.run_coroutine_threadsafe(client.aclose(), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+    async def _all(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        return await asyncio.gather(*(self._one(prompt) for prompt in prompts))
+
+    def _gone(self) -> bool:
+        return self.unserved >= self.server.concurrency + _PATIENCE
+
+    async def _one(self, prompt: Prompt) -> Reply:
+        async with self.room:
+            client = self.clients.pop()
+            try:
+                return await self._patiently(client, prompt)
+            finally:
+                self.clients.append(client)
+
+    async def _patiently(self, client: httpx.AsyncClient, prompt: Prompt) -> Reply:
+        body = self._body(prompt)
+        for attempt in range(self.server.tries):
+            if self._gone():
+                break
+            try:
+                reply = self._read(prompt, await self._try(client, body), attempt)
+                self.unserved = 0
+                return reply
+            except _Refused as refused:
+                wait = refused.wait
+                if wait is None:  # half of it at least: all who failed together must not come back together
+                    wait = min(self.server.max_wait, _FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
+                last = attempt + 1 == self.server.tries
+                if not refused.again or last or wait > self.server.max_wait:
+                    self.unserved = 0 if refused.of_the_prompt else self.unserved + 1
+                    return Reply([], error=refused.reason)
+            await asyncio.sleep(wait)
+        return Reply([], error="server gone")
+
+    async def _try(self, client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(self.server.timeout):
+                response = await client.post("chat/completions", json=body)
+        except (TimeoutError, httpx.TimeoutException):
+            raise _Refused("timed out") from None
+        except httpx.RequestError:
+            raise _Refused("connection failed") from None
+        if response.is_success:
+            try:
+                return response.json()
+            except ValueError:
+                raise _Refused("reply unreadable") from None
+        # The text of a refusal may quote the prompt, or the key: no more than this is taken from it.
+        if response.status_code in _OF_THE_PROMPT and re.search(r"context.length", response.text):
+            raise _Refused("prompt too long", again=False, of_the_prompt=True)
+        raise _Refused(
+            f"HTTP {response.status_code}",
+            again=response.status_code in _AGAIN or response.status_code >= 500,
+            of_the_prompt=response.status_code in _OF_THE_PROMPT,
+            wait=retry_after(response.headers.get("retry-after"), datetime.now(UTC)),
+        )
+
+    def _body(self, prompt: Prompt) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": list(prompt.messages),
+            "max_tokens": prompt.max_tokens,
+            "temperature": prompt.temperature,
+            "top_p": prompt.top_p,
+            "n": prompt.n,
+        }
+        if prompt.logprobs:
+            body["logprobs"] = True
+        if prompt.regex and self.served.structured_outputs == "regex":
+            body["structured_outputs"] = {"regex": prompt.regex}
+        elif prompt.regex and self.served.structured_outputs == "json_schema":
+            schema = {
+                "type": "object",
+                "properties": {"reply": {"type": "string", "pattern": f"^({prompt.regex})$"}},
+                "required": ["reply"],
+                "additionalProperties": False,
+            }
+            named = {"name": "reply", "strict": True, "schema": schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+        body |= self.served.extra_body
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _read(self, prompt: Prompt, said: dict[str, Any], attempt: int) -> Reply:
+        try:
+            usage = self._usage(said.get("usage") or {}) | ({"retries": attempt} if attempt else {})
+            ends = [choice["finish_reason"] for choice in said["choices"]]
+            if "content_filter" in ends:
+                return Reply([], error="content filter", usage=usage)
+            if any(choice["message"].get("refusal") for choice in said["choices"]):
+                return Reply([], error="refused by the model", usage=usage)
+            unwrap = prompt.regex is not None and self.served.structured_outputs == "json_schema"
+            samples = [_sample(choice, unwrap) for choice in said["choices"]]
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise _Refused("reply unreadable") from None
+        if len(samples) != prompt.n or any(end not in _FINISHED for end in ends):
+            raise _Refused("reply unreadable")
+        return Reply([], samples, usage["tokens_cached"], usage=usage)
+
+    def _usage(self, said: dict[str, Any]) -> dict[str, int]:
+        """Tokens, and the millionths of a dollar that they cost: a price per million tokens, times tokens."""
+        tokens = int(said.get("prompt_tokens") or 0), int(said.get("completion_tokens") or 0)
+        cached = int((said.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+        usage = {"tokens_in": tokens[0], "tokens_cached": cached, "tokens_out": tokens[1]}
+        if price := self.server.prices.get(self.model):
+            of_cached = price.input if price.cached is None else price.cached
+            cost = (tokens[0] - cached) * price.input + cached * of_cached + tokens[1] * price.output
+            usage["micro_usd"] = round(cost)
+        return usage
+
+
+class _Refused(Exception):
+    """A try that brought nothing. `wait`: the seconds that the server asks for; None: it does not say."""
+
+    def __init__(self, reason: str, again: bool = True, of_the_prompt: bool = False, wait: float | None = None):
+        self.reason, self.again, self.of_the_prompt, self.wait = reason, again, of_the_prompt, wait
+
+
+def _sample(choice: dict[str, Any], unwrap: bool) -> Sample:
+    text = choice["message"]["content"] or ""
+    if not isinstance(text, str):
+        raise TypeError("content is no text")
+    if (
+        unwrap and choice["finish_reason"] != "length"
+    ):  # cut off it is no JSON: as it is, for the reader to leave unread
+        text = str(json.loads(text)["reply"])
+    tokens = (choice.get("logprobs") or {}).get("content")
+    logp = None if tokens is None else math.fsum(token["logprob"] for token in tokens)
+    return Sample(text, [], _FINISHED.get(choice["finish_reason"], "stop"), logp)
+
+
+def retry_after(header: str | None, now: datetime) -> float | None:
+    """The seconds that a Retry-After header asks for, given in seconds or as a date; None if it says neither."""
+    try:
+        seconds = float(header or "nan")
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(header or "")
+        except ValueError:
+            return None
+        seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now.timestamp()
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _headers(server: Server) -> dict[str, str]:
+    if server.api_key_env is None:
+        return {}
+    key = os.environ.get(server.api_key_env, "").strip()
+    if not key:
+        raise UserError(
+            f"no key for {server.base_url}: the environment variable {server.api_key_env} is not set, or empty. Set it "
+            "here, and on a cluster also where `ray start` runs"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"the environment variable {server.api_key_env} holds what no key can be: set it again")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def check(setting: str, model: str, served: Served, hardware: Hardware) -> None:
+    """Ask the server for its models and for one short reply, before anything starts.
+
+    Args:
+        setting: where the model is named: `judge`, or `compare.NAME`.
+
+    Raises:
+        UserError: no key, no server, a key that it refuses, no such model, or replies that do not keep to their form.
+    """
+    server, place = hardware.servers[served.server], f"hardware.servers.{served.server}"
+    at = f"{place}.base_url is {server.base_url!r}"
+    try:
+        response = httpx.get(f"{server.base_url.rstrip('/')}/models", headers=_headers(server), timeout=30)
+    except httpx.RequestError as error:
+        raise UserError(f"{at}, and no server answers there ({type(error).__name__}): start it, or mend it") from None
+    if response.status_code in (401, 403):
+        mend = f"the key in {server.api_key_env}" if server.api_key_env else "a request without a key: set api_key_env"
+        raise UserError(f"{at}, which refuses {mend} (HTTP {response.status_code})")
+    try:
+        names = [entry["id"] for entry in response.raise_for_status().json()["data"]]
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{at}, where /models gives no list of models (HTTP {response.status_code}): it should be an "
+            "OpenAI-compatible server's address, most often with /v1 at its end"
+        ) from None
+    if model not in names:
+        near = difflib.get_close_matches(model, names, 5, 0) or ["none"]
+        raise UserError(
+            f"{setting}.model is {model!r}, which {server.base_url} does not have; it has {', '.join(near)}"
+        )
+    held = served.structured_outputs is not None
+    prompt = Prompt(user("Reply with: Q1 Unsure"), max_tokens=32, regex="Q1 (A|Unsure)" if held else None)
+    engine = HttpEngine(model, served, server.model_copy(update={"tries": 2}))
+    (reply,) = engine.generate([prompt])
+    engine.close()
+    form = (
+        f"{setting}.served.structured_outputs is {served.structured_outputs}"
+        if held
+        else f"{setting}.model is {model!r}"
+    )
+    if reply.error:
+        raise UserError(f"{form}, and {server.base_url} does not serve a first request ({reply.error})")
+    other = "json_schema" if served.structured_outputs == "regex" else "regex"
+    if held and not re.fullmatch(prompt.regex or "", reply.samples[0].text):
+        raise UserError(f"{form}, and {server.base_url} does not keep to it: set it to {other} or null")

@@ -1,0 +1,58 @@
+"""Settings of a model at a server: the part of `config.py` that decides what it answers.
+
+Left out: where the server is (`hardware.py`), and speaking to it (`engines/http.py`).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from pipeline.hardware import Hardware
+
+
+class Served(BaseModel):
+    """A model at an OpenAI-compatible server. Where that is, its key and how wide to ask are the hardware's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    server: str  # a name in hardware.servers
+    # How replies are held to their form: by `regex`, as vLLM can, by `json_schema`, as hosted ones can, or not at all.
+    structured_outputs: Literal["regex", "json_schema"] | None = "regex"
+    extra_body: dict[str, Any] = {}  # put over the fields of each request; null leaves one out
+
+    @field_validator("extra_body")
+    @classmethod
+    def _adds_what_may_be(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if re.sub(r"[\W_]", "", name.lower()) in ("key", "apikey", "authorization", "headers"):
+                raise ValueError(f"extra_body has {name!r}: a key is read from the environment, see api_key_env")
+            if name in ("model", "messages", "n", "stream"):
+                raise ValueError(f"extra_body has {name!r}, which is ours to say: leave it out")
+        return value
+
+
+class Compared(Served):
+    """A model at a server that summarizes the held-out articles too, and is judged beside the policy."""
+
+    model: str  # as the server names it
+    structured_outputs: None = None  # summaries are free text
+
+
+def check_served(judge: Served | None, compare: Mapping[str, Compared], hardware: Hardware) -> None:
+    """Raise ValueError where a model is to be served by no server, or a column has an impossible name."""
+    served: dict[str, Served] = {f"compare.{name}": model for name, model in compare.items()}
+    if judge:
+        served["judge.served"] = judge
+        if hardware.judge.gpus_per_replica or hardware.judge.replicas > 1:
+            raise ValueError("judge.served is set: hardware.judge has no use for gpus_per_replica, nor for replicas")
+    for name, model in served.items():
+        if model.server not in hardware.servers:
+            there = ", ".join(hardware.servers) or "none"
+            raise ValueError(f"{name}.server is {model.server!r}, and hardware.servers has {there}: describe it there")
+    for name in compare:
+        if not re.fullmatch("[a-z0-9-]+", name) or name in ("base", "lead", "shorten-only"):
+            raise ValueError(
+                f"compare has {name!r}: a column's name is of a-z, 0-9 and -, and not base or a baseline's"
+            )

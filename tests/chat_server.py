@@ -1,0 +1,170 @@
+"""A chat server of ours on loopback that misbehaves as it is told to, and notes what it saw."""
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+from aiohttp import web
+
+from judges.base import Prompt
+from pipeline.engines.scripted import ScriptedEngine
+
+KEY = "sk-Secret.0123456789"
+CONTEXT = 2000  # characters of a conversation; more does not fit
+
+
+class Server:
+    """Serves what `script(prompt, sample)` says, at `url`, while the `with` block runs.
+
+    A prompt that begins with `NAME:` gets that fault, the first time or, with `NAME!:`, always. The log notes tries by
+    prompt, when they came, their bodies, and the most that were under way at one time.
+    """
+
+    def __init__(self, script, models=("judge",), key=None, delay=0.0):
+        self.engine, self.models, self.key, self.delay = ScriptedEngine(script), models, key, delay
+        self.tries, self.times, self.bodies, self.now, self.most = Counter(), {}, [], 0, 0
+
+    def __enter__(self):
+        self.loop, ready = asyncio.new_event_loop(), threading.Event()
+        self.thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
+        self.thread.start()
+        assert ready.wait(10)
+        return self
+
+    def __exit__(self, *_):
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+
+    def _serve(self, ready):
+        app = web.Application()
+        app.add_routes([web.get("/v1/models", self._models), web.post("/v1/chat/completions", self._chat)])
+        self.loop.run_until_complete(self._start(app))
+        ready.set()
+        self.loop.run_forever()
+        self.loop.run_until_complete(self.runner.cleanup())
+
+    async def _start(self, app):
+        self.runner = web.AppRunner(app, shutdown_timeout=0, handler_cancellation=True)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}/v1"
+
+    def _refusal(self, request):
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            # Some do quote the key.
+            text = f"Incorrect API key provided: {request.headers.get('Authorization')}"
+            return web.json_response({"error": {"message": text}}, status=401)
+        return None
+
+    async def _models(self, request):
+        return self._refusal(request) or web.json_response({"data": [{"id": name} for name in self.models]})
+
+    async def _chat(self, request):
+        if refusal := self._refusal(request):
+            return refusal
+        body = await request.json()
+        self.bodies.append(body)
+        text = body["messages"][0]["content"]
+        self.tries[text] += 1
+        self.times.setdefault(text, []).append(asyncio.get_running_loop().time())
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(self.delay)
+            fault, colon, _ = text.partition(":")
+            always = fault.endswith("!")
+            if colon and hasattr(self, f"_{fault.strip('!')}") and (always or self.tries[text] == 1):
+                return await getattr(self, f"_{fault.strip('!')}")(request, self._reply(body))
+            if sum(len(message["content"]) for message in body["messages"]) > CONTEXT:
+                text = f"This model's maximum context length is {CONTEXT} tokens."
+                return web.json_response({"error": {"message": text, "code": 400}}, status=400)
+            return web.json_response(self._reply(body))
+        finally:
+            self.now -= 1
+
+    def _reply(self, body):
+        held = (body.get("structured_outputs") or {}).get("regex") or body.get("response_format")
+        prompt = Prompt(tuple(body["messages"]), body["max_tokens"], held and "held", n=body.get("n", 1))
+        (reply,) = self.engine.generate([prompt])
+        choices = [
+            {
+                "message": {"content": json.dumps({"reply": s.text}) if "response_format" in body else s.text},
+                "finish_reason": s.finish_reason,
+                "logprobs": {"content": [{"logprob": -1.0}] * len(s.token_ids)} if body.get("logprobs") else None,
+            }
+            for s in reply.samples
+        ]
+        usage = {
+            "prompt_tokens": len(reply.prompt_ids),
+            "completion_tokens": sum(len(s.token_ids) for s in reply.samples),
+            "prompt_tokens_details": {"cached_tokens": 3},
+        }
+        return {"choices": choices, "usage": usage}
+
+    # Faults
+
+    async def _busy(self, request, reply):
+        return web.Response(status=429, headers={"Retry-After": "1"})
+
+    async def _until(self, request, reply):
+        date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+        return web.Response(status=503, headers={"Retry-After": date})
+
+    async def _tomorrow(self, request, reply):
+        return web.Response(status=429, headers={"Retry-After": "86400"})
+
+    async def _broken(self, request, reply):
+        return web.Response(status=500, text="a stack trace")
+
+    async def _hang(self, request, reply):
+        await asyncio.sleep(60)
+
+    async def _cut(self, request, reply):
+        return web.Response(text=json.dumps(reply)[:-20], content_type="application/json")
+
+    async def _short(self, request, reply):
+        """Fewer bytes than were promised."""
+        response = web.StreamResponse(headers={"Content-Length": "5000"})
+        await response.prepare(request)
+        await response.write(b'{"choices"')
+        request.transport.close()
+        return response
+
+    async def _reset(self, request, reply):
+        request.transport.abort()
+        return web.Response()
+
+    async def _shape(self, request, reply):
+        return web.json_response({"answer": "42"})
+
+    async def _list(self, request, reply):
+        return web.json_response(["choices"])
+
+    async def _fewer(self, request, reply):
+        return web.json_response(reply | {"choices": reply["choices"][:-1]})
+
+    async def _drip(self, request, reply):
+        """A byte now and then: never silent, never done."""
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for byte in json.dumps(reply).encode():
+            await response.write(bytes([byte]))
+            await asyncio.sleep(0.1)
+        return response
+
+    async def _poison(self, request, reply):
+        return web.json_response({"error": {"message": f"no: {reply}"}}, status=400)
+
+    async def _refusal_of_model(self, request, reply):
+        choices = [choice | {"message": {"content": None, "refusal": "I cannot."}} for choice in reply["choices"]]
+        return web.json_response(reply | {"choices": choices})
+
+    async def _filter(self, request, reply):
+        choices = [
+            choice | {"finish_reason": "content_filter", "message": {"content": None}} for choice in reply["choices"]
+        ]
+        return web.json_response(reply | {"choices": choices})
