@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jobs.submitted import warn_of_what_ray_removes
-from pipeline import articles, config, folder, ledger, loggers, models
+from pipeline import articles, config, folder, ledger, loggers, models, preference
 from pipeline.progress import Display
 from pipeline.reading import load
 
@@ -20,6 +20,7 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     if settings.judge.model:
         models.check("judge.model", settings.judge.model)
     articles.check(settings.articles)
+    preference.check(settings.pairs, settings.judge.questions)
     loggers.check(settings.report_to)
     display = Display()
     warn_of_what_ray_removes(settings, display)

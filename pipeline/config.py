@@ -4,6 +4,7 @@ One frozen model a stage, no unknown keys. Names are those of TRL (training) and
 them from a file (`reading.py`), and anything that a result does not depend on.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16"]
+PREFERENCES = ("accuracy_then_length", "accuracy_only", "length_matched", "accuracy_then_any_length")
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -106,13 +108,29 @@ class Scores(Settings):
 
 
 class Pairs(Settings):
-    """The preference: both at `threshold` or above, the shorter wins, else the one with more right; else a tie."""
+    """Which of two summaries is better, and which pairs of an article are trained on."""
 
+    # accuracy_then_length: both at `threshold` or above, the shorter wins, else the one with more right.
+    # accuracy_only: more right wins. length_matched: … if the two are of about one length. Or module:function of yours.
+    preference: str = "accuracy_then_length"
     threshold: Natural = 3
-    min_word_gap: Positive = 3
+    min_word_gap: Positive = 3  # of accuracy_then_length
+    max_length_ratio: Annotated[float, Field(ge=1)] = 1.2  # of length_matched: words of the longer over the shorter's
     min_words: Natural = 5
     max_words: Positive = 200
+    # random: up to max_per_article. best_worst: one. widest_margin: up to max_per_article. all: every one that is no
+    # tie, those of an article together weighing as much as one pair.
+    selection: Literal["random", "best_worst", "widest_margin", "all"] = "random"
     max_per_article: Positive = 3
+
+    @field_validator("preference")
+    @classmethod
+    def _names_a_preference(cls, value: str) -> str:
+        if value not in PREFERENCES and not re.fullmatch(r"[\w.]+:\w+", value):
+            raise ValueError(
+                f"pairs.preference is {value!r}; there are {', '.join(PREFERENCES)}, or module:function of your own"
+            )
+        return value
 
 
 class References(Settings):

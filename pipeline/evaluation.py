@@ -18,7 +18,7 @@ from pipeline.config import Baselines, Evaluation, Pairs, Policy, Report
 from pipeline.config import Judge as JudgeSettings
 from pipeline.engines.pool import Pool
 from pipeline.judging import make_judge, score_summaries
-from pipeline.preference import RULES
+from pipeline.preference import rules
 from pipeline.rows import COLUMNS, Row
 from pipeline.sampling import SAMPLED, sample
 from pipeline.stage import stage
@@ -128,7 +128,7 @@ def compare(
             confidence=settings.confidence,
             seed=seed,
         )
-        for name, rule in RULES.items()
+        for name, rule in rules(pairs).items()
     }
 
 

@@ -37,7 +37,14 @@ _SCORE = pa.struct(
     }
 )
 _COUNT = pa.struct({"what": pa.string(), "count": pa.int64()})
-_PAIR = pa.struct({"chosen": pa.int32(), "rejected": pa.int32(), "reason": pa.string()})
+_PAIR = pa.struct(
+    {
+        "chosen": pa.int32(),
+        "rejected": pa.int32(),
+        "reason": pa.string(),
+        "weight": pa.float32(),  # in the loss of its step, where it counts as so many pairs; null: as one
+    }
+)
 
 COLUMNS: dict[str, pa.DataType] = {
     "article_id": pa.string(),

@@ -206,17 +206,18 @@ class Run:
         """One update."""
         began = time.monotonic()
         totals, expected, largest = torch.zeros(metrics.COUNT, dtype=torch.float64), 0.0, 0.0
-        length = sum(example.chosen_tokens for example in step.examples) / step.pairs
+        length = sum(example.chosen_tokens for example in step.examples) / step.weight
         for batch in self._batches(step.examples):
             logps = self.policy(completion_logps, batch.tree)
             losses = self._losses(batch, logps, length)
-            (losses.sum() / step.pairs).backward()
+            ((losses * batch.weights).sum() / step.weight).backward()
             self.optimizer.collect()
             totals += metrics.sums(batch, logps, losses, self.settings["beta"])
             if number == 0:
-                expected += float(self._losses(batch, batch.reference_logps, length).sum()) / step.pairs
+                there = self._losses(batch, batch.reference_logps, length)
+                expected += float((there * batch.weights).sum()) / step.weight
                 largest = max(largest, self._largest_margin(batch, logps))
-        line = metrics.means(self._sum(totals), step.pairs, self.referenced)
+        line = metrics.means(self._sum(totals), step.weight, self.referenced)
         if number == 0 and self.referenced:
             self.standing.margin = float(self._reduce(torch.tensor([largest]), dist.ReduceOp.MAX))
             self._check_step0(line["loss"], float(self._sum(torch.tensor([expected]))))
@@ -231,7 +232,12 @@ class Run:
         memory = float(self._reduce(torch.tensor([metrics.peak_memory(self.device)]), dist.ReduceOp.MAX))
         seconds = time.monotonic() - began
         line = {"step": number + 1, "epoch": step.epoch} | line | {"grad_norm": norm, "learning_rate": rate}
-        line |= {"pairs": step.pairs, "num_tokens": step.tokens, "num_tokens_naive": step.naive_tokens}
+        line |= {
+            "pairs": step.pairs,
+            "weight": step.weight,
+            "num_tokens": step.tokens,
+            "num_tokens_naive": step.naive_tokens,
+        }
         line |= {"tokens_per_second": step.tokens / seconds, "naive_tokens_per_second": step.naive_tokens / seconds}
         self._log(line | {"peak_memory_gib": memory})
 
@@ -240,12 +246,13 @@ class Run:
         if not self.held_out:
             return
         pairs = sum(len(example.pairs) for example in self.held_out)
-        length = sum(example.chosen_tokens for example in self.held_out) / pairs
+        weight = sum(example.weight for example in self.held_out)
+        length = sum(example.chosen_tokens for example in self.held_out) / weight
         totals = torch.zeros(metrics.COUNT, dtype=torch.float64)
         for batch in self._batches(self.held_out):
             logps = self.policy(completion_logps, batch.tree)
             totals += metrics.sums(batch, logps, self._losses(batch, logps, length), self.settings["beta"])
-        means = metrics.means(self._sum(totals), pairs, self.referenced)
+        means = metrics.means(self._sum(totals), weight, self.referenced)
         line = {f"eval_{name}": value for name, value in means.items()}
         self._log({"step": number, "epoch": epoch, **line, "eval_pairs": pairs})
         if number:  # before any update all margins are rounding, and the best is not to be the model we began with
