@@ -60,7 +60,7 @@ def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake
         metrics = report.measure(played, settings, book)
         examples = report.examples(played, book, count=3)
         report.write(metrics, examples, settings, book)
-    for table in report.shown(metrics):
+    for table in report.shown(*report.results(metrics)):
         display.say("")
         display.console.print(table)
     display.say("")

@@ -240,6 +240,7 @@ class Evaluation(Settings):
     """Greedy summaries of the held-out articles."""
 
     max_tokens: Positive = 256
+    ask_again: Share = 0.05  # of the summaries, judged twice, the options in another order: the judge card's agreement
     max_skipped: Share = 0.5
 
 

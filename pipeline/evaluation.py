@@ -19,7 +19,7 @@ from pipeline.config import Judge as JudgeSettings
 from pipeline.engines.pool import Pool
 from pipeline.judging import make_judge, score_summaries
 from pipeline.preference import rules
-from pipeline.rows import COLUMNS, Row
+from pipeline.rows import COLUMNS, Row, each
 from pipeline.sampling import SAMPLED, sample
 from pipeline.stage import stage
 from pipeline.stats import WinRate, win_rate
@@ -31,7 +31,7 @@ _SETTINGS = ("evaluation", "policy", "judge", "seed")
 _exam = partial(
     stage,
     "evaluation",
-    version=1,
+    version=2,
     contents=("judge.model",),
     uses=("policy_engine", "judge_engine", "together"),
     writes=(*SAMPLED, "scores"),
@@ -68,13 +68,35 @@ def evaluate(
         written = written.materialize()
     if baselines:
         written = written.map_batches(partial(_add_baselines, baselines), batch_format="pyarrow")
-    return judge_engine.map(written, partial(score_summaries, make_judge(judge, seed)), ("scores",))
+    step = partial(score_summaries, make_judge(judge, seed), again=evaluation.ask_again)
+    return judge_engine.map(written, step, ("scores",))
 
 
 @_exam(settings=(*_SETTINGS, "baselines"))
 def evaluate_base(*args: Any, **kwargs: Any) -> Dataset:
     """`evaluate`, of the base policy and beside it the baselines."""
     return evaluate(*args, **kwargs)
+
+
+@stage(
+    "evaluation",
+    version=1,
+    settings=("judge", "baselines", "seed"),
+    contents=("judge.model",),
+    uses=("judge_engine",),
+    writes=(*SAMPLED, "scores"),
+)
+def evaluate_leads(
+    rows: Dataset, *, judge: JudgeSettings, baselines: Baselines, seed: int, judge_engine: Pool
+) -> Dataset:
+    """A judge without a policy: it scores each article's lead, and again with the options in another order."""
+    led = each(rows, partial(_lead, baselines.lead_sentences), SAMPLED)
+    return judge_engine.map(led, partial(score_summaries, make_judge(judge, seed), again=1.0), ("scores",))
+
+
+def _lead(sentences: int, row: Row) -> Row:
+    led = _written(row, LEAD, lead(row["article"], sentences))
+    return {name: led[name] for name in SAMPLED}
 
 
 def _add_baselines(settings: Baselines, table: pa.Table) -> pa.Table:

@@ -1,7 +1,9 @@
 """Questions about each article: asked once a run, checked before use.
 
-A question is used only if the judge answers it right from the whole article (ceiling) and not right from nothing
-(floor): else its answers would measure the judge, not the summary. What is dropped is counted by reason.
+A question is used only if it is well-formed, and if the judge answers it right from the whole article (ceiling) and not
+right from nothing (floor): else its answers would measure the judge, not the summary. What is dropped is counted by
+reason, and what the checks saw is tallied for the judge's card (`card.py`). Left out: what is well-formed
+(`judges.base.vet`).
 """
 
 from collections import Counter
@@ -10,6 +12,7 @@ from functools import partial
 from ray.data import Dataset
 
 from judges.base import UNSURE, Answer, Judge, Question, Skip
+from pipeline.card import DROPPED, KEY, SAID
 from pipeline.config import Judge as JudgeSettings
 from pipeline.config import Questions
 from pipeline.engines.base import Engine, Reply, tokens
@@ -21,7 +24,7 @@ from pipeline.stage import stage
 
 @stage(
     "questions",
-    version=1,
+    version=2,
     settings=("judge", "questions", "seed"),
     contents=("judge.model",),
     uses=("judge_engine",),
@@ -30,12 +33,12 @@ from pipeline.stage import stage
 )
 def ask(rows: Dataset, *, judge: JudgeSettings, questions: Questions, seed: int, judge_engine: Pool) -> Dataset:
     """Add `questions` to each article, and the reason for each one `dropped`."""
-    return judge_engine.map(rows, partial(_ask, make_judge(judge, seed), questions), ask.writes)
+    return judge_engine.map(rows, partial(_ask, make_judge(judge, seed), judge.questions, questions), ask.writes)
 
 
-def _ask(judge: Judge, settings: Questions, engine: Engine, rows: list[Row]) -> list[Outcome]:
+def _ask(judge: Judge, count: int, settings: Questions, engine: Engine, rows: list[Row]) -> list[Outcome]:
     replies = engine.generate([judge.ask_questions(row["article"]) for row in rows])
-    asked = [_read(judge, reply) for reply in replies]
+    asked = [_read(judge, reply, count) for reply in replies]
     tallies = [Counter(tokens([reply])) for reply in replies]
     if settings.check:
         # Both checks go in one call: the more prompts an engine has at once, the fuller its batches.
@@ -44,13 +47,15 @@ def _ask(judge: Judge, settings: Questions, engine: Engine, rows: list[Row]) -> 
         answered = answer(judge, engine, passages, [questions for questions in some for _ in ("whole", "nothing")])
         for i, (whole, nothing) in enumerate(zip(answered[::2], answered[1::2], strict=True)):
             tallies[i] += Counter(whole.tokens) + Counter(nothing.tokens)
+            tallies[i] += Counter(_seen(some[i], whole.answers, nothing.answers))
             checked = map(check, some[i], whole.answers, nothing.answers)
             asked[i] = [q if isinstance(q, Skip) else next(checked) for q in asked[i]]
     outcomes: list[Outcome] = []
     for reply, line, tally in zip(replies, asked, tallies, strict=True):
         good = [question for question in line if isinstance(question, Question)]
         dropped = [question.reason for question in line if isinstance(question, Skip)]
-        tally += Counter(f"question dropped: {reason}" for reason in dropped) + Counter(questions=len(good))
+        tally += Counter(f"{DROPPED}{reason}" for reason in dropped)
+        tally += Counter({"questions": len(good), "questions asked": len(line)})
         said: Row = {"questions": [_row(question) for question in good], "dropped": dropped, "tally": tally}
         if reply.error:
             said["skipped"] = reply.error
@@ -60,12 +65,30 @@ def _ask(judge: Judge, settings: Questions, engine: Engine, rows: list[Row]) -> 
     return outcomes
 
 
-def _read(judge: Judge, reply: Reply) -> list[Question | Skip]:
+def _read(judge: Judge, reply: Reply, count: int) -> list[Question | Skip]:
+    """What was read of each of `count` questions, those not written included; none where there was no reply."""
     if not reply.samples:
         return []
     read = judge.read_questions(reply.samples[0].text)
-    # The last option of a reply that was cut off may be half a word, and still look like an option.
-    return [*read[:-1], Skip("question cut off")] if reply.samples[0].finish_reason == "length" else read
+    if reply.samples[0].finish_reason == "length":
+        # The last option of a reply that was cut off may be half a word, and still look like an option.
+        read = [*read[:-1], Skip("question cut off")]
+    return [*read, *[Skip("question not written")] * (count - len(read))]
+
+
+def _seen(questions: list[Question], whole: list[Answer], nothing: list[Answer]) -> dict[str, int]:
+    """What both checks saw of a judge, whatever became of the question."""
+    keys = [question.letter for question in questions]
+    return {
+        "checked": len(keys),
+        "right from the whole article": sum(said == key for said, key in zip(whole, keys, strict=True)),
+        "right from nothing": sum(said == key for said, key in zip(nothing, keys, strict=True)),
+        "unsure from nothing": nothing.count(UNSURE),
+        "answers": len(whole) + len(nothing),
+        "unread": whole.count(None) + nothing.count(None),
+        **Counter(f"{SAID}{letter}" for letter in (*whole, *nothing) if letter not in (None, UNSURE)),
+        **Counter(f"{KEY}{letter}" for letter in keys),
+    }
 
 
 def check(question: Question, whole: Answer, nothing: Answer) -> Question | Skip:

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from rich.table import Table
 
-from pipeline import tables
+from pipeline import card, tables
 from pipeline.config import Config
 from pipeline.evaluation import LEAD, SHORTEN, compare, describe
 from pipeline.ledger import Ledger
@@ -42,8 +42,8 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
         played: round 0 (the base) and each round after it.
 
     Returns:
-        `base`, `baselines`, and `rounds`: one entry per trained round, with `vs_base` and `vs_previous`, each by the
-        rules `strict` and `reference`.
+        `base`, `baselines`, `judge` (its card: see `card.measure`), and `rounds`: one entry per trained round, with
+        `vs_base` and `vs_previous`, each by the rules `strict` and `reference`.
     """
 
     def against(ours: list[Row], theirs: list[Row]) -> dict[str, Any]:
@@ -61,6 +61,7 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
             name: describe(some, config.report) | {"vs_base": against(some, base)} for name, some in baselines.items()
         },
         "rounds": [],
+        "judge": _card(played, config, ledger),
         "notes": [],
     }
     previous = base
@@ -92,8 +93,19 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
         metrics["notes"].append(
             f"Only {metrics['base']['n']} held-out articles could be compared: an interval of so few says little."
         )
+    metrics["notes"] += card.notes(metrics["judge"])
     metrics["notes"] += _gamed(metrics, config.baselines.shorten_to)
     return metrics
+
+
+def _card(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str, Any]:
+    scores = [ledger.find(f"round-{current.number:02d}/scores") for current in played[1:]]
+    judged = [table.record for table in scores if table]
+    # The last round's evaluation is that of the one before where a round gave no pairs.
+    examined = {current.results.build: current.results.record for current in played}
+    questions = ledger.find("questions")
+    assert questions is not None, "what was judged has questions"
+    return card.measure(questions.record, judged, [*judged, *examined.values()], config.judge.options)
 
 
 def _reasons(current: Round) -> str:
@@ -151,13 +163,18 @@ def _wins(metrics: dict[str, Any]) -> list[list[str]]:
     return lines
 
 
-def shown(metrics: dict[str, Any]) -> list[Table]:
-    """The two tables as the terminal shows them."""
+def results(metrics: dict[str, Any]) -> list[list[list[str]]]:
+    """What came of the run in two tables: each writer's summaries, and who wins against whom."""
+    return [_quality(metrics), _wins(metrics)]
+
+
+def shown(*tables: list[list[str]]) -> list[Table]:
+    """Tables as the terminal shows them: a heading, then lines."""
     made = []
-    for heading, *lines in (_quality(metrics), _wins(metrics)):
+    for heading, *lines in tables:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in heading:
-            table.add_column(name, justify="left" if name in ("", "rule") else "right", no_wrap=True)
+            table.add_column(name, justify="left" if name in ("", "rule", "of") else "right", no_wrap=name != "of")
         for line in lines:
             # What the run is about: a trained round, by the rule that training used.
             table.add_row(*line, style="bold green" if line[0].startswith("round") and line[1] == "strict" else None)
@@ -175,7 +192,8 @@ def write(metrics: dict[str, Any], examples: list[dict[str, Any]], config: Confi
     text = environment.from_string(template).render(
         metrics=metrics,
         config=config,
-        tables=[_quality(metrics), _wins(metrics)],
+        tables=results(metrics),
+        judge_card=card.lines(metrics["judge"]),
         examples=examples,
     )
     ledger.write("report.md", text)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from pipeline.articles import read
-from pipeline.evaluation import evaluate, evaluate_base
+from pipeline.evaluation import evaluate, evaluate_base, evaluate_leads
 from pipeline.ledger import Artifact
 from pipeline.pairs import pair
 from pipeline.policy import adopt, train
@@ -45,6 +45,12 @@ def begin(run: Survey) -> tuple[Artifact, Round]:
     policy = make(adopt)
     results = make(evaluate_base, questions, policy)
     return questions, Round(0, policy, results)
+
+
+def audition(run: Survey) -> tuple[Artifact, Artifact]:
+    """The judge alone, without a policy: its questions, and its answers to them from each article's lead."""
+    questions = run.produce(ask, run.produce(read))
+    return questions, run.produce(evaluate_leads, questions, into="judge-card")
 
 
 def play(current: Round, questions: Artifact, run: Survey) -> Round:
