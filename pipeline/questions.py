@@ -33,10 +33,13 @@ from pipeline.stage import stage
 )
 def ask(rows: Dataset, *, judge: JudgeSettings, questions: Questions, seed: int, judge_engine: Pool) -> Dataset:
     """Add `questions` to each article, and the reason for each one `dropped`."""
-    return judge_engine.map(rows, partial(_ask, make_judge(judge, seed), judge.questions, questions), ask.writes)
+    return judge_engine.map(
+        rows, partial(question_articles, make_judge(judge, seed), judge.questions, questions), ask.writes
+    )
 
 
-def _ask(judge: Judge, count: int, settings: Questions, engine: Engine, rows: list[Row]) -> list[Outcome]:
+def question_articles(judge: Judge, count: int, settings: Questions, engine: Engine, rows: list[Row]) -> list[Outcome]:
+    """Ask `count` questions about every row's article, and check them: the step of a pool of judges."""
     replies = engine.generate([judge.ask_questions(row["article"]) for row in rows])
     asked = [_read(judge, reply, count) for reply in replies]
     tallies = [Counter(tokens([reply])) for reply in replies]

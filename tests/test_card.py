@@ -8,7 +8,7 @@ from judges.base import LETTERS, UNSURE, Question
 from pipeline import card, config
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.judging import make_judge, score_summaries
-from pipeline.questions import _ask
+from pipeline.questions import question_articles
 from pipeline.stats import same_shares
 
 JUDGE = config.Judge(model="none", questions=4, options=4, wording="plain")
@@ -58,7 +58,7 @@ def made(answers, passages=("Ana", "nobody", ""), check=True, count=40):
     """The card of a judge: `count` articles, each with these summaries."""
     engine = asks_and(answers)
     rows = [{"article_id": str(i), "article": f"{NAMES[i % 4]}\n{i}"} for i in range(count)]
-    asked = _ask(make_judge(JUDGE, 0), 4, config.Questions(min_questions=1, check=check), engine, rows)
+    asked = question_articles(make_judge(JUDGE, 0), 4, config.Questions(min_questions=1, check=check), engine, rows)
     summaries = [{"text": text} for text in passages]
     judged = [row | said | {"summaries": summaries} for row, said in zip(rows, asked, strict=True)]
     scored = score_summaries(make_judge(JUDGE, 0), engine, [row for row in judged if row["questions"]], again=1.0)
