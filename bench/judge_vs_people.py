@@ -27,13 +27,13 @@ import numpy as np
 
 from bench.show import show
 from pipeline import sources
+from pipeline.asking import question_articles
 from pipeline.config import Config, UserError
 from pipeline.engines.base import Engine
 from pipeline.equipment import equip
 from pipeline.judging import make_judge, score_summaries
 from pipeline.preference import preference
 from pipeline.progress import Display, Tick
-from pipeline.questions import question_articles
 from pipeline.reading import load
 
 RATINGS = ("relevance", "consistency", "coherence", "fluency")

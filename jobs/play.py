@@ -17,8 +17,9 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     settings = load(path, overrides)
     # All that can be wrong with the settings is found before Ray starts.
     models.check("policy.model", settings.policy.model)
-    if settings.judge.model:
-        models.check("judge.model", settings.judge.model)
+    for name, judge in (("judge", settings.judge), ("second_judge", settings.second_judge)):
+        if judge and judge.model:
+            models.check(f"{name}.model", judge.model)
     articles.check(settings.articles)
     preference.check(settings.pairs, settings.judge.questions)
     loggers.check(settings.report_to)

@@ -268,6 +268,7 @@ class Config(Settings):
     articles: Articles
     policy: Policy
     judge: Judge
+    second_judge: Judge | None = None  # scores the evaluations too, by questions of its own; None: no second opinion
     questions: Questions = Questions()
     summaries: Summaries = Summaries()
     scores: Scores = Scores()
@@ -282,11 +283,12 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _is_possible(self) -> "Config":
-        if self.questions.min_questions > self.judge.questions:
-            raise ValueError(
-                f"questions.min_questions is {self.questions.min_questions} and judge.questions only "
-                f"{self.judge.questions}: every article would be skipped"
-            )
+        for name, judge in (("judge", self.judge), ("second_judge", self.second_judge)):
+            if judge and self.questions.min_questions > judge.questions:
+                raise ValueError(
+                    f"questions.min_questions is {self.questions.min_questions} and {name}.questions only "
+                    f"{judge.questions}: every article would be skipped"
+                )
         if self.pairs.threshold > self.questions.min_questions:
             raise ValueError(
                 f"pairs.threshold is {self.pairs.threshold} and questions.min_questions only "
@@ -307,6 +309,7 @@ class Config(Settings):
                 "articles.path": self.articles.path,
                 "policy.model": self.policy.model,
                 "judge.model": self.judge.model or "",
+                "second_judge.model": self.second_judge.model or "" if self.second_judge else "",
             }
         )
         if self.pairs.min_words >= self.pairs.max_words:

@@ -88,10 +88,10 @@ class Survey:
         }
 
     def setting(self, name: str) -> Any:
-        """A section or a value of the configuration, by its dotted name."""
+        """A section or a value of the configuration, by its dotted name; None of a section that is None."""
         value: Any = self.config
         for part in name.split("."):
-            value = getattr(value, part)
+            value = None if value is None else getattr(value, part)
         return value
 
     def check_limits(self, stage: Stage, artifact: Artifact) -> None:

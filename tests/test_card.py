@@ -6,9 +6,9 @@ import pytest
 
 from judges.base import LETTERS, UNSURE, Question
 from pipeline import card, config
+from pipeline.asking import question_articles
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.judging import make_judge, score_summaries
-from pipeline.questions import question_articles
 from pipeline.stats import same_shares
 
 JUDGE = config.Judge(model="none", questions=4, options=4, wording="plain")

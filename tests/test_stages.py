@@ -281,8 +281,8 @@ def test_an_unread_answer_leaves_its_article_out_of_the_comparison():
 
 
 def test_a_question_cut_off_is_not_used():
+    from pipeline.asking import _read
     from pipeline.judging import make_judge
-    from pipeline.questions import _read
 
     lines = "\n".join(f"Q{i} Who {i}? Answer Ana | Ben | Carla | Dan | Ev" for i in (1, 2))
     whole, cut = (Reply([1], [Sample(lines, [1], finish)]) for finish in ("stop", "length"))
