@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -100,7 +101,7 @@ def compare_suite(options: argparse.Namespace) -> dict[str, Any]:
             rows.append(row)
             print("  " + ", ".join(f"{name} {value}" for name, value in _speed(row).items() if name != "shape"))
             if headline:
-                row |= gradient_errors(this, trainer)
+                row |= gradient_errors(this, trainer) | {"flop_ratio": flop_ratio(this, trainer)}
                 result |= {name: row[name] for name in _FIGURES}
                 arguments = {"model": str(model), "shape": asdict(shape), "steps": 1 + options.runs}
                 arguments |= {"vocabulary": vocabulary, "batch_size": batch_size}
@@ -118,6 +119,7 @@ def compare_suite(options: argparse.Namespace) -> dict[str, Any]:
         )
     if result:
         names = ("loss_abs_error", *(name for name in rows[0] if name.startswith("grad_")))
+        print(f"Matrix products at the headline shape, TRL's over ours: {rows[0]['flop_ratio']:.2f}")
         show("Correctness at the headline shape", [{name: f"{rows[0][name]:.2g}" for name in names}])
     peaks = memory.rows(options, TINY[0] if options.tiny else MEMORY_SHAPE, batch_size)
     if peaks:
@@ -187,6 +189,23 @@ def gradient_errors(work: Work, trainer: Any) -> dict[str, float]:
         errors[f"grad_float64_ours{when}"] = error(ours, exact)
         errors[f"grad_float64_trl{when}"] = error(theirs, exact)
     return errors
+
+
+def flop_ratio(work: Work, trainer: Any) -> float:
+    """Multiplications in matrix products of a step, TRL's over ours: what is won if both run equally fast.
+
+    torch does not count those of attention on a CPU, of which TRL has more still.
+    """
+    counts = []
+    model = weights.load(work.model, "float32")
+    for step in (
+        lambda: sides.our_gradient(model, work.plan[0].examples, work.tokens_per_batch),
+        lambda: sides.trl_gradient(trainer, 0),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            step()
+        counts.append(counter.get_total_flops())
+    return counts[1] / counts[0]
 
 
 def against_plain(model: PreTrainedModel, work: Work, runs: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from bench import sides
 from bench.show import show, spread
 from bench.sides import SETTINGS, Shape, Work
-from pipeline.dpo import attention
+from pipeline.dpo import attention, last_layer
 from pipeline.dpo.example import Example
 from pipeline.dpo.optimizer import Optimizer
 from pipeline.dpo.sharding import Policy, forget_activations
@@ -167,6 +167,8 @@ def make(config: LlamaConfig, attention_kind: str, device: str, *, lora: bool) -
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention_kind)
+    if attention_kind == attention.NAME:
+        last_layer.trim(model)  # as `weights.load` does
     if lora:
         from peft import LoraConfig, inject_adapter_in_model
 

@@ -91,4 +91,4 @@ def _scripted(judge: Any) -> Engine:
 
 def _step(tick: Tick, line: dict[str, Any]) -> None:
     if "loss" in line:
-        tick.advance(1, total=line.get("steps"))
+        tick.reach(line["step"], line["steps"])

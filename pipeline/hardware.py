@@ -44,9 +44,24 @@ class Trainer(_Hardware):
     save_steps: Annotated[int, Field(gt=0)] = 50  # updates between checkpoints
 
     @model_validator(mode="after")
-    def _offload_needs_a_gpu(self) -> "Trainer":
+    def _fits_together(self) -> "Trainer":
+        if self.torch_compile and self.gradient_checkpointing:
+            raise ValueError(
+                "hardware.trainer has torch_compile and gradient_checkpointing: a compiled layer that is run again may "
+                "save other tensors than it did at first, and torch then stops. Choose one of them"
+            )
         if self.cpu_offload and not self.gpus_per_worker:
             raise ValueError("hardware.trainer.cpu_offload keeps a GPU's memory free, and gpus_per_worker is 0")
+        if not self.article_tree and self.workers > 1:
+            raise ValueError(
+                f"hardware.trainer has article_tree=false and workers={self.workers}: one sequence at a time, workers "
+                "would not stay in step. Use workers=1"
+            )
+        if 0 < self.gpus_per_worker < 1 and self.workers > 1:
+            raise ValueError(
+                f"hardware.trainer has workers={self.workers} and gpus_per_worker={self.gpus_per_worker}: workers that "
+                "shard one model need a GPU each. Use gpus_per_worker=1, or workers=1"
+            )
         return self
 
 

@@ -5,6 +5,7 @@ it; its key and address come from its own environment variables. Left out: what 
 """
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -41,11 +42,15 @@ def opened(report_to: Sequence[str], run: str, address: str, settings: dict[str,
     """
     project = run.rstrip("/").rsplit("/", 1)[-1]
     with ExitStack() as stack:
-        logs = [stack.enter_context(_TOOLS[name](run, project, address, settings)) for name in report_to]
+        logs = {name: stack.enter_context(_TOOLS[name](run, project, address, settings)) for name in report_to}
 
         def log(step: int, values: dict[str, float]) -> None:
-            for one in logs:
-                one(step, values)
+            for name, one in list(logs.items()):
+                try:
+                    one(step, values)
+                except Exception as error:  # a server that is away must not cost the training that it watches
+                    del logs[name]
+                    warnings.warn(f"{name} took no metrics at step {step} ({error}): no more go there", stacklevel=1)
 
         yield log
 

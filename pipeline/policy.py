@@ -75,8 +75,20 @@ def train(
             )
     except ValueError as error:
         raise UserError(f"training: {error}") from error
+    except worker.Failed as error:
+        raise UserError(f"training failed, and again after {worker.RETRIES} new starts: {_reason(error)}") from error
     remove(checkpoints)  # thrice the weights, and of no use to a policy that is finished
+    fetch.cache_clear()  # a folder elsewhere may have been fetched before, with other weights in it
     return {"model": folder, "digest": digest(fetch(folder)), "training": result}
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what went wrong, and what to do about the commonest."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[-1] if lines else type(error).__name__
+    if "out of memory" in str(error).lower():
+        reason += "\nLower hardware.trainer.tokens_per_batch, set gradient_checkpointing, or use more workers"
+    return reason
 
 
 def _tell(progress: Callable[[dict[str, Any]], None], log: Log, line: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ class Tick:
     """Counts rows (or steps) of one stage. Call `advance` as they come."""
 
     def __init__(self, show: "Display", name: str, total: int | None, unit: str):
-        self.name, self.total, self.unit, self.done = name, total, unit, 0
+        self.name, self.total, self.unit, self.done, self.skipped = name, total, unit, 0, 0
         self.began = self.said = time.monotonic()
         self.console = show.console
         self.bar: Progress | None = None
@@ -36,14 +36,23 @@ class Tick:
             )
             self.task = self.bar.add_task(name, total=total, rate="starting")
 
-    def advance(self, count: int = 1, total: int | None = None) -> None:
-        """Say that `count` more are done, of `total` if that is only known now."""
+    def advance(self, count: int = 1) -> None:
+        """Say that `count` more are done."""
         self.done += count
-        self.total = total or self.total
+        self._show()
+
+    def reach(self, done: int, total: int | None) -> None:
+        """Say how many are done by now, of how many: what was begun elsewhere does not begin at 0."""
+        if not self.done:
+            self.skipped = done - 1
+        self.done, self.total = done, total
+        self._show()
+
+    def _show(self) -> None:
         if self.total and self.done > self.total:
             self.total = None  # a stage that makes several rows of one: how many will come is not known
         now = time.monotonic()
-        rate = self.done / max(now - self.began, 1e-3)
+        rate = (self.done - self.skipped) / max(now - self.began, 1e-3)
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, total=self.total, rate=f"{rate:.1f} {self.unit}/s")
         elif now - self.said > _EVERY and self.done != self.total:

@@ -1,7 +1,7 @@
 """The report: metrics.json for machines, a table for the terminal, report.md with one plot for people.
 
-Written again after every round from the evaluations, so it is never older than the run. Left out: measuring anything, and the
-plot (`plot.py`).
+Written again after every round from the evaluations, so it is never older than the run. Left out: measuring anything,
+and the plot (`plot.py`).
 """
 
 import json

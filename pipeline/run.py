@@ -19,7 +19,7 @@ from pipeline.progress import Display, summary
 from pipeline.stage import Stage
 from pipeline.versions import commit, packages
 
-_LIMITS = ("max_skipped", "max_unread")
+_LIMITS = ("max_skipped", "max_unread", "check_articles", "max_difference")
 
 
 class Survey:

@@ -11,6 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from driving import kill, start, wait_for
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from judges.base import fill, user
@@ -62,7 +65,7 @@ def trained(tmp_path_factory):
     lines = [*map(json.dumps, given(16)), json.dumps({"prompt": "x", "chosen": "", "rejected": "y"})]
     (place / "pairs.jsonl").write_text("\n".join(lines))
     run = place / "run"
-    training = ("eval_fraction=0.3", "pairs_per_step=12", "num_train_epochs=3")
+    training = ("eval_fraction=0.3", "pairs_per_step=12", "num_train_epochs=12")
     command = ("train", "configs/demo.yaml", f"pairs={place}/pairs.jsonl", f"run={run}")
     command += tuple(f"training.{setting}" for setting in training)
     done = rondo(*command)
@@ -98,6 +101,39 @@ def test_the_same_command_makes_nothing_and_another_setting_is_refused(trained):
     other = rondo(*command, "training.beta=0.5")
     assert other.returncode == 2
     assert "policy was made by another recipe:\n  settings.training.beta: was 0.3, now 0.5" in other.stderr
+
+
+def test_a_killed_driver_goes_on_at_the_step_it_left(trained, tmp_path):
+    """And ends with the weights of a run that nobody disturbed."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    undisturbed, command, _ = trained
+    run = tmp_path / "run"
+    command = [f"run={run}" if word.startswith("run=") else word for word in command]
+    command.append("hardware.trainer.save_steps=2")
+
+    seen: set[str] = set()
+
+    def third_checkpoint():
+        # Ray Train takes a checkpoint some time after it is there, and holds the one after it back until then.
+        seen.update(path.name for path in run.glob("policy/checkpoints/train/checkpoint_*"))
+        return len(seen) >= 3
+
+    driver = start(*command)
+    wait_for(third_checkpoint, driver)
+    kill(driver)
+    assert not (run / "policy/record.json").exists()
+    done = rondo(*command, "report_to=[tensorboard]")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    events = accumulator.EventAccumulator(str(run / "tensorboard/policy")).Reload()
+    steps = [event.step for event in events.Scalars("loss")]
+    total = records(run)["policy"]["training"]["steps"]
+    assert steps[0] > 2 and steps == list(range(steps[0], total + 1))
+    lines = [json.loads(line) for line in (run / "policy/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, total + 1))
+    assert not (run / "policy/checkpoints").exists()
+    one, other = (load_file(folder / "policy/model.safetensors") for folder in (run, undisturbed))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
 def test_status_and_show_know_such_a_folder(trained):

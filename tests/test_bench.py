@@ -34,7 +34,7 @@ def test_trl_and_we_find_the_same(tmp_path: Path) -> None:
     headline = result["rows"][0]
     assert len(headline["losses"]) == 20 and max(headline["losses"]) - min(headline["losses"]) > 0.01  # it learnt
     assert [row["shape"] for row in result["rows"]] == [
-        "headline", "headline, usual allocator", "headline, TRL patched",
+        "headline", "headline, memory kept", "headline, TRL patched",
     ]  # fmt: skip
 
 

@@ -1,12 +1,16 @@
 """Log-probabilities and gradients on a tree against Hugging Face's forward, one sequence at a time."""
 
 import random
+import shutil
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.autograd import gradcheck
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -18,10 +22,13 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     StableLmConfig,
 )
+from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.pytorch_utils import Conv1D
 
-from pipeline.dpo import attention, head, passport
+from pipeline.dpo import attention, head, last_layer, passport
 from pipeline.dpo.example import Example
 from pipeline.dpo.logps import completion_logps, plain_logps, refuse
 from pipeline.dpo.sharding import Policy
@@ -55,7 +62,9 @@ CONFIGS = {
 
 def model_of(config: object, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME).to(dtype).eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME).to(dtype).eval()
+    last_layer.trim(model)  # as `weights.load` does
+    return model
 
 
 def articles_of(seed: int) -> list[Article]:
@@ -154,6 +163,26 @@ def test_pieces_and_blocks_are_what_the_mask_says(window: int | None) -> None:
         torch.testing.assert_close(attention.on_blocks(q, k, v, tree, None, window), expected)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_last_network_runs_for_what_is_read_and_no_more(name: str) -> None:
+    model, seen = model_of(CONFIGS[name]), []
+    linear = next(m for m in reversed([*model.base_model.modules()]) if isinstance(m, torch.nn.Linear | Conv1D))
+    linear.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
+    completion_logps(model, grow([([1] * 20, [[2] * 3, [3] * 4])]))
+    plain_logps(model, [1] * 20, [[2] * 3])
+
+    assert seen == [1 + 2 + 3, 23]  # the last of the prompt, and all but the last of each completion; then all
+
+
+def test_a_mixture_of_experts_is_left_whole() -> None:
+    model = model_of(Qwen3MoeConfig(**SMALL, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, initializer_range=0.3))  # fmt: skip  # noqa: E501
+    articles = articles_of(seed=6)
+    plain, ours = one_at_a_time(model, articles), on_trees(model, articles, 100)
+
+    assert "forward" not in vars(model.model.layers[-1].mlp)
+    assert max(float((ours[key] - plain[key]).detach().abs()) for key in plain) < 1e-4
+
+
 def test_bf16_weights_give_float32_sums() -> None:
     """In bf16, sums near -100 would be multiples of 0.5."""
     model, articles = model_of(CONFIGS["llama"], torch.bfloat16), articles_of(seed=3)
@@ -221,6 +250,63 @@ def test_a_model_that_takes_no_trees_goes_the_slow_way() -> None:
     assert passport.measure(Policy(model), examples_for(model), torch.device("cpu"))["attention"] == "plain"
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([None, 5, 150]), st.sampled_from([8, 64, 300]))
+def test_blocks_leave_out_nothing_that_is_seen_and_call_nothing_full_that_is_not(
+    seed: int, window: int | None, longest: int
+) -> None:
+    draw = random.Random(seed)
+    articles = [
+        ([1] * draw.randint(1, 2 * longest), [[2] * draw.randint(1, longest) for _ in range(draw.randint(1, 4))])
+        for _ in range(draw.randint(1, 5))
+    ]
+    tree = grow(articles)
+    mask = tree.mask()[0, 0]
+    if window:
+        position = tree.position_ids[0]
+        mask = mask & (position[:, None] - position[None] < window)
+    size = -(-tree.tokens // 128) * 128
+    seen = torch.zeros(size, size, dtype=torch.bool)
+    seen[: tree.tokens, : tree.tokens] = mask
+    tiles = seen.view(size // 128, 128, -1, 128).permute(0, 2, 1, 3).flatten(2)
+    blocks = attention.block_mask(tree, window)
+    partial, full = (torch.zeros_like(tiles[..., 0]) for _ in range(2))
+    for found, counts, indices in (
+        (partial, blocks.kv_num_blocks, blocks.kv_indices),
+        (full, blocks.full_kv_num_blocks, blocks.full_kv_indices),
+    ):
+        for q, count in enumerate(counts[0, 0].tolist()):
+            found[q, indices[0, 0, q, :count].long()] = True
+
+    assert not (partial & full).any()
+    assert not (tiles.any(-1) & ~(partial | full)).any()
+    assert not (full & ~tiles.all(-1)).any()
+    in_vain = int((partial & ~tiles.any(-1)).sum())
+    assert in_vain <= int(partial.sum()) // (2 if window is None else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles FlexAttention for a CPU with g++")
+@pytest.mark.parametrize("window", [None, 64])
+def test_a_compiled_kernel_reads_the_blocks_as_we_mean_them(window: int | None) -> None:
+    """Forward only, which is what there is on a CPU: unlike the interpreted one, it skips blocks that are left out."""
+    compiled = torch.compile(flex_attention)
+    for seed in range(3):
+        draw = random.Random(seed)
+        tree = grow(
+            [
+                ([1] * draw.randint(50, 700), [[2] * draw.randint(10, 200) for _ in range(draw.randint(1, 5))])
+                for _ in range(3)
+            ]
+        )
+        q = torch.randn(1, 4, tree.tokens, 16)
+        k, v = torch.randn(2, 1, 2, tree.tokens, 16)
+        expected = attention.in_pieces(q, repeat_kv(k, 2), repeat_kv(v, 2), tree, None, window)
+        with torch.no_grad():
+            found = compiled(q, k, v, block_mask=attention.block_mask(tree, window), enable_gqa=True)
+        torch.testing.assert_close(found, expected)
+
+
 def test_a_window_in_chunks_is_refused_when_it_would_be_overlooked() -> None:
     model = model_of(LlamaConfig(**SMALL, attention_chunk_size=8))
 
@@ -233,6 +319,16 @@ def test_logits_that_are_changed_after_the_head_are_refused() -> None:
     gemma = model_of(Gemma2Config(**SMALL, head_dim=8))
     with pytest.raises(ValueError, match="Gemma2ForCausalLM has final_logit_softcapping=30.0"):
         refuse(gemma, 10)
+
+
+def test_positions_that_depend_on_the_rest_of_the_row_are_refused() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+            "original_max_position_embeddings": 32}  # fmt: skip
+    model = model_of(LlamaConfig(**SMALL, rope_parameters=rope))
+
+    refuse(model, 32)
+    with pytest.raises(ValueError, match="has longrope, whose positions depend on the longest article of a row"):
+        refuse(model, 33)
 
 
 def test_an_article_beyond_the_context_is_refused() -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file, save_file
 from training import Folders, settings
@@ -82,9 +80,9 @@ def rows(model_path: Path) -> list[dict[str, Any]]:
     return [*rows, {**rows[0], "article_id": "without-pairs", "pairs": [], "reference_logps": [None] * 4}]
 
 
-def refer(rows: list[dict[str, Any]], model_path: Path, dtype: str) -> None:
+def refer(rows: list[dict[str, Any]], model_path: Path, dtype: str, article_tree: bool = True) -> None:
     """Fill in what the reference thinks of the summaries that pairs need: the first three."""
-    model = weights.load(model_path, dtype)
+    model = weights.load(model_path, dtype, article_tree=article_tree)
     articles = [(row["prompt_ids"], [s["token_ids"] for s in row["summaries"][:3]]) for row in rows]
     with torch.no_grad():
         for tree in forest(articles, 300):
@@ -196,7 +194,7 @@ def test_a_checkpoint_with_a_part_missing_is_refused(rows: list, model_path: Pat
     [
         {"article_tree": False},
         {"gradient_checkpointing": True},
-        pytest.param({"torch_compile": True, "gradient_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param({"torch_compile": True}, marks=pytest.mark.slow),
     ],
 )
 def test_a_layout_changes_nothing_but_rounding(
@@ -248,14 +246,33 @@ def test_the_best_weights_are_loaded_at_the_end(at_odds: list, model_path: Path,
 def test_better_weights_push_out_older_ones_that_nobody_goes_back_to(
     rows: list, model_path: Path, tmp_path: Path
 ) -> None:
-    """Every evaluation is the best so far here; two checkpoints lead back to two of them, and one may be newer."""
+    """Every evaluation is the best so far here, and a run may have to go back to either of the last two checkpoints."""
     run = alone(rows, model_path, tmp_path, **OFTEN, load_best_model_at_end=True)
     answer = run.play()
+    states = [json.loads((folder / "state.json").read_text()) for folder in sorted(tmp_path.glob("last-*"))]
 
-    kept = sorted(path.name for path in tmp_path.glob("best-*"))
-    assert answer["best_step"] == len(run.plan) and 2 <= len(kept) <= 4
-    state = json.loads((sorted(tmp_path.glob("last-*"))[-1] / "state.json").read_text())
-    assert {f"best-{state[name]:06d}" for name in ("best", "before")} <= set(kept)
+    assert [state["best"] for state in states[-2:]] == states[-1]["bests"]
+    kept = {path.name for path in tmp_path.glob("best-*")}
+    assert kept == {f"best-{step:06d}" for step in (answer["best_step"], *states[-1]["bests"])}
+    assert answer["best_step"] == len(run.plan)
+
+    again = alone(rows, model_path, tmp_path / "again", **OFTEN, load_best_model_at_end=True)
+    again.play(resume_from=tmp_path / f"last-{states[1]['step']:06d}")
+    assert again.standing.bests == run.standing.bests
+
+
+def test_who_asks_for_the_best_must_hold_somebody_out(rows: list, model_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="eval_fraction=0.0001 holds out none of 30 articles"):
+        alone(rows, model_path, tmp_path, eval_fraction=0.0001, early_stopping_patience=1)
+
+
+def test_a_run_of_one_step_learns(rows: list, model_path: Path, tmp_path: Path) -> None:
+    """All pairs in one step, and the default warm-up: it is not spent at a rate of 0."""
+    run = alone(rows, model_path, tmp_path, pairs_per_step=1000, num_train_epochs=1)
+    run.play()
+    run.save(tmp_path / "out")
+    assert len(run.plan) == 1 and run.lines[1]["learning_rate"] > 0
+    assert weights.digest(tmp_path / "out") != weights.digest(model_path)
 
 
 def test_a_run_stops_when_held_out_articles_say_so(at_odds: list, model_path: Path, tmp_path: Path) -> None:
@@ -270,16 +287,19 @@ def test_a_run_stops_when_held_out_articles_say_so(at_odds: list, model_path: Pa
 def test_a_reference_of_other_weights_stops_the_run(rows: list, model_path: Path, tmp_path: Path) -> None:
     wrong = [{**row, "reference_logps": [logp and logp + 0.1 * i for i, logp in enumerate(row["reference_logps"])]}
              for row in rows]  # fmt: skip
-    with pytest.raises(ValueError, match="at step 0, before any update, the loss is .* must be 0.693147"):
+    with pytest.raises(ValueError, match="at step 0, before any update, log-probabilities differ"):
         alone(wrong, model_path, tmp_path).play()
 
 
-def test_bf16_passes_its_own_step_0(rows: list, model_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("beta", [0.1, 10])
+def test_bf16_passes_its_own_step_0(rows: list, model_path: Path, tmp_path: Path, beta: float) -> None:
+    """References one sequence at a time, training on trees: in bf16 they differ, and a large beta makes it no worse."""
     rows = [{**row, "reference_logps": [None] * 4} for row in rows[:-1]]
-    refer(rows, model_path, "bfloat16")
-    answer = alone(rows, model_path, tmp_path, dtype="bfloat16", num_train_epochs=1).play()
+    refer(rows, model_path, "bfloat16", article_tree=False)
+    run = alone(rows, model_path, tmp_path, dtype="bfloat16", num_train_epochs=1, beta=beta)
+    answer = run.play()
 
-    assert answer["final_loss"] < answer["step0_loss"]
+    assert answer["step0_max_abs_margin"] > 1e-3 * beta and answer["final_loss"] < answer["step0_loss"]
 
 
 @pytest.mark.parametrize(
@@ -302,15 +322,6 @@ def test_rows_that_cannot_be(rows: list, tmp_path: Path, change: dict, message: 
 def test_no_pairs_at_all(rows: list, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to learn from"):
         read(write([{**row, "pairs": []} for row in rows], tmp_path / "rows"), rows[0]["reference_digest"])
-
-
-@pytest.fixture(scope="module")
-def on_ray() -> Iterator[None]:
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # how often results are taken; 2 s otherwise
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
-    ray.shutdown()
-    del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
 
 
 def by_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[str, Any]:
@@ -349,7 +360,7 @@ def assert_same_run(ours: Path, theirs: Path, tolerance: float) -> None:
 
 
 def test_two_workers_give_what_one_gives_even_if_one_is_killed(
-    on_ray: None, rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path]
+    ray_cluster: None, rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path]
 ) -> None:
     """Other packing, weights in two uneven shards, and a SIGKILL in the middle: the same run to rounding."""
     seen: list[dict[str, Any]] = []
@@ -370,6 +381,8 @@ def test_two_workers_give_what_one_gives_even_if_one_is_killed(
     assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
 
 
-def test_what_is_wrong_comes_back_as_it_was_said(on_ray: None, rows: list, model_path: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_comes_back_as_it_was_said(
+    ray_cluster: None, rows: list, model_path: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="are of weights .*, and they should be of other"):
         by_ray(rows, model_path, tmp_path, hardware=Trainer(), reference_digest="other")

@@ -5,8 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from judges.base import Prompt, user
+from pipeline.dpo import weights
+from pipeline.dpo.logps import plain_logps
 from pipeline.engines.base import tokens
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.hardware import EngineHardware
@@ -73,6 +76,21 @@ def test_tokens_are_counted(engine):
 
 def test_no_prompts_no_replies(engine):
     assert engine.generate([]) == []
+
+
+def test_log_probabilities_come_where_they_are_asked_for(engine):
+    asked, unasked = engine.generate([replace(PROMPT, logprobs=True), PROMPT])
+    assert all(sample.logp < 0 for sample in asked.samples) and all(sample.logp is None for sample in unasked.samples)
+
+
+def test_sampled_log_probabilities_are_the_models_own(vllm):
+    """Whatever the temperature: they can stand for the reference."""
+    (reply,) = vllm.generate([replace(PROMPT, logprobs=True, temperature=1.7, top_p=0.9)])
+    model = weights.load(POLICY, "float32")
+    with torch.no_grad():
+        expected = plain_logps(model, reply.prompt_ids, [sample.token_ids for sample in reply.samples])
+    for sample, logp in zip(reply.samples, expected.tolist(), strict=True):
+        assert sample.logp == pytest.approx(logp, abs=1e-3)
 
 
 def test_one_bos_and_the_stop_token_that_was_emitted(vllm):

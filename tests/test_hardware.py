@@ -49,3 +49,15 @@ def test_gpus_at_a_time():
     one = EngineHardware(gpus_per_replica=1, replicas=2)
     assert Hardware(policy=one, judge=one).gpus() == 2
     assert Hardware(policy=one, judge=one, together=True).gpus() == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cpu_offload": True}, "cpu_offload keeps a GPU's memory free, and gpus_per_worker is 0"),
+        ({"torch_compile": True, "gradient_checkpointing": True}, "Choose one of them"),
+    ],
+)
+def test_what_a_trainer_cannot_have(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        Trainer(**settings)

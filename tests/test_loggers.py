@@ -1,5 +1,6 @@
 """What is logged arrives, by name and step: real TensorBoard and W&B files, and MLflow's where it is installed."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,12 @@ def test_what_is_not_installed_is_said_before_anything_starts(monkeypatch: pytes
     loggers.check([])
     with pytest.raises(UserError, match="report_to has wandb, which is not installed here: pip install wandb"):
         loggers.check(["wandb"])
+
+
+def test_a_tool_that_fails_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(step: int, values: dict[str, float]) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setitem(loggers._TOOLS, "wandb", lambda *_: nullcontext(away))
+    with pytest.warns(UserWarning, match=r"wandb took no metrics at step 1 \(no route\)"):
+        log("wandb", tmp_path / "demo")

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,10 +10,10 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from driving import PACE, environment, kill, start, wait_for
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["articles.limit=60", "summaries.n=4", "training.num_train_epochs=1", "training.pairs_per_step=16"]
-PACE = 420  # seconds that a small run may take on a busy machine
 
 
 def rondo(*arguments, cwd=ROOT, **kwargs):
@@ -28,44 +26,6 @@ def rondo(*arguments, cwd=ROOT, **kwargs):
         timeout=PACE,
         **kwargs,
     )
-
-
-def environment():
-    return {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")} | {"COLUMNS": "120"}
-
-
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(what, process):
-    """Until `what()` holds; a driver that ends before is a failure, with all that it said."""
-    deadline = time.monotonic() + PACE
-    while not (found := what()):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "nothing came"
-        time.sleep(0.05)
-    return found
-
-
-def kill(process):
-    """SIGKILL for a driver that we started, then for what it leaves behind."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    for child in children:
-        try:
-            child.kill()
-        except psutil.NoSuchProcess:
-            continue
 
 
 def rows(folder):

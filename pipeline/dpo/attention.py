@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -23,6 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from pipeline.dpo.tree import Branches, Tree
 
 NAME = "article_tree"
+_BLOCK = 128  # tokens, FlexAttention's default
 # What some models pass to their attention, and this one would leave out in silence.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
@@ -104,19 +105,56 @@ def on_blocks(
 
 
 def block_mask(tree: Tree, window: int | None) -> BlockMask:
-    """The tree as FlexAttention wants it: which blocks are empty, which are full, and a function for the others."""
+    """The tree as FlexAttention wants it: which blocks are empty, which are full, and a function for the others.
+
+    From the first and last article, branch and position of each block of tokens, so that nothing of T x T is made
+    (`create_block_mask` would). A block that nobody sees may pass for one that is to be looked at; no other mistake.
+    """
     article, branch, position = tree.article, tree.branch, tree.position_ids[0]
+    first_article, last_article = _per_block(article)
+    # Branches count up along the row, so those in a block are a range of numbers; -1 is a prompt.
+    lowest, highest = _per_block(torch.where(branch < 0, tree.tokens, branch))[0], _per_block(branch)[1]
+    last_prompt = _per_block(torch.where(branch < 0, article, -1))[1]  # the article of the last prompt token in it
+    nearest, farthest = _per_block(position)
+    no_prompt = _per_block(branch)[0] >= 0
+    block = torch.arange(len(lowest), device=article.device)
+    q, k = block[:, None], block[None, :]
+    seen = (k <= q) & ((last_prompt[k] >= first_article[q]) | ((highest[k] >= lowest[q]) & (lowest[k] <= highest[q])))
+    one_article = (first_article[k] == first_article[q]) & (last_article[k] == last_article[q])
+    one_article &= first_article[q] == last_article[q]
+    one_branch = no_prompt[q] & no_prompt[k] & (lowest[k] == highest[q])
+    whole = (q + 1) * _BLOCK <= tree.tokens  # the last block may be cut
+    full = (k < q) & whole & one_article & ((highest[k] == -1) | one_branch)
+    if window is not None:
+        seen &= nearest[q] - farthest[k] < window
+        full &= farthest[q] - nearest[k] < window
 
     def sees(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         # A row lists every token after all that it may see, so the causal triangle is the outer limit.
         seen = (q >= k) & (article[q] == article[k]) & ((branch[k] == -1) | (branch[q] == branch[k]))
         return seen if window is None else seen & (position[q] - position[k] < window)
 
-    return create_block_mask(sees, B=None, H=None, Q_LEN=tree.tokens, KV_LEN=tree.tokens, device=article.device)
+    return BlockMask.from_kv_blocks(
+        *_listed(seen & ~full), *_listed(full), BLOCK_SIZE=_BLOCK, mask_mod=sees, seq_lengths=(tree.tokens, tree.tokens)
+    )
+
+
+def _per_block(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(T,) -> the least and the largest of each block, (blocks,) each."""
+    index = torch.arange(-(-len(values) // _BLOCK) * _BLOCK, device=values.device)
+    return values[index.clamp(max=len(values) - 1)].view(-1, _BLOCK).aminmax(dim=1)
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(blocks, blocks) bool -> how many there are in each row, and which, as FlexAttention has them."""
+    order = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]
 
 
 @functools.cache
 def _compiled() -> Any:
+    # Past its limit of recompilations torch falls back, with no more than a log line, to attention of T x T.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(flex_attention)
 
 

@@ -44,8 +44,8 @@ def load(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, rank: int, work
     paths = sorted(folder.glob("rank-*.safetensors"))
     if not paths or not paths[0].stem.endswith(f"-of-{len(paths):05d}") or not (folder / STATE).is_file():
         raise ValueError(
-            f"the checkpoint {folder} is not complete: it has {[path.name for path in paths]}. Remove it to train from "
-            "the beginning"
+            f"the checkpoint {folder.name} is not complete: it has {[path.name for path in paths]}. Remove the folder "
+            "of the unfinished policy to train it from the beginning"
         )
     parts = [safe_open(path, framework="pt") for path in paths]
     for name, tensor in tensors:

@@ -142,6 +142,13 @@ def refuse(model: PreTrainedModel, longest: int) -> None:
             raise ValueError(
                 f"{name} has {setting}={value}, which the tree's log-probabilities would leave out: {PLAIN}"
             )
+    rope = getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    if rope.get("rope_type") == "longrope" and longest > original:
+        raise ValueError(
+            f"{name} has longrope, whose positions depend on the longest article of a row, and one has {longest} "
+            f"tokens, more than {original}: {PLAIN}, or shorter articles"
+        )
     kinds = set(getattr(config, "layer_types", None) or [])
     if not kinds <= _LAYERS:
         raise ValueError(

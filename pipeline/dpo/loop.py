@@ -26,9 +26,8 @@ from pipeline.dpo.optimizer import Optimizer, learning_rate
 from pipeline.dpo.plan import MicroBatch, Step, micro_batches, split, steps
 from pipeline.dpo.sharding import Policy, compile_layers, forget_activations, shard, whole
 
-# How far the loss may be from that of zero margins at step 0, and a tenth of how far a single reward margin may be
-# from 0. The reference has the same weights and other row companions, so what is left is rounding: of sums near 100
-# nats in float32, and in bf16 of every layer.
+# How far a completion's log-probability may be from the reference's at step 0, in nats per token. The weights are the
+# same and row companions are not, so what is left is rounding: of sums near 100 nats in float32, in bf16 of all layers.
 STEP0_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
@@ -62,7 +61,7 @@ class Standing:
         score: of the best, higher is better; None before the first evaluation.
         worse: evaluations since the best.
         stopped: early, because `worse` reached the patience.
-        before: `best` as of the checkpoint before this one, which a run may still have to go back to.
+        bests: `best` as of the last two checkpoints, to which a run may have to go back.
     """
 
     step: int = 0
@@ -74,7 +73,7 @@ class Standing:
     score: float | None = None
     worse: int = 0
     stopped: bool = False
-    before: int | None = None
+    bests: list[int | None] = field(default_factory=list)
 
 
 @dataclass
@@ -125,6 +124,11 @@ class Run:
         self.policy = Policy(
             weights.start(self.model_path, s["dtype"], s["lora"], s["seed"], article_tree=self.article_tree)
         )
+        if not self.held_out and (s["load_best_model_at_end"] or s["early_stopping_patience"]):
+            raise ValueError(
+                f"load_best_model_at_end or early_stopping_patience is set, and eval_fraction={s['eval_fraction']} "
+                f"holds out none of {len(self.examples)} articles: raise it, or add articles"
+            )
         # Now, and for all articles: later it would be one worker's error while the others wait for it.
         refuse(self.policy.model, max(example.longest for example in self.examples))
 
@@ -164,11 +168,13 @@ class Run:
                 self._evaluate(standing.step, step.epoch)
             if standing.step % self.save_steps == 0 and standing.step < len(self.plan):
                 self._checkpoint()
+        written = standing.step
         if self.settings["load_best_model_at_end"] and standing.best not in (None, standing.step):
             assert self.shelf is not None and standing.best is not None, "best weights need a shelf"
-            with self.shelf.best(_name(standing.best)) as folder:
+            written = standing.best
+            with self.shelf.best(_name(written)) as folder:
                 checkpoint.load(folder, self.optimizer.parameters.items(), rank=self.rank, workers=self.workers)
-        return metrics.summary(standing.lines, self.settings["num_train_epochs"]) | {
+        return metrics.summary(standing.lines, self.settings["num_train_epochs"], written) | {
             "seconds": standing.seconds,
             "step0_max_abs_margin": standing.margin,
             "passport": standing.passport,
@@ -205,22 +211,20 @@ class Run:
     def _step(self, number: int, step: Step) -> None:
         """One update."""
         began = time.monotonic()
-        totals, expected, largest = torch.zeros(metrics.COUNT, dtype=torch.float64), 0.0, 0.0
-        length = sum(example.chosen_tokens for example in step.examples) / step.weight
+        totals, gaps = torch.zeros(metrics.COUNT, dtype=torch.float64), torch.zeros(2)
         for batch in self._batches(step.examples):
             logps = self.policy(completion_logps, batch.tree)
-            losses = self._losses(batch, logps, length)
+            losses = self._losses(batch, logps, step)
             ((losses * batch.weights).sum() / step.weight).backward()
             self.optimizer.collect()
             totals += metrics.sums(batch, logps, losses, self.settings["beta"])
             if number == 0:
-                there = self._losses(batch, batch.reference_logps, length)
-                expected += float((there * batch.weights).sum()) / step.weight
-                largest = max(largest, self._largest_margin(batch, logps))
+                gaps = torch.maximum(gaps, self._gaps(batch, logps.detach()))
         line = metrics.means(self._sum(totals), step.weight, self.referenced)
         if number == 0 and self.referenced:
-            self.standing.margin = float(self._reduce(torch.tensor([largest]), dist.ReduceOp.MAX))
-            self._check_step0(line["loss"], float(self._sum(torch.tensor([expected]))))
+            margin, per_token = self._reduce(gaps, dist.ReduceOp.MAX).tolist()
+            self.standing.margin = self.settings["beta"] * margin
+            self._check_step0(line["loss"], per_token)
         rate = learning_rate(
             number,
             total=len(self.plan),
@@ -231,13 +235,7 @@ class Run:
         norm = self.optimizer.step(rate)
         memory = float(self._reduce(torch.tensor([metrics.peak_memory(self.device)]), dist.ReduceOp.MAX))
         seconds = time.monotonic() - began
-        line = {"step": number + 1, "epoch": step.epoch} | line | {"grad_norm": norm, "learning_rate": rate}
-        line |= {
-            "pairs": step.pairs,
-            "weight": step.weight,
-            "num_tokens": step.tokens,
-            "num_tokens_naive": step.naive_tokens,
-        }
+        line = {"step": number + 1, "epoch": step.epoch, **line, **step.sizes, "grad_norm": norm, "learning_rate": rate}
         line |= {"tokens_per_second": step.tokens / seconds, "naive_tokens_per_second": step.naive_tokens / seconds}
         self._log(line | {"peak_memory_gib": memory})
 
@@ -245,16 +243,13 @@ class Run:
     def _evaluate(self, number: int, epoch: float) -> None:
         if not self.held_out:
             return
-        pairs = sum(len(example.pairs) for example in self.held_out)
-        weight = sum(example.weight for example in self.held_out)
-        length = sum(example.chosen_tokens for example in self.held_out) / weight
-        totals = torch.zeros(metrics.COUNT, dtype=torch.float64)
-        for batch in self._batches(self.held_out):
+        exam, totals = Step(epoch, tuple(self.held_out)), torch.zeros(metrics.COUNT, dtype=torch.float64)
+        for batch in self._batches(exam.examples):
             logps = self.policy(completion_logps, batch.tree)
-            totals += metrics.sums(batch, logps, self._losses(batch, logps, length), self.settings["beta"])
-        means = metrics.means(self._sum(totals), weight, self.referenced)
+            totals += metrics.sums(batch, logps, self._losses(batch, logps, exam), self.settings["beta"])
+        means = metrics.means(self._sum(totals), exam.weight, self.referenced)
         line = {f"eval_{name}": value for name, value in means.items()}
-        self._log({"step": number, "epoch": epoch, **line, "eval_pairs": pairs})
+        self._log({"step": number, "epoch": epoch, **line, "eval_pairs": exam.pairs})
         if number:  # before any update all margins are rounding, and the best is not to be the model we began with
             self._compare(line)
 
@@ -269,6 +264,7 @@ class Run:
                     tensors = self.optimizer.parameters.items()
                     checkpoint.save(Path(folder), tensors, {}, rank=self.rank, workers=self.workers)
                     self.shelf.keep_best(_name(standing.step), Path(folder))
+                self._forget()
         else:
             standing.worse += 1
         patience = self.settings["early_stopping_patience"]
@@ -284,7 +280,7 @@ class Run:
         batches = micro_batches(examples, rank=self.rank, workers=self.workers, tokens_per_batch=self.tokens_per_batch)
         return [batch.to(self.device) for batch in batches]
 
-    def _losses(self, batch: MicroBatch, logps: Tensor, mean_chosen_length: float) -> Tensor:
+    def _losses(self, batch: MicroBatch, logps: Tensor, step: Step) -> Tensor:
         """(pairs,)"""
         return self.objective(
             chosen_logps=logps[batch.chosen],
@@ -293,38 +289,45 @@ class Run:
             ref_rejected_logps=batch.reference_logps[batch.rejected],
             chosen_lengths=batch.lengths[batch.chosen],
             rejected_lengths=batch.lengths[batch.rejected],
-            mean_chosen_length=mean_chosen_length,
+            mean_chosen_length=step.mean_chosen_length,
         )
 
-    def _largest_margin(self, batch: MicroBatch, logps: Tensor) -> float:
-        change = (logps.detach() - batch.reference_logps) * self.settings["beta"]
-        return float((change[batch.chosen] - change[batch.rejected]).abs().max()) if len(batch.chosen) else 0.0
+    def _gaps(self, batch: MicroBatch, logps: Tensor) -> Tensor:
+        """(2,) on the CPU, policy against reference: of a pair's margin in nats, of a completion in nats per token."""
+        if not len(batch.chosen):
+            return torch.zeros(2)
+        change = logps - batch.reference_logps
+        margin = (change[batch.chosen] - change[batch.rejected]).abs().max()
+        return torch.stack([margin, (change.abs() / batch.lengths).max()]).float().cpu()
 
-    def _check_step0(self, loss: float, expected: float) -> None:
-        limit, largest = STEP0_TOLERANCE[self.settings["dtype"]], self.standing.margin
-        if self._sampler:  # the sampler is another program; how far it may be off, the passport has seen to
-            longest = max(len(c) for example in self.train for c in example.completions)
-            limit += self._sampler["max_difference"] * longest * self.settings["beta"]
-        # Losses such as sppo_hard are near 1 / beta^2: what is left is rounding relative to that.
-        if not (abs(loss - expected) <= limit * max(1.0, abs(expected)) and largest <= 10 * limit):  # also if nan
+    def _check_step0(self, loss: float, per_token: float) -> None:
+        limit = STEP0_TOLERANCE[self.settings["dtype"]]
+        if self._sampler:  # another program; its mean the passport has seen to, and the largest is a few times that
+            limit += 10 * self._sampler["max_difference"]
+        if not per_token <= limit:  # also if nan
             raise ValueError(
-                f"at step 0, before any update, the loss is {loss:.6f} and the largest reward margin {largest:.2g}; "
-                f"the model to train is the reference, so they must be {expected:.6f} and 0, within {limit} and "
-                f"{10 * limit:g}. The reference log-probabilities are of other weights, another dtype or other "
-                "tokens: make the references again with this model"
+                f"at step 0, before any update, log-probabilities differ from the reference's by up to {per_token:.2g} "
+                f"nats per token (loss {loss:.6f}); the model to train is the reference, so by rounding only, at most "
+                f"{limit:g}. The references are of other weights, another dtype or other tokens: make them again with "
+                "this model"
             )
 
     def _checkpoint(self) -> None:
         if self.shelf is None:
             return
         standing = self.standing
+        standing.bests = [*standing.bests, standing.best][-2:]
         with tempfile.TemporaryDirectory() as folder:
             tensors = self.optimizer.state()
             checkpoint.save(Path(folder), tensors, asdict(standing), rank=self.rank, workers=self.workers)
             self.shelf.keep(Path(folder))
-        # Whoever goes on may yet be given the checkpoint before this one.
-        self.shelf.forget([_name(step) for step in {standing.before, standing.best} if step is not None])
-        standing.before = standing.best
+        self._forget()
+
+    def _forget(self) -> None:
+        """Remove best weights that are surpassed, and that neither of the last two checkpoints leads back to."""
+        standing = self.standing
+        if self.shelf is not None:
+            self.shelf.forget([_name(step) for step in {standing.best, *standing.bests} if step is not None])
 
     def _log(self, line: dict[str, Any]) -> None:
         self.standing.lines.append(line)

@@ -81,11 +81,16 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def summary(lines: Sequence[dict[str, Any]], epochs: int) -> dict[str, Any]:
-    """A run in a few numbers: counts over all its steps, and means over the pairs of its last epoch."""
+def summary(lines: Sequence[dict[str, Any]], epochs: int, step: int) -> dict[str, Any]:
+    """A run in a few numbers: counts over all its steps, and means over the pairs of an epoch's worth of the last.
+
+    Args:
+        step: whose weights are the policy: the last, or that of the best evaluation.
+    """
     train = [line for line in lines if "loss" in line]
-    held_out = [line for line in lines if "eval_loss" in line]
-    last = [line for line in train if line["epoch"] > train[-1]["epoch"] - 1]
+    held_out = [line for line in lines if "eval_loss" in line and line["step"] <= step]
+    done = [line for line in train if line["step"] <= step]
+    last = [line for line in done if line["epoch"] > done[-1]["epoch"] - 1]
     weight = sum(line["weight"] for line in last)
 
     def mean(name: str) -> float | None:

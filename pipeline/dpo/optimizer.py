@@ -18,12 +18,13 @@ def learning_rate(step: int, *, total: int, peak: float, warmup_ratio: float, ki
     """The rate of update `step`, counted from 0, of `total`: linear warmup from 0, then `kind`.
 
     As transformers' `get_linear_schedule_with_warmup`, `get_cosine_schedule_with_warmup` and
-    `get_constant_schedule_with_warmup`, with ceil(warmup_ratio x total) warmup steps.
+    `get_constant_schedule_with_warmup`, with ceil(warmup_ratio x total) warmup steps; but never so many that no step is
+    at the peak, for a run of a single step would then change nothing.
 
     Raises:
         ValueError: an unknown kind.
     """
-    warmup = math.ceil(warmup_ratio * total)
+    warmup = min(math.ceil(warmup_ratio * total), total - 1)
     if step < warmup:
         return peak * step / warmup
     done = (step - warmup) / max(1, total - warmup)

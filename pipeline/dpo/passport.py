@@ -47,7 +47,7 @@ def measure(
     with torch.no_grad():
         if policy.model.config._attn_implementation == attention.NAME:
             values |= _layouts(policy, shuffled[:_ARTICLES], device)
-            disagreement(policy.model, values["tree_vs_plain"])
+            disagreement(policy.model, max(values["tree_vs_plain"], values["packed_vs_single"]))
         else:
             values["attention"] = "plain"  # one sequence at a time: there is nothing to compare with
         if sampler is None:

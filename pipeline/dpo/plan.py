@@ -47,6 +47,21 @@ class Step:
     def naive_tokens(self) -> int:
         return sum(example.naive_tokens for example in self.examples)
 
+    @property
+    def mean_chosen_length(self) -> float:
+        """Tokens of a chosen completion, over all pairs by their weights."""
+        return sum(example.chosen_tokens for example in self.examples) / self.weight
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """As a line of metrics has them."""
+        return {
+            "pairs": self.pairs,
+            "weight": self.weight,
+            "num_tokens": self.tokens,
+            "num_tokens_naive": self.naive_tokens,
+        }
+
 
 @dataclass(frozen=True)
 class MicroBatch:

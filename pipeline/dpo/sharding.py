@@ -35,9 +35,15 @@ class Policy(nn.Module):
 
 
 def layers(policy: Policy) -> list[nn.Module]:
-    """The decoder layers, as the model's class names them."""
+    """The decoder layers, as the model's class names them. Raises ValueError if it names none."""
     names = set(policy.model._no_split_modules or ())
-    return [module for module in policy.model.modules() if type(module).__name__ in names]
+    found = [module for module in policy.model.modules() if type(module).__name__ in names]
+    if not found:
+        raise ValueError(
+            f"{type(policy.model).__name__} does not say which of its modules are layers (_no_split_modules), so it "
+            "cannot be sharded, compiled or checkpointed by layers: use one worker, and neither of these settings"
+        )
+    return found
 
 
 def compile_layers(policy: Policy) -> None:

@@ -88,6 +88,11 @@ class Tree:
         """(1, 1, 1, 1) int8: passes for an attention mask that is ready made, so that models make none."""
         return torch.zeros(1, 1, 1, 1, dtype=torch.int8, device=self.branch.device)
 
+    @property
+    def read(self) -> Tensor:
+        """(M,) int64, the tokens whose output predicts something, ascending."""
+        return self.cached("read", self.predictors.unique)
+
     def cached(self, name: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` gives, made once: all layers look at the same mask."""
         if name not in self._made:

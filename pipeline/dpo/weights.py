@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from pipeline.dpo import adapters, attention
+from pipeline.dpo import adapters, attention, last_layer
 from pipeline.dpo.logps import PLAIN
 
 # What a model folder has beside its weights and config. By name, because a folder of ours also holds records of how
@@ -118,6 +118,8 @@ def _load(folder: Path, dtype: str | torch.dtype, article_tree: bool) -> PreTrai
             f"{folder} does not fill {type(model).__name__}: missing {sorted(info['missing_keys'])[:5]}, of another "
             f"shape {sorted(map(str, info['mismatched_keys']))[:5]}. The rest would be random; use a complete folder"
         )
+    if article_tree:
+        last_layer.trim(model)
     return model.eval()
 
 

@@ -9,8 +9,10 @@ import signal
 import tempfile
 import threading
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,21 @@ import ray.train
 import ray.train.torch
 import torch.distributed as dist
 import transformers
-from pyarrow.fs import FileSelector, copy_files
+from pyarrow.fs import FileSelector, FileSystem, copy_files
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 
 from pipeline.dpo.loop import Run
 from pipeline.dpo.rows import read
 from pipeline.hardware import Trainer
-from pipeline.ledger import open_place
+from pipeline.ledger import open_place, remove
 from pipeline.models import locate
 
+Failed = ray.train.TrainingFailedError
+RETRIES = 3
 Progress = Callable[[dict[str, Any]], None]
+_OWNER = "owner"  # file beside the checkpoints: the token of the driver that trains here
 # Of the hardware, what a worker needs to know.
 _LAYOUT = (
     "tokens_per_batch", "article_tree", "gradient_checkpointing", "cpu_offload", "torch_compile", "save_steps",
@@ -72,7 +77,11 @@ def train(
         ValueError: rows or a model that cannot be trained on, or that do not fit each other.
         ray.train.TrainingFailedError: a worker failed more than three times.
     """
-    storage = _absolute(checkpoint_path)
+    storage, token = _absolute(checkpoint_path), uuid.uuid4().hex
+    fs, place = open_place(storage)
+    fs.create_dir(place, recursive=True)
+    with fs.open_output_stream(f"{place}/{_OWNER}") as stream:
+        stream.write(token.encode())
     progress = Queue(actor_options={"num_cpus": 0}) if on_progress else None
     trainer = TorchTrainer(
         _worker,
@@ -84,9 +93,11 @@ def train(
             "settings": settings,
             "layout": {name: getattr(hardware, name) for name in _LAYOUT},
             "reference_digest": reference_digest,
-            "best_path": f"{storage}/best",
+            "shelf": _Shelf(f"{storage}/best", token),
             "progress": progress,
         },
+        # Offloaded gradients are on the CPU, where NCCL cannot add them up.
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl") if hardware.cpu_offload else None,
         scaling_config=ScalingConfig(
             num_workers=hardware.workers,
             use_gpu=hardware.gpus_per_worker > 0,
@@ -97,7 +108,7 @@ def train(
             name="train",  # Ray Train goes on where a run of this name in this place was
             storage_path=storage,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=3),
+            failure_config=FailureConfig(max_failures=RETRIES),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -133,7 +144,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             return next(filter(None, answers))
         assert run is not None
         try:
-            return _play(run, config["out_path"], scratch)
+            return _play(run, config["out_path"], scratch, config["shelf"])
         except ValueError as error:  # found in numbers that all workers share
             return _refusal(error)
 
@@ -150,21 +161,47 @@ def _prepare(config: dict[str, Any]) -> Run:
         workers=context.get_world_size(),
         # Not by `ray.train.report`: it waits until the controller, which looks every 2 s, has taken the last one.
         report=(lambda line: None) if progress is None else progress.put,  # an empty queue is falsy
-        shelf=_Shelf(config["best_path"]),
+        shelf=config["shelf"],
     )
 
 
+@dataclass(frozen=True)
 class _Shelf:
-    """The last checkpoint with Ray Train, which gives it to whoever goes on; the best weights beside it."""
+    """The last checkpoint with Ray Train, which gives it to whoever goes on; the best weights beside it.
 
-    def __init__(self, best_path: str):
-        self.fs, self.path = open_place(best_path)
+    Attributes:
+        place: of the best weights.
+        token: of the driver. Workers outlive a driver that was killed; what they then write would be among what its
+            successor's workers write.
+    """
+
+    place: str
+    token: str
+
+    @property
+    def fs(self) -> FileSystem:
+        return open_place(self.place)[0]
+
+    @property
+    def path(self) -> str:
+        return open_place(self.place)[1]
+
+    def check(self) -> None:
+        """Raise RuntimeError if another driver has taken over."""
+        with self.fs.open_input_stream(f"{self.path.rsplit('/', 1)[0]}/{_OWNER}") as stream:
+            if stream.read().decode() != self.token:
+                raise RuntimeError("another driver trains here now: this worker is of one that is gone")
 
     def keep(self, folder: Path) -> None:
+        self.check()
         ray.train.report({}, checkpoint=Checkpoint.from_directory(folder))
 
     def keep_best(self, name: str, folder: Path) -> None:
-        self.fs.create_dir(f"{self.path}/{name}", recursive=True)
+        self.check()
+        if ray.train.get_context().get_world_rank() == 0:
+            remove(f"{self.place}/{name}")  # what is there may be of another number of workers
+            self.fs.create_dir(f"{self.path}/{name}", recursive=True)
+        dist.barrier()
         copy_files(str(folder), f"{self.path}/{name}", destination_filesystem=self.fs)
         dist.barrier()  # from here on it is whole
 
@@ -181,13 +218,14 @@ class _Shelf:
                     self.fs.delete_dir(info.path)
 
 
-def _play(run: Run, out_path: str, scratch: str) -> dict[str, Any]:
+def _play(run: Run, out_path: str, scratch: str, shelf: "_Shelf") -> dict[str, Any]:
     last = ray.train.get_checkpoint()
     if last is None:
         answer = run.play()
     else:
         with last.as_directory() as folder:
             answer = run.play(resume_from=Path(folder))
+    shelf.check()
     local = "://" not in out_path
     out = Path(out_path) if local else Path(scratch, "out")
     run.save(out)
