@@ -1,6 +1,8 @@
 """The judge card: its figures are counted from what a scripted judge did, and a bad judge shows."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -149,3 +151,17 @@ def test_same_shares_at_the_5_percent_points_of_chi_square(kinds, point):
     n, d = 1000, math.sqrt(point * 1000 / 4)
     rest = [n] * (kinds - 2)
     assert same_shares([n + d, n - d, *rest], [n - d, n + d, *rest]) == pytest.approx(0.05, rel=1e-5)
+
+
+def test_a_card_alone(ray_cluster, tmp_path, capsys):
+    from jobs.judge_card import examine
+
+    root = Path(__file__).parents[1]
+    settings = ["articles.path", "policy.model"], [root / "newsroom/articles.jsonl", root / "newsroom/models/policy"]
+    overrides = [f"{name}={place}" for name, place in zip(*settings, strict=True)]
+    examine(str(root / "configs/articles_cpu.yaml"), [*overrides, f"run={tmp_path}", "articles.limit=40"])
+    found = json.loads((tmp_path / "judge_card.json").read_text())
+    assert found["floor"] == 0 and found["floor_unsure"] == 1 and found["parse_rate"] == found["agreement"] == 1
+    assert 20 < found["summaries_judged"] <= 40 and found["asked_again"] >= 3 * found["summaries_judged"]
+    assert not (tmp_path / "config.yaml").exists(), "a run's settings are not those of its judge's card"
+    assert "same with options reordered" in capsys.readouterr().out
