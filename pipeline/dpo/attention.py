@@ -77,20 +77,25 @@ def attend(
 def in_pieces(
     query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None, window: int | None
 ) -> Tensor:
-    """By dense kernels, article by article: its prompt, then its branches, a few at a time."""
+    """By dense kernels, article by article: its prompt, then its branches, a few at a time.
+
+    The row is split once: of each slice of it, backward would make a gradient as long as the row.
+    """
+    lengths = [n for a in tree.articles for n in (a.prompt_end - a.start, *(g.end - g.start for g in a.groups))]
+    parts = iter(zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True))
     pieces = []
     for article in tree.articles:
-        start, end = article.start, article.prompt_end
-        q, k, v = (tensor[:, :, start:end] for tensor in (query, key, value))
-        if window is None or end - start <= window:
-            pieces.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling))
+        q, prompt_k, prompt_v = next(parts)
+        prompt = slice(article.start, article.prompt_end)
+        if window is None or q.shape[2] <= window:
+            pieces.append(F.scaled_dot_product_attention(q, prompt_k, prompt_v, is_causal=True, scale=scaling))
         else:
-            mask = _sees(tree, slice(start, end), slice(start, end), window)
-            pieces.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
+            mask = tree.cached((article, window), partial(_sees, tree, prompt, prompt, window))
+            pieces.append(F.scaled_dot_product_attention(q, prompt_k, prompt_v, attn_mask=mask, scale=scaling))
         for group in article.groups:
-            q = query[:, :, group.start : group.end]
-            k, v = _with_prompt(key, start, end, group), _with_prompt(value, start, end, group)
-            mask = tree.cached((group, window), partial(_group_mask, tree, slice(start, end), group, window))
+            q, k, v = next(parts)
+            k, v = torch.cat([prompt_k, k], dim=2), torch.cat([prompt_v, v], dim=2)
+            mask = tree.cached((group, window), partial(_group_mask, tree, prompt, group, window))
             pieces.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
     return torch.cat(pieces, dim=2)
 
@@ -156,13 +161,6 @@ def _compiled() -> Any:
     # Past its limit of recompilations torch falls back, with no more than a log line, to attention of T x T.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(flex_attention)
-
-
-def _with_prompt(tensor: Tensor, start: int, end: int, group: Branches) -> Tensor:
-    """Keys or values of a prompt and of some of its branches. Of all of them, or the first, they lie side by side."""
-    if group.start == end:
-        return tensor[:, :, start : group.end]
-    return torch.cat([tensor[:, :, start:end], tensor[:, :, group.start : group.end]], dim=2)
 
 
 def _group_mask(tree: Tree, prompt: slice, group: Branches, window: int | None) -> Tensor:
