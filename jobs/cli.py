@@ -13,12 +13,13 @@ app = typer.Typer(
 )
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", show_default=False)]
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/demo.yaml.")]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="The run's folder or URI.")]
 
 
 @app.command()
 def run(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/demo.yaml.")],
+    config: ConfigFile,
     overrides: Overrides = None,
     remake: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Make this again, such as round-01/pairs, and what follows.")
@@ -63,6 +64,18 @@ def export(
     from jobs.export import export as write
 
     write(folder, out, number)
+
+
+@app.command("judge-card")
+def judge_card(config: ConfigFile, overrides: Overrides = None) -> None:
+    """How far the configuration's judge can be trusted on its articles, without a policy.
+
+    It asks about each article, and answers from the whole article, from nothing and twice from the first sentences;
+    articles.limit=100 makes it some articles. In a run's folder, questions that are there are used.
+    """
+    from jobs.judge_card import examine
+
+    examine(config, overrides or [])
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from jobs.submitted import warn_of_what_ray_removes
-from pipeline import articles, config, folder, ledger, loggers, models
+from pipeline import articles, config, folder, ledger, loggers, models, preference
 from pipeline.progress import Display
 from pipeline.reading import load
 from pipeline.stage import Stage
@@ -18,9 +18,11 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     settings = load(path, overrides)
     # All that can be wrong with the settings is found before Ray starts.
     models.check("policy.model", settings.policy.model)
-    if settings.judge.model and not settings.judge.served:
-        models.check("judge.model", settings.judge.model)
+    for name, judge in (("judge", settings.judge), ("second_judge", settings.second_judge)):
+        if judge and judge.model and not judge.served:
+            models.check(f"{name}.model", judge.model)
     articles.check(settings.articles)
+    preference.check(settings.pairs, settings.judge.questions)
     loggers.check(settings.report_to)
     display = Display()
     warn_of_what_ray_removes(settings, display)
@@ -58,9 +60,10 @@ def _check_servers(settings: config.Config, unmade: Mapping[str, Stage]) -> None
     """See that each server that has something to do serves: a run that is finished needs none."""
     from pipeline.engines.http import check
 
-    judge = settings.judge
-    if judge.model and judge.served and any("judge_engine" in stage.uses for stage in unmade.values()):
-        check("judge", judge.model, judge.served, settings.hardware)
+    for name, engine in (("judge", "judge_engine"), ("second_judge", "second_engine")):
+        judge = getattr(settings, name)
+        if judge and judge.served and any(engine in stage.uses for stage in unmade.values()):
+            check(name, judge.model, judge.served, settings.hardware)
     for name, other in settings.compare.items():
         if f"compare/{name}/evaluation" in unmade:
             check(f"compare.{name}", other.model, other, settings.hardware)
@@ -77,7 +80,7 @@ def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake
         metrics = report.measure(played, settings, book)
         examples = report.examples(played, book, count=3)
         report.write(metrics, examples, settings, book)
-    for table in report.shown(metrics):
+    for table in report.shown(*report.results(metrics)):
         display.say("")
         display.console.print(table)
     display.say("")

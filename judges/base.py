@@ -86,6 +86,51 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), template)
 
 
+# A label before an option (`A) Oslo`), an option that is a letter, and words about other options: the options are in
+# another order when they are answered, and have other letters.
+_LETTER = re.compile(r"\(?[A-J]\)?[.:]?|(\([A-J]\)|[A-J][):]) .*", re.IGNORECASE)
+_DOTTED = re.compile(r"[A-J]\. .*")  # `A. Oslo`; but so does `J. Smith` begin, and so only if all options do
+_OTHERS = re.compile(
+    r"\b(all|none|any|both|neither|either|some) of the above\b|\b(all|none|any|both|neither|either) of these\b"
+    r"|\b(both|neither|either) [A-J] (and|or|nor) [A-J]\b|\b(option|answer|choice) [A-J]\b",
+    re.IGNORECASE,
+)
+
+
+def vet(read: Sequence[Question | Skip]) -> list[Question | Skip]:
+    """Drop what is no well-formed question, each with its reason: what any judge does with what it read.
+
+    Kept are questions with one key among options that are distinct (case and the marks around them aside), none of
+    which names a letter or speaks of the others; and of a question that is there twice, the first.
+    """
+    vetted: list[Question | Skip] = []
+    seen = set()
+    for question in read:
+        if isinstance(question, Question):
+            asked = " ".join(re.findall(r"\w+", question.question.casefold())) or question.question
+            if fault := _fault(question):
+                question = Skip(fault)
+            elif asked in seen:
+                question = Skip("question asked twice")
+            else:
+                seen.add(asked)
+        vetted.append(question)
+    return vetted
+
+
+def _fault(question: Question) -> str | None:
+    options = [option.casefold().strip(" .,;:!?'\"‘’“”") for option in question.options]
+    if "" in options or len(set(options)) < len(options):
+        return "options not distinct"
+    if not 0 <= question.answer < len(options):
+        return "no key among the options"
+    if any(map(_LETTER.fullmatch, question.options)) or all(map(_DOTTED.fullmatch, question.options)):
+        return "option names a letter"
+    if any(map(_OTHERS.search, (question.question, *question.options))):
+        return "option speaks of others"
+    return None
+
+
 def shuffled(question: Question, seed: int) -> Question:
     """The same question with its options in another order, drawn from `seed` and the question's own words.
 

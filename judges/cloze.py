@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from judges.base import LETTERS, UNSURE, Answer, Prompt, Question, Skip, shuffled, user
+from judges.base import LETTERS, UNSURE, Answer, Prompt, Question, Skip, shuffled, user, vet
 
 _NUMBER = r"\d[\d,.]*\d|\d"
 _NAME = r"[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)*"
@@ -70,12 +70,12 @@ class ClozeJudge:
         read: list[Question | Skip] = []
         for line in filter(None, reply.split("\n")):
             text, *options = line.split("\t")
-            if len(options) != self.options or len(set(options)) < len(options):
+            if len(options) != self.options:
                 read.append(Skip("question unread"))
                 continue
             digest = hashlib.sha256(line.encode("utf-8", "surrogatepass")).hexdigest()[:12]
             read.append(shuffled(Question(digest, text, tuple(options), 0), self.seed))
-        return read
+        return vet(read)
 
     def read_answers(self, reply: str, questions: Sequence[Question]) -> list[Answer]:
         said = reply.split("\n")

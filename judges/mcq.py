@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from judges.base import LETTERS, UNSURE, Answer, Prompt, Question, Skip, fill, shuffled, user
+from judges.base import LETTERS, UNSURE, Answer, Prompt, Question, Skip, fill, shuffled, user, vet
 from judges.prompts import PLAIN, Wording
 
 # Words parted by single spaces: no grammar below lets a weak model write white space for ever, and none needs a
@@ -54,17 +54,7 @@ class McqJudge:
         return Prompt(messages, self.max_question_tokens, regex, self.question_temperature)
 
     def read_questions(self, reply: str) -> list[Question | Skip]:
-        read: list[Question | Skip] = []
-        seen = set()
-        for line in reply.strip().split("\n"):
-            question = self._read_question(line)
-            if isinstance(question, Question):
-                if question.question.casefold() in seen:
-                    question = Skip("question asked twice")
-                else:
-                    seen.add(question.question.casefold())
-            read.append(question)
-        return read
+        return vet([self._read_question(line) for line in reply.strip().split("\n")])
 
     def _read_question(self, line: str) -> Question | Skip:
         match = re.fullmatch(r"Q\d+ (.+?\?) Answer (.+)", line.strip())
@@ -73,8 +63,6 @@ class McqJudge:
         text, options = match[1], tuple(option.strip() for option in match[2].split("|"))
         if len(options) != self.options:
             return Skip(f"question has not {self.options} options")
-        if len({option.casefold() for option in options}) < len(options) or "" in options:
-            return Skip("options not distinct")
         digest = hashlib.sha256(f"{text}\n{options}".encode()).hexdigest()[:12]
         return shuffled(Question(digest, text, options, 0), self.seed)
 

@@ -1,33 +1,29 @@
 """Every setting that decides a result, on one page; where and how wide to run is in `hardware.py`.
 
-One frozen model a stage, no unknown keys. Names are those of TRL (training) and vLLM (sampling). Left out: reading
-them from a file (`reading.py`), and anything that a result does not depend on.
+One frozen model a stage, no unknown keys. Names are those of TRL (training, in `learning.py`) and vLLM (sampling).
+Left out: reading them from a file (`reading.py`), and anything that a result does not depend on.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from judges.prompts import WORDINGS
 from pipeline.hardware import Hardware
-from pipeline.objective import REFERENCE_FREE, check_mixture, loss_names
+from pipeline.learning import References, Training, check_reference
 from pipeline.served import Compared, Served, check_served
+from pipeline.settings import Natural, Positive, Settings, Share
 
-Positive = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16"]
+PREFERENCES = ("accuracy_then_length", "accuracy_only", "length_matched", "accuracy_then_any_length")
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class UserError(ValueError):
     """What a person wrote cannot be done. The message says what was found, what was expected, and what to do."""
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Articles(Settings):
@@ -126,109 +122,29 @@ class Scores(Settings):
 
 
 class Pairs(Settings):
-    """The preference: both at `threshold` or above, the shorter wins, else the one with more right; else a tie."""
+    """Which of two summaries is better, and which pairs of an article are trained on."""
 
+    # accuracy_then_length: both at `threshold` or above, the shorter wins, else the one with more right.
+    # accuracy_only: more right wins. length_matched: … if the two are of about one length. Or module:function of yours.
+    preference: str = "accuracy_then_length"
     threshold: Natural = 3
-    min_word_gap: Positive = 3
+    min_word_gap: Positive = 3  # of accuracy_then_length
+    max_length_ratio: Annotated[float, Field(ge=1)] = 1.2  # of length_matched: words of the longer over the shorter's
     min_words: Natural = 5
     max_words: Positive = 200
+    # random: up to max_per_article. best_worst: one. widest_margin: up to max_per_article. all: every one that is no
+    # tie, those of an article together weighing as much as one pair.
+    selection: Literal["random", "best_worst", "widest_margin", "all"] = "random"
     max_per_article: Positive = 3
 
-
-class References(Settings):
-    """Where the reference's log-probabilities come from.
-
-    `trainer`: the training code, on the round's own policy. `sampler`: the engine that sampled gave them, and none are
-    computed but for a check. `none`: there are none, for losses that do without (sft, simpo, orpo).
-    """
-
-    source: Literal["trainer", "sampler", "none"] = "trainer"
-    check_articles: Positive = 16  # of `sampler`: on so many the trainer is asked too
-    max_difference: Annotated[float, Field(gt=0)] = 0.02  # of `sampler`: mean nats per token; more stops the run
-
-
-class Lora(Settings):
-    """LoRA adapters. Names as in PEFT's LoraConfig; their dropout is always off, as every dropout is."""
-
-    r: Positive = 8
-    lora_alpha: Positive = 16
-    use_rslora: bool = False
-    target_modules: str | tuple[str, ...] = "all-linear"  # that (all but the head), or last names: [q_proj, v_proj]
-    # False: one adapter on a base that never changes, trained on from round to round; it is what is written and served.
-    # True: each round's adapter ends in the weights, the policy is a complete model, and the next adapter is fresh.
-    merge: bool = False
-
-    @field_validator("target_modules", mode="before")
+    @field_validator("preference")
     @classmethod
-    def _names_layers(cls, value: Any) -> Any:
-        names = isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value)
-        if not names and value != "all-linear":
+    def _names_a_preference(cls, value: str) -> str:
+        if value not in PREFERENCES and not re.fullmatch(r"[\w.]+:\w+", value):
             raise ValueError(
-                f"training.lora.target_modules is {value!r:.80}: it should be all-linear, or names of linear layers "
-                "such as [q_proj, v_proj]"
+                f"pairs.preference is {value!r}; there are {', '.join(PREFERENCES)}, or module:function of your own"
             )
         return value
-
-
-class Training(Settings):
-    """DPO. Names as in TRL; a step is `pairs_per_step` pairs over all workers together."""
-
-    loss_type: str | tuple[str, ...] = "sigmoid"  # one, or several to add up; `dpo/losses.py` says what each is
-    loss_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # of several, in their order; None: 1.0 each
-    rpo_alpha: Annotated[float, Field(gt=0)] | None = None  # weight of sft on top, which anchors the chosen; None: none
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # probability that a verdict is wrong
-    simpo_gamma: Annotated[float, Field(ge=0)] = 0.5  # the margin that simpo aims at
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-7
-    num_train_epochs: Positive = 1
-    pairs_per_step: Positive = 36
-    warmup_ratio: Share = 0.1
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02  # articles held out for reward accuracy
-    eval_steps: Positive | None = None  # steps between evaluations of those; None: once an epoch
-    metric_for_best_model: Literal["eval_rewards/accuracies", "eval_loss"] = "eval_rewards/accuracies"
-    load_best_model_at_end: bool = False  # the policy is the best that an evaluation saw, not the last
-    early_stopping_patience: Positive | None = None  # evaluations without a better one; None: train to the end
-    lora: Lora | None = None  # None: all weights are trained
-
-    @field_validator("loss_type", mode="before")
-    @classmethod
-    def _names_losses(cls, value: object) -> str | tuple[str, ...]:
-        return loss_names(value)
-
-    @model_validator(mode="after")
-    def _can_tell_the_best(self) -> "Training":
-        for name in ("load_best_model_at_end", "early_stopping_patience"):
-            if getattr(self, name) and not self.eval_fraction:
-                raise ValueError(
-                    f"training.{name} is set and training.eval_fraction is 0: hold articles out to tell what is best"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _mixes_losses(self) -> "Training":
-        some_take = {"label_smoothing": self.label_smoothing, "simpo_gamma": self.simpo_gamma}
-        check_mixture(
-            [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type,
-            loss_weights=self.loss_weights,
-            rpo_alpha=self.rpo_alpha,
-            given={name: value for name, value in some_take.items() if value != Training.model_fields[name].default},
-        )
-        return self
-
-
-def check_reference(references: References, training: Training) -> None:
-    """Raise ValueError where a loss compares with a reference that is not to be there."""
-    losses = [training.loss_type] if isinstance(training.loss_type, str) else training.loss_type
-    if references.source == "none" and (comparing := [loss for loss in losses if loss not in REFERENCE_FREE]):
-        raise ValueError(
-            f"references.source is none, and training.loss_type has {', '.join(comparing)}, which compares with a "
-            f"reference: leave the source out, or train with {', '.join(sorted(REFERENCE_FREE))}"
-        )
 
 
 def check_places(places: Mapping[str, str]) -> None:
@@ -242,6 +158,7 @@ class Evaluation(Settings):
     """Greedy summaries of the held-out articles."""
 
     max_tokens: Positive = 256
+    ask_again: Share = 0.05  # of the summaries, judged twice, the options in another order: the judge card's agreement
     max_skipped: Share = 0.5
 
 
@@ -269,6 +186,7 @@ class Config(Settings):
     articles: Articles
     policy: Policy
     judge: Judge
+    second_judge: Judge | None = None  # scores the evaluations too, by questions of its own; None: no second opinion
     questions: Questions = Questions()
     summaries: Summaries = Summaries()
     scores: Scores = Scores()
@@ -284,11 +202,12 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _is_possible(self) -> "Config":
-        if self.questions.min_questions > self.judge.questions:
-            raise ValueError(
-                f"questions.min_questions is {self.questions.min_questions} and judge.questions only "
-                f"{self.judge.questions}: every article would be skipped"
-            )
+        for name, judge in (("judge", self.judge), ("second_judge", self.second_judge)):
+            if judge and self.questions.min_questions > judge.questions:
+                raise ValueError(
+                    f"questions.min_questions is {self.questions.min_questions} and {name}.questions only "
+                    f"{judge.questions}: every article would be skipped"
+                )
         if self.pairs.threshold > self.questions.min_questions:
             raise ValueError(
                 f"pairs.threshold is {self.pairs.threshold} and questions.min_questions only "
@@ -310,6 +229,7 @@ class Config(Settings):
                 "articles.path": self.articles.path,
                 "policy.model": self.policy.model,
                 "judge.model": self.judge.model or "",
+                "second_judge.model": self.second_judge.model or "" if self.second_judge else "",
             }
         )
         if self.pairs.min_words >= self.pairs.max_words:

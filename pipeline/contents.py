@@ -1,5 +1,7 @@
 """What a path or a name holds, as a short fingerprint: a recipe that named files by path alone would miss their change.
 
+Of a function of the user's, `module:function`, it is its module's file: what it calls there counts too.
+
 Cheap on purpose: sizes, and the first and the last MiB of each file, so that a 100 GB model costs a few reads. The
 trainer's own check of weights (`dpo/weights.digest`) reads every byte.
 """
@@ -7,10 +9,12 @@ trainer's own check of weights (`dpo/weights.digest`) reads every byte.
 import functools
 import hashlib
 import json
+import re
 
 import pyarrow.fs as pafs
 
 from pipeline.ledger import open_place
+from pipeline.preference import source
 
 _MIB = 1 << 20
 
@@ -20,6 +24,8 @@ def fingerprint(place: str | None) -> str | None:
     """16 hexadecimal digits of a file's or a folder's contents; None for a name on a hub, or for nothing."""
     if place is None or place.startswith("hf:"):
         return None
+    if re.fullmatch(r"[\w.]+:\w+", place):
+        return fingerprint(source(place))
     fs, path = open_place(place)
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.NotFound:

@@ -27,7 +27,7 @@ def equip(
     """What `Stage.uses` asks for.
 
     Args:
-        names: policy_engine, judge_engine, model, scorer, trainer, together, folder, progress, logging.
+        names: policy_engine, judge_engine, second_engine, model, scorer, trainer, together, folder, progress, logging.
         config: its hardware above all.
         inputs: of the stage; the policy among them is `model`, and what `policy_engine` and `scorer` run.
         root, address: of the artifact that is to be made.
@@ -40,7 +40,8 @@ def equip(
     seed = zlib.crc32(f"{config.seed}/{address}".encode())
     there = {
         "policy_engine": lambda: _hired_engine(config, policy) if hired else _policy_engine(config, model, seed),
-        "judge_engine": lambda: _judge_engine(config, seed),
+        "judge_engine": lambda: _judge_engine(config, "judge", seed),
+        "second_engine": lambda: _judge_engine(config, "second_judge", seed),
         "model": lambda: model,
         "scorer": lambda: _scorer(config, model, policy.get("digest")),
         "trainer": lambda: config.hardware.trainer,
@@ -65,9 +66,10 @@ def _hired_engine(config: Config | Alignment, policy: dict[str, Any]) -> Pool:
     return Pool(partial(_served, policy["model"], served, config.hardware.servers[served.server]), hardware)
 
 
-def _judge_engine(config: Config | Alignment, seed: int) -> Pool:
+def _judge_engine(config: Config | Alignment, which: str, seed: int) -> Pool:
+    """The judge's pool, or the second judge's: they never run at one time, and so share the judge's hardware."""
     assert isinstance(config, Config), "only rounds have a judge"
-    judge, hardware = config.judge, config.hardware.judge
+    judge, hardware = getattr(config, which), config.hardware.judge
     if judge.model is None:
         return Pool(partial(_scripted, make_judge(judge, config.seed)), hardware)
     if judge.served:

@@ -5,7 +5,7 @@ Left out: which of two summaries wins (`preference.py`), intervals (`stats.py`),
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,8 @@ from pipeline.config import Baselines, Evaluation, Pairs, Policy, Report
 from pipeline.config import Judge as JudgeSettings
 from pipeline.engines.pool import Pool
 from pipeline.judging import make_judge, score_summaries
-from pipeline.preference import RULES
-from pipeline.rows import COLUMNS, Row
+from pipeline.preference import Rule, rules
+from pipeline.rows import COLUMNS, Row, each
 from pipeline.sampling import SAMPLED, sample
 from pipeline.stage import stage
 from pipeline.stats import WinRate, win_rate
@@ -31,7 +31,7 @@ _SETTINGS = ("evaluation", "policy", "judge", "seed")
 _exam = partial(
     stage,
     "evaluation",
-    version=1,
+    version=2,
     contents=("judge.model",),
     uses=("policy_engine", "judge_engine", "together"),
     writes=(*SAMPLED, "scores"),
@@ -68,13 +68,35 @@ def evaluate(
         written = written.materialize()
     if baselines:
         written = written.map_batches(partial(_add_baselines, baselines), batch_format="pyarrow")
-    return judge_engine.map(written, partial(score_summaries, make_judge(judge, seed)), ("scores",))
+    step = partial(score_summaries, make_judge(judge, seed), again=evaluation.ask_again)
+    return judge_engine.map(written, step, ("scores",))
 
 
 @_exam(settings=(*_SETTINGS, "baselines"))
 def evaluate_base(*args: Any, **kwargs: Any) -> Dataset:
     """`evaluate`, of the base policy and beside it the baselines."""
     return evaluate(*args, **kwargs)
+
+
+@stage(
+    "evaluation",
+    version=1,
+    settings=("judge", "baselines", "seed"),
+    contents=("judge.model",),
+    uses=("judge_engine",),
+    writes=(*SAMPLED, "scores"),
+)
+def evaluate_leads(
+    rows: Dataset, *, judge: JudgeSettings, baselines: Baselines, seed: int, judge_engine: Pool
+) -> Dataset:
+    """A judge without a policy: it scores each article's lead, and again with the options in another order."""
+    led = each(rows, partial(_lead, baselines.lead_sentences), SAMPLED)
+    return judge_engine.map(led, partial(score_summaries, make_judge(judge, seed), again=1.0), ("scores",))
+
+
+def _lead(sentences: int, row: Row) -> Row:
+    led = _written(row, LEAD, lead(row["article"], sentences))
+    return {name: led[name] for name in SAMPLED}
 
 
 def _add_baselines(settings: Baselines, table: pa.Table) -> pa.Table:
@@ -107,7 +129,20 @@ def shorten(summary: str, share: float) -> str:
 def compare(
     ours: Sequence[Row], theirs: Sequence[Row], pairs: Pairs, settings: Report, seed: int
 ) -> dict[str, WinRate | None]:
-    """Win rates of `ours` over `theirs` by each rule, on the articles that both have with every answer read.
+    """Win rates of `ours` over `theirs` by each rule. Arguments as of `verdicts`."""
+    return {
+        name: win_rate(
+            list(verdicts(ours, theirs, pairs, rule).values()),
+            resamples=settings.resamples,
+            confidence=settings.confidence,
+            seed=seed,
+        )
+        for name, rule in rules(pairs).items()
+    }
+
+
+def verdicts(ours: Sequence[Row], theirs: Sequence[Row], pairs: Pairs, rule: Rule) -> dict[str, int]:
+    """1, 0 or -1 by article id, on the articles that both have with every answer read.
 
     A summary that the token limit cut off never wins: it is short because it is unfinished.
 
@@ -120,15 +155,27 @@ def compare(
         for row in sorted(ours, key=lambda row: row["article_id"])
         if row["article_id"] in other
     ]
-    both = [(a, b) for a, b in both if a["scores"][0]["unread"] == b["scores"][0]["unread"] == 0]
     return {
-        name: win_rate(
-            [_verdict(rule(a["scores"][0], b["scores"][0], pairs), a, b) for a, b in both],
-            resamples=settings.resamples,
-            confidence=settings.confidence,
-            seed=seed,
-        )
-        for name, rule in RULES.items()
+        a["article_id"]: _verdict(rule(a["scores"][0], b["scores"][0], pairs), a, b)
+        for a, b in both
+        if a["scores"][0]["unread"] == b["scores"][0]["unread"] == 0
+    }
+
+
+def agree(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, Any]:
+    """How far two judges agree on who wins, from their verdicts by article id.
+
+    Returns:
+        `n` articles with two verdicts, the share with the `same` one; `decided`, those without a tie by either, and
+        the share of them with the `same_winner`. A share of nothing is None.
+    """
+    both = [(one[article], other[article]) for article in one if article in other]
+    decided = [(a, b) for a, b in both if a and b]
+    return {
+        "n": len(both),
+        "same": float(np.mean([a == b for a, b in both])) if both else None,
+        "decided": len(decided),
+        "same_winner": float(np.mean([a == b for a, b in decided])) if decided else None,
     }
 
 

@@ -5,10 +5,11 @@ asks. Left out: which summary is better (`preference.py`).
 """
 
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from judges.base import Answer, Judge, Question, Skip
+from judges.base import LETTERS, UNSURE, Answer, Judge, Question, Skip, shuffled
 from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
@@ -52,10 +53,17 @@ def answer(
     return answered
 
 
-def score_summaries(judge: Judge, engine: Engine, rows: list[Row]) -> list[Outcome]:
+_AGAIN = 1  # seed of the second order of options; the first order is part of what is drawn from
+
+
+def score_summaries(judge: Judge, engine: Engine, rows: list[Row], again: float = 0.0) -> list[Outcome]:
     """Score every summary of every row: the step of a pool of judges. Adds `scores`, aligned with `summaries`.
 
     Equal summaries of an article are judged once.
+
+    Args:
+        again: the share of rows, by hash of article and writer, whose first summary is judged a second time with the
+            options in another order. What came of it is tallied, and changes no score.
     """
     passages: list[str] = []
     questions: list[list[Question]] = []
@@ -70,9 +78,14 @@ def score_summaries(judge: Judge, engine: Engine, rows: list[Row]) -> list[Outco
                 passages.append(text)
                 questions.append(asked)
         where.append([place[summary["text"].strip()] for summary in row["summaries"]])
+    twice = {i: len(passages) + n for n, i in enumerate(i for i, row in enumerate(rows) if _drawn(row, again))}
+    for i in twice:
+        first = where[i][0]
+        passages.append(passages[first])
+        questions.append([shuffled(question, _AGAIN) for question in questions[first]])
     answered = answer(judge, engine, passages, questions)
     outcomes: list[Outcome] = []
-    for row, places in zip(rows, where, strict=True):
+    for number, (row, places) in enumerate(zip(rows, where, strict=True)):
         if not places:
             outcomes.append(Skip("no summary"))
             continue
@@ -80,13 +93,38 @@ def score_summaries(judge: Judge, engine: Engine, rows: list[Row]) -> list[Outco
         tally = {
             "answers": sum(len(score["answers"]) for score in scores),
             "unread": sum(score["unread"] for score in scores),
+            "unsure": sum(score["answers"].count(UNSURE) for score in scores),
             "judged": len(set(places)),
         }
-        for i in set(places):
+        if (second := twice.get(number)) is not None:
+            tally |= _agreement(
+                _told(questions[places[0]], answered[places[0]].answers),
+                _told(questions[second], answered[second].answers),
+            )
+        for i in {*places} | ({second} if second is not None else set()):
             for what, count in answered[i].tokens.items():
                 tally[what] = tally.get(what, 0) + count
         outcomes.append({"scores": scores, "tally": tally})
     return outcomes
+
+
+def _drawn(row: Row, share: float) -> bool:
+    name = f"{row['article_id']}\n{row.get('writer')}"
+    return bool(row["summaries"]) and zlib.crc32(name.encode("utf-8", "surrogatepass")) < share * 2**32
+
+
+def _told(questions: Sequence[Question], answers: Sequence[Answer]) -> list[str | None]:
+    """The options that the answers mean, whatever letters they have."""
+    return [
+        said if said is None or said == UNSURE else f"option {question.options[LETTERS.index(said)]}"
+        for question, said in zip(questions, answers, strict=True)
+    ]
+
+
+def _agreement(first: Sequence[str | None], second: Sequence[str | None]) -> dict[str, int]:
+    """Of the answers that could be read both times: how many there are, and how many mean the same."""
+    both = [(one, other) for one, other in zip(first, second, strict=True) if one is not None and other is not None]
+    return {"asked again": len(both), "same again": sum(one == other for one, other in both)}
 
 
 def _score(questions: Sequence[Question], answers: Sequence[Answer], summary: str, article: str) -> Row:

@@ -1,9 +1,9 @@
 """The report: metrics.json for machines, a table for the terminal, report.md with one plot for people.
 
-Written again after every round from the evaluations, so it is never older than the run. Left out: measuring anything.
+Written again after every round from the evaluations, so it is never older than the run. Left out: measuring anything,
+and the plot (`plot.py`).
 """
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any
 import jinja2
 from rich.table import Table
 
-from pipeline import tables
-from pipeline.config import Config
-from pipeline.evaluation import LEAD, SHORTEN, compare, describe
+from pipeline import card, tables
+from pipeline.config import Config, Judge
+from pipeline.evaluation import LEAD, SHORTEN, agree, compare, describe, verdicts
 from pipeline.ledger import Ledger
+from pipeline.plot import draw
+from pipeline.preference import rules
 from pipeline.round import Round
 from pipeline.rows import Row
 
@@ -42,8 +44,10 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
         played: round 0 (the base) and each round after it.
 
     Returns:
-        `base`, `baselines`, `compared` (models at servers), and `rounds`: one entry per trained round, with `vs_base`
-        and `vs_previous`, each by the rules `strict` and `reference`.
+        `base`, `baselines`, `compared` (models at servers), `judge` (its card: see `card.measure`), and `rounds`: one
+        entry per trained round, with `vs_base` and `vs_previous`, each by the rules `strict` and `reference`. With a
+        second judge also `second`, in each round and baseline: the same with its `rate`, and its `agreement` with the
+        first (`evaluation.agree`).
     """
 
     def against(ours: list[Row], theirs: list[Row]) -> dict[str, Any]:
@@ -54,6 +58,7 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
     base, *others = ([r for r in first if r["writer"] == w] for w in (played[0].policy.build, LEAD, SHORTEN))
     baselines = dict(zip((LEAD, SHORTEN), others, strict=True))
     compared = {name: tables.read(ledger, results) for name, results in played[0].compared.items()}
+    opinions = _opinions(played, ledger)
     metrics: dict[str, Any] = {
         "run": ledger.root,
         "confidence": config.report.confidence,
@@ -65,8 +70,13 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
             name: describe(some, config.report) | {"vs_base": against(some, base)} for name, some in compared.items()
         },
         "rounds": [],
+        "second_judge": _name(config.second_judge) if config.second_judge else None,
+        "judge": _card(played, config, ledger),
         "notes": [],
     }
+    if config.second_judge:
+        for name, some in baselines.items():
+            metrics["baselines"][name]["second"] = {"vs_base": _second(some, base, config, opinions)}
     previous = base
     for current in played[1:]:
         if current.policy is played[current.number - 1].policy:
@@ -90,14 +100,60 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
                 "training": training,
             }
         )
+        if config.second_judge:
+            metrics["rounds"][-1]["second"] = {
+                "vs_base": _second(ours, base, config, opinions),
+                "vs_previous": _second(ours, previous, config, opinions),
+            }
         metrics["notes"] += [f"Round {current.number}: {warning}." for warning in training["warnings"]]
         previous = ours
     if metrics["base"]["n"] < _FEW:
         metrics["notes"].append(
             f"Only {metrics['base']['n']} held-out articles could be compared: an interval of so few says little."
         )
+    metrics["notes"] += card.notes(metrics["judge"])
+    metrics["notes"] += _unconfirmed(metrics)
     metrics["notes"] += _gamed(metrics, config.baselines.shorten_to)
     return metrics
+
+
+def _name(judge: Judge) -> str:
+    return judge.model or judge.kind
+
+
+def _opinions(played: Sequence[Round], ledger: Ledger) -> dict[tuple[str, str], list[Row]]:
+    """Scores by the second judge, by article id and writer; of those that it had questions about."""
+    found = {current.second.build: current.second for current in played if current.second}
+    rows = [row for table in found.values() for row in tables.read(ledger, table)]
+    return {(row["article_id"], row["writer"]): row["second_scores"] for row in rows if row["second_questions"]}
+
+
+def _second(
+    ours: list[Row], theirs: list[Row], config: Config, opinions: dict[tuple[str, str], list[Row]]
+) -> dict[str, Any]:
+    """By each rule, the win rate by the second judge, and how far it agrees with the first on who wins."""
+    mine, others = (
+        [row | {"scores": opinions[key]} for row in some if (key := (row["article_id"], row["writer"])) in opinions]
+        for some in (ours, theirs)
+    )
+    rates = compare(mine, others, config.pairs, config.report, config.seed)
+    return {
+        name: {
+            "rate": (rate := rates[name]) and rate.as_dict(),
+            "agreement": agree(verdicts(ours, theirs, config.pairs, rule), verdicts(mine, others, config.pairs, rule)),
+        }
+        for name, rule in rules(config.pairs).items()
+    }
+
+
+def _card(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str, Any]:
+    scores = [ledger.find(f"round-{current.number:02d}/scores") for current in played[1:]]
+    judged = [table.record for table in scores if table]
+    # The last round's evaluation is that of the one before where a round gave no pairs.
+    examined = {current.results.build: current.results.record for current in played}
+    questions = ledger.find("questions")
+    assert questions is not None, "what was judged has questions"
+    return card.measure(questions.record, judged, [*judged, *examined.values()], config.judge.options)
 
 
 def _reasons(current: Round) -> str:
@@ -114,6 +170,19 @@ def _gamed(metrics: dict[str, Any], shorten_to: float) -> list[str]:
         for rule, rate in rates.items()
         if rate and rate["low"] > 0.5 and rate["n"] >= _FEW
     ]
+
+
+def _unconfirmed(metrics: dict[str, Any]) -> list[str]:
+    """Say so where training pleased the judge that it learned from, and not the second."""
+    said = []
+    for values in metrics["rounds"] if metrics["second_judge"] else ():
+        first, second = values["vs_base"]["strict"], values["second"]["vs_base"]["strict"]["rate"]
+        if first and second and first["low"] > 0.5 >= second["low"]:
+            said.append(
+                f"By the strict rule round {values['round']} wins {_rate(first)} against the base, but {_rate(second)} "
+                f"by the second judge, {metrics['second_judge']}: what was learned may be to please the first."
+            )
+    return said
 
 
 def _rate(rate: dict[str, Any] | None) -> str:
@@ -137,34 +206,54 @@ def _quality(metrics: dict[str, Any]) -> list[list[str]]:
     return lines
 
 
-def _wins(metrics: dict[str, Any]) -> list[list[str]]:
-    """A heading, then a line for each comparison by each rule."""
-    lines = [["", "rule", "win rate", "interval", "win/tie/loss", "n"]]
+def _wins(metrics: dict[str, Any], second: bool) -> list[list[str]]:
+    """A heading, then a line for each comparison by each rule, and with `second` one more by the second judge."""
+    agree_too = ["agree"] if second else []
+    lines = [["", "rule", "win rate", "interval", "win/tie/loss", "n", *agree_too]]
     for name, values in _writers(metrics):
         for against in ("base", "previous"):
             if against == "previous" and values.get("round") == 1:
                 continue  # the round before the first is the base
             for rule, rate in values.get(f"vs_{against}", {}).items():
-                against_what = "base" if against == "base" else f"round {values['round'] - 1}"
-                cells = ["–"] * 4
-                if rate:
-                    interval = f"{rate['low'] * 100:.1f}–{rate['high']:.1%}"
-                    counts = "/".join(str(rate[kind]) for kind in ("wins", "ties", "losses"))
-                    cells = [f"{rate['win_rate']:.1%}", interval, counts, str(rate["n"])]
-                lines.append([f"{name} against {against_what}", rule, *cells])
+                who = f"{name} against " + ("base" if against == "base" else f"round {values['round'] - 1}")
+                lines.append([who, rule, *_cells(rate), *("" for _ in agree_too)])
+                if agree_too:
+                    other = values["second"][f"vs_{against}"][rule]
+                    same = other["agreement"]["same"]
+                    agreed = "–" if same is None else f"{same:.1%}"
+                    lines.append([who, f"{rule}, 2nd judge", *_cells(other["rate"]), agreed])
     return lines
 
 
-def shown(metrics: dict[str, Any]) -> list[Table]:
-    """The two tables as the terminal shows them."""
+def _cells(rate: dict[str, Any] | None) -> list[str]:
+    """Win rate, interval, counts and n."""
+    if not rate:
+        return ["–"] * 4
+    interval = f"{rate['low'] * 100:.1f}–{rate['high']:.1%}"
+    counts = "/".join(str(rate[kind]) for kind in ("wins", "ties", "losses"))
+    return [f"{rate['win_rate']:.1%}", interval, counts, str(rate["n"])]
+
+
+def results(metrics: dict[str, Any], second: bool = False) -> list[list[list[str]]]:
+    """What came of the run in two tables: each writer's summaries, and who wins against whom.
+
+    Args:
+        second: with what the second judge found; a terminal has no room for it.
+    """
+    return [_quality(metrics), _wins(metrics, second)]
+
+
+def shown(*tables: list[list[str]]) -> list[Table]:
+    """Tables as the terminal shows them: a heading, then lines."""
     made = []
-    for heading, *lines in (_quality(metrics), _wins(metrics)):
+    for heading, *lines in tables:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in heading:
-            table.add_column(name, justify="left" if name in ("", "rule") else "right", no_wrap=True)
+            table.add_column(name, justify="left" if name in ("", "rule", "of") else "right", no_wrap=name != "of")
         for line in lines:
             # What the run is about: a trained round, by the rule that training used.
-            table.add_row(*line, style="bold green" if line[0].startswith("round") and line[1] == "strict" else None)
+            matters = line[0].startswith("round") and line[1].startswith("strict")
+            table.add_row(*line, style="bold green" if matters else None)
         made.append(table)
     return made
 
@@ -173,13 +262,14 @@ def write(metrics: dict[str, Any], examples: list[dict[str, Any]], config: Confi
     """Write metrics.json, report.md and report.png into the run's folder."""
     ledger.write("metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     with ledger.fs.open_output_stream(ledger.path("report.png")) as stream:
-        stream.write(_plot(metrics))
+        stream.write(draw(metrics, _writers(metrics)))
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = Path(__file__).with_name("report.md.j2").read_text(encoding="utf-8")
     text = environment.from_string(template).render(
         metrics=metrics,
         config=config,
-        tables=[_quality(metrics), _wins(metrics)],
+        tables=results(metrics, second=bool(config.second_judge)),
+        judge_card=card.lines(metrics["judge"]),
         examples=examples,
     )
     ledger.write("report.md", text)
@@ -211,48 +301,3 @@ def examples(played: Sequence[Round], ledger: Ledger, count: int = 1) -> list[di
 
 def _right(row: Row) -> int:
     return row["scores"][0]["correct"]
-
-
-def _plot(metrics: dict[str, Any]) -> bytes:
-    """Win rate by round with its interval, and accuracy over compression: PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import PercentFormatter
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for rule, colour, offset in (("strict", "#0b6e4f", -0.03), ("reference", "#d98324", 0.03)):
-        points = [(r["round"], r["vs_base"][rule]) for r in metrics["rounds"] if r["vs_base"][rule]]
-        if points:
-            x = [number + offset for number, _ in points]
-            y = [rate["win_rate"] for _, rate in points]
-            error = [
-                [rate["win_rate"] - rate["low"] for _, rate in points],
-                [rate["high"] - rate["win_rate"] for _, rate in points],
-            ]
-            left.errorbar(x, y, yerr=error, marker="o", capsize=4, color=colour, label=f"{rule} rule")
-    left.axhline(0.5, color="grey", linewidth=1, linestyle=":")
-    left.set(title=f"Win rate against the base, {metrics['confidence']:.0%} interval", xlabel="round", ylim=(0, 1))
-    left.set_xticks([r["round"] for r in metrics["rounds"]])
-    left.set_xlim(0.5, max(1, len(metrics["rounds"])) + 0.5)
-    left.yaxis.set_major_formatter(PercentFormatter(1))
-    if metrics["rounds"]:
-        left.legend(loc="lower right", frameon=False)
-    for name, values in _writers(metrics):
-        if "accuracy_ge_3" in values:
-            colour = "#0b6e4f" if name.startswith("round") else "#555555"
-            right.scatter(values["compression_median"], values["accuracy_ge_3"], color=colour)
-            right.annotate(
-                name, (values["compression_median"], values["accuracy_ge_3"]), xytext=(6, 4), textcoords="offset points"
-            )
-    right.set(title="Accuracy ≥3 over length", xlabel="compression, median", ylim=(-0.05, 1.05))
-    right.margins(x=0.2)
-    for axis in (right.xaxis, right.yaxis):
-        axis.set_major_formatter(PercentFormatter(1))
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
-    plt.close(figure)
-    return stream.getvalue()

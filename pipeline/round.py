@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pipeline.articles import read
-from pipeline.evaluation import evaluate, evaluate_base
+from pipeline.evaluation import evaluate, evaluate_base, evaluate_leads
 from pipeline.ledger import Artifact
 from pipeline.pairs import pair
 from pipeline.policy import adopt, hire, train
@@ -13,6 +13,7 @@ from pipeline.questions import ask
 from pipeline.references import anchor
 from pipeline.run import Survey
 from pipeline.scores import judge
+from pipeline.second import ask_second, judge_second
 from pipeline.summaries import write
 
 
@@ -26,6 +27,7 @@ class Round:
         results: the evaluation of that policy on held-out articles.
         pairs: what the round learned from; None for round 0.
         compared: of round 0, by name, evaluations of models that are not ours to train.
+        second: `results` as a second judge scored them; None without one.
     """
 
     number: int
@@ -33,51 +35,74 @@ class Round:
     results: Artifact
     pairs: Artifact | None = None
     compared: Mapping[str, Artifact] = field(default_factory=dict)
+    second: Artifact | None = None
 
     @property
     def next_folder(self) -> str:
         return f"round-{self.number + 1:02d}"
 
 
-def begin(run: Survey) -> tuple[Artifact, Round]:
+@dataclass(frozen=True)
+class Material:
+    """What all rounds share: articles with questions; for the exam, with a second judge's questions too."""
+
+    questions: Artifact
+    exam: Artifact
+
+
+def begin(run: Survey) -> tuple[Material, Round]:
     """Articles with questions, made once for all rounds, and the base policy with its evaluation."""
     make = partial(run.produce, into="round-00")
     articles = run.produce(read)
     questions = run.produce(ask, articles)
+    exam = run.produce(ask_second, questions) if run.setting("second_judge") else questions
     policy = make(adopt)
-    results = make(evaluate_base, questions, policy)
-    compared = {name: _examine(name, questions, run) for name in run.setting("compare")}
-    return questions, Round(0, policy, results, compared=compared)
+    results = make(evaluate_base, exam, policy)
+    compared = {name: _examine(name, exam, run) for name in run.setting("compare")}
+    second = second_opinion(results, run, "round-00")
+    return Material(questions, exam), Round(0, policy, results, compared=compared, second=second)
 
 
-def _examine(name: str, questions: Artifact, run: Survey) -> Artifact:
+def _examine(name: str, exam: Artifact, run: Survey) -> Artifact:
     make = partial(run.produce, into=f"compare/{name}")
-    return make(evaluate, questions, make(hire(name)))
+    return make(evaluate, exam, make(hire(name)))
 
 
-def play(current: Round, questions: Artifact, run: Survey) -> Round:
+def audition(run: Survey) -> tuple[Artifact, Artifact]:
+    """The judge alone, without a policy: its questions, and its answers to them from each article's lead."""
+    questions = run.produce(ask, run.produce(read))
+    return questions, run.produce(evaluate_leads, questions, into="judge-card")
+
+
+def second_opinion(results: Artifact, run: Survey, folder: str) -> Artifact | None:
+    """An evaluation scored by the second judge, if there is one."""
+    return run.produce(judge_second, results, into=folder) if run.setting("second_judge") else None
+
+
+def play(current: Round, material: Material, run: Survey) -> Round:
     """One round of on-policy DPO.
 
     A round that gives no pairs has nothing to learn: its policy and results are those it began with.
     """
     make = partial(run.produce, into=current.next_folder)
-    summaries = make(write, questions, current.policy)
+    summaries = make(write, material.questions, current.policy)
     scores = make(judge, summaries)
     pairs = make(pair, scores)
     if not pairs.record["kept"]:
         return replace(current, number=current.number + 1, pairs=pairs)
     references = make(anchor, pairs, current.policy)
     policy = make(train, references, current.policy)
-    results = make(evaluate, questions, policy)
-    return Round(current.number + 1, policy, results, pairs)
+    results = make(evaluate, material.exam, policy)
+    second = second_opinion(results, run, current.next_folder)
+    return Round(current.number + 1, policy, results, pairs, second=second)
 
 
 def rounds(run: Survey) -> Iterator[Round]:
     """The base, then each round as it is finished. Ends early when a round gave no pairs."""
-    questions, current = begin(run)
+    material, current = begin(run)
     yield current
     for _ in range(run.setting("rounds")):
-        before, current = current, play(current, questions, run)
+        before, current = current, play(current, material, run)
         yield current
         if current.policy is before.policy:
             return

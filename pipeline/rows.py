@@ -37,7 +37,14 @@ _SCORE = pa.struct(
     }
 )
 _COUNT = pa.struct({"what": pa.string(), "count": pa.int64()})
-_PAIR = pa.struct({"chosen": pa.int32(), "rejected": pa.int32(), "reason": pa.string()})
+_PAIR = pa.struct(
+    {
+        "chosen": pa.int32(),
+        "rejected": pa.int32(),
+        "reason": pa.string(),
+        "weight": pa.float32(),  # in the loss of its step, where it counts as so many pairs; null: as one
+    }
+)
 
 COLUMNS: dict[str, pa.DataType] = {
     "article_id": pa.string(),
@@ -49,6 +56,8 @@ COLUMNS: dict[str, pa.DataType] = {
     "prompt_ids": pa.list_(pa.int32()),
     "summaries": pa.list_(_SUMMARY),  # text, token ids and finish reason as the engine gave them
     "scores": pa.list_(_SCORE),  # aligned with summaries
+    "second_questions": pa.list_(_QUESTION),  # of the second judge; empty where it had too few good ones
+    "second_scores": pa.list_(_SCORE),  # aligned with summaries
     "pairs": pa.list_(_PAIR),  # indices into summaries
     "reference_logps": pa.list_(pa.float32()),  # aligned with summaries; null where no pair needs the value
     "reference_digest": pa.string(),  # of the weights that gave them

@@ -93,10 +93,11 @@ class Survey:
         }
 
     def setting(self, name: str) -> Any:
-        """A section or a value of the configuration, by its dotted name."""
+        """A section or a value of the configuration, by its dotted name; None of a section that is None."""
         value: Any = self.config
         for part in name.split("."):
-            value = value[part] if isinstance(value, dict) else getattr(value, part)
+            if value is not None:
+                value = value[part] if isinstance(value, dict) else getattr(value, part)
         return value
 
     def check_limits(self, stage: Stage, artifact: Artifact) -> None:

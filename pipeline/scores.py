@@ -16,7 +16,7 @@ from pipeline.stage import stage
 
 @stage(
     "scores",
-    version=1,
+    version=2,
     settings=("judge", "seed"),
     contents=("judge.model",),
     uses=("judge_engine",),

@@ -1,10 +1,35 @@
 """Win rates with intervals. Plain NumPy; what is compared, and by which rule, is decided elsewhere."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
+
+def same_shares(one: Sequence[int], other: Sequence[int]) -> float | None:
+    """How likely two sets of counts differ so much where both have the same shares; None where one has none.
+
+    The p-value of Pearson's chi-square test of homogeneity. Its survival function by recurrence in the degrees of
+    freedom: Q(x | d + 2) = Q(x | d) + (x / 2)^(d / 2) exp(-x / 2) / Gamma(d / 2 + 1) (Abramowitz and Stegun, 26.4.8).
+    """
+    totals = sum(one), sum(other)
+    if not all(totals):
+        return None
+    found = [pair for pair in zip(one, other, strict=True) if any(pair)]
+    half = 0.0
+    for pair in found:
+        for count, total in zip(pair, totals, strict=True):
+            expected = sum(pair) * total / sum(totals)
+            half += (count - expected) ** 2 / expected / 2
+    if half == 0 or len(found) == 1:
+        return 1.0
+    freedom = 1 if len(found) % 2 == 0 else 2
+    q = math.erfc(math.sqrt(half)) if freedom == 1 else math.exp(-half)
+    for d in range(freedom, len(found) - 1, 2):
+        q += math.exp(d / 2 * math.log(half) - half - math.lgamma(d / 2 + 1))
+    return min(1.0, q)
 
 
 @dataclass(frozen=True)

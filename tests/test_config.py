@@ -72,7 +72,7 @@ def test_the_reference_setting_is_the_published_one():
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("pairs.margn=3", "pairs has no 'margn'; it has threshold, min_word_gap, min_words,"),
+        ("pairs.margn=3", "pairs has no 'margn'; it has preference, threshold, min_word_gap,"),
         ("pairs.treshold=3", "did you mean threshold?"),
         ("trainig.beta=1", "the configuration has no 'trainig' (did you mean training?)"),
         ("hardware.trainer.worker=2", "hardware.trainer has no 'worker' (did you mean workers?)"),
@@ -110,7 +110,13 @@ def test_the_reference_setting_is_the_published_one():
         ("pairs.threshold=5", "pairs.threshold is 5 and questions.min_questions only 4"),
         ("summaries.max_tokens=1024", "summaries.max_tokens is 1024 and policy.max_model_len 1024"),
         ("run=s3://key:secret@bucket/run", "run holds a user or a password: put credentials in the environment"),
+        ("second_judge={kind: cloze, questions: 3}", "questions.min_questions is 4 and second_judge.questions only 3"),
+        ("second_judge={kind: clozer}", "second_judge.kind is 'clozer': input should be 'mcq' or 'cloze'"),
+        ("second_judge={knd: cloze}", "second_judge has no 'knd' (did you mean kind?)"),
         ("questions.min_questions=6", "questions.min_questions is 6 and judge.questions only 5"),
+        ("pairs.preference=accuracy", "pairs.preference is 'accuracy'; there are accuracy_then_length, accuracy_only,"),
+        ("pairs.selection=best", "pairs.selection is 'best': input should be 'random', 'best_worst', 'widest_margin'"),
+        ("pairs.max_length_ratio=0.5", "pairs.max_length_ratio is 0.5: input should be greater than or equal to 1"),
         ("pairs.min_words=300", "no summary could be paired"),
         ("hardware.judge.gpus_per_replica=1.5", "above 1 it must be a whole number"),
         ("articles=x.jsonl", "articles is 'x.jsonl'"),

@@ -1,7 +1,6 @@
 """Log-probabilities and gradients on a tree against Hugging Face's forward, one sequence at a time."""
 
 import random
-import shutil
 import warnings
 
 import numpy as np
@@ -286,7 +285,6 @@ def test_blocks_leave_out_nothing_that_is_seen_and_call_nothing_full_that_is_not
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles FlexAttention for a CPU with g++")
 @pytest.mark.parametrize("window", [None, 64])
 def test_a_compiled_kernel_reads_the_blocks_as_we_mean_them(window: int | None) -> None:
     """Forward only, which is what there is on a CPU: unlike the interpreted one, it skips blocks that are left out."""

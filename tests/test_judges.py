@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judges.base import LETTERS, UNSURE, Question, Skip, fill, shuffled
+from judges.base import LETTERS, UNSURE, Question, Skip, fill, shuffled, vet
 from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
@@ -56,12 +56,50 @@ def test_questions_are_read_and_the_key_stays_the_key(wording, lines):
     for (text, options), read in zip(lines, judge.read_questions(reply), strict=True):
         if len({option.casefold() for option in options}) < 5:
             assert read == Skip("options not distinct")
+        elif any(len(option) == 1 and option in "abcdefghijABCDEFGHIJ" for option in options):
+            assert read == Skip("option names a letter")
         elif text.casefold() in seen:
             assert read == Skip("question asked twice")
         else:
             seen.add(text.casefold())
             assert read.options[read.answer] == options[0]
             assert sorted(read.options) == sorted(options)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "fault"),
+    [
+        ("Who led?", ("Ana", "ana.", "Carla"), "options not distinct"),
+        ("Who led?", ("Ana", "“Ana”", "Carla"), "options not distinct"),
+        ("Who led?", ("Ana", "?!", "Carla"), "options not distinct"),
+        ("Which vitamin?", ("A", "K2", "D3"), "option names a letter"),
+        ("Where?", ("A) Oslo", "B) Lima", "C) Rome"), "option names a letter"),
+        ("Where?", ("(c) Oslo", "Lima", "Rome"), "option names a letter"),
+        ("Where?", ("B. Oslo", "C. Lima", "A. Rome"), "option names a letter"),
+        ("Where?", ("Oslo", "Lima", "all of the above"), "option speaks of others"),
+        ("Where?", ("Oslo", "Lima", "Both A and B"), "option speaks of others"),
+        ("Is option B right?", ("yes", "no", "perhaps"), "option speaks of others"),
+        ("Who wrote it?", ("J. Smith", "E. Rossi", "Carla"), None),
+        ("How much?", ("5%", "5", "0.5"), None),
+        ("What?", ("a dog", "I am", "Bach"), None),
+    ],
+)
+def test_what_is_a_well_formed_question(text, options, fault):
+    question = Question("q", text, options, 1)
+    assert vet([question]) == [Skip(fault) if fault else question]
+
+
+def test_one_key_and_no_question_twice():
+    first, again = (
+        Question("1", "Who led the firm?", ("x1", "x2"), 0),
+        Question("2", "who led the  firm ?", ("y1", "y2"), 1),
+    )
+    assert vet([Question("0", "Who?", ("x1", "x2"), 2)]) == [Skip("no key among the options")]
+    assert vet([first, Skip("question unread"), again]) == [
+        first,
+        Skip("question unread"),
+        Skip("question asked twice"),
+    ]
 
 
 def test_questions_come_before_the_passage_so_that_the_prefix_is_shared():

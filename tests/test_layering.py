@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"articles", "questions", "summaries", "scores", "pairs", "references", "policy", "evaluation"} | {"own_pairs"}
+STAGES = {"articles", "questions", "summaries", "scores", "pairs", "references", "policy", "evaluation"} | {
+    "own_pairs",
+    "second",
+}
 
 
 def imports(path):

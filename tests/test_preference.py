@@ -1,5 +1,8 @@
-"""The preference function, its rules, and the pairs that come of it."""
+"""Preference functions, shipped and of the user's, and the pairs that come of them, by each selection."""
 
+import sys
+import textwrap
+from collections import Counter
 from itertools import combinations, permutations
 
 import pytest
@@ -7,13 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judges.base import Skip
-from pipeline.config import Pairs
-from pipeline.pairs import _pair
-from pipeline.preference import RULES, prefer, prefer_short
+from pipeline import pairs as stage
+from pipeline.config import PREFERENCES, Pairs, UserError
+from pipeline.contents import fingerprint
+from pipeline.preference import (
+    SHIPPED,
+    accuracy_only,
+    accuracy_then_any_length,
+    accuracy_then_length,
+    check,
+    length_matched,
+    preference,
+    rules,
+)
+from pipeline.selection import SELECTIONS
 
 scores = st.fixed_dictionaries({"correct": st.integers(0, 5), "words": st.integers(0, 60)})
-settings = st.builds(Pairs, threshold=st.integers(0, 5), min_word_gap=st.integers(1, 9))
-rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+settings = st.builds(
+    Pairs, threshold=st.integers(0, 5), min_word_gap=st.integers(1, 9), max_length_ratio=st.floats(1, 3)
+)
+shipped = pytest.mark.parametrize("rule", SHIPPED.values(), ids=SHIPPED)
 
 
 def score(correct, words):
@@ -34,22 +50,128 @@ def score(correct, words):
     ],
 )
 def test_known_verdicts(a, b, strict, reference):
-    assert prefer(score(*a), score(*b), Pairs()) == strict
-    assert prefer_short(score(*a), score(*b), Pairs()) == reference
+    assert accuracy_then_length(score(*a), score(*b), Pairs()) == strict
+    assert accuracy_then_any_length(score(*a), score(*b), Pairs()) == reference
+    assert rules(Pairs()) == {"strict": accuracy_then_length, "reference": accuracy_then_any_length}
 
 
-@rules
+def test_every_preference_that_settings_may_name_is_there():
+    assert set(PREFERENCES) == set(SHIPPED)
+    assert preference(Pairs(preference="length_matched")) is length_matched
+    assert rules(Pairs(preference="accuracy_only"))["strict"] is accuracy_only
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [
+        ((4, 24), (3, 20), 1),  # 1.2 times the words: about one length
+        ((4, 25), (3, 20), 0),  # more than that
+        ((4, 20), (3, 25), 0),  # … and nobody wins by being shorter as well
+        ((3, 20), (3, 20), 0),
+        ((1, 0), (0, 1), 1),  # no words are as few as one
+    ],
+)
+def test_length_matched_compares_summaries_of_about_one_length(a, b, verdict):
+    assert length_matched(score(*a), score(*b), Pairs(max_length_ratio=1.2)) == verdict
+
+
+@given(a=scores, b=scores, pairs=settings)
+def test_ties_are_exactly_where_it_says(a, b, pairs):
+    equal = a["correct"] == b["correct"]
+    assert (accuracy_only(a, b, pairs) == 0) == equal
+    good = min(a["correct"], b["correct"]) >= pairs.threshold
+    near = abs(a["words"] - b["words"]) < pairs.min_word_gap
+    assert (accuracy_then_length(a, b, pairs) == 0) == (near if good else equal)
+    assert (accuracy_then_any_length(a, b, pairs) == 0) == (a["words"] == b["words"] and (good or equal))
+    short, long = sorted(max(1, s["words"]) for s in (a, b))
+    assert (length_matched(a, b, pairs) == 0) == (equal or long > pairs.max_length_ratio * short)
+
+
+@shipped
 @given(a=scores, b=scores, pairs=settings)
 def test_antisymmetric(rule, a, b, pairs):
     assert rule(a, b, pairs) == -rule(b, a, pairs)
 
 
-@rules
-@given(some=st.lists(scores, min_size=3, max_size=4), pairs=settings)
+@shipped
+@given(some=st.lists(scores, min_size=3, max_size=5), pairs=settings)
 def test_no_cycles(rule, some, pairs):
     for order in permutations(some):
         wins = [rule(x, y, pairs) > 0 for x, y in zip(order, [*order[1:], order[0]], strict=True)]
         assert not all(wins)
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Makes a module of the user's in the folder they are in, and gives the settings that name its function."""
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    written = set()
+
+    def write(name, text):
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+        written.add(name)
+        return Pairs(preference=f"{name}:mine")
+
+    yield write
+    sys.path[:] = path
+    for name in written:
+        sys.modules.pop(name, None)
+    fingerprint.cache_clear()
+
+
+def test_a_function_of_the_users_is_tried_and_used(mine):
+    pairs = mine(
+        "good_preference", "def mine(a, b, settings): return (a['words'] > b['words']) - (a['words'] < b['words'])"
+    )
+    check(pairs, 5)
+    assert rules(pairs)["strict"](score(0, 9), score(5, 8), pairs) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ("other = 1", "has no function mine"),
+        ("import no_such_module", "cannot be imported from .*ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def mine(a, b): return 0", "fails for 0 right in 0 words and .*TypeError: mine.. takes 2 .* and gives 1, 0"),
+        ("def mine(a, b, settings): return a['corect']", "fails for .*KeyError: 'corect'"),
+        ("def mine(a, b, settings): return 0.5", "gives 0.5 for 0 right in 0 words and 0 right in 0 words: it should"),
+        ("def mine(a, b, settings): return 1", "gives 1 for 0 right in 0 words and .*, and 1 the other way round"),
+        (
+            "def mine(a, b, settings): return (0, 1, -1)[(a['correct'] - b['correct']) % 3]",
+            "prefers in a circle, as among 0 right in 0 words and 0 right in 5 words",
+        ),
+    ],
+)
+def test_a_function_that_will_not_do_is_refused_before_the_run(mine, body, complaint):
+    pairs = mine("bad_preference", body)
+    with pytest.raises(UserError, match=complaint):
+        check(pairs, 5)
+    assert check(Pairs(), 5) is None
+
+
+def test_a_changed_function_is_another_recipe(mine):
+    text = "FACTOR = 2\ndef mine(a, b, settings): return 0"
+    pairs = mine("changing_preference", text)
+    before = fingerprint(pairs.preference)
+    assert before is not None
+    fingerprint.cache_clear()
+    mine("changing_preference", text.replace("2", "3"))
+    assert fingerprint(pairs.preference) not in (before, None)
+    assert fingerprint("accuracy_only") is None
+    assert "pairs.preference" in stage.pair.contents
+
+
+def test_a_function_of_the_users_goes_to_the_workers(mine, ray_cluster):
+    from pipeline.rows import dataset
+
+    pairs = mine(
+        "travelling_preference",
+        "LEAST = 1\ndef mine(a, b, settings): return (a['words'] > b['words']) - (a['words'] < b['words'])",
+    )
+    some = row([(score(5, 9), {}), (score(0, 20), {})]) | {"article": "", "split": "train"}
+    (made,) = stage.pair(dataset([some]), pairs).take_all()
+    assert [(p["chosen"], p["rejected"]) for p in made["pairs"]] == [(1, 0)]
 
 
 def row(some, finish="stop", article_id="a"):
@@ -60,19 +182,25 @@ def row(some, finish="stop", article_id="a"):
     }
 
 
-@given(st.lists(scores, min_size=2, max_size=8), st.integers(1, 5), st.integers())
-def test_pairs_are_preferences_among_usable_summaries(some, most, seed):
-    pairs = Pairs(max_per_article=most, min_words=5, max_words=40)
+def _pair(settings, seed, article):
+    return stage._pair(preference(settings), settings, seed, article)
+
+
+@given(st.lists(scores, min_size=2, max_size=8), st.integers(1, 5), st.integers(), st.sampled_from(list(SELECTIONS)))
+def test_pairs_are_preferences_among_usable_summaries(some, most, seed, selection):
+    pairs = Pairs(max_per_article=most, min_words=5, max_words=40, selection=selection)
     outcome = _pair(pairs, seed, row([(s, {}) for s in some]))
     usable = [s for s in some if 5 <= s["words"] < 40]
-    exist = sum(prefer(a, b, pairs) != 0 for a, b in combinations(usable, 2))
+    exist = sum(accuracy_then_length(a, b, pairs) != 0 for a, b in combinations(usable, 2))
     if isinstance(outcome, Skip):
         assert exist == 0
         return
-    assert len(outcome["pairs"]) == min(most, exist)
+    assert len(outcome["pairs"]) == min({"best_worst": 1, "all": exist}.get(selection, most), exist)
+    weights = [p["weight"] for p in outcome["pairs"]]
+    assert sum(weights) == pytest.approx(1) if selection == "all" else set(weights) == {1.0}
     assert len({(p["chosen"], p["rejected"]) for p in outcome["pairs"]}) == len(outcome["pairs"])
     for p in outcome["pairs"]:
-        assert prefer(some[p["chosen"]], some[p["rejected"]], pairs) == 1
+        assert accuracy_then_length(some[p["chosen"]], some[p["rejected"]], pairs) == 1
         assert all(5 <= some[i]["words"] < 40 for i in (p["chosen"], p["rejected"]))
 
 
@@ -100,3 +228,35 @@ def test_the_draw_depends_on_the_article_not_on_its_place():
     assert _pair(Pairs(), 0, row(many)) == _pair(Pairs(), 0, row(many))
     drawn = {str(_pair(Pairs(), 0, row(many, article_id=str(i)))["pairs"]) for i in range(20)}
     assert len(drawn) > 5
+
+
+def selected(name, some, most=3, seed=0):
+    article = row([(s, {}) for s in some], article_id=str(seed))
+    made = _pair(Pairs(selection=name, max_per_article=most), 0, article)["pairs"]
+    return [(p["chosen"], p["rejected"]) for p in made]
+
+
+def test_best_worst_is_the_one_preferred_most_over_the_one_preferred_least():
+    some = [score(2, 20), score(5, 20), score(0, 20), score(4, 10), score(1, 20)]
+    assert selected("best_worst", some) == [(3, 2)]  # 4 right in 10 words: that beats 5 in 20
+
+
+def test_best_worst_where_the_ends_tie_is_a_pair_all_the_same():
+    some = [score(1, 10), score(5, 20), score(0, 10), score(4, 20)]
+    made = _pair(Pairs(selection="best_worst", preference="length_matched"), 0, row([(s, {}) for s in some]))["pairs"]
+    assert len(made) == 1 and made[0]["reason"] in (
+        "1 against 0 right, 10 against 10 words",
+        "5 against 4 right, 20 against 20 words",
+    )
+
+
+def test_widest_margin_takes_accuracy_first_then_length():
+    some = [score(5, 40), score(3, 10), score(4, 20), score(1, 20)]
+    assert selected("widest_margin", some) == [(0, 3), (2, 3), (1, 3)]
+    assert selected("widest_margin", some, 4) == [(0, 3), (2, 3), (1, 3), (1, 0)]
+
+
+def test_equal_margins_are_drawn_by_the_article():
+    some = [score(5, 20), score(5, 20), score(1, 20), score(1, 20)]
+    drawn = Counter(selected("widest_margin", some, 1, seed)[0] for seed in range(60))
+    assert set(drawn) == {(0, 2), (0, 3), (1, 2), (1, 3)}

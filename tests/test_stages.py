@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from judges.base import LETTERS, UNSURE, Question, Skip
+from judges.base import LETTERS, UNSURE, Skip
 from pipeline import config
 from pipeline.engines.base import Reply, Sample
 from pipeline.engines.pool import Pool
@@ -281,13 +281,13 @@ def test_an_unread_answer_leaves_its_article_out_of_the_comparison():
 
 
 def test_a_question_cut_off_is_not_used():
+    from pipeline.asking import _read
     from pipeline.judging import make_judge
-    from pipeline.questions import _read
 
     lines = "\n".join(f"Q{i} Who {i}? Answer Ana | Ben | Carla | Dan | Ev" for i in (1, 2))
     whole, cut = (Reply([1], [Sample(lines, [1], finish)]) for finish in ("stop", "length"))
-    assert len([q for q in _read(make_judge(JUDGE, 0), whole) if isinstance(q, Question)]) == 2
-    assert _read(make_judge(JUDGE, 0), cut)[1] == Skip("question cut off")
+    assert [q for q in _read(make_judge(JUDGE, 0), whole, 3) if isinstance(q, Skip)] == [Skip("question not written")]
+    assert _read(make_judge(JUDGE, 0), cut, 2)[1] == Skip("question cut off")
 
 
 def test_lead_and_shorten():

@@ -18,6 +18,7 @@ class Example:
         pairs: (chosen, rejected), indices into `completions`.
         reference_logps: one a completion, in nats; empty where training goes without a reference.
         sampled_logps: one a completion, in nats, as the engine had it that sampled it; None where it was not asked.
+        weights: one a pair: as how many pairs it counts in its step; empty: each as one.
     """
 
     article_id: str
@@ -26,6 +27,7 @@ class Example:
     pairs: tuple[tuple[int, int], ...]
     reference_logps: tuple[float, ...]
     sampled_logps: tuple[float | None, ...] = ()
+    weights: tuple[float, ...] = ()
 
     @property
     def article(self) -> Article:
@@ -42,9 +44,20 @@ class Example:
         return sum(2 * len(self.prompt_ids) + self._length(c) + self._length(r) for c, r in self.pairs)
 
     @property
-    def chosen_tokens(self) -> int:
-        """Tokens of the chosen completions, pair by pair."""
-        return sum(self._length(chosen) for chosen, _ in self.pairs)
+    def pair_weights(self) -> tuple[float, ...]:
+        """One a pair."""
+        return self.weights or (1.0,) * len(self.pairs)
+
+    @property
+    def weight(self) -> float:
+        """As how many pairs it counts."""
+        return sum(self.pair_weights)
+
+    @property
+    def chosen_tokens(self) -> float:
+        """Tokens of the chosen completions, pair by pair, each as often as its pair counts."""
+        weighted = zip(self.pairs, self.pair_weights, strict=True)
+        return sum(weight * self._length(chosen) for (chosen, _), weight in weighted)
 
     @property
     def longest(self) -> int:

@@ -212,16 +212,15 @@ class Run:
         """One update."""
         began = time.monotonic()
         totals, gaps = torch.zeros(metrics.COUNT, dtype=torch.float64), torch.zeros(2)
-        length = sum(example.chosen_tokens for example in step.examples) / step.pairs
         for batch in self._batches(step.examples):
             logps = self.policy(completion_logps, batch.tree)
-            losses = self._losses(batch, logps, length)
-            (losses.sum() / step.pairs).backward()
+            losses = self._losses(batch, logps, step)
+            ((losses * batch.weights).sum() / step.weight).backward()
             self.optimizer.collect()
             totals += metrics.sums(batch, logps, losses, self.settings["beta"])
             if number == 0:
                 gaps = torch.maximum(gaps, self._gaps(batch, logps.detach()))
-        line = metrics.means(self._sum(totals), step.pairs, self.referenced)
+        line = metrics.means(self._sum(totals), step.weight, self.referenced)
         if number == 0 and self.referenced:
             margin, per_token = self._reduce(gaps, dist.ReduceOp.MAX).tolist()
             self.standing.margin = self.settings["beta"] * margin
@@ -236,8 +235,7 @@ class Run:
         norm = self.optimizer.step(rate)
         memory = float(self._reduce(torch.tensor([metrics.peak_memory(self.device)]), dist.ReduceOp.MAX))
         seconds = time.monotonic() - began
-        line = {"step": number + 1, "epoch": step.epoch} | line | {"grad_norm": norm, "learning_rate": rate}
-        line |= {"pairs": step.pairs, "num_tokens": step.tokens, "num_tokens_naive": step.naive_tokens}
+        line = {"step": number + 1, "epoch": step.epoch, **line, **step.sizes, "grad_norm": norm, "learning_rate": rate}
         line |= {"tokens_per_second": step.tokens / seconds, "naive_tokens_per_second": step.naive_tokens / seconds}
         self._log(line | {"peak_memory_gib": memory})
 
@@ -245,15 +243,13 @@ class Run:
     def _evaluate(self, number: int, epoch: float) -> None:
         if not self.held_out:
             return
-        pairs = sum(len(example.pairs) for example in self.held_out)
-        length = sum(example.chosen_tokens for example in self.held_out) / pairs
-        totals = torch.zeros(metrics.COUNT, dtype=torch.float64)
-        for batch in self._batches(self.held_out):
+        exam, totals = Step(epoch, tuple(self.held_out)), torch.zeros(metrics.COUNT, dtype=torch.float64)
+        for batch in self._batches(exam.examples):
             logps = self.policy(completion_logps, batch.tree)
-            totals += metrics.sums(batch, logps, self._losses(batch, logps, length), self.settings["beta"])
-        means = metrics.means(self._sum(totals), pairs, self.referenced)
+            totals += metrics.sums(batch, logps, self._losses(batch, logps, exam), self.settings["beta"])
+        means = metrics.means(self._sum(totals), exam.weight, self.referenced)
         line = {f"eval_{name}": value for name, value in means.items()}
-        self._log({"step": number, "epoch": epoch, **line, "eval_pairs": pairs})
+        self._log({"step": number, "epoch": epoch, **line, "eval_pairs": exam.pairs})
         if number:  # before any update all margins are rounding, and the best is not to be the model we began with
             self._compare(line)
 
@@ -284,7 +280,7 @@ class Run:
         batches = micro_batches(examples, rank=self.rank, workers=self.workers, tokens_per_batch=self.tokens_per_batch)
         return [batch.to(self.device) for batch in batches]
 
-    def _losses(self, batch: MicroBatch, logps: Tensor, mean_chosen_length: float) -> Tensor:
+    def _losses(self, batch: MicroBatch, logps: Tensor, step: Step) -> Tensor:
         """(pairs,)"""
         return self.objective(
             chosen_logps=logps[batch.chosen],
@@ -293,7 +289,7 @@ class Run:
             ref_rejected_logps=batch.reference_logps[batch.rejected],
             chosen_lengths=batch.lengths[batch.chosen],
             rejected_lengths=batch.lengths[batch.rejected],
-            mean_chosen_length=mean_chosen_length,
+            mean_chosen_length=step.mean_chosen_length,
         )
 
     def _gaps(self, batch: MicroBatch, logps: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ def sums(batch: MicroBatch, logps: Tensor, losses: Tensor, beta: float) -> Tenso
         beta: what rewards are in units of, as in TRL.
 
     Returns:
-        (COUNT,) float64 on the CPU: sums over pairs, then over completions, and the number of these.
+        (COUNT,) float64 on the CPU: sums over pairs, each as often as it counts; then over completions, and the number
+        of these.
     """
     if not len(batch.chosen):
         return torch.zeros(COUNT, dtype=torch.float64)
@@ -54,18 +55,19 @@ def sums(batch: MicroBatch, logps: Tensor, losses: Tensor, beta: float) -> Tenso
         logps[batch.rejected],
         chosen < 0,
     )
-    of_pairs = torch.stack([column.detach().double().sum() for column in columns])
+    of_pairs = torch.stack([(column.detach().double() * batch.weights).sum() for column in columns])
     return torch.cat([of_pairs, -change.detach().double().sum()[None], of_pairs.new_tensor([len(change)])]).cpu()
 
 
-def means(totals: Tensor, pairs: int, referenced: bool) -> dict[str, float]:
+def means(totals: Tensor, weight: float, referenced: bool) -> dict[str, float]:
     """Metrics of a step by name, from the sums over all workers.
 
     Args:
+        weight: of all pairs; where they have none of their own, how many there are.
         referenced: there is a reference. Without one rewards are beta log pi, as TRL's CPO has them, and what
             compares with a reference is left out.
     """
-    values = dict(zip((*_OF_PAIRS, "logps/chosen_fell"), (totals[:-2] / pairs).tolist(), strict=True))
+    values = dict(zip((*_OF_PAIRS, "logps/chosen_fell"), (totals[:-2] / weight).tolist(), strict=True))
     if not referenced:
         del values["logps/chosen_fell"]
         return values
@@ -89,10 +91,10 @@ def summary(lines: Sequence[dict[str, Any]], epochs: int, step: int) -> dict[str
     held_out = [line for line in lines if "eval_loss" in line and line["step"] <= step]
     done = [line for line in train if line["step"] <= step]
     last = [line for line in done if line["epoch"] > done[-1]["epoch"] - 1]
-    pairs = sum(line["pairs"] for line in last)
+    weight = sum(line["weight"] for line in last)
 
     def mean(name: str) -> float | None:
-        return sum(line[name] * line["pairs"] for line in last) / pairs if name in train[0] else None
+        return sum(line[name] * line["weight"] for line in last) / weight if name in train[0] else None
 
     fell = mean("logps/chosen_fell")
     return {

@@ -1,8 +1,9 @@
 """Which pairs make which step, and which worker does what of it: pure functions of ids, sizes and settings.
 
 Nothing is drawn at random (order is by hash), so a worker that starts again on another machine, or with other
-workers, finds the same plan. A step's loss is the sum over its pairs divided by the pairs of the *global* step;
-since packing and dealing only regroup that sum, gradients do not depend on them.
+workers, finds the same plan. A step's loss is the weighted mean over the pairs of the *global* step (a weight is 1,
+unless all pairs of an article are to weigh as one); since packing and dealing only regroup that sum, gradients do not
+depend on them.
 Left out: how a row is laid out (`tree.py`) and scored (`logps.py`).
 """
 
@@ -34,12 +35,32 @@ class Step:
         return sum(len(example.pairs) for example in self.examples)
 
     @property
+    def weight(self) -> float:
+        """As how many pairs they count; without weights that is `pairs`."""
+        return sum(example.weight for example in self.examples)
+
+    @property
     def tokens(self) -> int:
         return sum(example.tokens for example in self.examples)
 
     @property
     def naive_tokens(self) -> int:
         return sum(example.naive_tokens for example in self.examples)
+
+    @property
+    def mean_chosen_length(self) -> float:
+        """Tokens of a chosen completion, over all pairs by their weights."""
+        return sum(example.chosen_tokens for example in self.examples) / self.weight
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """As a line of metrics has them."""
+        return {
+            "pairs": self.pairs,
+            "weight": self.weight,
+            "num_tokens": self.tokens,
+            "num_tokens_naive": self.naive_tokens,
+        }
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,7 @@ class MicroBatch:
         chosen, rejected: (P,) int64, completions of the row.
         reference_logps: (C,) float32, in nats; 0 where training goes without a reference.
         lengths: (C,) float32, tokens of each completion.
+        weights: (P,) float32, as how many pairs each counts.
     """
 
     tree: Tree
@@ -58,6 +80,7 @@ class MicroBatch:
     rejected: Tensor
     reference_logps: Tensor
     lengths: Tensor
+    weights: Tensor
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same on another device."""
@@ -84,13 +107,14 @@ def split(examples: Sequence[Example], eval_fraction: float) -> tuple[list[Examp
 def steps(examples: Sequence[Example], *, epochs: int, pairs_per_step: int, seed: int) -> list[Step]:
     """All steps of all epochs; each takes articles, in an order of its epoch's own, up to `pairs_per_step` pairs.
 
-    An article is never cut, so a step may have a few pairs more; the last of an epoch may have fewer.
+    A pair counts by its weight: else a step would weigh its articles by how many pairs the others in it have. An
+    article is never cut, so a step may have a few pairs more; the last of an epoch may have fewer.
     """
     plan = []
     for epoch in range(epochs):
         groups: list[list[Example]] = [[]]
         for example in sorted(examples, key=lambda example: _hash(seed, epoch, example.article_id)):
-            if sum(len(e.pairs) for e in groups[-1]) >= pairs_per_step:
+            if sum(e.weight for e in groups[-1]) > pairs_per_step - 1e-3:  # thirds may add up to a hair less than one
                 groups.append([])
             groups[-1].append(example)
         plan += [Step(epoch + (done + 1) / len(groups), tuple(group)) for done, group in enumerate(groups)]
@@ -124,23 +148,26 @@ def _micro_batch(examples: Sequence[Example]) -> MicroBatch:
     chosen: list[int] = []
     rejected: list[int] = []
     logps: list[float] = []
+    weights: list[float] = []
     for example in examples:
         chosen += [len(logps) + pair[0] for pair in example.pairs]
         rejected += [len(logps) + pair[1] for pair in example.pairs]
         logps += example.reference_logps or [0.0] * len(example.completions)
+        weights += example.pair_weights
     return MicroBatch(
         tree=(tree := grow([example.article for example in examples])),
         chosen=torch.tensor(chosen),
         rejected=torch.tensor(rejected),
         reference_logps=torch.tensor(logps, dtype=torch.float32),
         lengths=torch.tensor(tree.lengths, dtype=torch.float32),
+        weights=torch.tensor(weights, dtype=torch.float32),
     )
 
 
 def _nothing() -> MicroBatch:
     """A row without pairs: its loss is an empty sum, its gradient zero, and its collectives are all there."""
     none = torch.zeros(0, dtype=torch.int64)
-    return MicroBatch(grow([([0], [[0]])]), none, none, torch.zeros(1), torch.ones(1))
+    return MicroBatch(grow([([0], [[0]])]), none, none, torch.zeros(1), torch.ones(1), torch.zeros(0))
 
 
 def _hash(*parts: object) -> int:

@@ -75,11 +75,15 @@ def _checked(row: dict[str, pa.Scalar], reference_digest: str | None) -> bool:
 def _example(row: dict[str, pa.Scalar]) -> Example:
     article_id, logps = row["article_id"].as_py(), row["reference_logps"].as_py() or []
     referenced = row["reference_digest"].as_py() is not None
-    pairs = [(pair["chosen"], pair["rejected"]) for pair in row["pairs"].as_py()]
+    made = row["pairs"].as_py()
+    pairs = [(pair["chosen"], pair["rejected"]) for pair in made]
+    weights = tuple(1.0 if pair.get("weight") is None else pair["weight"] for pair in made)
     count = len(row["summaries"])
     for chosen, rejected in pairs:
         if not (0 <= chosen < count and 0 <= rejected < count) or chosen == rejected:
             raise ValueError(f"article {article_id}: pair ({chosen}, {rejected}) is not two of {count} summaries")
+    if not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"article {article_id}: its pairs weigh {weights}, and a weight is a finite number above 0")
     if referenced and len(logps) != count:
         raise ValueError(f"article {article_id}: {count} summaries and {len(logps)} reference_logps")
     used = sorted({index for pair in pairs for index in pair})
@@ -98,6 +102,7 @@ def _example(row: dict[str, pa.Scalar]) -> Example:
         pairs=tuple((used.index(chosen), used.index(rejected)) for chosen, rejected in pairs),
         reference_logps=tuple(logps[index] for index in used) if referenced else (),
         sampled_logps=tuple(sampled[index] for index in used),
+        weights=weights,
     )
     _refuse_empty(article_id, [example.prompt_ids, *example.completions])
     return example

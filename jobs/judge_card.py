@@ -1,0 +1,45 @@
+"""A judge's card alone: asks about some articles, answers from their leads, and tells how far that can be trusted."""
+
+import json
+from collections.abc import Sequence
+
+from jobs.submitted import warn_of_what_ray_removes
+from pipeline import articles, folder, ledger, models
+from pipeline.progress import Display
+from pipeline.reading import load
+
+
+def examine(path: str, overrides: Sequence[str]) -> None:
+    """Make the card of a configuration's judge, print it, and write judge_card.json into the run's folder.
+
+    Raises:
+        UserError: see the modules that check: reading, articles, models, ledger, folder, run.
+    """
+    settings = load(path, overrides)
+    if settings.judge.model:
+        models.check("judge.model", settings.judge.model)
+    articles.check(settings.articles)
+    display = Display()
+    warn_of_what_ray_removes(settings, display)
+    book = ledger.Ledger(settings.run)
+    folder.check(book, settings)
+    from pipeline import card, report
+    from pipeline.cluster import connected
+    from pipeline.round import audition
+    from pipeline.run import Run, Survey
+
+    audition(Survey(settings, book))  # what the run would refuse, before Ray starts
+    with book.lock() as taken:
+        if taken:
+            display.warn(taken)
+        with connected(settings.hardware) as hardware:
+            questions, leads = audition(Run(settings.model_copy(update={"hardware": hardware}), book, display))
+        found = card.measure(questions.record, [leads.record], [leads.record], settings.judge.options)
+        book.write("judge_card.json", json.dumps(found, indent=2) + "\n")
+    for table in report.shown(card.lines(found)):
+        display.say("")
+        display.console.print(table)
+    display.say("")
+    for note in card.notes(found):
+        display.warn(note)
+    display.say(f"Card: {book.root}/judge_card.json", style="bold")

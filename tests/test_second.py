@@ -1,0 +1,100 @@
+"""A second judge: it asks and scores by itself, what it cannot ask about stays in, and agreement is counted."""
+
+import pytest
+
+from judges.cloze import ClozeJudge
+from pipeline import config
+from pipeline.engines.pool import Pool
+from pipeline.engines.scripted import ScriptedEngine
+from pipeline.evaluation import agree, verdicts
+from pipeline.hardware import EngineHardware
+from pipeline.preference import accuracy_only
+from pipeline.report import _second, _unconfirmed, _wins
+from pipeline.rows import dataset
+from pipeline.second import ask_second, judge_second
+
+SECOND = config.Judge(kind="cloze", questions=4)
+ARTICLE = """Ana Santos leads Northwind. The firm hired 93 people in Lima last year. Ben Costa left Bluepeak.
+Carla Weber spoke in Oslo. Dan Okafor paid 12 million to Ironwood. Eva Rossi saw 45 cars. Farid Khan bought 7 boats.
+Grace Xu met 61 pilots, and Hugo Lopez met 88 more."""
+
+
+@pytest.fixture(scope="module")
+def judged(ray_cluster):
+    """Two articles, of which one says too little to be asked about; two writers each."""
+    pool = Pool(lambda: ScriptedEngine(ClozeJudge(4).reply), EngineHardware(batch_size=2))
+    articles = [
+        {"article_id": name, "article": text, "split": "eval", "questions": []}
+        for name, text in (("rich", ARTICLE), ("poor", "Nothing happened."))
+    ]
+    settings = {"second_judge": SECOND, "seed": 0, "second_engine": pool}
+    asked = ask_second(dataset(articles), questions=config.Questions(min_questions=3), **settings).take_all()
+    columns = ("article_id", "article", "split", "questions", "second_questions")
+    first = {"answers": ["A"], "correct": 1, "unread": 0, "words": 3, "invalid_chars": 0}
+    rows = [
+        {name: row[name] for name in columns}
+        | {"writer": writer, "prompt_ids": [], "scores": [first]}
+        | {"summaries": [{"text": text, "token_ids": [], "finish_reason": "stop"}]}
+        for row in asked
+        for writer, text in (("whole", row["article"]), ("nothing", "Nothing."))
+    ]
+    made = judge_second(dataset(rows), **settings).take_all()
+    return asked, {(row["article_id"], row["writer"]): row for row in made}
+
+
+def test_it_asks_and_scores_by_its_own_questions(judged):
+    asked, made = judged
+    assert {row["article_id"]: len(row["second_questions"]) for row in asked} == {"rich": 4, "poor": 0}
+    assert all(row["skipped"] is None for row in asked), "the first judge's evaluation goes on with them"
+    assert made["rich", "whole"]["second_scores"][0]["correct"] == 4
+    assert made["rich", "nothing"]["second_scores"][0]["correct"] == 0
+    assert len(made["poor", "whole"]["second_scores"][0]["answers"]) == 0
+    assert made["rich", "whole"]["scores"][0]["correct"] == 1, "what the first judge said stays"
+
+
+def row(article, writer, correct, words=10, unread=0):
+    scores = [{"correct": correct, "words": words, "unread": unread, "answers": ["A"]}]
+    return {"article_id": article, "writer": writer, "scores": scores, "summaries": [{"finish_reason": "stop"}]}
+
+
+def test_agreement_is_counted_over_what_both_judged():
+    assert agree({"a": 1, "b": 0, "c": -1, "d": 1}, {"a": 1, "b": 1, "c": 1, "e": 0}) == {
+        "n": 3,
+        "same": pytest.approx(1 / 3),
+        "decided": 2,
+        "same_winner": 0.5,
+    }
+    assert agree({}, {"a": 1}) == {"n": 0, "same": None, "decided": 0, "same_winner": None}
+
+
+def test_verdicts_are_of_articles_that_both_have_read():
+    ours = [row("a", "x", 3), row("b", "x", 1), row("c", "x", 2, unread=1), row("d", "x", 1)]
+    theirs = [row("a", "y", 1), row("b", "y", 1), row("c", "y", 1), row("e", "y", 1)]
+    assert verdicts(ours, theirs, config.Pairs(), accuracy_only) == {"a": 1, "b": 0}
+
+
+def test_its_win_rate_stands_beside_the_first_ones():
+    settings = config.Config(
+        run="x",
+        articles=config.Articles(path="x"),
+        policy=config.Policy(model="x"),
+        judge=config.Judge(model="x"),
+        second_judge=SECOND,
+        pairs=config.Pairs(preference="accuracy_only"),
+    )
+    ours, theirs = [row(i, "new", 4) for i in "abcd"], [row(i, "old", 2) for i in "abcd"]
+    opinions = {(i, "new"): row(i, "new", 1)["scores"] for i in "abc"}
+    opinions |= {(i, "old"): row(i, "old", {"a": 0, "b": 1, "c": 3}[i])["scores"] for i in "abc"}
+    found = _second(ours, theirs, settings, opinions)["strict"]
+    assert (found["rate"]["wins"], found["rate"]["ties"], found["rate"]["losses"]) == (1, 1, 1)
+    assert found["agreement"] == {"n": 3, "same": pytest.approx(1 / 3), "decided": 2, "same_winner": 0.5}
+    rate = {"win_rate": 1.0, "low": 1.0, "high": 1.0, "n": 4, "wins": 4, "ties": 0, "losses": 0}
+    entry = {"round": 1, "vs_base": {"strict": rate}, "second": {"vs_base": {"strict": found}}}
+    metrics = {"second_judge": "cloze", "base": {}, "rounds": [entry], "baselines": {"lead": {}}}
+    heading, first, second = _wins(metrics, second=True)
+    assert len(heading) == len(first) == len(second) == 7
+    assert second[1] == "strict, 2nd judge" and second[2] == "50.0%" and second[-1] == "33.3%"
+    assert [len(line) for line in _wins(metrics, second=False)] == [6, 6]
+    (note,) = _unconfirmed(metrics)
+    assert "round 1 wins 100.0% [100.0%, 100.0%] against the base, but 50.0%" in note
+    assert _unconfirmed(metrics | {"second_judge": None}) == []
