@@ -110,7 +110,7 @@ def align(
         policy, references, hardware: further settings of these sections of the configuration, by name.
         max_skipped: share of the rows that may be unusable.
         remake: as of `carry_out`.
-        **training: any setting of `config.Training` by its name, such as beta or learning_rate.
+        **training: any setting of `learning.Training` by its name, such as beta or learning_rate.
 
     Raises:
         UserError: as `carry_out`; an unknown name, a wrong type, an impossible combination of settings.

@@ -195,7 +195,9 @@ class Config(Settings):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     baselines: Baselines = Baselines()
-    compare: dict[str, Compared] = {}  # models at servers, by the name of their column in the report
+    compare: dict[str, Compared] = Field(
+        default_factory=dict
+    )  # models at servers, by the name of their column in the report
     report: Report = Report()
     report_to: tuple[Logger, ...] = ()  # metrics of training, beside metrics.jsonl
     hardware: Hardware = Hardware()

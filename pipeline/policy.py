@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from pipeline.config import References, Training, UserError
+from pipeline.config import UserError
 from pipeline.hardware import Trainer
+from pipeline.learning import References, Training
 from pipeline.ledger import Artifact, remove
 from pipeline.loggers import Log
 from pipeline.models import fetch, locate

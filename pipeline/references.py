@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from ray.data import Dataset
 
-from pipeline.config import References
 from pipeline.engines.pool import Pool
 from pipeline.hardware import Trainer
+from pipeline.learning import References
 from pipeline.rows import Outcome, Row, each
 from pipeline.stage import stage
 

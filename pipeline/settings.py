@@ -1,4 +1,4 @@
-"""What all settings are made of: frozen, without unknown keys. Left out: which there are (`config.py`, `learning.py`)."""
+"""What all settings are made of: frozen, no unknown keys. Left out: which there are (`config.py`, `learning.py`)."""
 
 from typing import Annotated
 

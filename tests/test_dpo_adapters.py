@@ -18,13 +18,14 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from pipeline.config import Lora, UserError
+from pipeline.config import UserError
 from pipeline.contents import fingerprint
 from pipeline.dpo import weights
 from pipeline.dpo.example import Example
 from pipeline.dpo.logps import completion_logps
 from pipeline.dpo.loop import Run
 from pipeline.dpo.tree import grow
+from pipeline.learning import Lora
 from pipeline.models import check
 
 VOCABULARY = 65

@@ -148,8 +148,8 @@ def adapters(tmp_path_factory):
     """Two rounds' adapters on one base, as the trainer writes them, of the rank that vLLM must round up."""
     import torch
 
-    from pipeline.config import Lora
     from pipeline.dpo import weights
+    from pipeline.learning import Lora
 
     lora = Lora(r=4, lora_alpha=8).model_dump()
     folders = []

@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from judges.base import LETTERS
-from pipeline.config import Judge, Pairs, References
+from pipeline.config import Judge, Pairs
 from pipeline.dpo import weights
 from pipeline.dpo.logps import plain_logps
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.hardware import EngineHardware, Trainer
+from pipeline.learning import References
 from pipeline.pairs import pair
 from pipeline.references import anchor, load_reference
 from pipeline.rows import dataset

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import References, Training
+from pipeline.learning import References, Training
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    """Of `config.Training`, changed, and what else the loop is told."""
+    """Of `learning.Training`, changed, and what else the loop is told."""
     return Training(**changes).model_dump() | {
         "dtype": "float32",
         "seed": 0,

@@ -83,7 +83,7 @@ class Run:
     Args:
         examples: all rows, the same on every worker.
         model_path: folder, URI or hub name of the model or adapter to train, which is also the reference.
-        settings: of `config.Training`, as a mapping; and dtype, seed and references (`config.References`).
+        settings: of `learning.Training`, as a mapping; and dtype, seed and references (`learning.References`).
         tokens_per_batch: of one packed row.
         device, rank, workers: of this process; with more than one worker torch.distributed is set up.
         article_tree: else each completion is a sequence of its own: slow, and right for every model.

@@ -70,7 +70,7 @@ def start(
     off" would be the base, which is the reference only where the adapter is fresh.
 
     Args:
-        lora: `config.Lora` as a dict, or None: all weights are trained.
+        lora: `learning.Lora` as a dict, or None: all weights are trained.
         seed: of a fresh adapter.
 
     Raises:
