@@ -78,7 +78,8 @@ def score_summaries(judge: Judge, engine: Engine, rows: list[Row], again: float 
                 passages.append(text)
                 questions.append(asked)
         where.append([place[summary["text"].strip()] for summary in row["summaries"]])
-    twice = {i: len(passages) + n for n, i in enumerate(i for i, row in enumerate(rows) if _drawn(row, again))}
+    drawn = [i for i, row in enumerate(rows) if where[i] and _drawn(row, again)]
+    twice = {i: len(passages) + n for n, i in enumerate(drawn)}
     for i in twice:
         first = where[i][0]
         passages.append(passages[first])

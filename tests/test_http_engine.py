@@ -193,7 +193,7 @@ def test_judging_keeps_the_row_and_says_why_a_summary_has_no_answers():
     with Server(answers) as server:
         question = {"question_id": "q", "question": "Who?", "options": ["Ana", "Ben"], "answer": 0}
         summaries = [{"text": "Ana came."}, {"text": "too long " * 500}]
-        row = {"article": "Ana came.", "questions": [question], "summaries": summaries}
+        row = {"article_id": "a", "article": "Ana came.", "questions": [question], "summaries": summaries}
         (outcome,) = score_summaries(McqJudge(questions=1, options=2), engine(server), [row])
     assert [score["answers"] for score in outcome["scores"]] == [["A"], [None]]
     assert outcome["tally"]["no reply: prompt too long"] == 1

@@ -90,7 +90,7 @@ def test_its_win_rate_stands_beside_the_first_ones():
     assert found["agreement"] == {"n": 3, "same": pytest.approx(1 / 3), "decided": 2, "same_winner": 0.5}
     rate = {"win_rate": 1.0, "low": 1.0, "high": 1.0, "n": 4, "wins": 4, "ties": 0, "losses": 0}
     entry = {"round": 1, "vs_base": {"strict": rate}, "second": {"vs_base": {"strict": found}}}
-    metrics = {"second_judge": "cloze", "base": {}, "rounds": [entry], "baselines": {"lead": {}}}
+    metrics = {"second_judge": "cloze", "base": {}, "compared": {}, "rounds": [entry], "baselines": {"lead": {}}}
     heading, first, second = _wins(metrics, second=True)
     assert len(heading) == len(first) == len(second) == 7
     assert second[1] == "strict, 2nd judge" and second[2] == "50.0%" and second[-1] == "33.3%"
