@@ -63,15 +63,7 @@ def gradients(rank: int, workers: int, folder: str) -> None:
             policy.zero_grad()
             for batch in micro_batches(examples, rank=rank, workers=workers, tokens_per_batch=budget):
                 logps = policy(completion_logps, batch.tree)
-                losses = objective(
-                    chosen_logps=logps[batch.chosen],
-                    rejected_logps=logps[batch.rejected],
-                    ref_chosen_logps=batch.reference_logps[batch.chosen],
-                    ref_rejected_logps=batch.reference_logps[batch.rejected],
-                    chosen_lengths=batch.lengths[batch.chosen],
-                    rejected_lengths=batch.lengths[batch.rejected],
-                    mean_chosen_length=length,
-                )
+                losses = objective(**batch.by_pair(logps), mean_chosen_length=length)
                 (losses.sum() / pairs).backward()
             whole = [p.grad.full_tensor() if workers > 1 else p.grad for p in policy.parameters()]
             found[case, budget] = torch.cat([gradient.flatten() for gradient in whole])

@@ -282,15 +282,7 @@ class Run:
 
     def _losses(self, batch: MicroBatch, logps: Tensor, step: Step) -> Tensor:
         """(pairs,)"""
-        return self.objective(
-            chosen_logps=logps[batch.chosen],
-            rejected_logps=logps[batch.rejected],
-            ref_chosen_logps=batch.reference_logps[batch.chosen],
-            ref_rejected_logps=batch.reference_logps[batch.rejected],
-            chosen_lengths=batch.lengths[batch.chosen],
-            rejected_lengths=batch.lengths[batch.rejected],
-            mean_chosen_length=step.mean_chosen_length,
-        )
+        return self.objective(**batch.by_pair(logps), mean_chosen_length=step.mean_chosen_length)
 
     def _gaps(self, batch: MicroBatch, logps: Tensor) -> Tensor:
         """(2,) on the CPU, policy against reference: of a pair's margin in nats, of a completion in nats per token."""

@@ -82,6 +82,21 @@ class MicroBatch:
     lengths: Tensor
     weights: Tensor
 
+    def by_pair(self, logps: Tensor) -> dict[str, Tensor]:
+        """What losses take of the batch, by their names for it, (P,) each.
+
+        Args:
+            logps: (C,) of the policy.
+        """
+        return {
+            "chosen_logps": logps[self.chosen],
+            "rejected_logps": logps[self.rejected],
+            "ref_chosen_logps": self.reference_logps[self.chosen],
+            "ref_rejected_logps": self.reference_logps[self.rejected],
+            "chosen_lengths": self.lengths[self.chosen],
+            "rejected_lengths": self.lengths[self.rejected],
+        }
+
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same on another device."""
         return MicroBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
