@@ -16,7 +16,7 @@ def examine(path: str, overrides: Sequence[str]) -> None:
         UserError: see the modules that check: reading, articles, models, ledger, folder, run.
     """
     settings = load(path, overrides)
-    if settings.judge.model:
+    if settings.judge.model and not settings.judge.served:
         models.check("judge.model", settings.judge.model)
     articles.check(settings.articles)
     display = Display()
