@@ -27,7 +27,7 @@ def equip(
     """What `Stage.uses` asks for.
 
     Args:
-        names: policy_engine, judge_engine, second_engine, model, scorer, trainer, together, folder, progress, logging.
+        names: policy_engine, judge_engine, second_engine, model, scorer, trainer, folder, progress, logging.
         config: its hardware above all.
         inputs: of the stage; the policy among them is `model`, and what `policy_engine` and `scorer` run.
         root, address: of the artifact that is to be made.
@@ -45,7 +45,6 @@ def equip(
         "model": lambda: model,
         "scorer": lambda: _scorer(config, model, policy.get("digest")),
         "trainer": lambda: config.hardware.trainer,
-        "together": lambda: config.hardware.together,
         "folder": lambda: f"{root}/{address}",
         "progress": lambda: partial(_step, tick),
         "logging": lambda: partial(opened, config.report_to, root, address),
@@ -83,7 +82,9 @@ def _scorer(config: Config | Alignment, model: str | None, digest: str | None) -
     assert model is not None and digest is not None, "a stage that scores has a policy among its inputs"
     trainer = config.hardware.trainer
     hardware = EngineHardware(
-        replicas=trainer.workers, gpus_per_replica=trainer.gpus_per_worker, cpus_per_replica=trainer.cpus_per_worker
+        replicas=1 if config.hardware.together else trainer.workers,
+        gpus_per_replica=trainer.gpus_per_worker,
+        cpus_per_replica=trainer.cpus_per_worker,
     )
     return Pool(partial(load_reference, model, config.policy.dtype, digest, trainer), hardware)
 

@@ -1,129 +1,63 @@
-"""Evaluation: greedy summaries of held-out articles, judged, and compared by two rules.
+"""Evaluation: the summaries of an exam, judged, and compared by two rules.
 
-Beside the policy stand two baselines that learned nothing: the article's lead, and the base's own summaries cut short.
-Left out: which of two summaries wins (`preference.py`), intervals (`stats.py`), drawing (`report.py`).
+Left out: writing them (`exam.py`), which of two wins (`preference.py`), intervals (`stats.py`), drawing (`report.py`).
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from ray.data import Dataset
 
-from judges.base import Prompt, user
-from pipeline.config import Baselines, Evaluation, Pairs, Policy, Report
 from pipeline.config import Judge as JudgeSettings
+from pipeline.config import Pairs, Report
 from pipeline.engines.pool import Pool
 from pipeline.judging import make_judge, score_summaries
 from pipeline.preference import Rule, rules
-from pipeline.rows import COLUMNS, Row, each
-from pipeline.sampling import SAMPLED, sample
+from pipeline.rows import Row
 from pipeline.stage import stage
 from pipeline.stats import WinRate, win_rate
-
-LEAD, SHORTEN = "lead", "shorten-only"
-
-
-_SETTINGS = ("evaluation", "policy", "judge", "seed")
-_exam = partial(
-    stage,
-    "evaluation",
-    version=2,
-    contents=("judge.model",),
-    uses=("policy_engine", "judge_engine", "together"),
-    writes=(*SAMPLED, "scores"),
-    split="eval",
-    limits=("evaluation.max_skipped", "scores.max_unread"),
-)
-
-
-@_exam(settings=_SETTINGS)
-def evaluate(
-    rows: Dataset,
-    writer: str,
-    *,
-    evaluation: Evaluation,
-    policy: Policy,
-    judge: JudgeSettings,
-    seed: int,
-    policy_engine: Pool,
-    judge_engine: Pool,
-    together: bool,
-    baselines: Baselines | None = None,
-) -> Dataset:
-    """One row per held-out article: the policy's greedy summary and its score.
-
-    Args:
-        rows: held-out articles with questions.
-        writer: the build id of the policy that `policy_engine` runs.
-        together: whether policy and judge run at the same time; else one is gone before the other starts.
-        baselines: with them, a row per article for each of lead-n and shorten-only too.
-    """
-    prompt = Prompt(user(policy.instruction), evaluation.max_tokens)
-    written = sample(rows, prompt, writer, policy_engine)
-    if not together:
-        written = written.materialize()
-    if baselines:
-        written = written.map_batches(partial(_add_baselines, baselines), batch_format="pyarrow")
-    step = partial(score_summaries, make_judge(judge, seed), again=evaluation.ask_again)
-    return judge_engine.map(written, step, ("scores",))
-
-
-@_exam(settings=(*_SETTINGS, "baselines"))
-def evaluate_base(*args: Any, **kwargs: Any) -> Dataset:
-    """`evaluate`, of the base policy and beside it the baselines."""
-    return evaluate(*args, **kwargs)
 
 
 @stage(
     "evaluation",
-    version=1,
-    settings=("judge", "baselines", "seed"),
+    version=3,
+    settings=("evaluation.ask_again", "judge", "seed"),
     contents=("judge.model",),
     uses=("judge_engine",),
-    writes=(*SAMPLED, "scores"),
+    writes=("scores",),
+    limits=("scores.max_unread",),
 )
-def evaluate_leads(
-    rows: Dataset, *, judge: JudgeSettings, baselines: Baselines, seed: int, judge_engine: Pool
-) -> Dataset:
-    """A judge without a policy: it scores each article's lead, and again with the options in another order."""
-    led = each(rows, partial(_lead, baselines.lead_sentences), SAMPLED)
-    return judge_engine.map(led, partial(score_summaries, make_judge(judge, seed), again=1.0), ("scores",))
+def evaluate(rows: Dataset, *, ask_again: float, judge: JudgeSettings, seed: int, judge_engine: Pool) -> Dataset:
+    """Add `scores`, aligned with `summaries`, to the rows of an exam.
+
+    Args:
+        ask_again: the share of rows whose first summary is judged a second time, the options in another order.
+    """
+    step = partial(score_summaries, make_judge(judge, seed), again=ask_again)
+    return judge_engine.map(rows, step, ("scores",))
 
 
-def _lead(sentences: int, row: Row) -> Row:
-    led = _written(row, LEAD, lead(row["article"], sentences))
-    return {name: led[name] for name in SAMPLED}
+@stage(
+    "evaluation",
+    version=3,
+    settings=("judge", "seed"),
+    contents=("judge.model",),
+    uses=("judge_engine",),
+    writes=("scores",),
+)
+def evaluate_leads(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: Pool) -> Dataset:
+    """`evaluate`, of articles' leads, every one of them twice: a judge without a policy."""
+    return evaluate(rows, ask_again=1.0, judge=judge, seed=seed, judge_engine=judge_engine)
 
 
-def _add_baselines(settings: Baselines, table: pa.Table) -> pa.Table:
-    rows = []
-    for row in table.to_pylist():
-        rows.append(row)
-        if row["skipped"] is None:
-            text = row["summaries"][0]["text"]
-            rows.append(_written(row, LEAD, lead(row["article"], settings.lead_sentences)))
-            rows.append(_written(row, SHORTEN, shorten(text, settings.shorten_to)))
-    return pa.table({name: pa.array([row[name] for row in rows], COLUMNS[name]) for name in table.column_names})
-
-
-def _written(row: Row, writer: str, text: str) -> Row:
-    summary = {"text": text, "token_ids": [], "finish_reason": "stop"}
-    return row | {"writer": writer, "prompt_ids": [], "summaries": [summary], "tally": []}
-
-
-def lead(article: str, sentences: int) -> str:
-    """The first sentences of an article: hard to beat in news."""
-    return " ".join(re.split(r"(?<=[.!?])\s+", article.strip())[:sentences])
-
-
-def shorten(summary: str, share: float) -> str:
-    """The first `share` of a summary's words, at least one: no better a summary, only a shorter one."""
-    words = summary.split()
-    return " ".join(words[: max(1, int(len(words) * share))])
+def entrant(rows: Sequence[Row], place: int) -> list[Row]:
+    """The rows of an evaluation as if they had one summary, that at `place`, which they note."""
+    return [
+        row | {name: row[name][place : place + 1] for name in ("summaries", "scores")} | {"place": place}
+        for row in rows
+    ]
 
 
 def compare(

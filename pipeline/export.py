@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from judges.base import fill, user
-from pipeline import tables
+from pipeline import parts
 from pipeline.config import Config, UserError
 from pipeline.formats import Preference
 from pipeline.ledger import Artifact, Ledger, open_place
@@ -76,8 +75,8 @@ def _tables(ledger: Ledger) -> dict[int, Artifact]:
 
 
 def _rows(ledger: Ledger, table: Artifact) -> Iterator[Row]:
-    for part in tables.parts(ledger, table):
-        yield from pq.read_table(part, filesystem=ledger.fs).to_pylist()
+    for name in table.record["parts"]:
+        yield from parts.read(f"{ledger.root}/{table.address}", name).to_pylist()
 
 
 def _lines(row: Row, instruction: str, tokens: Tokens) -> Iterator[tuple[dict[str, Any], bool]]:

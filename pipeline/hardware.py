@@ -114,15 +114,25 @@ class Hardware(_Hardware):
     judge: EngineHardware = EngineHardware()
     trainer: Trainer = Trainer()
     servers: dict[str, Server] = {}  # by a name of yours, which judge.served and compare.* use
-    # Policy and judge each have their own place, and run at the same time where one feeds the other. On a single GPU
-    # leave it off: they then take turns.
+    # Policy, judge and the reference each have their own place: summaries, scores and references run as one pipeline,
+    # and no row waits for a table to end. On a single GPU leave it off: they then take turns.
     together: bool = False
     # Logical CPUs of a Ray that we start ourselves. None: what the machine has, or what these settings need.
     ray_cpus: Annotated[int, Field(gt=0)] | None = None
 
+    @model_validator(mode="after")
+    def _has_room(self) -> "Hardware":
+        if self.ray_cpus is not None and self.ray_cpus < self.cpus() - 1:
+            raise ValueError(
+                f"hardware.ray_cpus is {self.ray_cpus}, and these settings need {self.cpus() - 1} at least, or they "
+                "would wait for ever: raise it, or lower cpus_per_replica, cpus_per_worker or replicas"
+            )
+        return self
+
     def cpus(self) -> int:
         """Logical CPUs that Ray must have. With fewer, Ray Data waits for ever, without a word."""
         engines = [engine.replicas * engine.cpus_per_replica for engine in (self.policy, self.judge)]
+        engines.append(self.trainer.cpus_per_worker)  # one reference at least
         trainers = self.trainer.workers * self.trainer.cpus_per_worker
         # Two beside the actors: a task that reads or writes, and Ray Train's controller.
         return math.ceil(max(sum(engines) if self.together else max(engines), trainers)) + 2
@@ -151,5 +161,6 @@ class Hardware(_Hardware):
     def gpus(self) -> float:
         """GPUs in use at one time, at the most."""
         engines = [engine.replicas * engine.gpus_per_replica for engine in (self.policy, self.judge)]
+        engines.append(self.trainer.gpus_per_worker)
         trainers = self.trainer.workers * self.trainer.gpus_per_worker
         return max(sum(engines) if self.together else max(engines), trainers)

@@ -112,16 +112,19 @@ class Ledger:
         with contextlib.suppress(FileNotFoundError):
             self.fs.delete_dir(self.path(address))
 
-    def begin(self, address: str, recipe: dict[str, Any]) -> None:
-        """Note by which recipe an artifact is being made, for whoever has to go on with it."""
-        self.write(f"{address}/{BEGUN}", json.dumps(recipe))
+    def begin(self, address: str, begun: dict[str, Any]) -> None:
+        """Note build and recipe of an artifact that is being made, for whoever has to go on with it."""
+        self.write(f"{address}/{BEGUN}", json.dumps(begun))
 
     def begun(self, address: str) -> dict[str, Any] | None:
-        """The recipe of an unfinished artifact at an address; None if there is none, or it is finished."""
+        """Build and recipe of an unfinished artifact at an address; None if there is none, or it is finished."""
         text = self.read(f"{address}/{BEGUN}")
+        if text is None or self.find(address):
+            return None
         try:
-            return None if text is None or self.find(address) else json.loads(text)
-        except ValueError:
+            found = json.loads(text)
+            return {"build": found["build"], "recipe": found["recipe"]}
+        except (ValueError, KeyError, TypeError):
             return None  # damaged: it is made from the beginning
 
     def finish(self, address: str, record: dict[str, Any]) -> Artifact:

@@ -5,8 +5,8 @@ report.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -19,27 +19,21 @@ _EVERY = 20.0  # seconds between plain lines
 class Tick:
     """Counts rows (or steps) of one stage. Call `advance` as they come."""
 
-    def __init__(self, show: "Display", name: str, total: int | None, unit: str):
+    def __init__(self, console: Console, bar: Progress | None, name: str, total: int | None, unit: str):
         self.name, self.total, self.unit, self.done, self.skipped = name, total, unit, 0, 0
         self.began = self.said = time.monotonic()
-        self.console = show.console
-        self.bar: Progress | None = None
-        if self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn(f"[cyan]{name:<22}[/]"),
-                BarColumn(bar_width=28),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(compact=True),
-                console=self.console,
-                transient=True,
-            )
-            self.task = self.bar.add_task(name, total=total, rate="starting")
+        self.console, self.bar = console, bar
+        if bar is not None:
+            self.task = bar.add_task(name, total=total, rate="starting")
 
     def advance(self, count: int = 1) -> None:
         """Say that `count` more are done."""
         self.done += count
         self._show()
+
+    def resume(self, done: int) -> None:
+        """Say how many an earlier attempt has done."""
+        self.done = self.skipped = done
 
     def reach(self, done: int, total: int | None) -> None:
         """Say how many are done by now, of how many: what was begun elsewhere does not begin at 0."""
@@ -69,14 +63,21 @@ class Display:
         self.console = console or Console(highlight=False, soft_wrap=True)
 
     @contextmanager
-    def working(self, name: str, total: int | None, unit: str = "rows") -> Iterator[Tick]:
-        """A bar while the block runs."""
-        tick = Tick(self, name, total, unit)
-        if tick.bar is None:
-            yield tick
-        else:
-            with tick.bar:
-                yield tick
+    def working(self, names: Sequence[str], total: int | None, unit: str = "rows") -> Iterator[list[Tick]]:
+        """A bar for each name while the block runs."""
+        bar = None
+        if self.console.is_terminal:
+            bar = Progress(
+                TextColumn("[cyan]{task.description:<22}[/]"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+        with bar or nullcontext():
+            yield [Tick(self.console, bar, name, total, unit) for name in names]
 
     def line(self, name: str, text: str, style: str = "") -> None:
         """One line of a stage that is done."""

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from pipeline import card, tables
 from pipeline.config import Config, Judge
-from pipeline.evaluation import LEAD, SHORTEN, agree, compare, describe, verdicts
+from pipeline.evaluation import agree, compare, describe, entrant, verdicts
+from pipeline.exam import BASELINES
 from pipeline.ledger import Ledger
 from pipeline.plot import draw
 from pipeline.preference import rules
@@ -55,9 +56,9 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
         return {rule: rate and rate.as_dict() for rule, rate in found.items()}
 
     first = tables.read(ledger, played[0].results)
-    base, *others = ([r for r in first if r["writer"] == w] for w in (played[0].policy.build, LEAD, SHORTEN))
-    baselines = dict(zip((LEAD, SHORTEN), others, strict=True))
-    compared = {name: tables.read(ledger, results) for name, results in played[0].compared.items()}
+    base = entrant(first, 0)
+    baselines = {name: entrant(first, place) for place, name in enumerate(BASELINES, 1)}
+    compared = {name: entrant(tables.read(ledger, results), 0) for name, results in played[0].compared.items()}
     opinions = _opinions(played, ledger)
     metrics: dict[str, Any] = {
         "run": ledger.root,
@@ -85,7 +86,7 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
                 "the run ended with the policy it had."
             )
             break
-        ours = tables.read(ledger, current.results)
+        ours = entrant(tables.read(ledger, current.results), 0)
         assert current.pairs is not None, "a trained round has pairs"
         training = current.policy.record["training"]
         metrics["rounds"].append(
@@ -122,7 +123,7 @@ def _name(judge: Judge) -> str:
 
 
 def _opinions(played: Sequence[Round], ledger: Ledger) -> dict[tuple[str, str], list[Row]]:
-    """Scores by the second judge, by article id and writer; of those that it had questions about."""
+    """Scores by the second judge, aligned with summaries, by article id and writer; of what it had questions about."""
     found = {current.second.build: current.second for current in played if current.second}
     rows = [row for table in found.values() for row in tables.read(ledger, table)]
     return {(row["article_id"], row["writer"]): row["second_scores"] for row in rows if row["second_questions"]}
@@ -133,7 +134,11 @@ def _second(
 ) -> dict[str, Any]:
     """By each rule, the win rate by the second judge, and how far it agrees with the first on who wins."""
     mine, others = (
-        [row | {"scores": opinions[key]} for row in some if (key := (row["article_id"], row["writer"])) in opinions]
+        [
+            row | {"scores": [opinions[key][row["place"]]]}
+            for row in some
+            if (key := (row["article_id"], row["writer"])) in opinions
+        ]
         for some in (ours, theirs)
     )
     rates = compare(mine, others, config.pairs, config.report, config.seed)
@@ -163,7 +168,7 @@ def _reasons(current: Round) -> str:
 
 def _gamed(metrics: dict[str, Any], shorten_to: float) -> list[str]:
     """Say so where a rule prefers the base's own summaries cut short."""
-    rates = metrics["baselines"][SHORTEN]["vs_base"]
+    rates = metrics["baselines"][BASELINES[1]]["vs_base"]
     return [
         f"By the {rule} rule the base's summaries cut to {shorten_to:.0%} of their words win {_rate(rate)} against "
         "the base. Under this rule a win may be mere shortness."
@@ -280,7 +285,7 @@ def examples(played: Sequence[Round], ledger: Ledger, count: int = 1) -> list[di
     before, after = played[0], played[-1]
     if after.policy is before.policy:
         return []  # nothing was trained
-    old = {r["article_id"]: r for r in tables.read(ledger, before.results) if r["writer"] == before.policy.build}
+    old = {r["article_id"]: r for r in tables.read(ledger, before.results)}
     new = {r["article_id"]: r for r in tables.read(ledger, after.results)}
     both = sorted(set(old) & set(new), key=lambda i: (-_right(new[i]) + _right(old[i]), i))
     # The median article, not the best: a report shows what is typical.

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pipeline.articles import read
-from pipeline.evaluation import evaluate, evaluate_base, evaluate_leads
+from pipeline.evaluation import evaluate, evaluate_leads
+from pipeline.exam import recite, sit, sit_base
 from pipeline.ledger import Artifact
 from pipeline.pairs import pair
 from pipeline.policy import adopt, hire, train
@@ -57,21 +58,22 @@ def begin(run: Survey) -> tuple[Material, Round]:
     questions = run.produce(ask, articles)
     exam = run.produce(ask_second, questions) if run.setting("second_judge") else questions
     policy = make(adopt)
-    results = make(evaluate_base, exam, policy)
+    _, results = run.chain((sit_base, exam, policy), (evaluate,), into="round-00")
     compared = {name: _examine(name, exam, run) for name in run.setting("compare")}
     second = second_opinion(results, run, "round-00")
     return Material(questions, exam), Round(0, policy, results, compared=compared, second=second)
 
 
 def _examine(name: str, exam: Artifact, run: Survey) -> Artifact:
-    make = partial(run.produce, into=f"compare/{name}")
-    return make(evaluate, exam, make(hire(name)))
+    folder = f"compare/{name}"
+    policy = run.produce(hire(name), into=folder)
+    return run.chain((sit, exam, policy), (evaluate,), into=folder)[-1]
 
 
 def audition(run: Survey) -> tuple[Artifact, Artifact]:
     """The judge alone, without a policy: its questions, and its answers to them from each article's lead."""
     questions = run.produce(ask, run.produce(read))
-    return questions, run.produce(evaluate_leads, questions, into="judge-card")
+    return questions, run.chain((recite, questions), (evaluate_leads,), into="judge-card")[-1]
 
 
 def second_opinion(results: Artifact, run: Survey, folder: str) -> Artifact | None:
@@ -84,15 +86,13 @@ def play(current: Round, material: Material, run: Survey) -> Round:
 
     A round that gives no pairs has nothing to learn: its policy and results are those it began with.
     """
-    make = partial(run.produce, into=current.next_folder)
-    summaries = make(write, material.questions, current.policy)
-    scores = make(judge, summaries)
-    pairs = make(pair, scores)
+    make, stream = partial(run.produce, into=current.next_folder), partial(run.chain, into=current.next_folder)
+    writer = current.policy
+    _, _, pairs, references = stream((write, material.questions, writer), (judge,), (pair,), (anchor, writer))
     if not pairs.record["kept"]:
         return replace(current, number=current.number + 1, pairs=pairs)
-    references = make(anchor, pairs, current.policy)
-    policy = make(train, references, current.policy)
-    results = make(evaluate, material.exam, policy)
+    policy = make(train, references, writer)
+    _, results = stream((sit, material.exam, policy), (evaluate,))
     second = second_opinion(results, run, current.next_folder)
     return Round(current.number + 1, policy, results, pairs, second=second)
 

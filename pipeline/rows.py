@@ -78,7 +78,7 @@ def apply(table: pa.Table, step: Callable[[list[Row]], Sequence[Outcome]], write
     """
     rows = table.to_pylist()
     live = [i for i, row in enumerate(rows) if row.get("skipped") is None]
-    outcomes = step([rows[i] for i in live])
+    outcomes = step([rows[i] for i in live]) if live else []
     assert len(outcomes) == len(live), f"{len(live)} rows went in, {len(outcomes)} outcomes came out"
     values: list[Row] = [{name: row.get(name) for name in (*writes, "skipped", "tally")} for row in rows]
     for i, outcome in zip(live, outcomes, strict=True):

@@ -5,20 +5,24 @@ recipe of a stage, what it is given, what its record says. Left out: how rows ar
 stages do.
 """
 
+import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline import tables
+from pipeline import parts, tables
 from pipeline.config import Alignment, Config, UserError
 from pipeline.contents import fingerprint
 from pipeline.equipment import equip
 from pipeline.ledger import Artifact, Ledger, differences, now
-from pipeline.progress import Display, summary
+from pipeline.progress import Display, Tick, summary
 from pipeline.stage import Stage
 from pipeline.versions import commit, packages
 
+_PASSES = 3  # over a table, until each article has come through: one is the rule
 _LIMITS = ("max_skipped", "max_unread", "check_articles", "max_difference")
 
 
@@ -45,7 +49,23 @@ class Survey:
         Raises:
             UserError: it is there by another recipe, and nobody asked to remake it.
         """
-        address = f"{into}/{stage.name}".lstrip("/")
+        address = _address(stage, into)
+        return self.look(stage, inputs, address) or self.make(stage, inputs, address)
+
+    def chain(self, *links: Sequence[Any], into: str = "") -> tuple[Artifact, ...]:
+        """Tables of which each is made from the one before.
+
+        Args:
+            links: each a stage and what it is given. The first's inputs begin with the table that it is made from;
+                the others' are what is given beside the table before.
+        """
+        made: list[Artifact] = []
+        for stage, *inputs in links:
+            made.append(self.produce(stage, *made[-1:], *inputs, into=into))
+        return tuple(made)
+
+    def look(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact | None:
+        """What is there, if it is current; None if it is to be made. Raises UserError as `produce`."""
         self.seen.append(address)
         found = self.ledger.find(address)
         changed = differences(found.record["recipe"], self.recipe(stage, inputs)) if found else []
@@ -56,7 +76,7 @@ class Survey:
         settings = [line for line in changed if not line.startswith("inputs.")]
         if settings and address != self.remake:
             return self.refuse(address, settings)
-        return self.make(stage, inputs, address)
+        return None
 
     def reuse(self, found: Artifact) -> Artifact:
         return found
@@ -130,43 +150,174 @@ class Run(Survey):
         return found
 
     def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
-        recipe = self.recipe(stage, inputs)
-        if not (stage.resumes and self.ledger.begun(address) == recipe):
+        job = self._begin(stage, inputs, address)
+        began = time.monotonic()
+        if stage.writes and _is_table(inputs):
+            return self._stream([job])[0]
+        with self.display.working([address], None, "rows" if stage.writes else "steps") as (tick,):
+            said = self._call(job, inputs, tick)
+            if stage.writes:
+                table = tables.draft(job.made.uri, _name_of_attempt())
+                tables.write(said, table, tick.advance)
+                said = tables.finish(table, expected=None)
+        return self._finish(job, said, began)
+
+    def chain(self, *links: Sequence[Any], into: str = "") -> tuple[Artifact, ...]:
+        """Where policy, judge and trainer have their own places, one pipeline: no row waits for the table to end."""
+        if not self.config.hardware.together:
+            return super().chain(*links, into=into)
+        made: list[Artifact] = []
+        jobs: list[_Job] = []
+        for stage, *others in links:
+            inputs, address = (*made[-1:], *others), _address(stage, into)
+            found = self.look(stage, inputs, address)
+            if found is None:
+                jobs.append(self._begin(stage, inputs, address))
+            made.append(found or jobs[-1].made)
+        return (*made[: len(made) - len(jobs)], *(self._stream(jobs) if jobs else ()))
+
+    def _begin(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> "_Job":
+        """Note what is begun, or find that this very thing was begun before and goes on."""
+        recipe, begun = self.recipe(stage, inputs), self.ledger.begun(address)
+        if begun is None or begun["recipe"] != recipe or not (stage.resumes or _is_table(inputs)):
             self.ledger.clear(address)
-            self.ledger.begin(address, recipe)
-        build, began, uri = uuid.uuid4().hex[:12], time.monotonic(), f"{self.ledger.root}/{address}"
-        total = next((_count(artifact, stage.split) for artifact in inputs if "kept" in artifact.record), None)
-        files = not stage.writes
-        with self.display.working(address, None if files else total, "steps" if files else "rows") as tick:
-            # Of no rows come no rows, and no engine need start to say so.
-            given = [] if total == 0 else [self._give(stage, artifact) for artifact in inputs]
-            settings = {name.rsplit(".", 1)[-1]: self.setting(name) for name in stage.settings}
-            equipment = equip(stage.uses, self.config, inputs, self.ledger.root, address, tick)
-            made: Any = () if total == 0 else stage(*given, **settings, **equipment)
-            said: dict[str, Any] = made if files else tables.write(made, uri, tick.advance)
+            begun = {"build": uuid.uuid4().hex[:12], "recipe": recipe}
+            self.ledger.begin(address, begun)
+        return _Job(stage, tuple(inputs), Artifact(self.ledger.root, address, {**begun, "parts": []}))
+
+    def _stream(self, jobs: "list[_Job]") -> list[Artifact]:
+        """Make tables, each from the one before, as one pipeline; what was written before it was cut off stays."""
+        began = time.monotonic()
+        for _ in range(_PASSES):
+            if (said := self._pass(jobs)) is not None:
+                return [self._finish(job, some, began, jobs) for job, some in zip(jobs, said, strict=True)]
+        raise UserError(
+            f"{jobs[-1].made.uri}: not every article has come through, as far as can be seen from here: run= must be a "
+            "folder that every node shares, or a URI such as s3://bucket/run"
+        )
+
+    def _pass(self, jobs: "list[_Job]") -> list[dict[str, Any]] | None:
+        """Make what is missing of the jobs' tables. None if some of it is missing still."""
+        drafts: list[tables.Draft] = []
+        for job in jobs:
+            drafts.append(tables.draft(job.made.uri, _name_of_attempt(), within=drafts[-1].ids if drafts else None))
+        if dropped := sum(table.dropped for table in drafts):
+            self.display.warn(f"{dropped} parts that cannot be used were removed: their articles are made again")
+        source, first = jobs[0].inputs[0], jobs[0].stage.split
+        total = _count(source, first)
+        names = [job.made.address for job in jobs]
+        with self.display.working(names, total) as ticks, ExitStack() as stack:
+            for tick, table in zip(ticks, drafts, strict=True):
+                tick.resume(len(table.ids))
+            seen = stack.enter_context(_told(ticks, drafts)) if len(jobs) > 1 and total else None
+            stream, there, kept = None, source.record["parts"], total
+            for job, table, tick in zip(jobs, drafts, ticks, strict=True):
+                left, uri = kept - len(table.ids), job.inputs[0].uri
+                rest = tables.rows(uri, there, job.stage.split, but=table.ids) if left else None
+                # Of no rows come no rows, and no engine need start to say so.
+                given = rest.union(stream) if rest and stream else rest or stream
+                if given:
+                    rows = self._call(job, (given, *job.inputs[1:]), tick)
+                    if job is not jobs[-1]:
+                        stream = tables.tap(rows, table, seen)
+                    else:
+                        for count in tables.drain(rows, table):
+                            tick.advance(count)
+                there, kept = table.adopted, parts.count(table.uri, table.adopted).kept
+        said: list[dict[str, Any]] = []
+        expected = source.record["ids"]
+        for job, table in zip(jobs, drafts, strict=True):
+            split = job.stage.split
+            found = tables.finish(table, {s: n for s, n in expected.items() if split in (None, s)})
+            if found is None:
+                return None
+            said.append(found)
+            expected = found["ids"]
+        return said
+
+    def _call(self, job: "_Job", given: Sequence[Any], tick: Tick) -> Any:
+        stage = job.stage
+        settings = {name.rsplit(".", 1)[-1]: self.setting(name) for name in stage.settings}
+        root, address = self.ledger.root, job.made.address
+        equipment = equip(stage.uses, self.config, job.inputs, root, address, tick)
+        return stage(*(_give(stage, each) for each in given), **settings, **equipment)
+
+    def _finish(self, job: "_Job", said: dict[str, Any], began: float, beside: "Sequence[_Job]" = ()) -> Artifact:
+        others = [other.made.address for other in beside if other is not job]
         record = {
-            "build": build,
-            "recipe": recipe,
+            "build": job.made.build,
+            "recipe": job.made.record["recipe"],
             **said,
             "made": now(),
             "seconds": round(time.monotonic() - began, 2),
-            "writer": next((artifact.build for artifact in inputs if "model" in artifact.record), None),
+            **({"together_with": others} if others else {}),
+            "writer": next((artifact.build for artifact in job.inputs if "model" in artifact.record), None),
             "judge": self.config.judge.model or self.config.judge.kind if isinstance(self.config, Config) else None,
             "packages": packages(),
             "commit": commit(),
         }
-        artifact = self.ledger.finish(address, record)
-        self.display.line(address, summary(record))
-        self.check_limits(stage, artifact)
+        artifact = self.ledger.finish(job.made.address, record)
+        self.display.line(artifact.address, summary(record))
+        self.check_limits(job.stage, artifact)
         return artifact
 
-    def _give(self, stage: Stage, artifact: Artifact) -> Any:
-        """A table's rows as a dataset; of a policy what the stage knows it by."""
-        if not stage.writes:
-            return artifact
-        if "model" in artifact.record:
-            return artifact.record["digest"] if stage.name == "references" else artifact.build
-        return tables.rows(self.ledger, artifact, stage.split)
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """An artifact that is being made: `made` has its address, and of its record build and recipe."""
+
+    stage: Stage
+    inputs: tuple[Artifact, ...]
+    made: Artifact
+
+
+@contextmanager
+def _told(ticks: Sequence[Tick], drafts: Sequence[tables.Draft]) -> Iterator[Any]:
+    """Show how far all tables of a pipeline but the last are: their rows are written elsewhere.
+
+    Yields:
+        whom the writers tell.
+    """
+    import ray
+
+    seen, over = tables.Seen.remote(), threading.Event()  # type: ignore[attr-defined]
+    shown = list(zip(ticks, drafts, strict=True))[:-1]
+
+    def show() -> None:
+        while not over.wait(1.0):
+            with suppress(ray.exceptions.RayError):  # it was on a node that is gone: nothing but a bar
+                found = ray.get(seen.read.remote())
+                for tick, table in shown:
+                    tick.advance(len(table.ids) + found.get(table.uri, 0) - tick.done)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+        ray.kill(seen)
+
+
+def _is_table(inputs: Sequence[Artifact]) -> bool:
+    """Whether what is made of these is made row by row, of the first."""
+    return bool(inputs) and "parts" in inputs[0].record
+
+
+def _give(stage: Stage, given: Any) -> Any:
+    """Of a policy what a stage that makes rows knows it by; all else as it is."""
+    if not stage.writes or not isinstance(given, Artifact):
+        return given
+    return given.record["digest"] if stage.name == "references" else given.build
+
+
+def _address(stage: Stage, into: str) -> str:
+    return f"{into}/{stage.name}".lstrip("/")
+
+
+def _name_of_attempt() -> str:
+    return uuid.uuid4().hex[:8]
 
 
 def _count(table: Artifact, split: str | None) -> int:

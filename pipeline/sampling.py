@@ -20,10 +20,11 @@ SAMPLED = ("writer", "prompt_ids", "summaries")
 
 def sample(rows: Dataset, prompt: Prompt, writer: str, pool: Pool) -> Dataset:
     """Add `writer`, `prompt_ids` and `summaries`; `prompt` says `{article}` where each row's article goes."""
-    return pool.map(rows, partial(_sample, prompt, writer), SAMPLED)
+    return pool.map(rows, partial(sample_rows, prompt, writer), SAMPLED)
 
 
-def _sample(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) -> list[Outcome]:
+def sample_rows(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) -> list[Outcome]:
+    """What each row gets: the step of a pool of policies."""
     replies = engine.generate([_ask(prompt, row) for row in rows])
     return [
         Skip(reply.error)

@@ -23,8 +23,8 @@ class Stage:
         uses: what the run must provide and the result does not depend on: see `equipment.equip`.
         writes: the columns that it adds to each row.
         split: the rows that it is given, "train" or "eval"; None: all.
-        resumes: it goes on from what a making of the same recipe, cut off, has left in its folder; else that is
-            removed first.
+        resumes: it goes on from the files that a making of the same recipe, cut off, has left in its folder; else
+            they are removed first. A table that is made from a table goes on in any case, row by row.
         limits: settings named max_skipped (share of rows) or max_unread (share of answers). Past one the run stops;
             no limit is part of the recipe, since it changes no row.
     """

@@ -1,87 +1,148 @@
-"""Tables on disk: Parquet parts of kept rows, and `skipped/` with the others, each with its reason.
+"""Tables: how rows stream from one to the next, and when what is written is the whole table.
 
-Parts are written where the rows are made, by whichever Ray worker has them; only counts come to the driver. Left out:
-which table, and whether it is finished (`ledger.py`).
+Rows are written where they are made, by whichever Ray worker has them; only counts come to the driver. A table that
+was cut off is gone on with from the parts that are there. Left out: what a part is (`parts.py`), what a table is made
+of, and when (`run.py`).
 """
 
-import json
 import re
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
+import ray
 import ray.data
 import ray.exceptions
+from ray.data import Dataset
 
+from pipeline import parts
 from pipeline.config import UserError
-from pipeline.ledger import Artifact, Ledger, open_place
+from pipeline.ledger import Artifact, Ledger
+from pipeline.rows import Row
+
+_PARTS_A_TASK = 16  # read by one task, one after the other
 
 
-def write(rows: ray.data.Dataset | Iterable[pa.Table], uri: str, advance: Callable[[int], None]) -> dict[str, Any]:
-    """Write rows as they come, kept and skipped apart.
+@dataclass(frozen=True)
+class Draft:
+    """A table that is being made.
+
+    Attributes:
+        uri: of the table.
+        attempt: names what this process and its workers write. Workers outlive a driver that was killed; what they
+            still write is not among what its successor takes for its own.
+        adopted: parts that earlier attempts wrote.
+        ids: of the articles in those.
+        dropped: how many of their parts could not be used, and were removed.
+    """
+
+    uri: str
+    attempt: str
+    adopted: tuple[str, ...] = ()
+    ids: pa.ChunkedArray = field(default_factory=lambda: pa.chunked_array([], pa.string()))
+    dropped: int = 0
+
+
+def draft(uri: str, attempt: str, within: pa.ChunkedArray | None = None) -> Draft:
+    """Begin a table, or go on with one that was cut off.
+
+    Its damaged parts are removed, and their articles come again.
 
     Args:
-        rows: a dataset, or tables made in this process.
-        uri: of the table.
-        advance: called with the number of rows of each part that is written.
+        within: the ids that the table before has so far, if it is being made too. A part of other articles is removed:
+            it was made of rows that are there no more.
+    """
+    found = parts.names(uri)
+    good, ids, bad = parts.sound(uri, found["parts"], within)
+    parts.remove(uri, [*found["leavings"], *bad])
+    return Draft(uri, attempt, tuple(good), ids, len(bad))
+
+
+def finish(table: Draft, expected: dict[str, int] | None) -> dict[str, Any] | None:
+    """What the record of a finished table says; None if it has not each expected article exactly once.
+
+    Args:
+        expected: by split, the sum of the article ids' hashes (`parts.Counts.ids`) of the table that it is made
+            from; None: not known.
 
     Returns:
-        counts `in`, `kept`, `skipped` by reason, the sums of what the rows tallied, and the names of the `parts` that
-        are the table: a part that a task wrote before it died, and that another wrote again, is not among them.
+        counts `in`, `kept`, `skipped` by reason, the sums of what the rows tallied, the `ids` of the kept ones as
+        sums, the names of the `parts` that are the table, and `resumed`, how many rows earlier attempts had made.
         Rows that went into another row are tallied as `merged`, and counted by `in`.
+    """
+    found = parts.names(table.uri)
+    adopted = set(table.adopted)
+    mine = [name for name in found["parts"] if name in adopted or parts.is_of(name, table.attempt)]
+    # A part that a worker of a dead driver wrote too late, or that a task which died did not finish, is none of ours.
+    parts.remove(table.uri, [*found["leavings"], *sorted(set(found["parts"]) - set(mine))])
+    if missing := adopted - set(mine):
+        raise UserError(f"{len(missing)} parts of {table.uri} have vanished while it was made: run it again")
+    total = parts.count(table.uri, mine)
+    if expected is not None and total.ids != Counter(expected):
+        return None
+    return {
+        "in": total.rows + total.tally["merged"],
+        "kept": total.kept,
+        "skipped": dict(total.skipped.most_common()),
+        "tally": dict(sorted(total.tally.items())),
+        "ids": dict(sorted(total.kept_ids.items())),
+        "parts": [name for name in mine if not name.startswith(f"{parts.SKIPPED}/")],
+        "resumed": parts.count(table.uri, table.adopted).rows,
+    }
+
+
+def write(rows: Iterable[pa.Table], table: Draft, advance: Callable[[int], None]) -> None:
+    """Write tables that this process makes."""
+    for some in rows:
+        parts.write(some, table.uri, table.attempt)
+        advance(some.num_rows)
+
+
+def tap(rows: Dataset, table: Draft, seen: Any = None) -> Dataset:
+    """Write rows as they come, and pass on those that were kept, as they are on disk.
+
+    Args:
+        seen: a handle of `Seen`, which is told how many rows were written; None: nobody is.
+    """
+    return rows.map_batches(_tap, fn_args=(table.uri, table.attempt, seen), batch_format="pyarrow", batch_size=None)
+
+
+def _tap(rows: pa.Table, uri: str, attempt: str, seen: Any) -> pa.Table:
+    kept = parts.write(rows, uri, attempt)
+    if seen is not None:
+        seen.add.remote(uri, rows.num_rows)
+    return kept
+
+
+@ray.remote(num_cpus=0)
+class Seen:
+    """How many rows of each table were written, for whoever shows it."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[str] = Counter()
+
+    def add(self, uri: str, count: int) -> None:
+        self.rows[uri] += count
+
+    def read(self) -> dict[str, int]:
+        return dict(self.rows)
+
+
+def drain(rows: Dataset, table: Draft) -> Iterator[int]:
+    """Write the rows of the last table of a pipeline, and so make the whole pipeline run.
+
+    Yields:
+        how many rows were written, part by part.
 
     Raises:
-        UserError: this process does not see what the workers wrote, or one was raised by a worker.
+        UserError: one was raised by a worker.
     """
-    kept = 0
-    names: list[str] = []
-    skipped: Counter[str] = Counter()
-    tally: Counter[str] = Counter()
-    for part in _parts(rows, uri):
-        kept += part["kept"]
-        names += part["parts"]
-        skipped.update(part["skipped"])
-        tally.update(part["tally"])
-        advance(part["kept"] + sum(part["skipped"].values()))
-    _settle(uri, names)
-    return {
-        "in": kept + sum(skipped.values()) + tally["merged"],
-        "kept": kept,
-        "skipped": dict(skipped.most_common()),
-        "tally": dict(sorted(tally.items())),
-        "parts": sorted(name for name in names if "/" not in name),
-    }
-
-
-def _settle(uri: str, names: list[str]) -> None:
-    """See that every part is there, and remove what belongs to no row that was counted."""
-    fs, base = open_place(uri)
-    found = {
-        info.path[len(base) + 1 :]: info.path
-        for info in fs.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
-        if info.type == pafs.FileType.File
-    }
-    missing = set(names) - set(found)
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(names)} parts that workers wrote to {uri} cannot be seen from here: "
-            "run= must be a folder that every node shares, or a URI such as s3://bucket/run"
-        )
-    for name in set(found) - set(names):
-        fs.delete_file(found[name])
-
-
-def _parts(rows: ray.data.Dataset | Iterable[pa.Table], uri: str) -> Iterator[dict[str, Any]]:
-    if not isinstance(rows, ray.data.Dataset):
-        yield from (write_part(table, uri) for table in rows)
-        return
-    parts = rows.map_batches(_part, fn_args=(uri,), batch_format="pyarrow", batch_size=None)
+    counts = rows.map_batches(_drain, fn_args=(table.uri, table.attempt), batch_format="pyarrow", batch_size=None)
     try:
-        yield from (json.loads(row["part"]) for row in parts.iter_rows())
+        for row in counts.iter_rows():
+            yield row["rows"]
     except ray.exceptions.RayError as error:
         # Of an error in a worker Ray Data brings the text alone.
         if told := re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(error)):
@@ -89,48 +150,55 @@ def _parts(rows: ray.data.Dataset | Iterable[pa.Table], uri: str) -> Iterator[di
         raise
 
 
-def _part(table: pa.Table, uri: str) -> pa.Table:
-    return pa.table({"part": [json.dumps(write_part(table, uri))]})
+def _drain(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
+    parts.write(rows, uri, attempt)
+    return pa.table({"rows": [rows.num_rows]})
 
 
-def write_part(table: pa.Table, uri: str) -> dict[str, Any]:
-    """Write one part: kept rows to `uri`, the others to `uri/skipped`; says how many of each there are, and where."""
-    fs, base = open_place(uri)
-    parts = []
-    reasons = table["skipped"].to_pylist()
-    tally: Counter[str] = Counter()
-    if "tally" in table.column_names:
-        for counts in table["tally"].to_pylist():
-            for entry in counts or []:
-                tally[entry["what"]] += entry["count"]
-        table = table.drop_columns(["tally"])
-    kept = table.filter(pa.array([reason is None for reason in reasons], pa.bool_())).drop_columns(["skipped"])
-    left = table.filter(pa.array([reason is not None for reason in reasons], pa.bool_()))
-    for rows, folder in ((kept, base), (left, f"{base}/skipped")):
-        if rows.num_rows:
-            fs.create_dir(folder)
-            # Written under a name that no reader takes for a part, then moved: never a half-written Parquet.
-            name = f"part-{uuid.uuid4().hex}"
-            pq.write_table(rows, f"{folder}/{name}.tmp", filesystem=fs, compression="zstd")
-            fs.move(f"{folder}/{name}.tmp", f"{folder}/{name}.parquet")
-            parts.append(f"{folder}/{name}.parquet"[len(base) + 1 :])
-    # A later stage that takes rows of one split then knows how many will come.
-    tally.update(kept["split"].to_pylist())
-    skipped = Counter(reason for reason in reasons if reason is not None)
-    return {"kept": kept.num_rows, "skipped": dict(skipped), "tally": dict(tally), "parts": parts}
+def rows(uri: str, names: Sequence[str], split: str | None, but: pa.ChunkedArray | None = None) -> Dataset | None:
+    """The kept rows of some parts, of one split or all, without those of articles in `but`; None of no parts."""
+    kept = [name for name in names if not name.startswith(f"{parts.SKIPPED}/")]
+    if not kept:
+        return None
+    some = [{"parts": kept[i : i + _PARTS_A_TASK]} for i in range(0, len(kept), _PARTS_A_TASK)]
+    without = ray.put(but) if but is not None and len(but) else None
+    # One task a row: the parts of a table are of one size, more or less.
+    return ray.data.from_items(some, override_num_blocks=len(some)).map_batches(
+        _read, fn_args=(uri, split, without), batch_format="pyarrow", batch_size=None
+    )
 
 
-def parts(ledger: Ledger, table: Artifact) -> list[str]:
-    """The parts that a table's record names, as the ledger's file system names them."""
-    return [ledger.path(f"{table.address}/{name}") for name in table.record["parts"]]
+def _read(some: pa.Table, uri: str, split: str | None, without: ray.ObjectRef | None) -> Iterator[pa.Table]:
+    but = None if without is None else ray.get(without)
+    left = 0
+    for name in (name for row in some["parts"].to_pylist() for name in row):
+        table = chosen(parts.read(uri, name), split, but)
+        left += table.num_rows
+        if table.num_rows:
+            yield table
+    if not left:
+        yield table  # of no rows: a task has to say what columns there are
 
 
-def rows(ledger: Ledger, table: Artifact, split: str | None) -> ray.data.Dataset:
-    """The kept rows of a table, of one split or all."""
-    found = ray.data.read_parquet(parts(ledger, table), filesystem=ledger.fs)
-    return found if split is None else found.filter(expr=f"split == '{split}'")
+def chosen(table: pa.Table, split: str | None, but: pa.ChunkedArray | None) -> pa.Table:
+    """The rows of one split or all, without those of articles in `but`."""
+    if split is not None:
+        table = table.filter(pa.compute.equal(table["split"], split))
+    if but is not None and len(but):
+        table = table.filter(pa.compute.invert(pa.compute.is_in(table["article_id"], value_set=but)))
+    return table
 
 
-def read(ledger: Ledger, table: Artifact) -> list[dict[str, Any]]:
-    """The kept rows of a table in memory: for evaluations and a look, not for whole corpora."""
-    return [row for part in parts(ledger, table) for row in pq.read_table(part, filesystem=ledger.fs).to_pylist()]
+def of(ledger: Ledger, table: Artifact, split: str | None = None) -> Dataset | None:
+    """The kept rows of a finished table; None if there are none."""
+    return rows(f"{ledger.root}/{table.address}", table.record["parts"], split)
+
+
+def read(ledger: Ledger, table: Artifact) -> list[Row]:
+    """The kept rows of a table in memory: for evaluations and a look, not for whole corpora.
+
+    Raises:
+        UserError: a part is damaged, or not there.
+    """
+    uri = f"{ledger.root}/{table.address}"
+    return [row for name in table.record["parts"] for row in parts.read(uri, name).to_pylist()]

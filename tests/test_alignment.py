@@ -234,8 +234,9 @@ def played(tmp_path, request):
             rows[0]["summaries"][0]["token_ids"] = [*letters, tokens.tokenizer.eos_token_id]
         table = pa.table({name: pa.array([r.get(name) for r in rows], COLUMNS[name]) for name in [*rows[0], "skipped"]})
         address = f"round-{number:02d}/pairs"
-        said = tables.write([table], f"{config.run}/{address}", lambda count: None)
-        ledger.finish(address, {"build": str(number), "recipe": {}, **said})
+        begun = tables.draft(f"{config.run}/{address}", "one")
+        tables.write([table], begun, lambda count: None)
+        ledger.finish(address, {"build": str(number), "recipe": {}, **tables.finish(begun, expected=None)})
     return config, ledger, request.param
 
 

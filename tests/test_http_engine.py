@@ -225,7 +225,9 @@ def _scored(tmp_path, **place):
     )
     settings = config.Judge(model="judge", questions=1, options=2)
     made = judge(dataset(rows), judge=settings, seed=0, judge_engine=pool)
-    return tables.write(made, f"{tmp_path}/scores", lambda count: None)
+    table = tables.draft(f"{tmp_path}/scores", "one")
+    assert sum(tables.drain(made, table)) == 30
+    return tables.finish(table, expected=None)
 
 
 def test_rows_are_judged_at_a_server_under_ray_data(ray_cluster, server, tmp_path):

@@ -5,16 +5,12 @@ import os
 import subprocess
 import sys
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import tables
 from pipeline.config import UserError
 from pipeline.ledger import LOCK, Ledger, differences
-from pipeline.rows import COLUMNS
 
 
 @pytest.fixture
@@ -121,64 +117,8 @@ def _lock_text(ledger):
         return ledger.read(LOCK)
 
 
-rows = st.lists(
-    st.tuples(st.sampled_from([None, "empty", "too long"]), st.sampled_from(["train", "eval"]), st.integers(0, 9)),
-    max_size=12,
-)
-
-
-@given(rows)
-def test_every_row_is_kept_or_skipped_and_counted(tmp_path_factory, some):
-    uri = str(tmp_path_factory.mktemp("table"))
-    names = ("article_id", "split", "skipped", "tally")
-    values = [(str(i), s, r, [{"what": "tokens", "count": n}]) for i, (r, s, n) in enumerate(some)]
-    columns = zip(names, zip(*values, strict=True), strict=True) if values else ((name, []) for name in names)
-    table = pa.table({name: pa.array(list(column), COLUMNS[name]) for name, column in columns})
-    seen = []
-    counts = tables.write([table, table.slice(0, 0)], uri, seen.append)
-    kept = [i for i, (reason, _, _) in enumerate(some) if reason is None]
-    assert counts["in"] == sum(seen) == len(some)
-    assert counts["kept"] == len(kept)
-    assert sum(counts["skipped"].values()) == len(some) - len(kept)
-    assert counts["tally"].get("tokens", 0) == sum(n for _, _, n in some)
-    assert sorted(row["article_id"] for row in _read(uri)) == sorted(map(str, kept))
-    assert sorted(counts["parts"]) == sorted(name for name in os.listdir(uri) if name.endswith(".parquet"))
-    left = _read(f"{uri}/skipped")
-    assert {row["article_id"]: row["skipped"] for row in left} == {
-        str(i): reason for i, (reason, _, _) in enumerate(some) if reason is not None
-    }
-
-
-def test_what_a_dead_task_left_is_no_part_of_the_table(tmp_path):
-    table = pa.table({name: pa.array([value], COLUMNS[name]) for name, value in ROW.items()})
-    tables.write_part(table, str(tmp_path))  # written, and never reported
-    counts = tables.write([table], str(tmp_path), lambda n: None)
-    assert counts["kept"] == len(_read(tmp_path)) == 1
-
-
-def test_parts_that_cannot_be_seen_from_here_are_no_table(tmp_path):
-    class Elsewhere(list):
-        def __iter__(self):
-            yield from super().__iter__()
-            for path in tmp_path.glob("*.parquet"):  # as if the worker's disk were not ours
-                path.unlink()
-
-    table = pa.table({name: pa.array([value], COLUMNS[name]) for name, value in ROW.items()})
-    with pytest.raises(UserError, match="run= must be a folder that every node shares"):
-        tables.write(Elsewhere([table]), str(tmp_path), lambda n: None)
-
-
 def test_a_damaged_lock_is_named(ledger):
     for text in ("", "{", "{}", "null"):
         ledger.write(LOCK, text)
         with pytest.raises(UserError, match=r"lock\.json is damaged"), ledger.lock():
             pass
-
-
-ROW = {"article_id": "a", "split": "train", "skipped": None, "tally": []}
-
-
-def _read(folder):
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    parts = [os.path.join(folder, name) for name in names if name.endswith(".parquet")]
-    return [row for part in parts for row in pq.read_table(part).to_pylist()]

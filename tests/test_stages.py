@@ -10,7 +10,8 @@ from pipeline import config
 from pipeline.engines.base import Reply, Sample
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
-from pipeline.evaluation import LEAD, SHORTEN, compare, evaluate, evaluate_base, lead, shorten
+from pipeline.evaluation import compare, entrant, evaluate
+from pipeline.exam import lead, shorten, sit, sit_base
 from pipeline.hardware import EngineHardware
 from pipeline.pairs import pair
 from pipeline.questions import ask
@@ -230,36 +231,33 @@ def test_pairs_prefer_what_the_judge_preferred(judged):
             assert row["scores"][p["chosen"]]["correct"] > row["scores"][p["rejected"]]["correct"]
 
 
-def examined(stage=evaluate, **extra):
+def examined(sitting=sit, **extra):
     columns = ("article_id", "article", "split", "questions")
     rows = [{name: row[name] for name in columns} for row in map(plain, asked())]
-    made = stage(
-        dataset(rows),
-        "build-1",
-        evaluation=config.Evaluation(max_tokens=60),
-        policy=POLICY,
-        judge=JUDGE,
-        seed=0,
-        policy_engine=pool(lambda prompt, sample: facts(prompt, 2)),
-        judge_engine=pool(newsroom),
-        **extra,
-    )
+    engine = pool(lambda prompt, sample: facts(prompt, 2))
+    written = sitting(dataset(rows), "build-1", max_tokens=60, policy=POLICY, seed=0, policy_engine=engine, **extra)
+    made = evaluate(written, ask_again=0.0, judge=JUDGE, seed=0, judge_engine=pool(newsroom))
     return [plain(row) for row in made.take_all()]
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_evaluation_is_one_greedy_summary_an_article(together):
-    rows = examined(together=together)
+def test_evaluation_is_one_greedy_summary_an_article():
+    rows = examined()
     assert len(rows) == 8
     assert all(len(row["summaries"]) == len(row["scores"]) == 1 for row in rows)
     assert all(row["scores"][0]["correct"] == 2 for row in rows)
 
 
 def test_baselines_are_judged_like_the_policy():
-    rows = examined(evaluate_base, together=True, baselines=config.Baselines(lead_sentences=1, shorten_to=0.5))
-    assert sorted({row["writer"] for row in rows}) == ["build-1", LEAD, SHORTEN]
-    assert len({(row["article_id"], row["writer"]) for row in rows}) == len(rows) == 24
-    assert all(row["scores"][0]["correct"] == 1 for row in rows if row["writer"] == LEAD)
+    rows = examined(sit_base, baselines=config.Baselines(lead_sentences=1, shorten_to=0.5))
+    assert len({row["article_id"] for row in rows}) == len(rows) == 8
+    base, led, short = (entrant(rows, place) for place in range(3))
+    assert all(len(row["summaries"]) == len(row["scores"]) == 1 for row in (*base, *led, *short))
+    assert [row["scores"][0]["correct"] for row in base] == [2] * 8
+    assert [row["summaries"][0]["text"] for row in led] == [lead(row["article"], 1) for row in rows]
+    assert [row["scores"][0]["correct"] for row in led] == [1] * 8
+    for whole, cut in zip(base, short, strict=True):
+        assert cut["summaries"][0]["text"] == shorten(whole["summaries"][0]["text"], 0.5)
+        assert cut["scores"][0]["words"] == whole["scores"][0]["words"] // 2
 
 
 def test_a_summary_cut_off_never_wins():

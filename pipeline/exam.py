@@ -1,0 +1,92 @@
+"""Exam: the policy's greedy summaries of held-out articles, one row an article.
+
+Beside the base's stand two that learned nothing: the article's lead, and the base's own summary cut short. Left out:
+scoring them, and who wins (`evaluation.py`).
+"""
+
+import re
+from functools import partial
+
+from ray.data import Dataset
+
+from judges.base import Prompt, Skip, user
+from pipeline.config import Baselines, Policy
+from pipeline.engines.base import Engine
+from pipeline.engines.pool import Pool
+from pipeline.rows import Outcome, Row, each
+from pipeline.sampling import SAMPLED, sample_rows
+from pipeline.stage import stage
+
+BASELINES = ("lead", "shorten-only")  # in this order after the base's summary
+
+_exam = partial(
+    stage,
+    "exam",
+    version=1,
+    uses=("policy_engine",),
+    writes=SAMPLED,
+    split="eval",
+    limits=("evaluation.max_skipped",),
+)
+
+
+@_exam(settings=("evaluation.max_tokens", "policy", "seed"))
+def sit(rows: Dataset, writer: str, *, max_tokens: int, policy: Policy, seed: int, policy_engine: Pool) -> Dataset:
+    """Add `summaries`, of one each, to the held-out articles.
+
+    Args:
+        rows: held-out articles with questions.
+        writer: the build id of the policy that `policy_engine` runs.
+    """
+    return policy_engine.map(rows, partial(_sit, Prompt(user(policy.instruction), max_tokens), writer, None), SAMPLED)
+
+
+@_exam(settings=("evaluation.max_tokens", "policy", "baselines", "seed"))
+def sit_base(
+    rows: Dataset,
+    writer: str,
+    *,
+    max_tokens: int,
+    policy: Policy,
+    baselines: Baselines,
+    seed: int,
+    policy_engine: Pool,
+) -> Dataset:
+    """`sit`, of the base policy: after its summary come those of `BASELINES`."""
+    prompt = Prompt(user(policy.instruction), max_tokens)
+    return policy_engine.map(rows, partial(_sit, prompt, writer, baselines), SAMPLED)
+
+
+def _sit(prompt: Prompt, writer: str, baselines: Baselines | None, engine: Engine, rows: list[Row]) -> list[Outcome]:
+    outcomes = sample_rows(prompt, writer, engine, rows)
+    for row, outcome in zip(rows, outcomes, strict=True):
+        if baselines and not isinstance(outcome, Skip):
+            led = lead(row["article"], baselines.lead_sentences)
+            short = shorten(outcome["summaries"][0]["text"], baselines.shorten_to)
+            outcome["summaries"] += [_unsampled(led), _unsampled(short)]
+    return outcomes
+
+
+@stage("leads", version=1, settings=("baselines.lead_sentences",), writes=SAMPLED)
+def recite(rows: Dataset, *, lead_sentences: int) -> Dataset:
+    """Each article's lead for a summary: what a judge is tried on when there is no policy."""
+    return each(rows, partial(_recite, lead_sentences), SAMPLED)
+
+
+def _recite(sentences: int, row: Row) -> Row:
+    return {"writer": BASELINES[0], "prompt_ids": [], "summaries": [_unsampled(lead(row["article"], sentences))]}
+
+
+def _unsampled(text: str) -> Row:
+    return {"text": text, "token_ids": [], "finish_reason": "stop"}
+
+
+def lead(article: str, sentences: int) -> str:
+    """The first sentences of an article: hard to beat in news."""
+    return " ".join(re.split(r"(?<=[.!?])\s+", article.strip())[:sentences])
+
+
+def shorten(summary: str, share: float) -> str:
+    """The first `share` of a summary's words, at least one: no better a summary, only a shorter one."""
+    words = summary.split()
+    return " ".join(words[: max(1, int(len(words) * share))])
