@@ -80,13 +80,20 @@ class Ledger:
             return None
 
     def write(self, address: str, text: str) -> None:
-        """Write a text file: whole or not at all."""
+        """Write a text file: whole or not at all.
+
+        Raises:
+            UserError: it cannot be written there.
+        """
         target = self.path(address)
         temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
-        self.fs.create_dir(target.rsplit("/", 1)[0])
-        with self.fs.open_output_stream(temporary) as stream:
-            stream.write(text.encode())
-        self.fs.move(temporary, target)
+        try:
+            self.fs.create_dir(target.rsplit("/", 1)[0])
+            with self.fs.open_output_stream(temporary) as stream:
+                stream.write(text.encode())
+            self.fs.move(temporary, target)
+        except OSError as error:
+            raise UserError(f"{self.root}/{address} cannot be written: {error}") from error
 
     # Artifacts
 

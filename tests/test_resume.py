@@ -1,5 +1,7 @@
 """Tables that go on where they were cut off, and pipelines of several: each article once, whatever was there before."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from judges.base import Prompt, Skip, user
-from pipeline.config import Config
+from pipeline.config import Config, UserError
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.hardware import EngineHardware
@@ -15,10 +17,11 @@ from pipeline.ledger import Ledger
 from pipeline.progress import Display
 from pipeline.rows import COLUMNS, each
 from pipeline.run import Run
-from pipeline.stage import stage
+from pipeline.stage import Stage, stage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+STAGES = ("summaries", "scores", "pairs", "references")
 HARDWARE = EngineHardware(cpus_per_replica=0.5, batch_size=4)
 
 
@@ -53,56 +56,67 @@ def script(prompt, sample):
     return f"about {prompt.messages[0]['content']}"
 
 
-def _write(engine, rows):
-    replies = engine.generate([Prompt(user(row["article"]), 50) for row in rows])
-    return [
-        Skip(reply.error)
-        if reply.error
-        else {"writer": "w", "summaries": [vars(s) for s in reply.samples], "tally": {"tokens_out": 3}}
-        for reply in replies
-    ]
+class Work:
+    """The stages of a round, which note in `folder` what they compute, and break where a file there says so."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        pool = Pool(lambda: ScriptedEngine(script), HARDWARE).map
+        made = {
+            "summaries": (lambda rows: pool(rows, self.write, SAMPLED), SAMPLED, "train"),
+            "scores": (lambda rows: pool(rows, self.score, ("second_scores",)), ("second_scores",), None),
+            "pairs": (lambda rows: each(rows, self.pair, ("pairs",)), ("pairs",), None),
+            "references": (lambda rows: pool(rows, self.anchor, ANCHORED), ANCHORED, None),
+        }
+        self.stages = [
+            Stage(name, function, version=1, writes=writes, split=split)
+            for name, (function, writes, split) in made.items()
+        ]
+
+    def note(self, name, rows):
+        """Note what is computed; break after so many rows as the file `break-NAME` says."""
+        log, limit = self.folder / f"{name}.log", self.folder / f"break-{name}"
+        with log.open("a") as file:
+            file.write("".join(row["article_id"] + "\n" for row in rows))
+        if limit.exists() and len(log.read_text().split()) > int(limit.read_text()):
+            raise UserError(f"{name} breaks here")
+
+    def computed(self, stage):
+        log = self.folder / f"{stage}.log"
+        return log.read_text().split() if log.exists() else []
+
+    def write(self, engine, rows):
+        self.note("summaries", rows)
+        replies = engine.generate([Prompt(user(row["article"]), 50) for row in rows])
+        return [
+            Skip(reply.error)
+            if reply.error
+            else {"writer": "w", "summaries": [vars(s) for s in reply.samples], "tally": {"tokens_out": 3}}
+            for reply in replies
+        ]
+
+    def score(self, engine, rows):
+        self.note("scores", rows)
+        return [{"second_scores": [], "tally": {"judged": 1}} for _ in rows]
+
+    def pair(self, row):
+        self.note("pairs", [row])
+        return Skip("all ties") if row["article_id"] in ("a0", "a1") else {"pairs": []}
+
+    def anchor(self, engine, rows):
+        self.note("references", rows)
+        return [{"reference_digest": "d"} for _ in rows]
 
 
-@stage("summaries", version=1, writes=("writer", "summaries"), split="train")
-def write(rows):
-    return Pool(lambda: ScriptedEngine(script), HARDWARE).map(rows, _write, write.writes)
-
-
-def _score(engine, rows):
-    return [{"second_scores": [], "tally": {"judged": 1}} for row in rows]
-
-
-@stage("scores", version=1, writes=("second_scores",))
-def judge(rows):
-    return Pool(lambda: ScriptedEngine(script), HARDWARE).map(rows, _score, judge.writes)
-
-
-def _pair(row):
-    return Skip("all ties") if row["article_id"] in ("a0", "a1") else {"pairs": []}
-
-
-@stage("pairs", version=1, writes=("pairs",))
-def pair(rows):
-    return each(rows, _pair, pair.writes)
-
-
-def _anchor(engine, rows):
-    return [{"reference_digest": "d"} for row in rows]
-
-
-@stage("references", version=1, writes=("reference_digest",))
-def anchor(rows):
-    return Pool(lambda: ScriptedEngine(script), HARDWARE).map(rows, _anchor, anchor.writes)
-
-
-LINKS = ((judge,), (pair,), (anchor,))
+SAMPLED, ANCHORED = ("writer", "summaries"), ("reference_digest",)
 TRAIN = {f"a{i}" for i in range(40) if i % 4 != 3 and i != 7}
 
 
-def play(config):
+def play(config, work):
     run = Run(config, Ledger(config.run), Display())
     articles = run.produce(corpus)
-    return articles, *run.chain((write, articles), *LINKS, into="round-01")
+    first, *others = work.stages
+    return articles, *run.chain((first, articles), *((stage,) for stage in others), into="round-01")
 
 
 def rows(folder, skipped=False):
@@ -110,7 +124,11 @@ def rows(folder, skipped=False):
     return [row for part in sorted(found.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
 
 
-def check(folder, made):
+def ids(folder):
+    return {row["article_id"] for skipped in (False, True) for row in rows(folder, skipped)}
+
+
+def check_counts(made):
     articles, summaries, scores, pairs, references = made
     assert (articles.record["in"], articles.record["kept"], articles.record["skipped"]) == (40, 39, {"empty": 1})
     assert (summaries.record["in"], summaries.record["skipped"]) == (30, {"prompt too long": 1})
@@ -118,6 +136,10 @@ def check(folder, made):
     assert scores.record["tally"]["judged"] == scores.record["kept"] == 29
     assert (pairs.record["in"], pairs.record["kept"], pairs.record["skipped"]) == (29, 27, {"all ties": 2})
     assert references.record["in"] == references.record["kept"] == 27
+
+
+def check(folder, made):
+    check_counts(made)
     for table in made:
         kept = [row["article_id"] for row in rows(folder / table.address)]
         assert len(kept) == len(set(kept)) == table.record["kept"]
@@ -128,9 +150,76 @@ def check(folder, made):
     assert {row["article_id"] for row in rows(folder / "round-01/summaries")} == TRAIN - {"a5"}
 
 
+@pytest.fixture
+def work(tmp_path):
+    (tmp_path / "work").mkdir()
+    return Work(tmp_path / "work")
+
+
 @pytest.mark.parametrize("together", [False, True])
-def test_a_chain_is_the_same_rows_together_or_in_turn(tmp_path, together):
-    made = play(settings(tmp_path, hardware={"together": together}))
+def test_a_chain_is_the_same_rows_together_or_in_turn(tmp_path, work, together):
+    made = play(settings(tmp_path, hardware={"together": together}), work)
     check(tmp_path, made)
-    again = play(settings(tmp_path, hardware={"together": not together}))
+    again = play(settings(tmp_path, hardware={"together": not together}), work)
     assert [table.build for table in again] == [table.build for table in made]
+    for name in STAGES:
+        assert sorted(work.computed(name)) == sorted(set(work.computed(name)))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_what_is_written_is_not_computed_again(tmp_path, work, together):
+    """Broken once in every stage: each time the same command goes on, at last it is through."""
+    config = settings(tmp_path, hardware={"together": together})
+    builds = {}
+    for broken, following in zip(STAGES, (*STAGES[1:], None), strict=True):
+        (work.folder / f"break-{broken}").write_text("11")
+        with pytest.raises(UserError, match=f"{broken} breaks here"):
+            play(config, work)
+        (work.folder / f"break-{broken}").unlink()
+        for path in tmp_path.rglob("begun.json"):
+            address, build = str(path.parent.relative_to(tmp_path)), json.loads(path.read_text())["build"]
+            assert builds.setdefault(address, build) == build, "it went on, and was not begun anew"
+        written = {name: ids(tmp_path / "round-01" / name) for name in STAGES}
+        noted = {name: len(work.computed(name)) for name in STAGES}
+        if following:
+            (work.folder / f"break-{following}").write_text("0")  # so far, and no further
+            with pytest.raises(UserError, match=f"{following} breaks here"):
+                play(config, work)
+            (work.folder / f"break-{following}").unlink()
+        for name in STAGES:
+            assert written[name].isdisjoint(work.computed(name)[noted[name] :]), name
+    made = play(config, work)
+    check(tmp_path, made)
+    for table in made[1:]:
+        assert builds.get(table.address, table.build) == table.build, "it went on, and was not begun anew"
+
+
+def test_a_finished_table_with_a_damaged_part_is_named(tmp_path, work):
+    config = settings(tmp_path)
+    play(config, work)
+    for record in tmp_path.glob("round-01/*/record.json"):
+        if record.parent.name != "summaries":
+            shutil.rmtree(record.parent)
+    part = max((tmp_path / "round-01/summaries").glob("part-*"), key=lambda path: path.stat().st_size)
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"round-01/summaries/part-.* is damaged or gone .*--remake"):
+        play(config, work)
+    again = Run(config, Ledger(config.run), Display(), remake="round-01/summaries")
+    first, *others = work.stages
+    made = again.chain((first, again.produce(corpus)), *((stage,) for stage in others), into="round-01")
+    check(tmp_path, (again.produce(corpus), *made))
+
+
+def test_a_table_of_no_rows_starts_no_engine(tmp_path):
+    def never():
+        raise AssertionError("an engine was started for nothing")
+
+    @stage("summaries", version=1, writes=SAMPLED, split="nobody")
+    def write(rows):
+        return Pool(never, HARDWARE).map(rows, lambda engine, some: [], SAMPLED)
+
+    for together in (False, True):
+        config = settings(tmp_path / str(together), hardware={"together": together})
+        run = Run(config, Ledger(config.run), Display())
+        made = run.chain((write, run.produce(corpus)), (Work(tmp_path).stages[2],))
+        assert [table.record["in"] for table in made] == [0, 0]

@@ -6,7 +6,7 @@ from judges.cloze import ClozeJudge
 from pipeline import config
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
-from pipeline.evaluation import agree, verdicts
+from pipeline.evaluation import agree, entrant, verdicts
 from pipeline.hardware import EngineHardware
 from pipeline.preference import accuracy_only
 from pipeline.report import _second, _unconfirmed, _wins
@@ -82,7 +82,7 @@ def test_its_win_rate_stands_beside_the_first_ones():
         second_judge=SECOND,
         pairs=config.Pairs(preference="accuracy_only"),
     )
-    ours, theirs = [row(i, "new", 4) for i in "abcd"], [row(i, "old", 2) for i in "abcd"]
+    ours, theirs = (entrant([row(i, who, right) for i in "abcd"], 0) for who, right in (("new", 4), ("old", 2)))
     opinions = {(i, "new"): row(i, "new", 1)["scores"] for i in "abc"}
     opinions |= {(i, "old"): row(i, "old", {"a": 0, "b": 1, "c": 3}[i])["scores"] for i in "abc"}
     found = _second(ours, theirs, settings, opinions)["strict"]

@@ -1,0 +1,218 @@
+"""What a row costs Rondo itself: `PYTHONPATH=. .venv/bin/python bench/rows.py --json FILE`.
+
+A round's tables (articles, questions, summaries, scores, pairs, references) are made of more and more articles, with
+engines that answer from a script at once. Each size is a process of its own: seconds and microseconds a row, and the
+most memory that the driver had. Beside it, in turn, the same functions over the same rows in Ray Data alone, which
+keeps nothing but what `write_parquet` writes: what Rondo takes beyond it is its ledger, records and row checkpoints.
+Left out: training, and engines (`sampling.py`, `judging.py`).
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from show import show
+
+FACTS = ("roof", "bill", "door", "song")
+COLOURS = ("red", "blue", "green", "white", "black")
+
+
+def article(number: int) -> str:
+    """Sixty words or so, of which four can be asked about."""
+    told = [f"The {fact} of house {number} is {COLOURS[(number + i) % 5]}." for i, fact in enumerate(FACTS)]
+    return " ".join([*told, "Nobody who was asked about the houses that day had anything else to add to it."] * 2)
+
+
+def policy_says(prompt: Any, sample: int) -> str:
+    """The first facts, by the number of the sample."""
+    return ". ".join(prompt.messages[0]["content"].split("\n", 1)[1].split(". ")[: sample + 1]) + "."
+
+
+def judge_says(prompt: Any, sample: int) -> str:
+    """Four questions about an article, or answers that depend on the summary's length alone."""
+    text = prompt.messages[0]["content"]
+    if "write 4 multiple-choice" in text:
+        head = text.split("<article>\n", 1)[1].split(". ", 4)[:4]
+        told = [line.rstrip(".").split(" is ") for line in head]
+        return "\n".join(
+            f"Q{i} What of {about}? Answer {colour} | {' | '.join(c for c in COLOURS if c != colour)}"
+            for i, (about, colour) in enumerate(told, 1)
+        )
+    told_facts = text.split("<passage>\n", 1)[1].count(" is ")
+    return "\n".join(f"Q{i} {'A' if i <= told_facts else 'Unsure'}" for i in range(1, 5))
+
+
+def configure(folder: Path, articles: int) -> Any:
+    from pipeline.reading import parse
+
+    return parse(
+        {
+            "run": str(folder / "run"),
+            "articles": {"path": str(folder / "articles.jsonl"), "eval_fraction": 0.001},
+            "policy": {"model": "scripted", "instruction": "Tell.\n{article}"},
+            "judge": {"model": "scripted", "questions": 4, "options": 5},
+            "questions": {"check": False, "max_skipped": 1.0},
+            "summaries": {"n": 4, "max_tokens": 2000, "logprobs": True},
+            "scores": {"max_unread": 1.0},
+            "pairs": {"threshold": 0, "min_words": 1},
+            "references": {"source": "sampler"},
+            "hardware": {"policy": {"replicas": 2, "batch_size": 256}, "judge": {"replicas": 2, "batch_size": 256}},
+        }
+    )
+
+
+def given(config: Any) -> dict[str, Any]:
+    """What stages are given by name: the settings' sections, and engines that answer from a script."""
+    from pipeline.engines.pool import Pool
+    from pipeline.engines.scripted import ScriptedEngine
+
+    return {
+        **dict(config),
+        "dtype": config.policy.dtype,
+        "policy_engine": Pool(partial(ScriptedEngine, policy_says), config.hardware.policy),
+        "judge_engine": Pool(partial(ScriptedEngine, judge_says), config.hardware.judge),
+        "scorer": None,
+        "trainer": config.hardware.trainer,
+    }
+
+
+def of_rondo(config: Any) -> list[str]:
+    """Make the tables as a run makes them."""
+    import pipeline.run
+    from pipeline.articles import read
+    from pipeline.ledger import Artifact, Ledger
+    from pipeline.pairs import pair
+    from pipeline.progress import Display
+    from pipeline.questions import ask
+    from pipeline.references import anchor
+    from pipeline.run import Run
+    from pipeline.scores import judge
+    from pipeline.summaries import write
+
+    pipeline.run.equip = lambda names, config, *_: {name: given(config)[name] for name in names}
+    run = Run(config, Ledger(config.run), Display())
+    policy = Artifact(config.run, "base", {"build": "base", "recipe": {}, "model": "scripted", "digest": "d"})
+    questions = run.produce(ask, run.produce(read))
+    made = run.chain((write, questions, policy), (judge,), (pair,), (anchor, policy))
+    return [f"{table.address} {table.record['seconds']:.1f}s" for table in (questions, *made)]
+
+
+def of_ray_data(config: Any) -> list[str]:
+    """Make the same tables with Ray Data alone: each stage's function, and `write_parquet`."""
+    import pyarrow.parquet as pq
+    import ray.data
+
+    from pipeline.articles import read
+    from pipeline.pairs import pair
+    from pipeline.questions import ask
+    from pipeline.references import anchor
+    from pipeline.scores import judge
+    from pipeline.summaries import write
+
+    at = Path(config.run)
+    (at / "articles").mkdir(parents=True)
+    for number, table in enumerate(read(articles=config.articles)):
+        kept = table.filter(table["skipped"].is_null()).drop_columns(["skipped"])
+        pq.write_table(kept, at / "articles" / f"{number}.parquet", compression="zstd")
+    rows, equipment, said = "articles", given(config), []
+    for stage, beside in ((ask, ()), (write, ("base",)), (judge, ()), (pair, ()), (anchor, ("d",))):
+        began = time.monotonic()
+        names = [name.rsplit(".", 1)[-1] for name in (*stage.settings, *stage.uses)]
+        table = ray.data.read_parquet(str(at / rows))
+        if stage.split:
+            table = table.filter(expr=f"split == '{stage.split}'")
+        made = stage(table, *beside, **{name: equipment[name] for name in names})
+        made.filter(expr="is_null(skipped)").drop_columns(["skipped", "tally"]).write_parquet(str(at / stage.name))
+        rows = stage.name
+        said.append(f"{rows} {time.monotonic() - began:.1f}s")
+    return said
+
+
+SIDES = {"rondo": of_rondo, "ray data": of_ray_data}
+
+
+def child(side: str, articles: int) -> None:
+    """One side, one size, in this process: prints its figures as JSON."""
+    from pipeline.cluster import connected
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (folder / "articles.jsonl").open("w", encoding="utf-8") as lines:
+            for number in range(articles):
+                lines.write(json.dumps({"id": f"a{number}", "text": article(number)}) + "\n")
+        config = configure(folder, articles)
+        with connected(config.hardware):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            began = time.monotonic()
+            stages = SIDES[side](config)
+            seconds = time.monotonic() - began
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        json.dumps({"seconds": seconds, "driver_mib": most / 1024, "grown_mib": (most - before) / 1024, "at": stages})
+    )
+
+
+def measure(side: str, articles: int) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", side, "--articles", str(articles)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--articles", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--against", type=int, default=100_000, help="the size at which both sides are timed")
+    parser.add_argument("--runs", type=int, default=3, help="of each side at that size; other sizes are timed once")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child, options.articles[0])
+        return
+    rows: list[dict[str, Any]] = []
+    for articles in sorted({*options.articles, options.against}):
+        for _ in range(options.runs if articles == options.against else 1):
+            for side in SIDES if articles == options.against else ("rondo",):
+                found = measure(side, articles)
+                rows.append({"side": side, "articles": articles, **found})
+                print(f"{side}: {articles:,} articles, {found['seconds']:.1f} s ({', '.join(found['at'])})", flush=True)
+    ours, theirs = (
+        statistics.median(row["seconds"] for row in rows if (row["side"], row["articles"]) == (side, options.against))
+        for side in SIDES
+    )
+    show(
+        "A row",
+        [
+            {
+                "side": row["side"],
+                "articles": f"{row['articles']:,}",
+                "s": f"{row['seconds']:.1f}",
+                "µs an article": f"{row['seconds'] / row['articles'] * 1e6:.0f}",
+                "driver, MiB": f"{row['driver_mib']:.0f}",
+                "grown by, MiB": f"{row['grown_mib']:.0f}",
+            }
+            for row in rows
+        ],
+    )
+    overhead = 1 - theirs / ours
+    print(f"\nledger, records and checkpoints: {overhead:.1%} of a round's time at {options.against:,} articles")
+    if options.json:
+        options.json.write_text(json.dumps({"overhead": overhead, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""A run on S3: the ledger, tables and a whole round with a real training, at a local server that speaks S3."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import chaos
+import pytest
+from test_resume import Work, check_counts, play, settings
+
+from pipeline import tables
+from pipeline.config import UserError
+from pipeline.ledger import Ledger
+
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "rondo-test",
+    "AWS_SECRET_ACCESS_KEY": "not-a-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """`s3://bucket` at moto's server. The environment is what a user sets for MinIO and the like."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    place = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": place}.items():
+            patch.setenv(name, value)
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"{place}/bucket", method="PUT")).close()
+                break
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.1)
+        yield "s3://bucket"
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture(scope="module")
+def ray_there(bucket):
+    """A Ray whose workers have the environment of `bucket`."""
+    import ray
+
+    from pipeline.cluster import connected
+    from pipeline.hardware import Hardware
+
+    if ray.is_initialized():
+        ray.shutdown()
+    with connected(Hardware(ray_cpus=4)):
+        yield
+
+
+def test_a_ledger_on_s3(bucket):
+    ledger = Ledger(f"{bucket}/ledger")
+    assert ledger.find("pairs") is None
+    ledger.begin("pairs", {"build": "b", "recipe": {}})
+    assert ledger.begun("pairs") == {"build": "b", "recipe": {}}
+    ledger.finish("pairs", {"build": "b", "recipe": {}})
+    assert ledger.find("pairs").build == "b"
+    assert ledger.begun("pairs") is None
+    ledger.clear("pairs")
+    assert ledger.find("pairs") is None
+    with ledger.lock() as taken:
+        assert taken is None
+        with pytest.raises(UserError, match="in use by"), Ledger(ledger.root).lock():
+            pass
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_chain_on_s3_goes_on_where_it_was_cut_off(bucket, ray_there, tmp_path, together):
+    work = Work(tmp_path)
+    config = settings(f"{bucket}/chain-{together}", hardware={"together": together})
+    (tmp_path / "break-scores").write_text("9")
+    with pytest.raises(UserError, match="scores breaks here"):
+        play(config, work)
+    noted = work.computed("summaries")
+    (tmp_path / "break-scores").unlink()
+    made = play(config, work)
+    check_counts(made)
+    if not together:
+        assert work.computed("summaries") == noted
+    ledger = Ledger(config.run)
+    for table in made:
+        there = [row["article_id"] for row in tables.read(ledger, table)]
+        assert len(there) == len(set(there)) == table.record["kept"]
+
+
+def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket, ray_there, tmp_path):
+    config = settings("s3://no-such-bucket/run")
+    with pytest.raises(UserError, match="s3://no-such-bucket/run.* cannot be written: .*no-such-bucket") as caught:
+        play(config, Work(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_round_with_a_real_training_on_s3(bucket, tmp_path):
+    """Killed once as it trains; `bench/chaos.py` plays it with a scripted policy."""
+    config = chaos.write_config(tmp_path, tmp_path / "calm", 30, together=True)
+    text = config.read_text().replace(str(tmp_path / "calm"), f"{bucket}/round")
+    config.write_text(text)
+    ledger = Ledger(f"{bucket}/round")
+    driver = chaos.start(config, None, 0.0)
+    deadline = time.monotonic() + 400
+    while ledger.begun("round-01/policy") is None and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ledger.begun("round-01/policy"), config.with_suffix(".log").read_text()
+    driver.kill()
+    driver.wait()
+    assert chaos.start(config, None, 0.0).wait() == 0, config.with_suffix(".log").read_text()
+    metrics = json.loads(ledger.read("metrics.json"))
+    assert metrics["rounds"][0]["training"]["steps"] > 0
+    assert "took over the lock of a driver that is gone" in config.with_suffix(".log").read_text()
