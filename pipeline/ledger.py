@@ -93,6 +93,8 @@ class Ledger:
                 stream.write(text.encode())
             self.fs.move(temporary, target)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self.fs.delete_file(temporary)  # half a file on a full disk is room that others need
             raise UserError(f"{self.root}/{address} cannot be written: {error}") from error
 
     # Artifacts

@@ -5,6 +5,7 @@ counted, and gone on with, from its files alone. Left out: which parts are a tab
 (`tables.py`).
 """
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -99,13 +100,18 @@ def _write(rows: pa.Table, fs: pafs.FileSystem, base: str, name: str) -> pa.Tabl
             plain = _plain(some) if folder == base else some
             file = f"{folder}/{name}"
             # Under a name that no reader takes for a part, then moved: never a half-written Parquet.
-            pq.write_table(
-                plain.replace_schema_metadata(says),
-                f"{file}.tmp",
-                filesystem=fs,
-                compression="zstd",
-                write_page_checksum=True,
-            )
+            try:
+                pq.write_table(
+                    plain.replace_schema_metadata(says),
+                    f"{file}.tmp",
+                    filesystem=fs,
+                    compression="zstd",
+                    write_page_checksum=True,
+                )
+            except OSError:
+                with contextlib.suppress(OSError):
+                    fs.delete_file(f"{file}.tmp")  # half a file on a full disk is room that others need
+                raise
             fs.move(f"{file}.tmp", file)
     return _plain(kept)
 
