@@ -13,9 +13,10 @@ from rich.table import Table
 
 from pipeline import anatomy, folder, memory, preference
 from pipeline.config import Config, UserError
+from pipeline.counts import Line
 from pipeline.ledger import Ledger
 from pipeline.memory import GIB, Need, Row
-from pipeline.plan import Line, Plan
+from pipeline.plan import Plan
 from pipeline.progress import duration
 from pipeline.rates import Rates, there
 from pipeline.reading import load
@@ -85,7 +86,7 @@ def _needs(settings: Config, made: Plan, each: float | None) -> tuple[list[Need]
     unknown: list[str] = []
     stages = made.unmade.values()
     used = {use for stage in stages for use in stage.uses}
-    lengths = made.lengths
+    lengths = made.counts.lengths
     completions = settings.summaries.n * settings.summaries.max_tokens
     tokens = max(settings.hardware.trainer.tokens_per_batch, lengths.longest + completions)
     share = completions / (completions + (lengths.prompt or 0))
@@ -152,8 +153,10 @@ def _notes(
 ) -> list[str]:
     new = [line for line in made.lines if line.state != "made"]
     notes = [f"{line.address}: {note}" for line in new for note in line.notes]
-    if new and made.lengths.sample:
-        notes.append(f"tokens are means of {made.lengths.sample} articles, by the models' own tokenizers and templates")
+    if new and made.counts.lengths.sample:
+        notes.append(
+            f"tokens are means of {made.counts.lengths.sample} articles, by the models' own tokenizers and templates"
+        )
     if any(line.at_most for line in new):
         notes.append(
             "≤: at most, by the settings' limits; records of a small round would tell what replies really take"
@@ -168,7 +171,7 @@ def _notes(
         notes.append(
             f"{settings.rounds} rounds are planned; a round without pairs, or a rule that stops, ends them sooner"
         )
-    notes += [*unknown, *made.lengths.unknown]
+    notes += [*unknown, *made.counts.lengths.unknown]
     if each is None and any(need.gpus for need in needs):
         notes.append("the GPUs' memory is unknown, so nothing is refused: say --gpu-memory GIB")
     if each is not None:

@@ -65,7 +65,7 @@ class Measured:
         return self.tally[what] / below if below and what in self.tally else None
 
     @property
-    def work(self) -> int:
+    def work(self) -> float:
         """Tokens that were computed; of a stage without tokens, rows."""
         return work(self.tally) or self.rows
 
