@@ -164,7 +164,7 @@ def _notes(
     if _total(made.lines)["untimed"]:
         notes.append(_SMALL)
     if any(line.seconds is not None and not line.start_known for line in new):
-        notes.append("some rates have the start of an engine in them: on more rows it will be faster than this")
+        notes.append("some rates have an engine's start in them: on more rows it will be faster than this")
     if made.rates.used:
         notes.append(f"rates were measured in {', '.join(made.rates.used)}; stages without a model are not timed")
     if settings.rounds > 1 and len(new) > 1:
@@ -193,25 +193,26 @@ def _show(
     notes: Sequence[str],
     each: float | None,
 ) -> None:
-    table = Table(
-        title=f"{settings.run}: {total['make']} to make, {total['made']} reused", title_justify="left", box=None
-    )
-    table.add_column("")
-    table.add_column("")
+    console.print(f"{settings.run}: {total['make']} to make, {total['made']} reused", style="bold", soft_wrap=True)
+    table = Table(box=None)
+    # A narrow terminal cuts figures' headings before it cuts what a line is about.
+    table.add_column("", no_wrap=True, min_width=max(len(line.address) for line in made.lines))
+    table.add_column("", no_wrap=True)
     for name in ("rows", "prompts", "tokens in", "tokens out", "time", "GPU hours", "cost"):
         table.add_column(name, justify="right")
     for line in made.lines:
         table.add_row(*_cells(line), style="dim" if line.state == "made" else "")
     table.add_section()
-    gpus = f"{total['gpu_hours']:,.2f}"
+    gpus = f"{total['gpu_hours']:,.2f}" if total["gpu_hours"] else ""
     table.add_row(
         "to make in all", "", "", f"{total['prompts']:,}", _number(total["tokens_in"]), _number(total["tokens_out"]),
-        duration(total["seconds"]) if total["seconds"] else "", gpus if total["seconds"] else "",
+        duration(total["seconds"]) if total["seconds"] else "", gpus,
         f"${total['dollars']:,.2f}" if total["dollars"] else "", style="bold",
     )  # fmt: skip
     console.print(table)
     if needs:
         console.print()
+        console.print("Memory on each GPU (of the machine, on a CPU)", style="bold")
         console.print(_memory(needs, each))
     console.print()
     for note in notes:
@@ -252,7 +253,7 @@ def _size(size: float) -> str:
 
 
 def _memory(needs: Sequence[Need], each: float | None) -> Table:
-    table = Table(title="memory on each GPU (of the machine, on a CPU)", title_justify="left", box=None)
+    table = Table(box=None)
     for name in ("", "parameters", "GPUs", "needs"):
         table.add_column(name, justify="left" if not name else "right")
     table.add_column("of which")
