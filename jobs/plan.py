@@ -1,6 +1,7 @@
 """What a configuration would take, before anything starts: a table, and the same for machines. Nothing is made."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -75,8 +76,11 @@ def installed() -> float | None:
 
 
 def refuse(settings: Config, each: float | None) -> None:
-    """Raise UserError where a model cannot fit on GPUs of so many bytes. Where they are unknown nothing is refused."""
-    if each is not None:
+    """Raise UserError where a model cannot fit on GPUs of so many bytes.
+
+    Nothing is refused where they are unknown, or where a Ray is joined: its nodes may have others than this machine.
+    """
+    if each is not None and "RAY_ADDRESS" not in os.environ:
         _examined(settings, each, Row(0, 0), [], [])
 
 
