@@ -35,6 +35,28 @@ def run(
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    rates: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="A run whose records say how fast; else this run's own.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(metavar="DOLLARS", min=0, help="Of an hour of a GPU.")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(metavar="GIB", min=1, help="Of a GPU; else of this machine's, if it has any.")
+    ] = None,
+    out: Annotated[str | None, typer.Option("--json", metavar="FILE", help="The same for machines.")] = None,
+) -> None:
+    """What a run would make and reuse, its prompts, tokens, hours, cost and memory. Starts and makes nothing.
+
+    A model that cannot fit is refused, with exit status 2.
+    """
+    from jobs.plan import plan as tell
+
+    tell(config, overrides or [], rates or [], price, gpu_memory, out)
+
+
+@app.command()
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="Such as configs/own_pairs.yaml, or that of a run.")],
     overrides: Overrides = None,

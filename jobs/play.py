@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from jobs.plan import installed, refuse
 from jobs.submitted import warn_of_what_ray_removes
 from pipeline import articles, config, folder, ledger, loggers, models, preference
 from pipeline.progress import Display
@@ -24,6 +25,7 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     articles.check(settings.articles)
     preference.check(settings.pairs, settings.judge.questions)
     loggers.check(settings.report_to)
+    refuse(settings, installed())
     display = Display()
     warn_of_what_ray_removes(settings, display)
     book = ledger.Ledger(settings.run)

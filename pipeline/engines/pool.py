@@ -1,5 +1,6 @@
 """Engines under Ray Data: a pool of actors, one engine each, through which a dataset's rows stream."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -7,6 +8,7 @@ from functools import partial
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
+from judges.base import Skip
 from pipeline.engines.base import Engine, EngineFactory
 from pipeline.hardware import EngineHardware
 from pipeline.rows import Outcome, Row, apply
@@ -44,8 +46,21 @@ class Pool:
 
 
 class _Actor:
+    """An engine, and how long it took to start: a rate measured on few rows would else be that of the start."""
+
     def __init__(self, make_engine: EngineFactory, step: Step, writes: tuple[str, ...]):
+        began = time.monotonic()
         self.step, self.writes = partial(step, make_engine()), writes
+        self.untold = {"engine starts": 1, "engine start ms": round(1000 * (time.monotonic() - began))}
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return apply(table, self.step, self.writes)
+        return apply(table, self._step, self.writes)
+
+    def _step(self, rows: list[Row]) -> Sequence[Outcome]:
+        """The outcomes; the first that can carry a tally tells of the start too."""
+        outcomes = self.step(rows)
+        for outcome in outcomes:
+            if self.untold and not isinstance(outcome, Skip):
+                outcome["tally"] = {**outcome.get("tally", {}), **self.untold}
+                self.untold = {}
+        return outcomes

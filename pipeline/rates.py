@@ -1,0 +1,149 @@
+"""Rates measured by earlier runs: what each stage kept, asked, wrote and took, summed over the records of its kind.
+
+A record counts only if it is of the models that are planned with; nothing is guessed where there is none. Left out:
+what is to be made (`plan.py`).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.fs as pafs
+import yaml
+
+from pipeline.config import Config, UserError
+from pipeline.folder import CONFIG
+from pipeline.hardware import Hardware
+from pipeline.ledger import RECORD, Ledger
+from pipeline.stage import Stage
+
+Kind = tuple[str, frozenset[str]]
+
+
+@dataclass
+class Measured:
+    """Records of one kind of stage, added up.
+
+    Attributes:
+        records: how many.
+        rows: that came in; kept: that were kept.
+        tally: of all of them, tokens among it.
+        seconds: of all of them; started: those of them before engines and workers were ready.
+        hardware: of the run that was last added.
+    """
+
+    records: int = 0
+    rows: int = 0
+    kept: int = 0
+    tally: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    started: float = 0.0
+    hardware: Hardware = field(default_factory=Hardware)
+
+    def add(self, record: Mapping[str, Any], hardware: Hardware) -> None:
+        self.records += 1
+        self.rows += record.get("in", 0)
+        self.kept += record.get("kept", 0)
+        self.tally.update({k: v for k, v in record.get("tally", {}).items() if isinstance(v, int)})
+        self.hardware = hardware
+        self.seconds += record["seconds"]
+        if training := record.get("training"):
+            self.tally.update(tokens_in=training["tokens"], steps=training["steps"])
+            self.started += max(0.0, record["seconds"] - training["seconds"])
+        elif starts := record.get("tally", {}).get("engine starts"):
+            # Replicas start together; where a stage has two engines that take turns, one start is left in the rate.
+            self.started += min(record["seconds"], record["tally"]["engine start ms"] / 1000 / starts)
+
+    @property
+    def share_kept(self) -> float:
+        return self.kept / max(1, self.rows)
+
+    def each(self, what: str, per: str | None = None) -> float | None:
+        """A count of the tally for each row that came in, or for each one of another count; None where unknown."""
+        below = self.tally[per] if per else self.rows
+        return self.tally[what] / below if below and what in self.tally else None
+
+    @property
+    def work(self) -> float:
+        """Tokens that were computed; of a stage without tokens, rows."""
+        return work(self.tally) or self.rows
+
+    def time(self, amount: float, width: float) -> float:
+        """Seconds for so much work, where `width` is how many times as many engines there are."""
+        start = self.started / self.records
+        return start + (self.seconds - self.started) * amount / max(1, self.work) / width
+
+
+def work(tally: Mapping[str, float]) -> float:
+    """Tokens that are computed: read but not found in a cache, or written."""
+    return tally.get("tokens_in", 0) - tally.get("tokens_cached", 0) + tally.get("tokens_out", 0)
+
+
+class Rates:
+    """Measured stages by kind: a stage's name, and the settings that it depends on.
+
+    Args:
+        ledgers: run folders; one without config.yaml has no records yet.
+        config: that is planned; records of other models are left out.
+    """
+
+    def __init__(self, ledgers: Iterable[Ledger], config: Config):
+        self.measured: dict[Kind, Measured] = {}
+        self.used: list[str] = []
+        for ledger in ledgers:
+            text = ledger.read(CONFIG)
+            theirs = yaml.safe_load(text) if text else {}
+            if isinstance(theirs.get("pairs"), dict) and self._add(ledger, theirs, config):
+                self.used.append(ledger.root)
+
+    def of(self, stage: Stage) -> Measured | None:
+        """What is known of a stage; None where nothing is."""
+        return self.measured.get((stage.name, frozenset(stage.settings)))
+
+    def _add(self, ledger: Ledger, theirs: dict[str, Any], ours: Config) -> int:
+        hardware, added = Hardware.model_validate(theirs.get("hardware", {})), 0
+        for record in records(ledger):
+            recipe = record["recipe"]
+            if "seconds" in record and all(
+                theirs.get(who) is None or _same(theirs[who], getattr(ours, who)) for who in _asked(recipe)
+            ):
+                kind = recipe["stage"], frozenset(recipe["settings"])
+                self.measured.setdefault(kind, Measured()).add(record, hardware)
+                added += 1
+        return added
+
+
+def _asked(recipe: Mapping[str, Any]) -> set[str]:
+    """The models on which a stage's rate depends, as the configuration's sections are called."""
+    names = {name.split(".")[0] for name in recipe["settings"]} & {"policy", "judge", "second_judge"}
+    return names | ({"policy"} if recipe["stage"] in ("policy", "references") else set())
+
+
+def _same(theirs: Mapping[str, Any], ours: Any) -> bool:
+    given = ours.model_dump(mode="json") if ours is not None else {}
+    return all(theirs.get(name) == given.get(name) for name in ("model", "dtype", "kind", "served"))
+
+
+def records(ledger: Ledger) -> list[dict[str, Any]]:
+    """All finished records of a run.
+
+    Raises:
+        UserError: one is damaged.
+    """
+    files = ledger.fs.get_file_info(pafs.FileSelector(ledger.base, recursive=True, allow_not_found=True))
+    found = []
+    for info in sorted(files, key=lambda info: info.path):
+        if info.base_name == RECORD:
+            artifact = ledger.find(info.path[len(ledger.base) + 1 : -len(RECORD) - 1])
+            if artifact is not None and isinstance(artifact.record["recipe"].get("settings"), dict):
+                found.append(artifact.record)
+    return found
+
+
+def there(folder: str) -> Ledger:
+    """The ledger of a run that is to be measured by. Raises UserError if there is no run."""
+    ledger = Ledger(folder)
+    if ledger.read(CONFIG) is None:
+        raise UserError(f"--rates {folder}: there is no run, that is no {CONFIG} in it")
+    return ledger
