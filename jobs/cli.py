@@ -134,7 +134,7 @@ def _explain(error: Exception) -> None:
 
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)
     raise error
 
 

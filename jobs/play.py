@@ -29,9 +29,7 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     book = ledger.Ledger(settings.run)
     folder.check(book, settings)
     _check_servers(settings, _survey(settings, book, remake))
-    with book.lock() as taken:
-        if taken:
-            display.warn(taken)
+    with book.lock(display.warn):
         folder.write(book, settings)
         display.say(f"{book.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}", style="bold")
         from pipeline.cluster import connected
