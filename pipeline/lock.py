@@ -62,7 +62,8 @@ class Claim:
 
     def write(self, **changed: Any) -> None:
         self.content |= changed
-        self.ledger.write(_file(self.token), json.dumps(self.content))
+        # Always of one length: of an object store, size and contents are two questions, with a write between them.
+        self.ledger.write(_file(self.token), json.dumps(self.content).ljust(1000))
 
     def withdraw(self) -> None:
         for token in (self.token, *self.content["instead"]):
@@ -176,21 +177,29 @@ def _watch(ledger: "Ledger", claim: dict[str, Any], stale: float) -> dict[str, A
 
 def _read(ledger: "Ledger") -> dict[str, dict[str, Any]]:
     """The claims on a run, by token, without those that another has taken the place of."""
-    claims = {}
-    for info in ledger.fs.get_file_info(pafs.FileSelector(ledger.base, allow_not_found=True)):
-        if not (match := _NAME.fullmatch(info.base_name)) or (text := ledger.read(info.base_name)) is None:
-            continue
+    listed = ledger.fs.get_file_info(pafs.FileSelector(ledger.base, allow_not_found=True))
+    names = [match for info in listed if (match := _NAME.fullmatch(info.base_name))]
+    claims = {match[1]: claim for match in names if (claim := _claim(ledger, match[0]))}
+    replaced = {token for claim in claims.values() if claim["since"] for token in claim["instead"]}
+    return {token: claim for token, claim in claims.items() if token not in replaced}
+
+
+def _claim(ledger: "Ledger", name: str) -> dict[str, Any] | None:
+    """What a claim says; None if it is gone. An object that is written while it is read may fail to be read once."""
+    for tries_left in (2, 1, 0):
         try:
+            if (text := ledger.read(name)) is None:
+                return None
             claim = json.loads(text)
             if any(field not in claim for field in _FIELDS):
                 raise ValueError
-        except (ValueError, TypeError):
-            raise UserError(
-                f"{ledger.root}/{info.base_name} is damaged: if no driver is at work there, remove it"
-            ) from None
-        claims[match[1]] = claim
-    replaced = {token for claim in claims.values() if claim["since"] for token in claim["instead"]}
-    return {token: claim for token, claim in claims.items() if token not in replaced}
+            return claim
+        except (ValueError, TypeError, OSError) as error:
+            if not tries_left:
+                why = "cannot be read" if isinstance(error, OSError) else "is damaged"
+                raise UserError(f"{ledger.root}/{name} {why}: if no driver is at work there, remove it") from None
+            time.sleep(0.1)
+    raise AssertionError("the last try returns or raises")
 
 
 def _remove(ledger: "Ledger", token: str) -> None:
