@@ -1,7 +1,7 @@
 """The command `rondo`. Nothing heavy is imported until a command runs: `rondo --help` answers at once."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -54,6 +54,32 @@ def plan(
     from jobs.plan import plan as tell
 
     tell(config, overrides or [], rates or [], price, gpu_memory, out)
+
+
+@app.command()
+def schedule(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    cron: Annotated[
+        str | None, typer.Option(metavar="EXPRESSION", help='When, such as "0 2 * * *": every night at two.')
+    ] = None,
+    timezone: Annotated[
+        str | None, typer.Option(metavar="ZONE", help="Such as Europe/Berlin; else this machine's own.")
+    ] = None,
+    now: Annotated[bool, typer.Option("--now", help="One round at once, and then on schedule.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="One round at once, and no schedule: another keeps it.")] = False,
+    max_failures: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Stop after so many failed rounds in a row; else never.")
+    ] = None,
+) -> None:
+    """Play one more round at each firing of --cron, in the foreground.
+
+    Each round is a process of its own: one that fails is told of, and gone on with at the next firing. What comes
+    while a round is still played, by this schedule or by anybody, is left out.
+    """
+    from jobs.schedule import schedule as keep
+
+    keep(config, overrides or [], cron, timezone, now, once, max_failures)
 
 
 @app.command()
@@ -138,17 +164,28 @@ def merge(
 def main() -> None:
     """Run a command. A mistake of the user's ends in its message and exit status 2, without a traceback."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except Exception as error:
         _explain(error)
+    else:
+        if status == 130:  # typer's word for Ctrl-C
+            _stopped()
+
+
+def _stopped() -> NoReturn:
+    print("stopped; the same command goes on from here", file=sys.stderr)
+    sys.exit(130)
 
 
 def _explain(error: Exception) -> None:
     import click
 
-    if isinstance(error, click.exceptions.Abort):
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    # A library that is interrupted may well fail over that, with an error of its own.
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, click.exceptions.Abort | KeyboardInterrupt):
+            _stopped()
+        cause = cause.__context__
     if isinstance(error, click.ClickException):
         error.show()
         sys.exit(error.exit_code)
@@ -156,7 +193,7 @@ def _explain(error: Exception) -> None:
 
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)
     raise error
 
 

@@ -29,9 +29,7 @@ def examine(path: str, overrides: Sequence[str]) -> None:
     from pipeline.run import Run, Survey
 
     audition(Survey(settings, book))  # what the run would refuse, before Ray starts
-    with book.lock() as taken:
-        if taken:
-            display.warn(taken)
+    with book.lock(display.warn):
         with connected(settings.hardware) as hardware:
             questions, leads = audition(Run(settings.model_copy(update={"hardware": hardware}), book, display))
         found = card.measure(questions.record, [leads.record], [leads.record], settings.judge.options)

@@ -10,14 +10,16 @@ from pipeline.reading import load
 from pipeline.stage import Stage
 
 
-def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
-    """Play all rounds of a configuration.
+def check(path: str, overrides: Sequence[str], display: Display) -> tuple[config.Config, ledger.Ledger]:
+    """All that can be wrong with the settings, found before Ray starts.
+
+    Returns:
+        the settings, and the run's folder.
 
     Raises:
-        UserError: see the modules that check: reading, articles, policy, ledger, folder, run.
+        UserError: see the modules that check: reading, articles, policy, ledger, folder.
     """
     settings = load(path, overrides)
-    # All that can be wrong with the settings is found before Ray starts.
     models.check("policy.model", settings.policy.model)
     for name, judge in (("judge", settings.judge), ("second_judge", settings.second_judge)):
         if judge and judge.model and not judge.served:
@@ -26,14 +28,18 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     preference.check(settings.pairs, settings.judge.questions)
     loggers.check(settings.report_to)
     refuse(settings, installed())
-    display = Display()
     warn_of_what_ray_removes(settings, display)
     book = ledger.Ledger(settings.run)
     folder.check(book, settings)
+    return settings, book
+
+
+def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
+    """Play all rounds of a configuration. Raises UserError as `check` does, and for a run that is made otherwise."""
+    display = Display()
+    settings, book = check(path, overrides, display)
     _check_servers(settings, _survey(settings, book, remake))
-    with book.lock() as taken:
-        if taken:
-            display.warn(taken)
+    with book.lock(display.warn):
         folder.write(book, settings)
         display.say(f"{book.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}", style="bold")
         from pipeline.cluster import connected

@@ -67,9 +67,7 @@ def carry_out(settings: Alignment, display: Display, remake: str | None = None) 
     survey = Survey(settings, book, remake)
     learn(survey)
     survey.check_remake()
-    with book.lock() as taken:
-        if taken:
-            display.warn(taken)
+    with book.lock(display.warn):
         folder.write(book, settings)
         display.say(f"{book.root}: {settings.policy.model} on {settings.pairs}", style="bold")
         from pipeline.cluster import connected

@@ -1,15 +1,17 @@
 """Ray, started or joined, and kept quiet.
 
 A job that `ray job submit` started, or RAY_ADDRESS, says which cluster to join; else a Ray of our own is started on
-this machine and stopped at the end. A Ray that this process has started before is used, and left running. Left out:
-what runs there.
+this machine, which wants a token, and stopped at the end. A Ray that this process has started before is used, and left
+running. Left out: what runs there.
 """
 
 import logging
 import os
+import secrets
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import UserError
@@ -38,6 +40,8 @@ def connected(hardware: Hardware) -> Iterator[Hardware]:
     joined = there or bool(os.environ.get("RAY_ADDRESS"))
     own = hardware.ray_cpus or max(os.cpu_count() or 1, hardware.cpus())
     how: dict[str, Any] = {} if joined else {"address": "local", "num_cpus": own, "include_dashboard": False}
+    if not joined:
+        _keep_token()
     try:
         if not there:
             with _muted():
@@ -61,6 +65,22 @@ def connected(hardware: Hardware) -> Iterator[Hardware]:
     finally:
         if not there:
             ray.shutdown()
+
+
+def _keep_token() -> None:
+    """A token that only this user can read, for a Ray of our own.
+
+    Its ports are open to the network, and to other users of the machine. Ray 2.60 lets in whoever has the token (unless
+    RAY_AUTH_MODE says otherwise), and by itself writes it into a file that everybody may read.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError), open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    if path.stat().st_uid == os.getuid():
+        path.chmod(0o600)
 
 
 @contextmanager

@@ -25,6 +25,8 @@ Logger = Literal["tensorboard", "wandb", "mlflow"]
 class UserError(ValueError):
     """What a person wrote cannot be done. The message says what was found, what was expected, and what to do."""
 
+    status = 2  # of the command that it ends
+
 
 class Articles(Settings):
     """The corpus: JSONL or Parquet by path or URI, or a Hugging Face dataset as `hf:NAME` or `hf:NAME/CONFIG:SPLIT`."""

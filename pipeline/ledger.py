@@ -1,27 +1,26 @@
 """Artifacts on disk: readable addresses, a record written last, reuse, refusal on drift, a lock.
 
 `runs/<run>/round-02/scores/` holds Parquet parts, `skipped/` and `record.json`. No record: not finished. Everything
-goes through `pyarrow.fs`, so a run's folder may be a path or a URI such as `s3://bucket/run`. Left out: what a stage
-does, and in which order (`round.py`).
+goes through `pyarrow.fs`, so a run's folder may be a path or a URI such as `s3://bucket/run`. Left out: how a lock is
+held (`lock.py`); what a stage does, and in which order (`round.py`).
 """
 
 import contextlib
 import json
 import os
-import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.fs as pafs
 
 from pipeline.config import UserError
+from pipeline.lock import Claim, hold
 
 RECORD = "record.json"
 BEGUN = "begun.json"  # while an artifact is being made
-LOCK = "lock.json"
 REMAKE = "remake.json"
 
 
@@ -54,6 +53,7 @@ class Ledger:
     root: str
     fs: pafs.FileSystem = field(init=False, repr=False, compare=False)
     base: str = field(init=False, repr=False, compare=False)
+    claim: Claim | None = field(init=False, repr=False, compare=False, default=None)  # while the run is held
 
     def __post_init__(self) -> None:
         root = self.root if "://" in self.root else os.path.abspath(self.root)
@@ -85,6 +85,8 @@ class Ledger:
         Raises:
             UserError: it cannot be written there.
         """
+        if self.claim:
+            self.claim.check()
         target = self.path(address)
         temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
         try:
@@ -138,6 +140,8 @@ class Ledger:
 
     def finish(self, address: str, record: dict[str, Any]) -> Artifact:
         """Write the record: from now on the artifact is there."""
+        if self.claim:
+            self.claim.check(thoroughly=True)
         self.write(f"{address}/{RECORD}", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         with contextlib.suppress(FileNotFoundError):
             self.fs.delete_file(self.path(f"{address}/{BEGUN}"))
@@ -163,80 +167,26 @@ class Ledger:
     # The lock
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[str | None]:
-        """Hold the run: one driver at a time.
+    def lock(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Hold the run: one driver at a time. Meanwhile `write` and `finish` refuse if another has taken it.
 
-        Yields:
-            None, or a word about the dead owner from whom the lock was taken over.
+        Args:
+            say: is told of a dead owner from whom the lock is taken over.
 
         Raises:
-            UserError: a living driver, or one on another machine, holds it.
+            InUse: a living driver holds it.
         """
-        taken = None
-        if (text := self.read(LOCK)) is not None:
+        with hold(self, say) as claim:
+            object.__setattr__(self, "claim", claim)
             try:
-                owner = json.loads(text)
-                owner["pid"], owner["host"], owner["started"], owner["since"]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{self.root}/{LOCK} is damaged: if no driver is at work there, remove it") from None
-            who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
-            if owner["host"] != socket.gethostname():
-                raise UserError(
-                    f"{self.root} is in use by {who}. If that driver is gone, remove {self.root}/{LOCK} and run again"
-                )
-            if _alive(owner["pid"], owner["started"]):
-                raise UserError(f"{self.root} is in use by {who}: wait for it, or choose another run=")
-            taken = f"took over the lock of a driver that is gone ({who})"
-            self._unlock()
-        mine = {
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-            "host": socket.gethostname(),
-            "since": now(),
-            "token": uuid.uuid4().hex,
-        }
-        self._take(json.dumps(mine))
-        try:
-            yield taken
-        finally:
-            if self.read(LOCK) == json.dumps(mine):
-                self._unlock()
-
-    def _take(self, text: str) -> None:
-        if not isinstance(self.fs, pafs.LocalFileSystem):
-            self.write(LOCK, text)  # an object store has no exclusive create here: the last to write holds it
-        else:
-            self.fs.create_dir(self.base)
-            try:
-                with open(self.path(LOCK), "x", encoding="utf-8") as file:
-                    file.write(text)
-            except FileExistsError:
-                pass
-        if self.read(LOCK) != text:
-            raise UserError(f"{self.root} was taken by another driver at this moment: wait for it")
-
-    def _unlock(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.delete_file(self.path(LOCK))
+                yield
+            finally:
+                object.__setattr__(self, "claim", None)
 
 
 def now() -> str:
     """The time as records have it: UTC, ISO 8601, seconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _started(pid: int) -> float | None:
-    """When a process began: a number that a recycled pid does not share."""
-    import psutil
-
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return None
-
-
-def _alive(pid: int, started: float | None) -> bool:
-    return started is not None and _started(pid) == started
 
 
 def differences(was: Any, now: Any, name: str = "") -> list[str]:

@@ -1,16 +1,13 @@
-"""The ledger: no record, not finished; the same recipe is reused, another refused; one driver at a time."""
+"""The ledger: no record, not finished; the same recipe is reused, another refused."""
 
-import json
 import os
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import UserError
-from pipeline.ledger import LOCK, Ledger, differences
+from pipeline.ledger import Ledger, differences
 
 
 @pytest.fixture
@@ -75,50 +72,3 @@ def _without_none(value):
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v not in (None, {})} or None
     return value
-
-
-def test_one_driver_at_a_time(ledger):
-    with (
-        ledger.lock(),
-        pytest.raises(UserError, match=f"is in use by process {os.getpid()} on"),
-        Ledger(ledger.root).lock(),
-    ):
-        raise AssertionError("the lock was taken twice")
-    with ledger.lock() as taken:
-        assert taken is None
-    assert ledger.read(LOCK) is None
-
-
-def test_the_lock_of_a_dead_owner_is_taken_over(ledger):
-    code = f"""
-import os
-from pipeline.ledger import Ledger
-lock = Ledger({ledger.root!r}).lock()
-lock.__enter__()
-os._exit(1)
-"""
-    subprocess.run([sys.executable, "-c", code], check=False)
-    with ledger.lock() as taken:
-        assert "gone" in taken
-    owner = {"pid": os.getpid(), "started": 1.0, "host": json.loads(_lock_text(ledger))["host"], "since": "then"}
-    ledger.write(LOCK, json.dumps(owner))  # our pid, but of a process that began in 1970
-    with ledger.lock() as taken:
-        assert "gone" in taken
-
-
-def test_the_lock_of_another_machine_is_respected(ledger):
-    ledger.write(LOCK, json.dumps({"pid": 1, "started": 1.0, "host": "elsewhere", "since": "then"}))
-    with pytest.raises(UserError, match="process 1 on elsewhere"), ledger.lock():
-        pass
-
-
-def _lock_text(ledger):
-    with ledger.lock():
-        return ledger.read(LOCK)
-
-
-def test_a_damaged_lock_is_named(ledger):
-    for text in ("", "{", "{}", "null"):
-        ledger.write(LOCK, text)
-        with pytest.raises(UserError, match=r"lock\.json is damaged"), ledger.lock():
-            pass
