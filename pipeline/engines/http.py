@@ -23,6 +23,7 @@ import httpx
 from judges.base import Prompt, user
 from pipeline.config import UserError
 from pipeline.engines.base import Reply, Sample
+from pipeline.engines.plain import KNOWN, plain
 from pipeline.hardware import Hardware, Server
 from pipeline.served import Served
 
@@ -143,7 +144,7 @@ class HttpEngine:
     def _body(self, prompt: Prompt) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": list(prompt.messages),
+            "messages": list(plain(prompt, KNOWN)),
             "max_tokens": prompt.max_tokens,
             "temperature": prompt.temperature,
             "top_p": prompt.top_p,

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from judges.base import Prompt
 from pipeline.engines.base import Reply, Sample
+from pipeline.engines.plain import marks_of, plain
 from pipeline.hardware import EngineHardware
 from pipeline.models import adapter_config, fetch
 
@@ -110,7 +111,7 @@ class VllmEngine:
         return replies
 
     def _tokenize(self, prompt: Prompt) -> Reply:
-        ids = token_ids(self.tokenizer, prompt.messages)
+        ids = token_ids(self.tokenizer, plain(prompt, marks_of(self.tokenizer)))
         if len(ids) + prompt.max_tokens > self.room:
             return Reply(ids, error="prompt too long")
         return Reply(ids)
