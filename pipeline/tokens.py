@@ -87,8 +87,6 @@ class Tokens:
         return PairIds(prompt[:start], chosen[start:], rejected[start:], moved=start < len(prompt))
 
     def _messages(self, pair: Preference) -> PairIds | Skip:
-        from jinja2 import TemplateError
-
         assert isinstance(pair.prompt, list) and isinstance(pair.chosen, list) and isinstance(pair.rejected, list)
         if not self.chats:
             raise UserError(
@@ -100,7 +98,7 @@ class Tokens:
             prompt = self.prompt(pair.prompt, **template)
             chosen = self._template(pair.prompt + pair.chosen, template)
             rejected = self._template(pair.prompt + pair.rejected, template)
-        except TemplateError:
+        except Exception:  # a template is a program of the model's, and stumbles over data in ways of its own
             return Skip("the chat template refuses the messages")
         start = len(prompt)
         if chosen[:start] != prompt or rejected[:start] != prompt:
