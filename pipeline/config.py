@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from judges.prompts import WORDINGS
 from pipeline.hardware import Hardware
 from pipeline.learning import References, Training, check_reference
-from pipeline.secrets import redacted
+from pipeline.said import printable, redacted
 from pipeline.served import Compared, Served, check_served
 from pipeline.settings import Natural, Positive, Settings, Share
 
@@ -27,7 +27,7 @@ class UserError(ValueError):
     """What a person wrote cannot be done. The message says what was found, what was expected, and what to do."""
 
     def __init__(self, message: str):
-        super().__init__(redacted(message))
+        super().__init__(printable(redacted(message)))
 
 
 class Articles(Settings):
