@@ -92,13 +92,14 @@ class Ledger:
 
     def find(self, address: str) -> Artifact | None:
         """The finished artifact at an address, or None."""
-        text = self.read(f"{address}/{RECORD}")
-        if text is None:
-            return None
         try:
+            text = self.read(f"{address}/{RECORD}")
+            if text is None:
+                return None
             record = json.loads(text)
-            record["build"], record["recipe"]
-        except (ValueError, KeyError, TypeError):
+            if not isinstance(record["build"], str) or not isinstance(record["recipe"], dict):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{self.root}/{address}/{RECORD} is damaged: remove the folder {address}/ to have it made again"
             ) from None
@@ -164,8 +165,10 @@ class Ledger:
         if (text := self.read(LOCK)) is not None:
             try:
                 owner = json.loads(text)
-                owner["pid"], owner["host"], owner["started"], owner["since"]
-            except (ValueError, KeyError, TypeError):
+                owner["host"], owner["started"], owner["since"]
+                if not (isinstance(owner["pid"], int) and owner["pid"] > 0):
+                    raise TypeError
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(f"{self.root}/{LOCK} is damaged: if no driver is at work there, remove it") from None
             who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
             if owner["host"] != socket.gethostname():

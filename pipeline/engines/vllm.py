@@ -72,6 +72,7 @@ class VllmEngine:
             enforce_eager=not gpus,  # on a CPU, compiling costs more than a stage takes
             disable_log_stats=True,
             trust_remote_code=False,
+            load_format="safetensors",  # else a folder without them would be unpickled
             **lora,
         )
         self.tokenizer = self.llm.get_tokenizer()
