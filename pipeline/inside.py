@@ -19,13 +19,14 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _NO_WRITER = re.compile(r"(?<!LMHead)Model|Encoder|\w+For(MaskedLM|PreTraining|\w*Classification|QuestionAnswering)")
 
 
-def complete(said: str, folder: Path, trained: bool) -> None:
+def complete(said: str, folder: Path, trained: bool, speaks: bool) -> None:
     """See that a folder has a whole model in it.
 
     Args:
         said: what an error begins with, such as "policy.model is 'my-model'".
         folder: with a config.json.
         trained: whether it is to be trained, and not only served.
+        speaks: whether its tokenizer is needed: an adapter may bring its own.
 
     Raises:
         UserError: no config, tokenizer or weights that can be used; weights that are pickled, cut off or quantized; a
@@ -33,7 +34,7 @@ def complete(said: str, folder: Path, trained: bool) -> None:
     """
     config = read(folder / "config.json", said)
     weights(said, folder)
-    if not any(any(folder.glob(name)) for name in _TOKENIZERS):
+    if speaks and not any(any(folder.glob(name)) for name in _TOKENIZERS):
         raise UserError(f"{said}, a model without a tokenizer: put its {_TOKENIZERS[0]} beside config.json")
     vocabulary = _vocabulary(said, folder)
     if not trained:

@@ -96,7 +96,7 @@ def check(setting: str, name: str) -> None:
             )
         check(f"{setting} is {name!r}, an adapter whose base", base)
     else:
-        inside.complete(f"{setting} is {name!r}", Path(folder), trained)
+        inside.complete(f"{setting} is {name!r}", Path(folder), trained, speaks=setting.endswith(".model"))
 
 
 def _exists(name: str) -> bool:

@@ -44,7 +44,7 @@ def named(cases):
 
 
 @contextlib.contextmanager
-def told(line, place="", error=UserError, whole=False):
+def told(line, place="", error=UserError):
     """The block is refused in this one line, which may hold `{at}` where the place of what was given is named."""
     with pytest.raises(error) as caught:
         yield
@@ -463,7 +463,7 @@ def test_a_checkpoint_of_more_workers_is_good(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["run", "none.yaml"], "error: no configuration at none.yaml; there are configs/"),
+        (["run", "none.yaml"], "error: no configuration at none.yaml; there are "),
         (["run", str(DEMO), "rounds=yes"], "error: rounds is true: it is no setting to be turned on or off"),
         (["run", str(DEMO), "policy.model=/none"], "error: policy.model is '/none': there is no such folder"),
         (["run", str(DEMO), "articles.path=README.md"], "error: articles.path is 'README.md': it should end in"),

@@ -71,8 +71,8 @@ FOLDERS = [
     (
         "code of its own",
         lambda f: set_json(f, "config.json", model_type="evil", auto_map=code(f)),
-        "whose model_type is 'evil', which needs code of its own (['evil.Model', None], evil.Config, evil.Model). Code of "
-        "a model's is never run (trust_remote_code is off): take a model that transformers has itself",
+        "whose model_type is 'evil', which needs code of its own (['evil.Model', None], evil.Config, evil.Model). Code "
+        "of a model's is never run (trust_remote_code is off): take a model that transformers has itself",
     ),
     (
         "an encoder",
@@ -104,7 +104,7 @@ FOLDERS = [
     (
         "pickled weights",
         pickled,
-        "whose weights are pickled (pytorch_model.bin), which can run code and is never read: convert them to safetensors",
+        "whose weights are pickled (pytorch_model.bin), which can run code and is never read: convert them to",
     ),
     ("weights cut off", lambda f: cut(f, _SAFE, -1000), "whose model.safetensors is cut off or damaged ("),
     ("weights of nothing", lambda f: cut(f, _SAFE, 0), "whose model.safetensors is cut off or damaged ("),

@@ -4,8 +4,9 @@ import json
 import socket
 
 import torch
-from bad_input.models import evil
 from safetensors.torch import save_file
+
+from bad_input.models import evil
 
 RECORDS = [
     ("empty", b""),

@@ -5,7 +5,8 @@ DEMO = object()
 
 def _laughs():
     """Nine lists of nine aliases each: 9**9 values in 300 bytes."""
-    lists = [f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in zip("abcdefgh", "bcdefghi")]
+    names = zip("abcdefgh", "bcdefghi", strict=True)
+    lists = [f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in names]
     return "\n".join(["a: &a [x, x, x, x, x, x, x, x, x]", *lists])
 
 
