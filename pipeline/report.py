@@ -262,20 +262,33 @@ def shown(*tables: list[list[str]]) -> list[Table]:
     return made
 
 
+def environment() -> jinja2.Environment:
+    """Where report.md.j2 is, and its filters: `text` for what anybody wrote, `code` for what stands in backquotes."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    made.filters |= {"text": markdown, "code": lambda text: printable(text).replace("`", "'")}
+    return made
+
+
 def write(metrics: dict[str, Any], examples: list[dict[str, Any]], config: Config, ledger: Ledger) -> None:
     """Write metrics.json, report.md and report.png into the run's folder."""
     ledger.write("metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     with ledger.fs.open_output_stream(ledger.path("report.png")) as stream:
         stream.write(draw(metrics, _writers(metrics)))
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"text": markdown, "code": lambda text: printable(text).replace("`", "'")}
-    template = Path(__file__).with_name("report.md.j2").read_text(encoding="utf-8")
-    text = environment.from_string(template).render(
-        metrics=metrics,
-        config=config,
-        tables=results(metrics, second=bool(config.second_judge)),
-        judge_card=card.lines(metrics["judge"]),
-        examples=examples,
+    text = (
+        environment()
+        .get_template("report.md.j2")
+        .render(
+            metrics=metrics,
+            config=config,
+            tables=results(metrics, second=bool(config.second_judge)),
+            judge_card=card.lines(metrics["judge"]),
+            examples=examples,
+        )
     )
     ledger.write("report.md", text)
 
