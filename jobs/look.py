@@ -13,6 +13,7 @@ from pipeline.folder import settings
 from pipeline.ledger import Artifact, Ledger
 from pipeline.progress import Display, summary
 from pipeline.run import Survey
+from pipeline.said import printable
 from pipeline.stage import Stage
 
 
@@ -75,7 +76,7 @@ def show(folder: str, stage: str, count: int, article: str | None) -> None:
     console = Console(highlight=False)
     for row in rows[:count]:
         _print(console, row)
-    console.print(f"{min(count, len(rows))} of {len(rows):,} rows of {address}", style="dim")
+    console.print(f"{min(count, len(rows))} of {len(rows):,} rows of {address}", style="dim", markup=False)
 
 
 def _table(ledger: Ledger, stage: str) -> Artifact:
@@ -97,13 +98,13 @@ def _table(ledger: Ledger, stage: str) -> Artifact:
 
 
 def _print(console: Console, row: dict[str, Any]) -> None:
-    console.print(Text(f"{row['article_id']}  ({row['split']})", style="bold"))
-    article = " ".join(row["article"].split())
+    console.print(Text(printable(f"{row['article_id']}  ({row['split']})"), style="bold"))
+    article = printable(" ".join(row["article"].split()))
     console.print(Padding(Text(article if len(article) < 900 else article[:900] + " …", style="dim"), (0, 2)))
     for number, question in enumerate(row.get("questions") or [], 1):
-        line = Text(f"Q{number} {question['question']} ")
+        line = Text(printable(f"Q{number} {question['question']} "))
         for i, option in enumerate(question["options"]):
-            line.append(f" {'ABCDEFGHIJ'[i]} {option} ", style="green" if i == question["answer"] else "")
+            line.append(printable(f" {'ABCDEFGHIJ'[i]} {option} "), style="green" if i == question["answer"] else "")
         console.print(Padding(line, (0, 2)))
     scores = row.get("scores") or [None] * len(row.get("summaries") or [])
     for number, (written, score) in enumerate(zip(row.get("summaries") or [], scores, strict=True)):
@@ -116,8 +117,10 @@ def _print(console: Console, row: dict[str, Any]) -> None:
         if written["finish_reason"] != "stop":
             head.append(f", finish reason {written['finish_reason']}", style="yellow")
         console.print(Padding(head, (0, 2)))
-        console.print(Padding(Text(" ".join(written["text"].split())), (0, 4)))
+        console.print(Padding(Text(printable(" ".join(written["text"].split()))), (0, 4)))
     for pair in row.get("pairs") or []:
-        line = Text(f"summary {pair['chosen']} over summary {pair['rejected']}: {pair['reason']}", style="green")
+        line = Text(
+            printable(f"summary {pair['chosen']} over summary {pair['rejected']}: {pair['reason']}"), style="green"
+        )
         console.print(Padding(line, (0, 2)))
     console.print()

@@ -46,7 +46,8 @@ class Prompt:
     """One request to a model: chat messages, the shape its reply must have, and how to sample it.
 
     `regex` constrains decoding (None: free text); `temperature` 0 is greedy; `n` samples share one prefill; with
-    `logprobs` each sample comes with its log-probability.
+    `logprobs` each sample comes with its log-probability. `quotes` are the parts of the messages that somebody else
+    wrote, word for word: an engine sees to it that no special token comes of them.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -56,6 +57,7 @@ class Prompt:
     top_p: float = 1.0
     n: int = 1
     logprobs: bool = False
+    quotes: tuple[str, ...] = ()
 
 
 class Judge(Protocol):

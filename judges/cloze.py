@@ -82,7 +82,7 @@ class ClozeJudge:
         if len(said) != len(questions):
             return [None] * len(questions)
         return [
-            word if word == UNSURE or word in LETTERS[: len(question.options)] else None
+            word if word in (UNSURE, *LETTERS[: len(question.options)]) else None
             for word, question in zip(said, questions, strict=True)
         ]
 

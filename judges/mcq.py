@@ -44,17 +44,20 @@ class McqJudge:
         self.questions, self.options, self.seed, self.wording = questions, options, seed, wording
         self.question_temperature = question_temperature
         self.max_question_tokens, self.max_answer_tokens = max_question_tokens, max_answer_tokens
+        tags = re.findall(r"</(\w+)>", wording.questions_prompt + wording.answers_prompt)
+        self.tags = re.compile(rf"<(\s*/?\s*({'|'.join(tags)})\b[^<>]*)>" if tags else r"(?!)()", re.IGNORECASE)
 
     def ask_questions(self, article: str) -> Prompt:
-        wrong = " | <wrong answer>" * (self.options - 1)
+        wrong, article = " | <wrong answer>" * (self.options - 1), self._untagged(article)
         values = {"count": str(self.questions), "choices": str(self.options), "wrong": wrong, "article": article}
         line = rf"{_PHRASE}\? Answer {_PHRASE}( \| {_PHRASE}){{{self.options - 1}}}"
         regex = r"\n".join(rf"Q{i + 1} {line}" for i in range(self.questions))
         messages = user(fill(self.wording.questions_prompt, values))
-        return Prompt(messages, self.max_question_tokens, regex, self.question_temperature)
+        return Prompt(messages, self.max_question_tokens, regex, self.question_temperature, quotes=(article,))
 
     def read_questions(self, reply: str) -> list[Question | Skip]:
-        return vet([self._read_question(line) for line in reply.strip().split("\n")])
+        whole = reply.encode("utf-8", "replace").decode()  # half a surrogate pair can be neither stored nor asked
+        return vet([self._read_question(line) for line in whole.strip().split("\n")])
 
     def _read_question(self, line: str) -> Question | Skip:
         match = re.fullmatch(r"Q\d+ (.+?\?) Answer (.+)", line.strip())
@@ -67,13 +70,19 @@ class McqJudge:
         return shuffled(Question(digest, text, options, 0), self.seed)
 
     def ask_answers(self, passage: str, questions: Sequence[Question]) -> Prompt:
-        block = "\n".join(self.show(number, question) for number, question in enumerate(questions, 1))
+        block = self._untagged("\n".join(self.show(number, question) for number, question in enumerate(questions, 1)))
+        passage = self._untagged(passage)
         values = {"count": str(len(questions)), "questions": block, "passage": passage}
         letters = f"[{LETTERS[0]}-{LETTERS[self.options - 1]}]"
         # With `restate` the middle is left open: one grammar serves all articles, and is compiled once.
         choice = rf"{_PHRASE} ({letters}|Unsure)" if self.wording.restate else rf"({letters}|Unsure)"
         regex = r"\n".join(rf"Q{number} {choice}" for number in range(1, len(questions) + 1))
-        return Prompt(user(fill(self.wording.answers_prompt, values)), self.max_answer_tokens, regex)
+        messages = user(fill(self.wording.answers_prompt, values))
+        return Prompt(messages, self.max_answer_tokens, regex, quotes=(block, passage))
+
+    def _untagged(self, text: str) -> str:
+        """A text that closed the tag it stands in would go on as the judge: its brackets become round."""
+        return self.tags.sub(r"(\1)", text)
 
     def show(self, number: int, question: Question) -> str:
         """A question as the model sees it, options and letters included."""

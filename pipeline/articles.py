@@ -50,6 +50,8 @@ def read(*, articles: Articles) -> Iterator[pa.Table]:
     for split in ("train", "eval"):
         if not found[split]:
             counts = ", ".join(f"{what}: {count:,}" for what, count in found.most_common())
+            if not found["train"] + found["eval"]:
+                raise UserError(f"{articles.path} has no article that can be used ({counts})")
             raise UserError(
                 f"{articles.path} has no article for {split} ({counts}): give more articles, or change "
                 "articles.eval_fraction, min_words or max_words"
@@ -75,8 +77,12 @@ def _rows(raw: Iterable[dict[str, Any]], settings: Articles) -> Iterator[dict[st
     for number, row in enumerate(raw, 1):
         article_id, text = row.get(settings.id_column), row.get(settings.text_column)
         skipped = row.get(UNREADABLE)
+        if article_id != article_id:  # NaN, which a table with gaps has for a number
+            article_id = None
         if skipped is None and (article_id is None or article_id == ""):
             skipped = "no id"
+        if skipped is None and isinstance(article_id, bool | list | dict | bytes):
+            skipped = "id of a wrong type"
         if skipped is None and not isinstance(text, str):
             skipped = "no text"
         article_id = f"row {number}" if article_id in (None, "") else str(article_id)

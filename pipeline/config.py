@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from judges.prompts import WORDINGS
 from pipeline.hardware import Hardware
 from pipeline.learning import References, Training, check_reference
+from pipeline.said import printable, redacted
 from pipeline.served import Compared, Served, check_served
 from pipeline.settings import Natural, Positive, Settings, Share
 
@@ -26,6 +27,9 @@ class UserError(ValueError):
     """What a person wrote cannot be done. The message says what was found, what was expected, and what to do."""
 
     status = 2  # of the command that it ends
+
+    def __init__(self, message: str):
+        super().__init__(printable(redacted(message)))
 
 
 class Articles(Settings):
@@ -152,8 +156,16 @@ class Pairs(Settings):
 def check_places(places: Mapping[str, str]) -> None:
     """Raise ValueError where a path, a URI or a name, given by its setting's name, holds a secret."""
     for name, place in places.items():
-        if "@" in urlsplit(place).netloc:
+        if place != place.strip() or not place.isprintable():
+            raise ValueError(f"{name} is {place!r:.80}: it should have no control characters, and no space around it")
+        try:
+            parts = urlsplit(place)
+        except ValueError:
+            raise ValueError(f"{name} is no path, URI or name: {place!r:.80}") from None
+        if "@" in parts.netloc:
             raise ValueError(f"{name} holds a user or a password: put credentials in the environment instead")
+        if re.search(r"(?i)(key|token|secret|password|signature|credential)[^&=]*=", parts.query):
+            raise ValueError(f"{name} holds a key or a token: put credentials in the environment instead")
 
 
 class Evaluation(Settings):

@@ -13,12 +13,14 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from judges.base import fill, user
+from judges.base import Prompt, user
 from pipeline import parts
 from pipeline.config import Config, UserError
+from pipeline.engines.plain import marks_of, plain
 from pipeline.formats import Preference
 from pipeline.ledger import Artifact, Ledger, open_place
 from pipeline.rows import Row
+from pipeline.sampling import about
 from pipeline.tokens import PairIds, Tokens, of_model
 
 
@@ -81,7 +83,9 @@ def _rows(ledger: Ledger, table: Artifact) -> Iterator[Row]:
 
 def _lines(row: Row, instruction: str, tokens: Tokens) -> Iterator[tuple[dict[str, Any], bool]]:
     """The row's pairs, and of each whether its text gives the ids that were sampled."""
-    messages = list(user(fill(instruction, {"article": row["article"]})))
+    # As the policy was asked: an article that names special tokens was broken up.
+    prompt = about(Prompt(user(instruction), max_tokens=0), row["article"])
+    messages = list(plain(prompt, marks_of(tokens.tokenizer)))
     for pair in row["pairs"]:
         chosen, rejected = row["summaries"][pair["chosen"]], row["summaries"][pair["rejected"]]
         line: dict[str, Any]

@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.config import Alignment, Config, UserError
 from pipeline.ledger import Ledger
-from pipeline.reading import parse, parse_alignment, put
+from pipeline.reading import from_yaml, parse, parse_alignment, put
 
 CONFIG = "config.yaml"
 _COMMAND = {True: "`rondo train`, on pairs from elsewhere", False: "`rondo run`, in rounds"}
@@ -51,8 +51,8 @@ def _read(ledger: Ledger) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError:
+        raw = from_yaml(text)
+    except ValueError:
         raw = None
     if not isinstance(raw, dict):
         raise UserError(f"{ledger.root}/{CONFIG} is damaged: remove it, and run the command again that made the folder")

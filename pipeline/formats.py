@@ -26,6 +26,12 @@ from pipeline.sources import UNREADABLE, utf8
 Message = dict[str, Any]
 Text = str | list[Message]
 
+# Of apply_chat_template's arguments those that no row may decide: another template above all, which is a program.
+_OURS = frozenset(
+    {"conversation", "messages", "chat_template", "tokenizer_kwargs", "tokenize", "padding", "truncation", "max_length"}
+    | {"return_tensors", "return_dict", "return_assistant_tokens_mask", "add_generation_prompt"}
+    | {"continue_final_message"}
+)
 _ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # sharegpt's names of them
 
 
@@ -208,8 +214,10 @@ def _template(row: Mapping[str, Any]) -> dict[str, Any]:
     tools, more = row.get("tools"), row.get("chat_template_kwargs") or {}
     try:
         tools = json.loads(tools) if isinstance(tools, str) and tools else tools
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _Bad("wrong type") from None
     if not isinstance(more, dict) or not isinstance(tools or [], list):
         raise _Bad("wrong type")
+    if _OURS & more.keys():
+        raise _Bad("chat_template_kwargs that are not the template's")
     return ({"tools": tools} if tools else {}) | more

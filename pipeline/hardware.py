@@ -8,14 +8,12 @@ import re
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.settings import Settings
 
 
-class _Hardware(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class EngineHardware(_Hardware):
+class EngineHardware(Settings):
     """A pool of vLLM engines, one Ray actor each."""
 
     replicas: Annotated[int, Field(gt=0)] = 1
@@ -32,7 +30,7 @@ class EngineHardware(_Hardware):
         return self
 
 
-class Trainer(_Hardware):
+class Trainer(Settings):
     """Ray Train workers."""
 
     workers: Annotated[int, Field(gt=0)] = 1
@@ -67,7 +65,7 @@ class Trainer(_Hardware):
         return self
 
 
-class Price(_Hardware):
+class Price(Settings):
     """Of a model, in US dollars per million tokens."""
 
     input: Annotated[float, Field(ge=0)]
@@ -75,7 +73,7 @@ class Price(_Hardware):
     cached: Annotated[float, Field(ge=0)] | None = None  # input found in the prefix cache; None: as any input
 
 
-class Server(_Hardware):
+class Server(Settings):
     """An OpenAI-compatible server: vLLM's own, or a hosted one."""
 
     base_url: str  # such as http://host:8000/v1
@@ -84,7 +82,8 @@ class Server(_Hardware):
     timeout: Annotated[float, Field(gt=0)] = 120  # seconds for one try, from sending to the last byte of its reply
     tries: Annotated[int, Field(gt=0)] = 8  # of one request, before its row is set aside
     max_wait: Annotated[float, Field(gt=0)] = 120  # seconds between two tries; a server that asks for more is given up
-    prices: dict[str, Price] = {}  # by model: each record then says what its stage has cost
+    # By model: each record then says what its stage has cost.
+    prices: dict[str, Price] = Field(default_factory=dict)
 
     @field_validator("base_url")
     @classmethod
@@ -109,11 +108,12 @@ class Server(_Hardware):
         return value
 
 
-class Hardware(_Hardware):
+class Hardware(Settings):
     policy: EngineHardware = EngineHardware()
     judge: EngineHardware = EngineHardware()
     trainer: Trainer = Trainer()
-    servers: dict[str, Server] = {}  # by a name of yours, which judge.served and compare.* use
+    # By a name of yours, which judge.served and compare.* use.
+    servers: dict[str, Server] = Field(default_factory=dict)
     # Policy, judge and the reference each have their own place: summaries, scores and references run as one pipeline,
     # and no row waits for a table to end. On a single GPU leave it off: they then take turns.
     together: bool = False

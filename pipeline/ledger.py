@@ -103,13 +103,14 @@ class Ledger:
 
     def find(self, address: str) -> Artifact | None:
         """The finished artifact at an address, or None."""
-        text = self.read(f"{address}/{RECORD}")
-        if text is None:
-            return None
         try:
+            text = self.read(f"{address}/{RECORD}")
+            if text is None:
+                return None
             record = json.loads(text)
-            record["build"], record["recipe"]
-        except (ValueError, KeyError, TypeError):
+            if not isinstance(record["build"], str) or not isinstance(record["recipe"], dict):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{self.root}/{address}/{RECORD} is damaged: remove the folder {address}/ to have it made again"
             ) from None

@@ -5,7 +5,6 @@ which names its base in the same way. Left out: reading weights (`dpo/weights.py
 """
 
 import functools
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from pipeline import inside
 from pipeline.config import UserError
 
+_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickles, no code
 
 
@@ -47,27 +48,29 @@ def adapter_config(folder: str) -> dict[str, Any] | None:
         UserError: it cannot be read.
     """
     path = Path(folder, "adapter_config.json")
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    return inside.read(path, f"{folder} is an adapter") if path.is_file() else None
 
 
 def check(setting: str, name: str) -> None:
-    """See that a model that the settings name is there, and for an adapter its base.
+    """See that a model that the settings name is there and whole, and for an adapter its base.
 
     Raises:
-        UserError: a path that is not there or holds no model, a name that the hub does not give, or an adapter whose
-            base is such.
+        UserError: a path that is not there or holds no model that can be used, a name that the hub does not give, or an
+            adapter whose base is such.
     """
+    trained = setting.startswith("policy.")
     if name.startswith(("http://", "https://")):
         raise UserError(
             f"{setting} is {name!r}, the address of a server: it should be a folder, a URI such as s3://… or a hub "
             "name. A served model may judge (judge.served) or be compared with (compare)"
         )
-    if "://" in name:
-        return
-    folder = name if Path(name).exists() else _from_hub(setting, name)
+    scheme, _, rest = name.rpartition("://")
+    if scheme and scheme not in _SCHEMES:
+        raise UserError(f"{setting} is {name!r}: a URI begins with one of {', '.join(f'{s}://' for s in _SCHEMES)}")
+    if scheme and scheme != "file":
+        return  # fetched where it is needed
+    name = rest if scheme else name
+    folder = name if _exists(name) else _from_hub(setting, name)
     adapter = adapter_config(folder)
     if adapter is None and not Path(folder, "config.json").is_file():
         raise UserError(
@@ -75,13 +78,32 @@ def check(setting: str, name: str) -> None:
             "Hugging Face model or of a LoRA adapter"
         )
     if adapter is not None:
-        base = adapter.get("base_model_name_or_path") or ""
+        inside.weights(f"{setting} is {name!r}", Path(folder))
+        base = adapter.get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise UserError(
+                f"{setting} is {name!r}, an adapter that names no base: write which model it belongs to as "
+                "base_model_name_or_path in its adapter_config.json"
+            )
+        if not isinstance(rank := adapter.get("r"), int) or rank < 1:
+            raise UserError(f"{setting} is {name!r}, an adapter whose r is {rank!r}: it should be a positive integer")
+        if os.path.isfile(os.path.join(base, "adapter_config.json")):
+            raise UserError(f"{setting} is {name!r}, an adapter of {base!r}, an adapter too: merge that one first")
         if os.path.isdir(base) and not os.path.isabs(base):
             raise UserError(
                 f"{setting} is {name!r}, an adapter of {base!r}, a path that means nothing in another folder: write "
                 f"{os.path.abspath(base)!r} as base_model_name_or_path in its adapter_config.json"
             )
         check(f"{setting} is {name!r}, an adapter whose base", base)
+    else:
+        inside.complete(f"{setting} is {name!r}", Path(folder), trained, speaks=setting.endswith(".model"))
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).exists()
+    except (OSError, ValueError):  # too long, or with a NUL in it: no path
+        return False
 
 
 def _from_hub(setting: str, name: str) -> str:

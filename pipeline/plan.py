@@ -12,9 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from pipeline import tables
+from pipeline import parts
 from pipeline.articles import read
 from pipeline.config import Config
 from pipeline.counts import Counts, Line
@@ -179,6 +177,5 @@ def _cost(price: Price, tally: dict[str, float]) -> float:
 
 
 def _rows(ledger: Ledger, table: Artifact, column: str) -> Iterable[dict[str, Any]]:
-    for part in tables.parts(ledger, table):
-        with ledger.fs.open_input_file(part) as file:
-            yield from pq.ParquetFile(file).read(columns=[column]).to_pylist()
+    for name in table.record["parts"]:
+        yield from parts.read(f"{ledger.root}/{table.address}", name, [column]).to_pylist()

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from pipeline.said import printable
+
 _EVERY = 20.0  # seconds between plain lines
 
 
@@ -81,13 +83,13 @@ class Display:
 
     def line(self, name: str, text: str, style: str = "") -> None:
         """One line of a stage that is done."""
-        self.console.print(Text(f"{name:<22}", style="cyan") + Text(f" {text}", style=style))
+        self.console.print(Text(f"{name:<22}", style="cyan") + Text(f" {printable(text)}", style=style))
 
     def say(self, text: str, style: str = "") -> None:
-        self.console.print(text, style=style, markup=False)
+        self.console.print(printable(text), style=style, markup=False)
 
     def warn(self, text: str) -> None:
-        self.console.print(Text("note: ", style="yellow") + Text(text))
+        self.console.print(Text("note: ", style="yellow") + Text(printable(text)))
 
 
 def summary(record: dict[str, Any]) -> str:

@@ -6,7 +6,9 @@ settings there are (`config.py`).
 
 import difflib
 import os
+import reprlib
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -64,14 +66,65 @@ def _checked(kind: type[Kind], raw: dict[str, Any]) -> Kind:
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no configuration at {path}{_near_file(Path(path))}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: no path at all
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{str(path)!r:.200} cannot be opened: {reason}") from None
+    try:
+        raw = from_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path} should hold settings by name (run, articles, policy, …), and holds {raw!r:.80}")
+        raise UserError(f"{path} should hold settings by name (run, articles, policy, …), and holds {_shown(raw)}")
     return raw
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without tags that make objects, and without a name given twice, of which YAML takes the last in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_MOST = 100_000  # values in one file, each counted as often as an alias repeats it
+
+
+def from_yaml(text: str) -> Any:
+    """What YAML text says. Raises ValueError: it is none, or says more than any settings need; in one line."""
+    try:
+        value = yaml.load(text, _Loader)
+        if _size(value, {}) > _MOST:
+            raise ValueError(f"it holds more than {_MOST:,} values, of anchors within anchors or of data")
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        tab = " (indent with spaces)" if "'\\t'" in str(error.problem) else ""
+        raise ValueError(f"{where}{error.problem}{tab}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split()).replace(' in "<unicode string>"', "")) from None
+    except RecursionError:
+        raise ValueError("its lists or sections lie too deep in one another") from None
+    return value
+
+
+def _size(value: Any, sizes: dict[int, int]) -> int:
+    """How many values there are when every alias is written out; a value that holds itself raises RecursionError."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in sizes:
+        inside = list(value.values()) if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_size(part, sizes) for part in inside)
+    return sizes[id(value)]
 
 
 def put(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -84,17 +137,19 @@ def put(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 def _override(raw: dict[str, Any], override: str) -> None:
     name, equals, value = override.partition("=")
     if not equals or not name:
-        raise UserError(f"{override!r} is no setting: write NAME=VALUE, such as training.beta=0.05")
+        raise UserError(f"{override!r:.80} is no setting: write NAME=VALUE, such as training.beta=0.05")
+    if len(name) > 200:
+        raise UserError(f"{name[:60]!r}… is no setting's name: write NAME=VALUE, such as training.beta=0.05")
     *parents, leaf = name.split(".")
     section = raw
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise UserError(f"{name}: {parent} is a value ({section!r}), not a section")
+            raise UserError(f"{name}: {parent} is a value ({_shown(section)}), not a section")
     try:
-        section[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"{name}: {value!r} is not a YAML value; quote it, as in {name}='\"…\"'") from None
+        section[leaf] = from_yaml(value)
+    except ValueError:
+        raise UserError(f"{name}: {value!r:.80} is not a YAML value; quote it, as in {name}='\"…\"'") from None
 
 
 def _section(location: Sequence[Any], kind: type[BaseModel]) -> tuple[str, type[BaseModel]]:
@@ -125,8 +180,25 @@ def _say(problem: Any, kind: type[BaseModel]) -> str:
         return f"{name} is missing: set it in the file, or on the command line as {name}=…"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
+    if problem["type"] == "invalid_key" or location[-1:] == ["[key]"]:
+        where = ".".join(map(str, location[:-2])) or "the configuration"
+        return f"{where} has the name {_shown(problem['input'])}: a name is text; put it in quotes"
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{name} is {problem['input']!r:.80}: {message}"
+    if problem["type"] in ("model_type", "dict_type"):
+        message = "it should be a section of settings by name"
+    elif problem["type"] == "string_type":
+        message = "it should be text" + ("" if isinstance(problem["input"], dict | list) else "; put it in quotes")
+    elif problem["type"] == "tuple_type":
+        message = "it should be a list, such as [a, b]"
+    return f"{name} is {_shown(problem['input'])}: {message}"
+
+
+def _shown(value: Any) -> str:
+    """A value as its person wrote it, or nearly, in 80 characters."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "empty"}[value]
+    # Not repr: that of aliases within aliases is as long as they are meant to be.
+    return str(value) if isinstance(value, date) else reprlib.repr(value)[:80]
 
 
 def _near_file(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import card, tables
 from pipeline.config import Config, Judge
@@ -21,6 +22,7 @@ from pipeline.plot import draw
 from pipeline.preference import rules
 from pipeline.round import Round
 from pipeline.rows import Row
+from pipeline.said import markdown, printable
 
 _FEW = 30  # articles under which a bootstrap interval is not to be trusted
 _METRICS = (
@@ -254,12 +256,26 @@ def shown(*tables: list[list[str]]) -> list[Table]:
     for heading, *lines in tables:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in heading:
-            table.add_column(name, justify="left" if name in ("", "rule", "of") else "right", no_wrap=name != "of")
+            table.add_column(
+                Text(name), justify="left" if name in ("", "rule", "of") else "right", no_wrap=name != "of"
+            )
         for line in lines:
             # What the run is about: a trained round, by the rule that training used.
             matters = line[0].startswith("round") and line[1].startswith("strict")
-            table.add_row(*line, style="bold green" if matters else None)
+            table.add_row(*map(Text, line), style="bold green" if matters else None)
         made.append(table)
+    return made
+
+
+def environment() -> jinja2.Environment:
+    """Where report.md.j2 is, and its filters: `text` for what anybody wrote, `code` for what stands in backquotes."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    made.filters |= {"text": markdown, "code": lambda text: printable(text).replace("`", "'")}
     return made
 
 
@@ -268,14 +284,16 @@ def write(metrics: dict[str, Any], examples: list[dict[str, Any]], config: Confi
     ledger.write("metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     with ledger.fs.open_output_stream(ledger.path("report.png")) as stream:
         stream.write(draw(metrics, _writers(metrics)))
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    template = Path(__file__).with_name("report.md.j2").read_text(encoding="utf-8")
-    text = environment.from_string(template).render(
-        metrics=metrics,
-        config=config,
-        tables=results(metrics, second=bool(config.second_judge)),
-        judge_card=card.lines(metrics["judge"]),
-        examples=examples,
+    text = (
+        environment()
+        .get_template("report.md.j2")
+        .render(
+            metrics=metrics,
+            config=config,
+            tables=results(metrics, second=bool(config.second_judge)),
+            judge_card=card.lines(metrics["judge"]),
+            examples=examples,
+        )
     )
     ledger.write("report.md", text)
 

@@ -47,4 +47,5 @@ def _ask(prompt: Prompt, row: Row) -> Prompt:
 
 def about(prompt: Prompt, article: str) -> Prompt:
     """The prompt with the article in its place."""
-    return replace(prompt, messages=user(fill(prompt.messages[0]["content"], {"article": article})))
+    messages = user(fill(prompt.messages[0]["content"], {"article": article}))
+    return replace(prompt, messages=messages, quotes=(article,))

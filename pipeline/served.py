@@ -7,20 +7,20 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import Field, field_validator
 
 from pipeline.hardware import Hardware
+from pipeline.settings import Settings
 
 
-class Served(BaseModel):
+class Served(Settings):
     """A model at an OpenAI-compatible server. Where that is, its key and how wide to ask are the hardware's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     server: str  # a name in hardware.servers
     # How replies are held to their form: by `regex`, as vLLM can, by `json_schema`, as hosted ones can, or not at all.
     structured_outputs: Literal["regex", "json_schema"] | None = "regex"
-    extra_body: dict[str, Any] = {}  # put over the fields of each request; null leaves one out
+    # Put over the fields of each request; null leaves one out.
+    extra_body: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("extra_body")
     @classmethod

@@ -6,6 +6,8 @@ line. Left out: which columns there should be, and what is in them (`articles.py
 
 import io
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -40,17 +42,22 @@ def rows(place: str, setting: str, columns: Iterable[str] | None = None) -> Iter
         return
     try:
         fs, inner = open_place(place)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{setting} is {place!r:.200}, which cannot be opened: {_line(error)}") from None
+    try:
         kind = fs.get_file_info(inner).type
         if kind == pafs.FileType.Directory:
             raise UserError(f"{setting} is {place!r}, a folder: name one file in it")
+        if kind == pafs.FileType.Unknown:
+            raise UserError(f"{setting} is {place!r}, which is no regular file")
         if kind != pafs.FileType.File:
             raise FileNotFoundError
         if place.endswith(_LINES):
             with fs.open_input_stream(inner) as stream:
-                yield from _json_lines(io.BufferedReader(stream))
+                yield from _json_lines(_text(io.BufferedReader(stream), place))
         elif place.endswith(".json"):
             with fs.open_input_stream(inner) as stream:
-                yield from _json(stream.read(), place)
+                yield from _json(_text(io.BufferedReader(stream), place).read(), place)
         elif place.endswith(".parquet"):
             with fs.open_input_file(inner) as stream:
                 yield from _parquet(pq.ParquetFile(stream), columns)
@@ -58,8 +65,8 @@ def rows(place: str, setting: str, columns: Iterable[str] | None = None) -> Iter
             raise UserError(f"{setting} is {place!r}: it should end in .jsonl, .json or .parquet, or begin with hf:")
     except FileNotFoundError:
         raise UserError(f"{setting} is {place!r}, and there is no such file") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{place} cannot be read: {' '.join(str(error).split())}; is it cut off or damaged?") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{place:.200} cannot be read: {_line(error)}; is it cut off or damaged?") from None
 
 
 def utf8(text: str) -> str:
@@ -67,15 +74,34 @@ def utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")[:300]
+
+
+def _text(stream: io.BufferedReader, place: str) -> io.BufferedReader:
+    """The stream at its first letter. What is no UTF-8 text by its first bytes would be a riddle line by line."""
+    head = stream.peek(4)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{place} is UTF-16 text: save it as UTF-8")
+    if head.startswith((b"\x1f\x8b", b"PAR1")):
+        what, ending = ("compressed", ".jsonl.gz") if head.startswith(b"\x1f\x8b") else ("a Parquet file", ".parquet")
+        raise UserError(f"{place} is {what}: give it a name that ends in {ending}")
+    if head.startswith(b"\xef\xbb\xbf"):
+        stream.read(3)
+    return stream
+
+
 def _json_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         if line.strip():
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode())
             except UnicodeDecodeError:
                 row = {UNREADABLE: "not UTF-8"}
             except ValueError:
                 row = {UNREADABLE: "not JSON"}
+            except RecursionError:
+                row = {UNREADABLE: "nested too deep"}
             yield _object(row)
 
 
@@ -85,9 +111,9 @@ def _json(text: bytes, place: str) -> Iterator[dict[str, Any]]:
         yield from _json_lines(text.splitlines())
         return
     try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{place} cannot be read as JSON: {error}; is it cut off or damaged?") from None
+        found = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} cannot be read as JSON: {_line(error)}; is it cut off or damaged?") from None
     yield from map(_object, found)
 
 
@@ -105,12 +131,23 @@ def _parquet(file: pq.ParquetFile, columns: Iterable[str] | None) -> Iterator[di
 
 
 def _hugging_face(name: str, setting: str) -> Iterator[dict[str, Any]]:
-    """`NAME`, `NAME/CONFIG` (after an owner) and `:SPLIT`, as in `abisee/cnn_dailymail/3.0.0:train`."""
-    from datasets import load_dataset
+    """`NAME`, `NAME/CONFIG` (after an owner) and `:SPLIT`, as in `abisee/cnn_dailymail/3.0.0:train`.
 
+    Never a folder here, for which the client would take the name first; nor a script, which it no longer runs.
+    """
     path, _, split = name.partition(":")
     owner_and_name, config = "/".join(path.split("/")[:2]), "/".join(path.split("/")[2:]) or None
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", owner_and_name, re.ASCII):
+        raise UserError(
+            f"{setting} is 'hf:{name}': it should be hf:OWNER/NAME, hf:OWNER/NAME/CONFIG, or these and :SPLIT"
+        )
+    if os.path.exists(owner_and_name):
+        raise UserError(
+            f"{setting} is 'hf:{name}', and {owner_and_name} is a folder here: name one file in it, without hf:"
+        )
+    from datasets import load_dataset
+
     try:
         yield from load_dataset(owner_and_name, config, split=split or "train", streaming=True)
     except Exception as error:  # the hub's client raises a dozen unrelated classes
-        raise UserError(f"{setting} is 'hf:{name}', which could not be loaded: {str(error)[:300]}") from None
+        raise UserError(f"{setting} is 'hf:{name}', which could not be loaded: {_line(error)}") from None

@@ -72,7 +72,7 @@ class Tokens:
         return ids
 
     def prompt(self, messages: list[Message], **template: Any) -> list[int]:
-        """The ids of messages, ready to be answered. Raises jinja2.TemplateError if the template refuses them."""
+        """The ids of messages, ready to be answered. Raises whatever a template does that refuses them."""
         return self._template(messages, template | {"add_generation_prompt": True})
 
     def _text(self, pair: Preference) -> PairIds:
@@ -87,8 +87,6 @@ class Tokens:
         return PairIds(prompt[:start], chosen[start:], rejected[start:], moved=start < len(prompt))
 
     def _messages(self, pair: Preference) -> PairIds | Skip:
-        from jinja2 import TemplateError
-
         assert isinstance(pair.prompt, list) and isinstance(pair.chosen, list) and isinstance(pair.rejected, list)
         if not self.chats:
             raise UserError(
@@ -100,7 +98,7 @@ class Tokens:
             prompt = self.prompt(pair.prompt, **template)
             chosen = self._template(pair.prompt + pair.chosen, template)
             rejected = self._template(pair.prompt + pair.rejected, template)
-        except TemplateError:
+        except Exception:  # a template is a program of the model's, and stumbles over data in ways of its own
             return Skip("the chat template refuses the messages")
         start = len(prompt)
         if chosen[:start] != prompt or rejected[:start] != prompt:
@@ -133,9 +131,16 @@ def of_model(model: str, max_model_len: int | None = None) -> Tokens:
     folder = fetch(model)
     adapter = adapter_config(folder)
     base = folder if adapter is None else fetch(adapter["base_model_name_or_path"])
-    room = max_model_len or getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", None)
+    room = max_model_len or getattr(
+        AutoConfig.from_pretrained(base, trust_remote_code=False), "max_position_embeddings", None
+    )
     own = Path(folder, "tokenizer_config.json").is_file()
-    return Tokens(AutoTokenizer.from_pretrained(folder if own else base), room)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder if own else base, trust_remote_code=False)
+    except Exception as error:  # damaged, of an unknown kind, or code of its own: a dozen classes
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the tokenizer of {model} cannot be loaded (trust_remote_code is off): {reason}") from None
+    return Tokens(tokenizer, room)
 
 
 def _common(ids: list[int], others: list[int]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -47,11 +47,19 @@ def load(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, rank: int, work
             f"the checkpoint {folder.name} is not complete: it has {[path.name for path in paths]}. Remove the folder "
             "of the unfinished policy to train it from the beginning"
         )
-    parts = [safe_open(path, framework="pt") for path in paths]
-    for name, tensor in tensors:
-        mine = local(tensor)
-        rows = -(-len(tensor) // workers)  # of each shard but the last ones: FSDP2 cuts as torch.chunk does
-        first = min(rank * rows, len(tensor))
-        pieces = [part.get_tensor(name) for part in parts]
-        mine.copy_(torch.cat(pieces)[first : first + len(mine)])
-    return json.loads((folder / STATE).read_text(encoding="utf-8"))
+    try:
+        parts = [safe_open(path, framework="pt") for path in paths]
+        for name, tensor in tensors:
+            mine = local(tensor)
+            rows = -(-len(tensor) // workers)  # of each shard but the last ones: FSDP2 cuts as torch.chunk does
+            first = min(rank * rows, len(tensor))
+            whole = torch.cat([part.get_tensor(name) for part in parts])
+            if whole.shape != tensor.shape:
+                raise ValueError(f"{name} is {tuple(whole.shape)}, and should be {tuple(tensor.shape)}")
+            mine.copy_(whole[first : first + len(mine)])
+        return json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the checkpoint {folder.name} is damaged, or another model's ({error}). Remove the folder of the "
+            "unfinished policy to train it from the beginning"
+        ) from None

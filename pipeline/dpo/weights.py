@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -111,6 +111,7 @@ def _load(folder: Path, dtype: str | torch.dtype, article_tree: bool) -> PreTrai
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
+        ignore_mismatched_sizes=True,  # they are told below, in one line with those that are missing
         output_loading_info=True,
     )
     if info["missing_keys"] or info["mismatched_keys"]:
@@ -141,11 +142,15 @@ def digest(model: str | Path) -> str:
         sha.update(f"{digest(adapter.base_model_name_or_path)} {scale}\n".encode())
     where: dict[str, Path] = {}
     for path in _safetensors(folder):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping: it has keys and no __iter__)
-                if name in where:
-                    raise ValueError(f"tensor {name} is in both {where[name].name} and {path.name}: remove one of them")
-                where[name] = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+        except SafetensorError as error:
+            raise ValueError(f"{path} is cut off or damaged ({error}): fetch it again") from None
+        for name in names:
+            if name in where:
+                raise ValueError(f"tensor {name} is in both {where[name].name} and {path.name}: remove one of them")
+            where[name] = path
     for name in sorted(where):
         with safe_open(where[name], framework="pt") as file:
             tensor = file.get_tensor(name)

@@ -23,6 +23,7 @@ import httpx
 from judges.base import Prompt, user
 from pipeline.config import UserError
 from pipeline.engines.base import Reply, Sample
+from pipeline.engines.plain import KNOWN, plain
 from pipeline.hardware import Hardware, Server
 from pipeline.served import Served
 
@@ -128,7 +129,7 @@ class HttpEngine:
         if response.is_success:
             try:
                 return response.json()
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise _Refused("reply unreadable") from None
         # The text of a refusal may quote the prompt, or the key: no more than this is taken from it.
         if response.status_code in _OF_THE_PROMPT and re.search(r"context.length", response.text):
@@ -143,7 +144,7 @@ class HttpEngine:
     def _body(self, prompt: Prompt) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": list(prompt.messages),
+            "messages": list(plain(prompt, KNOWN)),
             "max_tokens": prompt.max_tokens,
             "temperature": prompt.temperature,
             "top_p": prompt.top_p,
@@ -175,10 +176,10 @@ class HttpEngine:
                 return Reply([], error="refused by the model", usage=usage)
             unwrap = prompt.regex is not None and self.served.structured_outputs == "json_schema"
             samples = [_sample(choice, unwrap) for choice in said["choices"]]
-        except (KeyError, TypeError, AttributeError, ValueError):
+            if len(samples) != prompt.n or any(end not in _FINISHED for end in ends):
+                raise ValueError("not the samples that were asked for")
+        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError):
             raise _Refused("reply unreadable") from None
-        if len(samples) != prompt.n or any(end not in _FINISHED for end in ends):
-            raise _Refused("reply unreadable")
         return Reply([], samples, usage["tokens_cached"], usage=usage)
 
     def _usage(self, said: dict[str, Any]) -> dict[str, int]:
@@ -210,6 +211,7 @@ def _sample(choice: dict[str, Any], unwrap: bool) -> Sample:
         text = str(json.loads(text)["reply"])
     tokens = (choice.get("logprobs") or {}).get("content")
     logp = None if tokens is None else math.fsum(token["logprob"] for token in tokens)
+    text = text.encode("utf-8", "replace").decode()  # JSON can spell half a letter, which no table can hold
     return Sample(text, [], _FINISHED.get(choice["finish_reason"], "stop"), logp)
 
 

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from judges.base import Prompt
 from pipeline.engines.base import Reply, Sample
+from pipeline.engines.plain import marks_of, plain
 from pipeline.hardware import EngineHardware
 from pipeline.models import adapter_config, fetch
 
@@ -71,6 +72,7 @@ class VllmEngine:
             enforce_eager=not gpus,  # on a CPU, compiling costs more than a stage takes
             disable_log_stats=True,
             trust_remote_code=False,
+            load_format="safetensors",  # else a folder without them would be unpickled
             **lora,
         )
         self.tokenizer = self.llm.get_tokenizer()
@@ -110,7 +112,7 @@ class VllmEngine:
         return replies
 
     def _tokenize(self, prompt: Prompt) -> Reply:
-        ids = token_ids(self.tokenizer, prompt.messages)
+        ids = token_ids(self.tokenizer, plain(prompt, marks_of(self.tokenizer)))
         if len(ids) + prompt.max_tokens > self.room:
             return Reply(ids, error="prompt too long")
         return Reply(ids)

@@ -1,0 +1,81 @@
+"""Hostile articles, ids and summaries on a terminal and in the report: shown as they are, and steering nothing."""
+
+import io
+
+import pytest
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from jobs.look import _print
+from pipeline.progress import Display
+from pipeline.report import shown
+
+HOSTILE = (
+    "[bold]x[/] [/red] \x1b[31mred\x1b]0;owned\x07 {article} {0.__class__} %s $(touch x) | a | "
+    "<script>alert(1)</script>"
+)
+TOLD = HOSTILE.replace("\x1b", "�").replace("\x07", "�")
+
+
+def console():
+    return Console(file=io.StringIO(), width=400, highlight=False, soft_wrap=True, force_terminal=False)
+
+
+def said(on):
+    text = on.file.getvalue()
+    assert "\x1b" not in text and "\x07" not in text
+    return text
+
+
+def test_a_row_is_shown_as_it_is():
+    on = console()
+    row = {
+        "article_id": f"../../etc {HOSTILE}",
+        "split": "train",
+        "article": HOSTILE,
+        "questions": [{"question": HOSTILE, "options": [HOSTILE, "b"], "answer": 0}],
+        "summaries": [{"text": HOSTILE, "finish_reason": "stop"}, {"text": "b", "finish_reason": "length"}],
+        "scores": [{"answers": ["A"], "correct": 1, "words": 3}, {"answers": [None], "correct": 0, "words": 1}],
+        "pairs": [{"chosen": 0, "rejected": 1, "reason": HOSTILE}],
+    }
+    _print(on, row)
+    assert said(on).count(TOLD) == 6
+
+
+@pytest.mark.parametrize("show", ["say", "warn", "line"])
+def test_lines_of_a_run_are_shown_as_they_are(show):
+    on = console()
+    display = Display(on)
+    display.line("stage", HOSTILE) if show == "line" else getattr(display, show)(HOSTILE)
+    assert TOLD in said(on)
+
+
+def test_cells_of_a_table_are_no_markup():
+    on = console()
+    on.print(*shown([["", "[red]"], ["[/]", "[bold]1[/]"]]))
+    assert "[/]" in said(on) and "[bold]1[/]" in said(on) and "[red]" in said(on)
+
+
+def test_the_report_shows_examples_as_they_are(tmp_path):
+    """The template itself, as the report fills it, read by a Markdown renderer."""
+    from pipeline.report import environment
+
+    score = {"correct": 1, "words": 2}
+    example = {
+        "id": HOSTILE,
+        "article": f"{HOSTILE}\n\n# Head",
+        "questions": [1],
+        "before": HOSTILE,
+        "after": "![](http://t)",
+    }
+    section = environment().get_template("report.md.j2").blocks["examples"]
+    context = (
+        environment()
+        .get_template("report.md.j2")
+        .new_context({"examples": [example | {"before_score": score, "after_score": score}]})
+    )
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse("".join(section(context)))
+    inside = [child.type for token in tokens for child in token.children or ()]
+    assert {token.type for token in tokens} & {"html_block", "table_open"} == set()
+    assert not {"html_inline", "image", "link_open", "code_inline"} & set(inside)
+    assert [token.tag for token in tokens if token.type == "heading_open"] == ["h2"], "ours alone"
