@@ -4,9 +4,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pipeline.hardware import Hardware
+
+# No test is about time, and machines are noisy.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # A tiny model on two threads waits for its threads; the more so the busier the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -98,7 +98,11 @@ def test_a_clock_that_jumps(tmp_path, work, monkeypatch):
     now = time.time
     for jump in (-86_400 * 365, 86_400 * 365):
         monkeypatch.setattr(time, "time", lambda jump=jump: now() + jump)
-        with Ledger(config.run).lock(), pytest.raises(UserError, match="in use by"), Ledger(config.run).lock():
+        with (
+            Ledger(config.run).lock(print),
+            pytest.raises(UserError, match="in use by"),
+            Ledger(config.run).lock(print),
+        ):
             pass
         made = play(config, work)
     monkeypatch.undo()
