@@ -5,6 +5,7 @@ was cut off is gone on with from the parts that are there. Left out: what a part
 of, and when (`run.py`).
 """
 
+import gc
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -143,11 +144,16 @@ def drain(rows: Dataset, table: Draft) -> Iterator[int]:
     try:
         for row in counts.iter_rows():
             yield row["rows"]
+        return
     except ray.exceptions.RayError as error:
         # Of an error in a worker Ray Data brings the text alone.
-        if told := re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(error)):
-            raise UserError(told[1]) from None
-        raise
+        told = re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(error))
+        if not told:
+            raise
+    # A pipeline's actors go with the last reference to it, and an error that is kept keeps those of its frames.
+    del counts
+    gc.collect()
+    raise UserError(told[1])
 
 
 def _drain(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
