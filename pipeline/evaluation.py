@@ -31,7 +31,7 @@ _SETTINGS = ("evaluation", "policy", "judge", "seed")
 _exam = partial(
     stage,
     "evaluation",
-    version=2,
+    version=3,
     contents=("judge.model",),
     uses=("policy_engine", "judge_engine", "together"),
     writes=(*SAMPLED, "scores"),
@@ -80,7 +80,7 @@ def evaluate_base(*args: Any, **kwargs: Any) -> Dataset:
 
 @stage(
     "evaluation",
-    version=1,
+    version=2,
     settings=("judge", "baselines", "seed"),
     contents=("judge.model",),
     uses=("judge_engine",),
