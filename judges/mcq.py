@@ -16,6 +16,8 @@ from judges.prompts import PLAIN, Wording
 # bounded repetition, which some grammar compilers expand state by state.
 _WORD = r"[^ \n\r\t|]+"
 _PHRASE = rf"{_WORD}( {_WORD})*"
+# What a tiny model spells by bytes, and a server may send: vLLM refuses a regular expression with NUL in it.
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def _literal(text: str) -> str:
@@ -66,7 +68,7 @@ class McqJudge:
 
     def _read_question(self, line: str) -> Question | Skip:
         match = re.fullmatch(r"Q\d+ (.+?\?) Answer (.+)", line.strip())
-        if not match:
+        if not match or _NO_TEXT.search(line.strip()):
             return Skip("question unread")
         text, options = match[1], tuple(option.strip() for option in match[2].split("|"))
         if len(options) != self.options:

@@ -76,6 +76,10 @@ class Judge(Settings):
     dtype: Dtype = "bfloat16"
     max_model_len: Positive | None = None
     wording: str = "plain"
+    # In place of the wording's. The first has {article}, and may have {count}, {choices} (options each) and {wrong}
+    # (the form of the wrong ones), the second {questions} and {passage}, and may have {count}.
+    questions_prompt: str | None = None
+    answers_prompt: str | None = None
     questions: Positive = 5
     options: Annotated[int, Field(ge=2, le=10)] = 5
     question_temperature: Annotated[float, Field(ge=0)] = 0.0
@@ -101,6 +105,13 @@ class Judge(Settings):
                 "judge.logprobs is true, and replies held by json_schema have JSON's tokens, not the answers': set "
                 "judge.served.structured_outputs to regex or null"
             )
+        for name, places in (("questions_prompt", ("{article}",)), ("answers_prompt", ("{questions}", "{passage}"))):
+            if (prompt := getattr(self, name)) is None:
+                continue
+            if self.kind == "cloze":
+                raise ValueError(f"judge.{name} is set, and judge.kind is cloze, which asks no model: remove it")
+            if missing := [place for place in places if place not in prompt]:
+                raise ValueError(f"judge.{name} must say where these go: {', '.join(missing)}")
         if self.wording not in WORDINGS:
             raise ValueError(f"judge.wording is {self.wording!r}; there are {', '.join(WORDINGS)}")
         return self

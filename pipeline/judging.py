@@ -8,7 +8,7 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from judges.base import LETTERS, UNSURE, Answer, Judge, Question, Skip, line_logps, shuffled
 from judges.cloze import ClozeJudge
@@ -23,11 +23,16 @@ def make_judge(settings: JudgeSettings, seed: int) -> McqJudge | ClozeJudge:
     """The judge that the settings name."""
     if settings.kind == "cloze":
         return ClozeJudge(questions=settings.questions, options=settings.options, seed=seed)
+    wording = WORDINGS[settings.wording]
     return McqJudge(
         questions=settings.questions,
         options=settings.options,
         seed=seed,
-        wording=WORDINGS[settings.wording],
+        wording=replace(
+            wording,
+            questions_prompt=settings.questions_prompt or wording.questions_prompt,
+            answers_prompt=settings.answers_prompt or wording.answers_prompt,
+        ),
         question_temperature=settings.question_temperature,
         logprobs=settings.logprobs,
     )

@@ -107,6 +107,18 @@ def test_the_reference_setting_is_the_published_one():
         ("judge.kind=cloze", "judge.kind is cloze, which needs no model, and judge.model is set"),
         ("judge.model=null", "judge.kind is mcq and judge.model is missing"),
         ("judge.wording=plan", "judge.wording is 'plan'; there are plain, newsroom"),
+        (
+            "judge={kind: cloze, logprobs: true}",
+            "judge.logprobs is true, and judge.kind is cloze, which is always sure",
+        ),
+        ("pairs.weighting=margin", "pairs.weighting is margin, which needs what judge.logprobs=true keeps: set it too"),
+        ("judge.questions_prompt=Ask!", "judge.questions_prompt must say where these go: {article}"),
+        ("judge.answers_prompt='{passage} {question}'", "judge.answers_prompt must say where these go: {questions}"),
+        ("judge.answers_prompt=''", "judge.answers_prompt must say where these go: {questions}, {passage}"),
+        (
+            "judge={kind: cloze, answers_prompt: x}",
+            "judge.answers_prompt is set, and judge.kind is cloze, which asks no",
+        ),
         ("pairs.threshold=5", "pairs.threshold is 5 and questions.min_questions only 4"),
         ("summaries.max_tokens=1024", "summaries.max_tokens is 1024 and policy.max_model_len 1024"),
         ("run=s3://key:secret@bucket/run", "run holds a user or a password: put credentials in the environment"),
