@@ -34,11 +34,12 @@ def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Reco
         of each letter among the answers of both checks, `keys`: among the right ones, which we shuffle;
         `letters_p`: how likely the two differ so much if no letter is favoured. With `judge.logprobs`
         `confidence_right` and `confidence_wrong`: the mean probability of such answers from the whole article, and
-        how many there are. Seconds are those of the stages,
-        engine start included.
+        how many there are. What a summary costs is of each time that one was judged; seconds are those of the
+        stages, engine start included.
     """
     asked, scored = questions["tally"], _sum(examined)
     cost = _sum(judged)
+    times = cost["judged"] + cost["judged again"]
     letters, keys = ({x: asked.get(f"{begin}{x}", 0) for x in LETTERS[:options]} for begin in (SAID, KEY))
     answers, unread = (asked.get(name, 0) + scored.get(name, 0) for name in ("answers", "unread"))
     return {
@@ -63,9 +64,9 @@ def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Reco
             if what.startswith(DROPPED)
         },
         "summaries_judged": cost["judged"],
-        "tokens_in_per_summary": _share(cost["tokens_in"], cost["judged"]),
-        "tokens_out_per_summary": _share(cost["tokens_out"], cost["judged"]),
-        "seconds_per_summary": _share(sum(record["seconds"] for record in judged), cost["judged"]),
+        "tokens_in_per_summary": _share(cost["tokens_in"], times),
+        "tokens_out_per_summary": _share(cost["tokens_out"], times),
+        "seconds_per_summary": _share(sum(record["seconds"] for record in judged), times),
         "prefix_cache_hit_rate": _share(cost["tokens_cached"], cost["tokens_in"]),
     }
 

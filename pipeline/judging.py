@@ -118,6 +118,7 @@ def score_summaries(judge: Judge, engine: Engine, rows: list[Row], again: float 
             "judged": len(set(places)),
         }
         if (second := twice.get(number)) is not None:
+            tally["judged again"] = 1
             tally |= _agreement(
                 _told(questions[places[0]], answered[places[0]].answers),
                 _told(questions[second], answered[second].answers),

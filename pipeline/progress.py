@@ -110,7 +110,8 @@ def summary(record: dict[str, Any]) -> str:
     if tally.get("unread"):
         parts.append(f"unread {tally['unread'] / tally['answers']:.1%}")
     if tally.get("judged") and "summaries" not in tally:  # an evaluation's tokens are the policy's too
-        per = [round(tally.get(name, 0) / tally["judged"]) for name in ("tokens_in", "tokens_out")]
+        times = tally["judged"] + tally.get("judged again", 0)
+        per = [round(tally.get(name, 0) / times) for name in ("tokens_in", "tokens_out")]
         hits = tally["tokens_cached"] / tally["tokens_in"] if tally.get("tokens_in") else 0.0
         parts.append(f"{per[0]:,}+{per[1]:,} tokens a summary, {hits:.0%} of the first cached")
     if tally.get("micro_usd"):
