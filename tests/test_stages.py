@@ -243,6 +243,22 @@ def test_a_soft_score_is_the_count_less_the_judges_doubts():
             assert score["answer_logps"] is score["soft"] is None
 
 
+def test_show_tells_the_soft_score_where_there_is_one(capsys):
+    from rich.console import Console
+
+    from jobs.look import _print
+
+    score = {"answers": ["A", None], "correct": 1, "words": 7}
+    row = {"article_id": "a", "split": "train", "article": "An article.", "summaries": [], "scores": []}
+    for soft_score in ({}, {"soft": None}, {"soft": 0.8125}):
+        row["summaries"].append({"text": "one", "finish_reason": "stop"})
+        row["scores"].append(score | soft_score)
+    _print(Console(highlight=False, width=100), row)
+    said = [line.strip() for line in capsys.readouterr().out.splitlines() if "right" in line]
+    plain_line = "summary {}  1 right (A unread), 7 words"
+    assert said == [plain_line.format(0), plain_line.format(1), "summary 2  1 right (A unread), soft 0.81, 7 words"]
+
+
 @given(st.lists(st.tuples(st.booleans(), st.floats(-30, 1e-6) | st.none()), max_size=10))
 def test_a_soft_score_is_never_above_the_count(answers):
     right, logps = [hit for hit, _ in answers], [logp for _, logp in answers]
