@@ -29,7 +29,7 @@ def test_answers_to_questions_about_documents_are_learned(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
     story = {document.id: document for document in documents()}
-    asked = [row for row in rows(tmp_path / "questions") if row["skipped"] is None]
+    asked = rows(tmp_path / "questions")
     assert len(asked) >= 72
     about = [q["question"] in story[row["article_id"]].text for row in asked for q in row["questions"]]
     assert mean(about) > 0.9, "what survives the check is what the document asks"
