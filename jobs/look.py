@@ -111,7 +111,8 @@ def _print(console: Console, row: dict[str, Any]) -> None:
         head = Text(f"summary {number}", style="cyan")
         if score:
             said = " ".join(answer or "unread" for answer in score["answers"])
-            head.append(f"  {score['correct']} right ({said}), {score['words']} words", style="")
+            soft = "" if score.get("soft") is None else f", soft {score['soft']:.2f}"
+            head.append(f"  {score['correct']} right ({said}){soft}, {score['words']} words", style="")
         if row.get("reference_logps") and row["reference_logps"][number] is not None:
             head.append(f", reference logp {row['reference_logps'][number]:.2f}", style="")
         if written["finish_reason"] != "stop":

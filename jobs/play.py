@@ -71,7 +71,7 @@ def _check_servers(settings: config.Config, unmade: Mapping[str, Stage]) -> None
     for name, engine in (("judge", "judge_engine"), ("second_judge", "second_engine")):
         judge = getattr(settings, name)
         if judge and judge.served and any(engine in stage.uses for stage in unmade.values()):
-            check(name, judge.model, judge.served, settings.hardware)
+            check(name, judge.model, judge.served, settings.hardware, judge.logprobs)
     for name, other in settings.compare.items():
         if f"compare/{name}/evaluation" in unmade:
             check(f"compare.{name}", other.model, other, settings.hardware)

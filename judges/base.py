@@ -6,7 +6,7 @@ values. It knows nothing of engines, batches or files, so a judge can be tried w
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -46,8 +46,8 @@ class Prompt:
     """One request to a model: chat messages, the shape its reply must have, and how to sample it.
 
     `regex` constrains decoding (None: free text); `temperature` 0 is greedy; `n` samples share one prefill; with
-    `logprobs` each sample comes with its log-probability. `quotes` are the parts of the messages that somebody else
-    wrote, word for word: an engine sees to it that no special token comes of them.
+    `logprobs` each sample comes with its log-probability, and that of each of its tokens. `quotes` are the parts of the
+    messages that somebody else wrote, word for word: an engine sees to it that no special token comes of them.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -131,6 +131,24 @@ def _fault(question: Question) -> str | None:
     if any(map(_OTHERS.search, (question.question, *question.options))):
         return "option speaks of others"
     return None
+
+
+def line_logps(tokens: Iterable[tuple[str, float]], lines: int) -> list[float | None]:
+    """What each of a reply's first `lines` lines has of its log-probability, in nats; None for one that it has not.
+
+    Args:
+        tokens: each token's text and log-probability. One that holds the end of a line and the next one's beginning
+            counts where it begins; line breaks before any words count with what follows them.
+    """
+    logps: list[float | None] = [None] * lines
+    said = ""
+    for text, logp in tokens:
+        words = text.lstrip("\n")
+        line = (said + text[: len(text) - len(words)] if words else said).lstrip().count("\n")
+        said += text
+        if line < lines:
+            logps[line] = (logps[line] or 0.0) + logp
+    return logps
 
 
 def shuffled(question: Question, seed: int) -> Question:

@@ -16,6 +16,13 @@ from judges.prompts import PLAIN, Wording
 # bounded repetition, which some grammar compilers expand state by state.
 _WORD = r"[^ \n\r\t|]+"
 _PHRASE = rf"{_WORD}( {_WORD})*"
+# What a tiny model spells by bytes, and a server may send: vLLM refuses a regular expression with NUL in it.
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def _literal(text: str) -> str:
+    """`text` as a regular expression. Not `re.escape`: what it escapes besides, grammar compilers refuse."""
+    return re.sub(r"[\\.^$*+?{}\[\]|()]", r"\\\g<0>", text)
 
 
 class McqJudge:
@@ -29,6 +36,7 @@ class McqJudge:
         question_temperature: of the replies to `ask_questions`; answers are always greedy.
         max_question_tokens: the longest reply to `ask_questions`, in tokens.
         max_answer_tokens: the longest reply to `ask_answers`, in tokens.
+        logprobs: ask for the log-probabilities of answers.
     """
 
     def __init__(
@@ -40,12 +48,14 @@ class McqJudge:
         question_temperature: float = 0.0,
         max_question_tokens: int = 768,
         max_answer_tokens: int = 256,
+        logprobs: bool = False,
     ):
         self.questions, self.options, self.seed, self.wording = questions, options, seed, wording
         self.question_temperature = question_temperature
         self.max_question_tokens, self.max_answer_tokens = max_question_tokens, max_answer_tokens
         tags = re.findall(r"</(\w+)>", wording.questions_prompt + wording.answers_prompt)
         self.tags = re.compile(rf"<(\s*/?\s*({'|'.join(tags)})\b[^<>]*)>" if tags else r"(?!)()", re.IGNORECASE)
+        self.logprobs = logprobs
 
     def ask_questions(self, article: str) -> Prompt:
         wrong, article = " | <wrong answer>" * (self.options - 1), self._untagged(article)
@@ -61,7 +71,7 @@ class McqJudge:
 
     def _read_question(self, line: str) -> Question | Skip:
         match = re.fullmatch(r"Q\d+ (.+?\?) Answer (.+)", line.strip())
-        if not match:
+        if not match or _NO_TEXT.search(line.strip()):
             return Skip("question unread")
         text, options = match[1], tuple(option.strip() for option in match[2].split("|"))
         if len(options) != self.options:
@@ -73,12 +83,21 @@ class McqJudge:
         block = self._untagged("\n".join(self.show(number, question) for number, question in enumerate(questions, 1)))
         passage = self._untagged(passage)
         values = {"count": str(len(questions)), "questions": block, "passage": passage}
-        letters = f"[{LETTERS[0]}-{LETTERS[self.options - 1]}]"
-        # With `restate` the middle is left open: one grammar serves all articles, and is compiled once.
-        choice = rf"{_PHRASE} ({letters}|Unsure)" if self.wording.restate else rf"({letters}|Unsure)"
-        regex = r"\n".join(rf"Q{number} {choice}" for number in range(1, len(questions) + 1))
+        regex = r"\n".join(self._choice(number, question) for number, question in enumerate(questions, 1))
         messages = user(fill(self.wording.answers_prompt, values))
-        return Prompt(messages, self.max_answer_tokens, regex, quotes=(block, passage))
+        return Prompt(messages, self.max_answer_tokens, regex, logprobs=self.logprobs, quotes=(block, passage))
+
+    def _choice(self, number: int, question: Question) -> str:
+        """The lines that answer this question, and no others, as a regular expression.
+
+        With `restate` it is one grammar an article, shared by all its summaries, and cheaper than one for all articles
+        that leaves the words open: xgrammar takes 1 ms instead of 3, at a vocabulary of 128,000 3 ms instead of 92.
+        """
+        letters = LETTERS[: len(question.options)]
+        if not self.wording.restate:
+            return rf"Q{number} ([{letters[0]}-{letters[-1]}]|Unsure)"
+        told = [f"{_literal(option)} {letter}" for option, letter in zip(question.options, letters, strict=True)]
+        return f"Q{number} {_literal(question.question)} ({'|'.join(told)}|Unsure)"
 
     def _untagged(self, text: str) -> str:
         """A text that closed the tag it stands in would go on as the judge: its brackets become round."""

@@ -1,17 +1,22 @@
-"""`python -m newsroom.make_articles`: write the demo's corpus, 1,000 articles from a fixed seed, to `articles.jsonl`.
+"""`python -m newsroom.make_articles`: write the shipped corpora, each from a fixed seed.
 
-The models never saw these articles: training and examination draw theirs from other seeds.
+`articles.jsonl` is the demo's, 1,000 articles; `documents.jsonl` is that of answering questions, 240 documents, each
+with what is asked of it. The models never saw these: training and examination draw theirs from other seeds.
 """
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
-from newsroom.world import Article, article
+from newsroom.world import SLOTS, Article, article, prose, say
 
 CORPUS = Path(__file__).parent / "articles.jsonl"
+DOCUMENTS = Path(__file__).parent / "documents.jsonl"
 COUNT = 1000
+DOCUMENT_COUNT = 240
 SEED = "the demo's corpus"
+DOCUMENT_SEED = "documents with a question"
 
 
 def articles(count: int = COUNT) -> list[Article]:
@@ -20,10 +25,28 @@ def articles(count: int = COUNT) -> list[Article]:
     return [article(rng, f"news-{number:04d}") for number in range(1, count + 1)]
 
 
+def documents(count: int = DOCUMENT_COUNT) -> list[Article]:
+    """The first `count` documents. Each tells one fact among distractors and fillers, and ends with the question."""
+    rng = random.Random(DOCUMENT_SEED)
+    return [_document(article(rng, f"document-{number:03d}"), rng) for number in range(1, count + 1)]
+
+
+def _document(story: Article, rng: random.Random) -> Article:
+    asked = rng.choice(list(story.facts))
+    core = story.cores[asked]
+    text = f"{prose([say(core, rng), *story.others], rng)}\n\nQuestion: {SLOTS[asked].question}"
+    return Article(story.id, text, {asked: story.facts[asked]}, {asked: core}, story.others)
+
+
+def _write(stories: Sequence[Article], path: Path) -> None:
+    lines = [json.dumps({"id": story.id, "text": story.text}) for story in stories]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{len(lines)} rows in {path}")
+
+
 def main() -> None:
-    lines = [json.dumps({"id": story.id, "text": story.text}) for story in articles()]
-    CORPUS.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{len(lines)} articles in {CORPUS}")
+    _write(articles(), CORPUS)
+    _write(documents(), DOCUMENTS)
 
 
 if __name__ == "__main__":

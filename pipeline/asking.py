@@ -9,10 +9,10 @@ reason, and what the checks saw is tallied for the judge's card (`card.py`). Lef
 from collections import Counter
 
 from judges.base import UNSURE, Answer, Judge, Question, Skip
-from pipeline.card import DROPPED, KEY, SAID
+from pipeline.card import DROPPED, KEY, RIGHT, SAID, SURE, WRONG
 from pipeline.config import Questions
 from pipeline.engines.base import Engine, Reply, tokens
-from pipeline.judging import answer
+from pipeline.judging import Answered, answer, confidence
 from pipeline.rows import Outcome, Row
 
 
@@ -29,6 +29,7 @@ def question_articles(judge: Judge, count: int, settings: Questions, engine: Eng
         for i, (whole, nothing) in enumerate(zip(answered[::2], answered[1::2], strict=True)):
             tallies[i] += Counter(whole.tokens) + Counter(nothing.tokens)
             tallies[i] += Counter(_seen(some[i], whole.answers, nothing.answers))
+            tallies[i] += Counter(_sure(some[i], whole))
             checked = map(check, some[i], whole.answers, nothing.answers)
             asked[i] = [q if isinstance(q, Skip) else next(checked) for q in asked[i]]
     outcomes: list[Outcome] = []
@@ -70,6 +71,17 @@ def _seen(questions: list[Question], whole: list[Answer], nothing: list[Answer])
         **Counter(f"{SAID}{letter}" for letter in (*whole, *nothing) if letter not in (None, UNSURE)),
         **Counter(f"{KEY}{letter}" for letter in keys),
     }
+
+
+def _sure(questions: list[Question], whole: Answered) -> Counter[str]:
+    """How sure the judge is from the whole article, where it is right and where it is not: added up in millionths."""
+    found: Counter[str] = Counter()
+    for question, said, logp in zip(questions, whole.answers, whole.logps or [None] * len(questions), strict=True):
+        if logp is not None:
+            which = RIGHT if said == question.letter else WRONG
+            found[which] += 1
+            found[f"{SURE}{which}"] += round(1e6 * confidence(logp))
+    return found
 
 
 def check(question: Question, whole: Answer, nothing: Answer) -> Question | Skip:

@@ -16,6 +16,8 @@ Record = Mapping[str, Any]
 
 # How a tally begins that counts by reason, or by letter: of the answers in both checks, of the keys.
 DROPPED, SAID, KEY = "question dropped: ", "said ", "key "
+# Of the answers from the whole article that came with log-probabilities: how many, and `SURE` of them in millionths.
+RIGHT, WRONG, SURE = "weighed right", "weighed wrong", "millionths sure, "
 
 
 def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Record], options: int) -> dict[str, Any]:
@@ -30,11 +32,14 @@ def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Reco
     Returns:
         shares from 0 to 1, None where nothing was counted, each with the number that it is of. `letters`: the share
         of each letter among the answers of both checks, `keys`: among the right ones, which we shuffle;
-        `letters_p`: how likely the two differ so much if no letter is favoured. Seconds are those of the stages,
-        engine start included.
+        `letters_p`: how likely the two differ so much if no letter is favoured. With `judge.logprobs`
+        `confidence_right` and `confidence_wrong`: the mean probability of such answers from the whole article, and
+        how many there are. What a summary costs is of each time that one was judged; seconds are those of the
+        stages, engine start included.
     """
     asked, scored = questions["tally"], _sum(examined)
     cost = _sum(judged)
+    times = cost["judged"] + cost["judged again"]
     letters, keys = ({x: asked.get(f"{begin}{x}", 0) for x in LETTERS[:options]} for begin in (SAID, KEY))
     answers, unread = (asked.get(name, 0) + scored.get(name, 0) for name in ("answers", "unread"))
     return {
@@ -50,6 +55,7 @@ def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Reco
         "letters": {letter: _share(count, sum(letters.values())) for letter, count in letters.items()},
         "keys": {letter: _share(count, sum(keys.values())) for letter, count in keys.items()},
         "letters_p": same_shares(list(letters.values()), list(keys.values())),
+        **_sure(asked),
         "questions_asked": asked.get("questions asked", 0),
         "questions_used": asked.get("questions", 0),
         "questions_dropped": {
@@ -58,10 +64,20 @@ def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Reco
             if what.startswith(DROPPED)
         },
         "summaries_judged": cost["judged"],
-        "tokens_in_per_summary": _share(cost["tokens_in"], cost["judged"]),
-        "tokens_out_per_summary": _share(cost["tokens_out"], cost["judged"]),
-        "seconds_per_summary": _share(sum(record["seconds"] for record in judged), cost["judged"]),
+        "tokens_in_per_summary": _share(cost["tokens_in"], times),
+        "tokens_out_per_summary": _share(cost["tokens_out"], times),
+        "seconds_per_summary": _share(sum(record["seconds"] for record in judged), times),
         "prefix_cache_hit_rate": _share(cost["tokens_cached"], cost["tokens_in"]),
+    }
+
+
+def _sure(asked: Mapping[str, int]) -> dict[str, Any]:
+    """The mean probability of right answers and of others, from the whole article; nothing without any."""
+    if not asked.get(RIGHT, 0) + asked.get(WRONG, 0):
+        return {}
+    return {
+        f"confidence_{name}": (_share(asked.get(f"{SURE}{which}", 0) / 1e6, asked.get(which, 0)), asked.get(which, 0))
+        for name, which in (("right", RIGHT), ("wrong", WRONG))
     }
 
 
@@ -92,6 +108,7 @@ def lines(card: Mapping[str, Any]) -> list[list[str]]:
         ["same with options reordered", _percent(card["agreement"]), again],
         ["answers that can be read", _percent(card["parse_rate"]), f"{card['answers']:,} answers"],
         ["unsure from a summary", _percent(card["unsure"]), "answers"],
+        *_confidence(card),
         ["letters of its answers", letters, chance],
         ["letters of the keys", keys, checked],
         ["questions used", used, f"dropped: {dropped or 'none'}"],
@@ -100,6 +117,11 @@ def lines(card: Mapping[str, Any]) -> list[list[str]]:
         ["tokens written per summary", _number(card["tokens_out_per_summary"]), judged],
         ["seconds per summary", _number(card["seconds_per_summary"], 4), judged],
     ]
+
+
+def _confidence(card: Mapping[str, Any]) -> list[list[str]]:
+    named = {"confidence_right": "sure of answers that are right", "confidence_wrong": "… that are not"}
+    return [[named[n], _percent(card[n][0]), f"{card[n][1]:,} answers"] for n in named if n in card]
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

@@ -82,9 +82,14 @@ class Judge(Settings):
     dtype: Dtype = "bfloat16"
     max_model_len: Positive | None = None
     wording: str = "plain"
+    # In place of the wording's. The first has {article}, and may have {count}, {choices} (options each) and {wrong}
+    # (the form of the wrong ones), the second {questions} and {passage}, and may have {count}.
+    questions_prompt: str | None = None
+    answers_prompt: str | None = None
     questions: Positive = 5
     options: Annotated[int, Field(ge=2, le=10)] = 5
     question_temperature: Annotated[float, Field(ge=0)] = 0.0
+    logprobs: bool = False  # keep how sure each answer is, and a soft score beside the count; costs a few percent
 
     @model_validator(mode="after")
     def _can_judge(self) -> "Judge":
@@ -99,6 +104,20 @@ class Judge(Settings):
             )
         if self.kind == "cloze" and self.served:
             raise ValueError("judge.kind is cloze, which needs no model, and judge.served is set: remove one of them")
+        if self.logprobs and self.kind == "cloze":
+            raise ValueError("judge.logprobs is true, and judge.kind is cloze, which is always sure: remove it")
+        if self.logprobs and self.served and self.served.structured_outputs == "json_schema":
+            raise ValueError(
+                "judge.logprobs is true, and replies held by json_schema have JSON's tokens, not the answers': set "
+                "judge.served.structured_outputs to regex or null"
+            )
+        for name, places in (("questions_prompt", ("{article}",)), ("answers_prompt", ("{questions}", "{passage}"))):
+            if (prompt := getattr(self, name)) is None:
+                continue
+            if self.kind == "cloze":
+                raise ValueError(f"judge.{name} is set, and judge.kind is cloze, which asks no model: remove it")
+            if missing := [place for place in places if place not in prompt]:
+                raise ValueError(f"judge.{name} must say where these go: {', '.join(missing)}")
         if self.wording not in WORDINGS:
             raise ValueError(f"judge.wording is {self.wording!r}; there are {', '.join(WORDINGS)}")
         return self
@@ -142,6 +161,9 @@ class Pairs(Settings):
     # tie, those of an article together weighing as much as one pair.
     selection: Literal["random", "best_worst", "widest_margin", "all"] = "random"
     max_per_article: Positive = 3
+    # margin: an article's pairs weigh by how much surer the judge is of the chosen's right answers than of the
+    # rejected's, about a mean of what they weigh without; needs judge.logprobs=true.
+    weighting: Literal["none", "margin"] = "none"
 
     @field_validator("preference")
     @classmethod
@@ -229,6 +251,8 @@ class Config(Settings):
                 f"pairs.threshold is {self.pairs.threshold} and questions.min_questions only "
                 f"{self.questions.min_questions}: no summary of an article with so few questions could reach it"
             )
+        if self.pairs.weighting == "margin" and not self.judge.logprobs:
+            raise ValueError("pairs.weighting is margin, which needs what judge.logprobs=true keeps: set it too")
         if self.references.source == "sampler" and not self.summaries.logprobs:
             raise ValueError("references.source is sampler, which needs what summaries.logprobs=true keeps: set it too")
         check_served(self.judge.served, self.compare, self.hardware)

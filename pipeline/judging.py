@@ -4,17 +4,18 @@ What the `questions`, `scores` and `evaluation` stages share, so that a summary 
 asks. Left out: which summary is better (`preference.py`).
 """
 
+import math
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from judges.base import LETTERS, UNSURE, Answer, Judge, Question, Skip, shuffled
+from judges.base import LETTERS, UNSURE, Answer, Judge, Question, Skip, line_logps, shuffled
 from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
 from pipeline.config import Judge as JudgeSettings
-from pipeline.engines.base import Engine, tokens
+from pipeline.engines.base import Engine, Reply, tokens
 from pipeline.rows import Outcome, Row
 
 
@@ -22,21 +23,31 @@ def make_judge(settings: JudgeSettings, seed: int) -> McqJudge | ClozeJudge:
     """The judge that the settings name."""
     if settings.kind == "cloze":
         return ClozeJudge(questions=settings.questions, options=settings.options, seed=seed)
+    wording = WORDINGS[settings.wording]
     return McqJudge(
         questions=settings.questions,
         options=settings.options,
         seed=seed,
-        wording=WORDINGS[settings.wording],
+        wording=replace(
+            wording,
+            questions_prompt=settings.questions_prompt or wording.questions_prompt,
+            answers_prompt=settings.answers_prompt or wording.answers_prompt,
+        ),
         question_temperature=settings.question_temperature,
+        logprobs=settings.logprobs,
     )
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Answers to the questions about one passage, the tokens they cost, and why there was no reply if none came."""
+    """Answers to the questions about one passage, the tokens they cost, and why there was no reply if none came.
+
+    logps: of each answer, in nats; None for one unread. No list where the engine gave none.
+    """
 
     answers: list[Answer]
     tokens: dict[str, int]
+    logps: list[float | None] | None = None
 
 
 def answer(
@@ -49,8 +60,17 @@ def answer(
     for i, reply in zip(asked, replies, strict=True):
         text = reply.samples[0].text if reply.samples else ""
         failed = {f"no reply: {reply.error}": 1} if reply.error else {}
-        answered[i] = Answered(judge.read_answers(text, questions[i]), tokens([reply]) | failed)
+        answers = judge.read_answers(text, questions[i])
+        logps = _logps(reply, answers)
+        answered[i] = Answered(answers, tokens([reply]) | failed, logps)
     return answered
+
+
+def _logps(reply: Reply, answers: Sequence[Answer]) -> list[float | None] | None:
+    if not reply.samples or reply.samples[0].token_logps is None:
+        return None
+    logps = line_logps(reply.samples[0].token_logps, len(answers))
+    return [None if said is None else logp for said, logp in zip(answers, logps, strict=True)]
 
 
 _AGAIN = 1  # seed of the second order of options; the first order is part of what is drawn from
@@ -90,7 +110,7 @@ def score_summaries(judge: Judge, engine: Engine, rows: list[Row], again: float 
         if not places:
             outcomes.append(Skip("no summary"))
             continue
-        scores = [_score(questions[i], answered[i].answers, passages[i], row["article"]) for i in places]
+        scores = [_score(questions[i], answered[i], passages[i], row["article"]) for i in places]
         tally = {
             "answers": sum(len(score["answers"]) for score in scores),
             "unread": sum(score["unread"] for score in scores),
@@ -98,6 +118,7 @@ def score_summaries(judge: Judge, engine: Engine, rows: list[Row], again: float 
             "judged": len(set(places)),
         }
         if (second := twice.get(number)) is not None:
+            tally["judged again"] = 1
             tally |= _agreement(
                 _told(questions[places[0]], answered[places[0]].answers),
                 _told(questions[second], answered[second].answers),
@@ -128,14 +149,28 @@ def _agreement(first: Sequence[str | None], second: Sequence[str | None]) -> dic
     return {"asked again": len(both), "same again": sum(one == other for one, other in both)}
 
 
-def _score(questions: Sequence[Question], answers: Sequence[Answer], summary: str, article: str) -> Row:
+def _score(questions: Sequence[Question], answered: Answered, summary: str, article: str) -> Row:
+    right = [said == question.letter for said, question in zip(answered.answers, questions, strict=True)]
     return {
-        "answers": list(answers),
-        "correct": sum(said == question.letter for said, question in zip(answers, questions, strict=True)),
-        "unread": sum(said is None for said in answers),
+        "answers": answered.answers,
+        "correct": sum(right),
+        "unread": answered.answers.count(None),
         "words": count_words(summary),
         "invalid_chars": count_invalid_chars(summary, article),
+        "answer_logps": answered.logps,
+        "soft": None if answered.logps is None else soft(right, answered.logps),
     }
+
+
+def soft(right: Sequence[bool], logps: Sequence[float | None]) -> float:
+    """The probabilities of the right answers, added up: `correct`, less what the judge doubts. Never above it."""
+    there = [logp for hit, logp in zip(right, logps, strict=True) if hit and logp is not None]
+    return math.fsum(confidence(logp) for logp in there)
+
+
+def confidence(logp: float) -> float:
+    """The probability of an answer; a log-probability may be above 0 by a rounding."""
+    return math.exp(min(0.0, logp))
 
 
 def count_words(text: str) -> int:

@@ -18,7 +18,7 @@ from judges.base import Skip
 from pipeline.config import Pairs
 from pipeline.preference import SHIPPED, Rule, preference
 from pipeline.rows import Outcome, Row, each
-from pipeline.selection import SELECTIONS
+from pipeline.selection import SELECTIONS, weights
 from pipeline.stage import stage
 
 
@@ -44,8 +44,11 @@ def _pair(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
     # By the article's id, not by its place in the table: any re-run draws the same.
     digest = hashlib.sha256(f"{seed}\n{row['article_id']}".encode()).digest()
     taken = SELECTIONS[settings.selection](found, scores, settings.max_per_article, random.Random(digest))
-    weight = 1 / len(taken) if settings.selection == "all" else 1.0
-    made = [{"chosen": c, "rejected": r, "reason": _reason(scores[c], scores[r]), "weight": weight} for c, r in taken]
+    mean = 1 / len(taken) if settings.selection == "all" else 1.0
+    made = [
+        {"chosen": c, "rejected": r, "reason": _reason(scores[c], scores[r]), "weight": weight}
+        for (c, r), weight in zip(taken, weights(taken, scores, mean, settings.weighting), strict=True)
+    ]
     return {"pairs": made, "tally": {"pairs": len(made), "pairs found": len(found)}}
 
 

@@ -8,6 +8,7 @@ counted, and gone on with, from its files alone. Left out: which parts are a tab
 import contextlib
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -86,7 +87,8 @@ def write(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
             kept = [*kept, _write(left, fs, base, _name(attempt, left["article_id"]))]
         return pa.concat_tables(kept) if kept else _plain(rows.slice(0, 0))
     except OSError as error:
-        raise UserError(f"{uri} cannot be written: {_short(error)}") from error
+        reason = os.strerror(error.errno) if error.errno else _short(error)
+        raise UserError(f"{uri} cannot be written: {reason}") from error
 
 
 def _write(rows: pa.Table, fs: pafs.FileSystem, base: str, name: str) -> pa.Table:

@@ -112,6 +112,11 @@ def summary(record: dict[str, Any]) -> str:
             parts.append(f"held-out reward accuracy {training['eval_accuracy_last']:.2f}")
     if tally.get("unread"):
         parts.append(f"unread {tally['unread'] / tally['answers']:.1%}")
+    if tally.get("judged") and "summaries" not in tally:  # an evaluation's tokens are the policy's too
+        times = tally["judged"] + tally.get("judged again", 0)
+        per = [round(tally.get(name, 0) / times) for name in ("tokens_in", "tokens_out")]
+        hits = tally["tokens_cached"] / tally["tokens_in"] if tally.get("tokens_in") else 0.0
+        parts.append(f"{per[0]:,}+{per[1]:,} tokens a summary, {hits:.0%} of the first cached")
     if tally.get("micro_usd"):
         parts.append(f"${tally['micro_usd'] / 1e6:,.2f}")
     if "seconds" in record:

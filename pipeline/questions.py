@@ -17,7 +17,7 @@ from pipeline.stage import stage
 
 @stage(
     "questions",
-    version=2,
+    version=3,
     settings=("judge", "questions", "seed"),
     contents=("judge.model",),
     uses=("judge_engine",),

@@ -34,6 +34,9 @@ _SCORE = pa.struct(
         "unread": pa.int32(),
         "words": pa.int32(),
         "invalid_chars": pa.int32(),
+        # In nats, of each answer's line among the lines it might have been; null: unread. No list: not asked for.
+        "answer_logps": pa.list_(pa.float32()),
+        "soft": pa.float32(),  # the probabilities of the right answers, added up: at most `correct`; null without logps
     }
 )
 _COUNT = pa.struct({"what": pa.string(), "count": pa.int64()})

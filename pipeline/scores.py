@@ -16,7 +16,7 @@ from pipeline.stage import stage
 
 @stage(
     "scores",
-    version=2,
+    version=3,
     settings=("judge", "seed"),
     contents=("judge.model",),
     uses=("judge_engine",),

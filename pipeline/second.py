@@ -22,7 +22,7 @@ from pipeline.stage import stage
 
 @stage(
     "second_questions",
-    version=1,
+    version=2,
     settings=("second_judge", "questions", "seed"),
     contents=("second_judge.model",),
     uses=("second_engine",),
@@ -49,7 +49,7 @@ def _ask(judge: Judge, count: int, settings: Questions, engine: Engine, rows: li
 
 @stage(
     "second_scores",
-    version=1,
+    version=2,
     settings=("second_judge", "seed"),
     contents=("second_judge.model",),
     uses=("second_engine",),

@@ -1,4 +1,5 @@
-"""Which of an article's informative pairs (those that the preference does not call a tie) are trained on, by name.
+"""Which of an article's informative pairs (those that the preference does not call a tie) are trained on, and how
+much each weighs.
 
 Every selection is called as `select(pairs, scores, most, rng)`: (chosen, rejected) indices into `scores`, the
 article's scores, `pairs.max_per_article`, and a generator of the article's own. Left out: the preference, and what
@@ -34,12 +35,14 @@ def best_worst(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng: r
 def widest_margin(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng: random.Random) -> list[Pair]:
     """Up to `most` of them, the furthest apart in questions right first; then in words, if the chosen is shorter.
 
-    A pair that was decided by length, whose chosen has no more right, so comes after all that accuracy decided.
+    A pair that was decided by length, whose chosen has no more right, so comes after all that accuracy decided. Among
+    these, equals in questions right go by the soft score, where there is one, before words.
     """
 
-    def margin(pair: Pair) -> tuple[int, int]:
+    def margin(pair: Pair) -> tuple[float, ...]:
         chosen, rejected = scores[pair[0]], scores[pair[1]]
-        return max(0, chosen["correct"] - rejected["correct"]), rejected["words"] - chosen["words"]
+        right, words = chosen["correct"] - rejected["correct"], rejected["words"] - chosen["words"]
+        return (right, soft_margin(chosen, rejected) or 0.0, words) if right > 0 else (0, 0.0, words)
 
     return _widest(pairs, most, rng, margin)
 
@@ -49,8 +52,32 @@ def every(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng: random
     return list(pairs)
 
 
+def soft_margin(chosen: Score, rejected: Score) -> float | None:
+    """By how much the soft score of the chosen is the higher; None where either has none."""
+    high, low = chosen.get("soft"), rejected.get("soft")
+    return None if high is None or low is None else high - low
+
+
+def weights(pairs: Sequence[Pair], scores: Sequence[Score], mean: float, weighting: str) -> list[float]:
+    """What each of an article's pairs weighs in the loss; `mean` on average.
+
+    Args:
+        weighting: none: all the same. margin: in proportion to the soft margin. One of 0 or less is a verdict that
+            the judge itself does not believe, and weighs nothing; a pair that accuracy did not decide weighs as if
+            by a margin of one question. All the same where no pair has a margin, or any has no soft score.
+    """
+    margins = [soft_margin(scores[chosen], scores[rejected]) for chosen, rejected in pairs]
+    known = [margin for margin in margins if margin is not None]
+    if weighting == "none" or len(known) < len(pairs):
+        return [mean] * len(pairs)
+    by_length = [scores[chosen]["correct"] <= scores[rejected]["correct"] for chosen, rejected in pairs]
+    sizes = [1.0 if shorter else max(0.0, margin) for shorter, margin in zip(by_length, known, strict=True)]
+    total = sum(sizes)
+    return [mean * len(pairs) * size / total for size in sizes] if total else [mean] * len(pairs)
+
+
 def _widest(
-    pairs: Sequence[Pair], most: int, rng: random.Random, margin: Callable[[Pair], tuple[int, ...]]
+    pairs: Sequence[Pair], most: int, rng: random.Random, margin: Callable[[Pair], tuple[float, ...]]
 ) -> list[Pair]:
     """The first by margin, equals in an order drawn."""
     return sorted(rng.sample(pairs, len(pairs)), key=margin, reverse=True)[:most]

@@ -16,6 +16,10 @@ KEY = "sk-Secret.0123456789"
 CONTEXT = 2000  # characters of a conversation; more does not fit
 
 
+def _tokens(sample):
+    return [{"token": text, "logprob": logp} for text, logp in sample.token_logps]
+
+
 class Server:
     """Serves what `script(prompt, sample)` says, at `url`, while the `with` block runs.
 
@@ -88,13 +92,19 @@ class Server:
 
     def _reply(self, body):
         held = (body.get("structured_outputs") or {}).get("regex") or body.get("response_format")
-        prompt = Prompt(tuple(body["messages"]), body["max_tokens"], held and "held", n=body.get("n", 1))
+        prompt = Prompt(
+            tuple(body["messages"]),
+            body["max_tokens"],
+            held and "held",
+            n=body.get("n", 1),
+            logprobs=bool(body.get("logprobs")),
+        )
         (reply,) = self.engine.generate([prompt])
         choices = [
             {
                 "message": {"content": json.dumps({"reply": s.text}) if "response_format" in body else s.text},
                 "finish_reason": s.finish_reason,
-                "logprobs": {"content": [{"logprob": -1.0}] * len(s.token_ids)} if body.get("logprobs") else None,
+                "logprobs": {"content": _tokens(s)} if body.get("logprobs") else None,
             }
             for s in reply.samples
         ]

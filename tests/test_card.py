@@ -76,10 +76,24 @@ def test_an_honest_judge():
     assert (found["questions_asked"], found["questions_used"]) == (160, 120)
     assert found["questions_dropped"] == {"question asked twice": 40}
     assert found["summaries_judged"] == 120
-    assert found["seconds_per_summary"] == pytest.approx(2 / 120)
+    assert found["seconds_per_summary"] == pytest.approx(2 / (120 + 40))  # judged, and judged again
     assert found["tokens_out_per_summary"] > 10 and found["prefix_cache_hit_rate"] == 0
     assert card.notes(found) == []
     assert all(len(line) == 3 and all(isinstance(cell, str) for cell in line) for line in card.lines(found))
+
+
+def test_how_sure_a_judge_is_where_it_is_right_and_where_not():
+    row = {"article_id": "1", "article": "Ana\nRome"}
+    sure = JUDGE.model_copy(update={"logprobs": True})
+    asked = question_articles(make_judge(sure, 0), 4, config.Questions(min_questions=1), asks_and(always_b), [row])
+    found = card.measure(record(asked), [], [], 4)
+    right, wrong = found["confidence_right"], found["confidence_wrong"]
+    # `Q1 B` and what ends the line, 1 nat a token.
+    assert right[0] is None or right[0] == pytest.approx(math.exp(-5), abs=1e-6)
+    assert wrong[0] == pytest.approx(math.exp(-5), abs=1e-6)
+    assert right[1] + wrong[1] == found["checked"] == 3 and right[1] == round(3 * found["ceiling"])
+    assert ["… that are not", "0.7%", f"{wrong[1]} answers"] in card.lines(found)
+    assert "confidence_right" not in made(honest)
 
 
 def test_a_judge_that_always_says_b():

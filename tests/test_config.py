@@ -1,6 +1,7 @@
 """Settings are refused in the reader's terms, before anything starts; all shipped ones are accepted."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from judges.base import Question
 from pipeline.config import Config, UserError
+from pipeline.judging import make_judge
 from pipeline.reading import load, load_alignment, parse, put
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -56,6 +59,20 @@ def test_a_wrong_setting_for_own_pairs_is_refused_in_one_line(overrides, line):
         load_alignment(DEMO, overrides)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["document_qa.yaml", "document_qa_cpu.yaml"])
+def test_another_task_is_a_matter_of_settings(name):
+    config = load(DEMO.with_name(name))
+    judge = make_judge(config.judge, config.seed)
+    (asked,) = judge.ask_questions("The roof is red.\n\nQuestion: What colour?").messages
+    assert "The roof is red.\n\nQuestion: What colour?" in asked["content"]
+    question = Question("q", "Which colour has the roof?", ("red", "blue", "green", "grey", "white"), 0)
+    (answered,) = judge.ask_answers("It is red.", [question]).messages
+    assert answered["content"].index("Which colour has the roof?") < answered["content"].index("It is red.")
+    for prompt, setting in ((asked, config.judge.questions_prompt), (answered, config.judge.answers_prompt)):
+        assert prompt["content"].startswith(setting.split("{")[0])
+        assert not re.search(r"\{\w+\}", prompt["content"]), "every place is filled"
 
 
 def test_the_reference_setting_is_the_published_one():
@@ -107,6 +124,18 @@ def test_the_reference_setting_is_the_published_one():
         ("judge.kind=cloze", "judge.kind is cloze, which needs no model, and judge.model is set"),
         ("judge.model=null", "judge.kind is mcq and judge.model is missing"),
         ("judge.wording=plan", "judge.wording is 'plan'; there are plain, newsroom"),
+        (
+            "judge={kind: cloze, logprobs: true}",
+            "judge.logprobs is true, and judge.kind is cloze, which is always sure",
+        ),
+        ("pairs.weighting=margin", "pairs.weighting is margin, which needs what judge.logprobs=true keeps: set it too"),
+        ("judge.questions_prompt=Ask!", "judge.questions_prompt must say where these go: {article}"),
+        ("judge.answers_prompt='{passage} {question}'", "judge.answers_prompt must say where these go: {questions}"),
+        ("judge.answers_prompt=''", "judge.answers_prompt must say where these go: {questions}, {passage}"),
+        (
+            "judge={kind: cloze, answers_prompt: x}",
+            "judge.answers_prompt is set, and judge.kind is cloze, which asks no",
+        ),
         ("pairs.threshold=5", "pairs.threshold is 5 and questions.min_questions only 4"),
         ("summaries.max_tokens=1024", "summaries.max_tokens is 1024 and policy.max_model_len 1024"),
         ("run=s3://key:secret@bucket/run", "run holds a user or a password: put credentials in the environment"),

@@ -1,5 +1,6 @@
 """Every engine passes one contract: n samples a prompt, exact token ids, finish reasons, one bad prompt alone fails."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -102,9 +103,21 @@ def test_no_prompts_no_replies(engine):
     assert engine.generate([]) == []
 
 
-def test_log_probabilities_come_where_they_are_asked_for(engine):
+def test_the_tokens_of_a_sample_are_its_text_and_its_log_probability(engine):
     asked, unasked = engine.generate([replace(PROMPT, logprobs=True), PROMPT])
-    assert all(sample.logp < 0 for sample in asked.samples) and all(sample.logp is None for sample in unasked.samples)
+    for sample in asked.samples:
+        assert "".join(text for text, _ in sample.token_logps).removesuffix("</s>") == sample.text
+        assert math.fsum(logp for _, logp in sample.token_logps) == pytest.approx(sample.logp, abs=1e-4)
+    assert all(sample.token_logps is None for sample in unasked.samples)
+
+
+def test_log_probabilities_are_among_what_the_regex_allows(vllm):
+    """The tokens that it leaves add up to 1, however unlikely they are; where it leaves one, that has probability 1."""
+    (reply,) = vllm.generate([replace(PROMPT, regex="[AB]{2}!", n=128, logprobs=True, temperature=2.0)])
+    firsts = {sample.token_logps[0] for sample in reply.samples}
+    assert {letter for letter, _ in firsts} == {"A", "B"}
+    assert math.fsum(math.exp(logp) for _, logp in firsts) == pytest.approx(1.0, abs=1e-5)
+    assert all(sample.token_logps[2] == ("!", pytest.approx(0.0, abs=1e-5)) for sample in reply.samples)
 
 
 def test_sampled_log_probabilities_are_the_models_own(vllm):

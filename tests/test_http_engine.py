@@ -19,7 +19,7 @@ import httpx
 import pytest
 from chat_server import KEY, Server
 
-from judges.base import Prompt, Question, user
+from judges.base import Prompt, Question, line_logps, user
 from judges.mcq import McqJudge
 from judges.prompts import NEWSROOM
 from pipeline import hardware
@@ -158,6 +158,7 @@ def test_samples_log_probabilities_usage_and_cost(server):
     (reply,) = engine(server, prices=prices).generate([ask("four", n=3, temperature=0.7, top_p=0.9, logprobs=True)])
     assert [sample.text for sample in reply.samples] == ["said 0", "said 1", "said 2"]
     assert [sample.logp for sample in reply.samples] == [-7.0] * 3
+    assert reply.samples[1].token_logps == [*((letter, -1.0) for letter in "said 1"), ("", -1.0)]
     assert (reply.prompt_ids, reply.samples[0].token_ids, reply.cached_tokens) == ([], [], 3)
     cost = round((4 - 3) * 2.5 + 3 * 1.25 + 21 * 10)
     assert tokens([reply]) == {"tokens_in": 4, "tokens_cached": 3, "tokens_out": 21, "micro_usd": cost}
@@ -178,6 +179,12 @@ def test_the_form_of_a_reply_is_asked_for_as_the_server_can(server, form):
     if form == "json_schema":
         pattern = bodies["held"]["response_format"]["json_schema"]["schema"]["properties"]["reply"]["pattern"]
         assert pattern == "^(Q1 [A-E])$"
+
+
+def test_tokens_of_json_are_not_those_of_the_reply(server):
+    served = Served(server="ours", structured_outputs="json_schema")
+    (reply,) = engine(server, served).generate([ask("held", regex="Q1 A", logprobs=True)])
+    assert reply.samples[0].token_logps is None
 
 
 def test_a_held_reply_that_was_cut_off_is_left_unread(server):
@@ -374,14 +381,19 @@ def test_where_a_server_is_and_how_it_is_asked_is_in_no_recipe(tmp_path):
 
 
 def test_a_served_model_is_looked_for_at_its_server(server):
-    def checked(model="judge", url=server.url, **served):
+    def checked(model="judge", url=server.url, logprobs=False, **served):
         place = hardware.Hardware(servers={"ours": {"base_url": url}})
-        check("judge", model, Served(server="ours", **served), place)
+        check("judge", model, Served(server="ours", **served), place, logprobs)
 
     checked()
     checked(url=f"{server.url}/")
     checked(structured_outputs="json_schema")
     checked(structured_outputs=None)
+    checked(logprobs=True)
+    with pytest.raises(
+        UserError, match=r"judge.logprobs is true, and http://\S+ gives no log-probabilities: set it to"
+    ):
+        checked(logprobs=True, extra_body={"logprobs": None})
     with pytest.raises(UserError, match=r"judge.model is 'jugde', which http://\S+ does not have; it has judge"):
         checked("jugde")
     with pytest.raises(UserError, match=r"/models gives no list of models \(HTTP 404\): it should be"):
@@ -491,6 +503,7 @@ def test_the_newsroom_judge_at_vllms_own_server(place):
         assert re.fullmatch(prompt.regex, sample.text)
         assert sample.finish_reason == "stop"
         assert -20 < sample.logp <= 0
+        assert None not in line_logps(sample.token_logps, len(line))
         right += sum(said == q.letter for said, q in zip(judge.read_answers(sample.text, line), line, strict=True))
     assert right >= 0.9 * sum(map(len, asked))
     spent = tokens(replied)

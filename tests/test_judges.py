@@ -1,12 +1,13 @@
 """Judges ask and read; what they ask, a model that obeys can answer, and what it answers is read back exactly."""
 
+import math
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judges.base import LETTERS, UNSURE, Question, Skip, fill, shuffled, vet
+from judges.base import LETTERS, UNSURE, Question, Skip, fill, line_logps, shuffled, vet
 from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
@@ -32,11 +33,66 @@ def test_every_answer_the_grammar_allows_is_read_back(wording, some, data):
 
 
 @wordings
+@given(some=st.lists(questions, min_size=1, max_size=5), data=st.data())
+def test_no_reply_that_the_grammar_allows_is_unread(wording, some, data):
+    judge = McqJudge(wording=WORDINGS[wording])
+    reply = data.draw(st.from_regex(judge.ask_answers("a passage", some).regex, fullmatch=True))
+    assert None not in judge.read_answers(reply, some)
+
+
+def test_words_that_mean_something_to_a_regex_mean_nothing_to_the_grammar():
+    options = ("$5 (or more)", "[a-z]*", r"C:\d+", "50% / {x}", "what? ^|. …")
+    some = [Question("1", "How much (about) is a.b+?", options, 2)]
+    judge = McqJudge(wording=WORDINGS["newsroom"])
+    regex = judge.ask_answers("a passage", some).regex
+    for answer in (UNSURE, *LETTERS[:5]):
+        assert re.fullmatch(regex, judge.answer_line(1, some[0], answer))
+    assert not re.fullmatch(regex, r"Q1 How much (about) is aXb+? [a-z]* B")
+    assert not re.fullmatch(regex, judge.answer_line(1, some[0], "B")[:-1] + "A")
+
+
+tokens = st.lists(st.tuples(st.sampled_from(["Q1", " Unsure", "\n", "\nQ2", "", "A\n", " é"]), st.floats(-9, 0)))
+
+
+@given(tokens, st.integers(1, 5))
+def test_every_token_counts_for_one_line(some, lines):
+    found = line_logps(some, lines)
+    text = "".join(said for said, _ in some)
+    if text.lstrip().count("\n") < lines:
+        assert math.fsum(logp or 0.0 for logp in found) == pytest.approx(math.fsum(logp for _, logp in some), abs=1e-9)
+    assert all(logp is None or logp <= 0 for logp in found) and len(found) == lines
+
+
+@pytest.mark.parametrize(
+    ("some", "logps"),
+    [
+        ([("Q1", -1), (" A", -2), ("\n", -4), ("Q2", -8), (" B", -16), ("", -32)], [-7, -56, None]),
+        ([("Q1 A\n", -1), ("Q2 B", -2)], [-1, -2, None]),  # the end of a line is its own
+        ([("Q1 A", -1), ("\nQ2", -2), (" B", -4)], [-1, -6, None]),  # … but where the token has more words
+        ([("\n\n", -1), ("Q1 A", -2), ("\nQ2 B", -4)], [-3, -4, None]),  # read without what is blank before it
+        ([("Q1 A\n\n", -1), ("Q3 C", -2)], [-1, None, -2]),
+        ([("Q1", -1), ("\n", -1), ("Q2", -1), ("\n", -1), ("Q3", -1), ("\nQ4", -1)], [-2, -2, -1]),
+        ([], [None, None, None]),
+    ],
+)
+def test_log_probabilities_of_lines_by_hand(some, logps):
+    assert line_logps(some, 3) == logps
+
+
+@wordings
 def test_a_reply_that_says_something_else_is_unread_not_wrong(wording):
     judge = McqJudge(wording=WORDINGS[wording])
     some = [Question(str(i), f"Who {i}?", ("Ana", "Ben", "Carla", "Dan", "Eva"), i) for i in range(3)]
     assert judge.read_answers("", some) == [None, None, None]
     assert judge.read_answers("Q1 Z\nnonsense\nQ9 Unsure", some) == [None, None, None]
+
+
+@pytest.mark.parametrize("bad", ["\0", "\x1b", "\x85", "\ud800"])
+def test_a_question_with_what_is_no_text_is_unread(bad):
+    judge = McqJudge(questions=1, options=2)
+    assert isinstance(judge.read_questions("Q1 Who led? Answer Ana | Ben")[0], Question)
+    for line in (f"Q1 Who l{bad}ed? Answer Ana | Ben", f"Q1 Who led? Answer Ana | B{bad}en"):
+        assert all(isinstance(read, Skip) for read in judge.read_questions(line))
 
 
 def test_a_letter_beside_another_options_words_is_unread():

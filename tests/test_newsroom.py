@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from judges.base import Question
 from newsroom import tasks, world
-from newsroom.make_articles import CORPUS, articles
+from newsroom.make_articles import CORPUS, DOCUMENTS, articles, documents
 from newsroom.make_models import HERE, generate, make_tokenizer
 from newsroom.marks import RIGHT, AnswerMarks, expected, mark_question, mark_sentences, mark_summary
 from newsroom.training import prompt_ids
@@ -48,6 +48,16 @@ def test_the_corpus_is_what_its_seed_makes():
     rows = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
     assert rows == [{"id": story.id, "text": story.text} for story in articles()]
     assert len({row["id"] for row in rows}) == len({row["text"] for row in rows}) == 1000
+
+
+def test_a_document_tells_one_fact_and_asks_for_it():
+    rows = [json.loads(line) for line in DOCUMENTS.read_text(encoding="utf-8").splitlines()]
+    assert rows == [{"id": story.id, "text": story.text} for story in documents()]
+    for story in documents():
+        told, question = story.text.split("\n\nQuestion: ")
+        ((name, value),) = story.facts.items()
+        assert facts_in(told) == {name: [value]} and question == SLOTS[name].question
+        assert not any(re.search(rf"\b{value}\b", aside) for aside in story.others)
 
 
 def test_a_well_written_question_is_read_and_marked_right(stories):

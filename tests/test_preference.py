@@ -23,7 +23,7 @@ from pipeline.preference import (
     preference,
     rules,
 )
-from pipeline.selection import SELECTIONS
+from pipeline.selection import SELECTIONS, weights
 
 scores = st.fixed_dictionaries({"correct": st.integers(0, 5), "words": st.integers(0, 60)})
 settings = st.builds(
@@ -254,6 +254,57 @@ def test_widest_margin_takes_accuracy_first_then_length():
     some = [score(5, 40), score(3, 10), score(4, 20), score(1, 20)]
     assert selected("widest_margin", some) == [(0, 3), (2, 3), (1, 3)]
     assert selected("widest_margin", some, 4) == [(0, 3), (2, 3), (1, 3), (1, 0)]
+
+
+def test_widest_margin_takes_the_surer_of_two_that_are_as_far_apart():
+    some = [score(4, 40) | {"soft": 3.9}, score(4, 20) | {"soft": 3.1}, score(1, 20) | {"soft": 0.9}]
+    assert selected("widest_margin", some, 1) == [(0, 2)]
+    for without in ([s | {"soft": None} for s in some], [score(4, 40), score(4, 20), score(1, 20)]):
+        assert selected("widest_margin", without, 1) == [(1, 2)]  # by words
+
+
+soft_scores = st.tuples(scores, st.floats(0, 1) | st.none()).map(
+    lambda s: s[0] | {"soft": None if s[1] is None else s[0]["correct"] * s[1]}
+)
+
+
+@given(st.lists(soft_scores, min_size=2, max_size=8), st.sampled_from(list(SELECTIONS)), st.integers())
+def test_margins_weigh_an_articles_pairs_about_the_mean_of_before(some, selection, seed):
+    settings = {"max_per_article": 4, "min_words": 5, "max_words": 40, "selection": selection}
+    plain, by_margin = (
+        _pair(Pairs(**settings, weighting=name), seed, row([(s, {}) for s in some])) for name in ("none", "margin")
+    )
+    if isinstance(plain, Skip):
+        assert by_margin == plain
+        return
+    ours, theirs = by_margin["pairs"], plain["pairs"]
+    assert [p | {"weight": 0} for p in ours] == [p | {"weight": 0} for p in theirs]
+    assert sum(p["weight"] for p in ours) == pytest.approx(sum(p["weight"] for p in theirs))
+    assert all(p["weight"] >= 0 for p in ours)
+    softs = [(some[p["chosen"]]["soft"], some[p["rejected"]]["soft"]) for p in ours]
+    if any(None in pair for pair in softs):
+        assert ours == theirs
+        return
+    by_right = [
+        (high - low, p["weight"])
+        for (high, low), p in zip(softs, ours, strict=True)
+        if some[p["chosen"]]["correct"] > some[p["rejected"]]["correct"]
+    ]
+    if all(margin > 0 for margin, _ in by_right):
+        for (margin, weight), (other, lighter) in combinations(by_right, 2):
+            assert weight * other == pytest.approx(lighter * margin)
+
+
+def test_weights_by_hand():
+    right, soft = (5, 2, 1, 4), (4.5, 1.0, 1.5, 3.0)
+    some = [score(r, 9) | {"soft": s} for r, s in zip(right, soft, strict=True)]
+    pairs = [(0, 1), (0, 2), (1, 2), (3, 0)]  # margins 3.5 and 3; one that the judge does not believe; one by length
+    assert weights(pairs, some, 1.0, "margin") == pytest.approx([4 * m / 7.5 for m in (3.5, 3.0, 0.0, 1.0)])
+    assert weights(pairs, some, 0.25, "margin") == pytest.approx([m / 7.5 for m in (3.5, 3.0, 0.0, 1.0)])
+    assert weights(pairs, some, 0.25, "none") == [0.25] * 4
+    assert weights([(1, 2)], some, 1.0, "margin") == [1.0]  # none has a margin: all the same
+    old = [score(5, 9), some[1]]  # of a table made before there was a soft score
+    assert weights([(0, 1)], old, 1.0, "margin") == [1.0]
 
 
 def test_equal_margins_are_drawn_by_the_article():

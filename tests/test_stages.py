@@ -1,11 +1,14 @@
 """Each stage as a plain function over real Ray Data, with a scripted engine where an engine would be."""
 
+import math
 import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from judges.base import LETTERS, UNSURE, Skip
+from judges.base import LETTERS, UNSURE, Question, Skip
 from pipeline import config
 from pipeline.engines.base import Reply, Sample
 from pipeline.engines.pool import Pool
@@ -13,6 +16,7 @@ from pipeline.engines.scripted import ScriptedEngine
 from pipeline.evaluation import compare, entrant, evaluate
 from pipeline.exam import lead, shorten, sit, sit_base
 from pipeline.hardware import EngineHardware
+from pipeline.judging import soft
 from pipeline.pairs import pair
 from pipeline.questions import ask
 from pipeline.rows import dataset
@@ -219,6 +223,47 @@ def test_unread_is_not_wrong():
     assert score["answers"] == ["A", None, None]
     assert score["unread"] == 2
     assert outcome["tally"]["unread"] == 2
+
+
+def test_a_soft_score_is_the_count_less_the_judges_doubts():
+    row = plain(asked()[0]) | {"summaries": [{"text": "one"}]}
+    from pipeline.judging import make_judge, score_summaries
+
+    key = Question("", "", ("",) * 5, row["questions"][0]["answer"]).letter
+    other = "A" if row["questions"][1]["answer"] else "B"
+    engine = ScriptedEngine(lambda prompt, sample: f"Q1 {key}\nQ2 {other}\nQ3 what?")
+    for logprobs in (True, False):
+        judge = make_judge(JUDGE.model_copy(update={"logprobs": logprobs}), 0)
+        (score,) = score_summaries(judge, engine, [row])[0]["scores"]
+        assert (score["answers"], score["correct"]) == ([key, other, None], 1)
+        if logprobs:
+            # A token a character, of 1 nat each: of the first line also its end; the second's opens it.
+            assert score["answer_logps"] == [-5.0, -5.0, None]
+            assert score["soft"] == pytest.approx(math.exp(-5))
+        else:
+            assert score["answer_logps"] is score["soft"] is None
+
+
+def test_show_tells_the_soft_score_where_there_is_one(capsys):
+    from rich.console import Console
+
+    from jobs.look import _print
+
+    score = {"answers": ["A", None], "correct": 1, "words": 7}
+    row = {"article_id": "a", "split": "train", "article": "An article.", "summaries": [], "scores": []}
+    for soft_score in ({}, {"soft": None}, {"soft": 0.8125}):
+        row["summaries"].append({"text": "one", "finish_reason": "stop"})
+        row["scores"].append(score | soft_score)
+    _print(Console(highlight=False, width=100), row)
+    said = [line.strip() for line in capsys.readouterr().out.splitlines() if "right" in line]
+    plain_line = "summary {}  1 right (A unread), 7 words"
+    assert said == [plain_line.format(0), plain_line.format(1), "summary 2  1 right (A unread), soft 0.81, 7 words"]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(-30, 1e-6) | st.none()), max_size=10))
+def test_a_soft_score_is_never_above_the_count(answers):
+    right, logps = [hit for hit, _ in answers], [logp for _, logp in answers]
+    assert 0 <= soft(right, logps) <= sum(right)
 
 
 def test_pairs_prefer_what_the_judge_preferred(judged):

@@ -17,14 +17,17 @@ class Sample:
     """One completion. `token_ids` are the sampled ones, the stop token included if one was emitted; none of a server's.
 
     finish_reason: as vLLM's: "stop" (a stop token), "length" (the token limit).
-    logp: of all the tokens together, in nats, under the model itself (before temperature and top_p); None if the
-        prompt did not ask for it.
+    logp: of all the tokens together, in nats, under the model itself (before temperature and top_p), but among those
+        tokens only that the prompt's regex allows; None if the prompt did not ask for it.
+    token_logps: the same of each token, beside its text; None where it was not asked for, or a server's tokens are
+        not those of the text.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: str
     logp: float | None = None
+    token_logps: list[tuple[str, float]] | None = None
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,9 @@ def _sample(choice: dict[str, Any], unwrap: bool) -> Sample:
     tokens = (choice.get("logprobs") or {}).get("content")
     logp = None if tokens is None else math.fsum(token["logprob"] for token in tokens)
     text = text.encode("utf-8", "replace").decode()  # JSON can spell half a letter, which no table can hold
-    return Sample(text, [], _FINISHED.get(choice["finish_reason"], "stop"), logp)
+    # Of a reply in JSON the tokens are the JSON's, and not the text's.
+    token_logps = None if tokens is None or unwrap else [(token["token"], token["logprob"]) for token in tokens]
+    return Sample(text, [], _FINISHED.get(choice["finish_reason"], "stop"), logp, token_logps)
 
 
 def retry_after(header: str | None, now: datetime) -> float | None:
@@ -242,14 +244,16 @@ def _headers(server: Server) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def check(setting: str, model: str, served: Served, hardware: Hardware) -> None:
+def check(setting: str, model: str, served: Served, hardware: Hardware, logprobs: bool = False) -> None:
     """Ask the server for its models and for one short reply, before anything starts.
 
     Args:
         setting: where the model is named: `judge`, or `compare.NAME`.
+        logprobs: whether its replies are to come with log-probabilities.
 
     Raises:
-        UserError: no key, no server, a key that it refuses, no such model, or replies that do not keep to their form.
+        UserError: no key, no server, a key that it refuses, no such model, or replies that do not keep to their form
+            or come without log-probabilities.
     """
     server, place = hardware.servers[served.server], f"hardware.servers.{served.server}"
     at = f"{place}.base_url is {server.base_url!r}"
@@ -273,7 +277,9 @@ def check(setting: str, model: str, served: Served, hardware: Hardware) -> None:
             f"{setting}.model is {model!r}, which {server.base_url} does not have; it has {', '.join(near)}"
         )
     held = served.structured_outputs is not None
-    prompt = Prompt(user("Reply with: Q1 Unsure"), max_tokens=32, regex="Q1 (A|Unsure)" if held else None)
+    prompt = Prompt(
+        user("Reply with: Q1 Unsure"), max_tokens=32, regex="Q1 (A|Unsure)" if held else None, logprobs=logprobs
+    )
     engine = HttpEngine(model, served, server.model_copy(update={"tries": 2}))
     (reply,) = engine.generate([prompt])
     engine.close()
@@ -284,6 +290,10 @@ def check(setting: str, model: str, served: Served, hardware: Hardware) -> None:
     )
     if reply.error:
         raise UserError(f"{form}, and {server.base_url} does not serve a first request ({reply.error})")
+    if logprobs and reply.samples[0].token_logps is None:
+        raise UserError(
+            f"{setting}.logprobs is true, and {server.base_url} gives no log-probabilities: set it to false"
+        )
     other = "json_schema" if served.structured_outputs == "regex" else "regex"
     if held and not re.fullmatch(prompt.regex or "", reply.samples[0].text):
         raise UserError(f"{form}, and {server.base_url} does not keep to it: set it to {other} or null")

@@ -35,4 +35,8 @@ class ScriptedEngine:
         cut = len(ids) > prompt.max_tokens
         if cut:
             text, ids = text[: prompt.max_tokens], ids[: prompt.max_tokens]
-        return Sample(text, ids, "length" if cut else "stop", -float(len(ids)) if prompt.logprobs else None)
+        finish_reason = "length" if cut else "stop"
+        if not prompt.logprobs:
+            return Sample(text, ids, finish_reason)
+        token_logps = [(chr(token - 1) if token != EOS else "", -1.0) for token in ids]
+        return Sample(text, ids, finish_reason, -float(len(ids)), token_logps)

@@ -106,7 +106,8 @@ class VllmEngine:
         for i, output in zip(served, outputs, strict=True):
             assert list(output.prompt_token_ids) == replies[i].prompt_ids, "vLLM changed the prompt's token ids"
             samples = [
-                Sample(o.text, list(o.token_ids), str(o.finish_reason), o.cumulative_logprob) for o in output.outputs
+                Sample(o.text, list(o.token_ids), str(o.finish_reason), o.cumulative_logprob, token_logps(o))
+                for o in output.outputs
             ]
             replies[i] = Reply(replies[i].prompt_ids, samples, output.num_cached_tokens or 0)
         return replies
@@ -116,6 +117,17 @@ class VllmEngine:
         if len(ids) + prompt.max_tokens > self.room:
             return Reply(ids, error="prompt too long")
         return Reply(ids)
+
+
+def token_logps(output: Any) -> list[tuple[str, float]] | None:
+    """Each sampled token's text and log-probability, where they were asked for.
+
+    vLLM masks what a regex forbids before it takes the log-softmax: a token that the regex leaves no choice has 0.
+    """
+    if output.logprobs is None:
+        return None
+    of_each = [there[token] for token, there in zip(output.token_ids, output.logprobs, strict=True)]
+    return [(entry.decoded_token or "", entry.logprob) for entry in of_each]
 
 
 def lora_request(folder: str) -> Any:
