@@ -16,6 +16,7 @@ from pipeline.hardware import Hardware
 from pipeline.learning import References, Training, check_reference
 from pipeline.served import Compared, Served, check_served
 from pipeline.settings import Natural, Positive, Settings, Share
+from pipeline.stopping import Stop
 
 Dtype = Literal["float32", "bfloat16"]
 PREFERENCES = ("accuracy_then_length", "accuracy_only", "length_matched", "accuracy_then_any_length")
@@ -36,6 +37,9 @@ class Articles(Settings):
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # held out, by hash of the id
     min_words: Natural = 20
     max_words: Positive = 4000
+    # same: read once. new: each round takes `limit` articles that no round before it had, of a corpus that may have
+    # grown since; held-out ones are the first round's.
+    each_round: Literal["same", "new"] = "same"
 
 
 class Policy(Settings):
@@ -136,6 +140,11 @@ class Pairs(Settings):
     # tie, those of an article together weighing as much as one pair.
     selection: Literal["random", "best_worst", "widest_margin", "all"] = "random"
     max_per_article: Positive = 3
+    # Two cures for pairs that grow alike from round to round, both off-policy in part, which the records count:
+    rejected: Literal["policy", "base"] = "policy"  # base: in each pair the base's, better by the policy
+    replay: Annotated[float, Field(ge=0)] = (
+        0.0  # articles of earlier rounds' pairs to one of this round's; 0.25: a quarter
+    )
 
     @field_validator("preference")
     @classmethod
@@ -181,7 +190,11 @@ class Config(Settings):
     """One run: its folder or URI, what is played, and where. Field order is the order of the journey."""
 
     run: str
-    rounds: Positive = 1
+    rounds: Positive = 1  # at most: `stop` may end them sooner
+    # What a round starts from: its writer, reference (but see references.policy) and weights. champion: the last policy
+    # that beat the champion before it.
+    start_from: Literal["latest", "champion"] = "latest"
+    stop: Stop = Stop()
     seed: Natural = 0
     articles: Articles
     policy: Policy
@@ -217,6 +230,11 @@ class Config(Settings):
             )
         if self.references.source == "sampler" and not self.summaries.logprobs:
             raise ValueError("references.source is sampler, which needs what summaries.logprobs=true keeps: set it too")
+        if self.references.source == "sampler" and (self.pairs.replay or self.pairs.rejected == "base"):
+            raise ValueError(
+                "references.source is sampler, and pairs.replay or pairs.rejected=base brings in summaries that "
+                "another policy sampled: use references.source=trainer"
+            )
         check_served(self.judge.served, self.compare, self.hardware)
         check_reference(self.references, self.training)
         for name, longest in (("summaries", self.summaries.max_tokens), ("evaluation", self.evaluation.max_tokens)):

@@ -5,6 +5,7 @@ recipe of a stage, what it is given, what its record says. Left out: how rows ar
 stages do.
 """
 
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pipeline.progress import Display, summary
 from pipeline.stage import Stage
 from pipeline.versions import commit, packages
 
+UNMADE = "(to be made)"  # as a build: of what a survey finds is still to be made
 _LIMITS = ("max_skipped", "max_unread", "check_articles", "max_difference")
 
 
@@ -53,7 +55,9 @@ class Survey:
             self.check_limits(stage, found)
             return self.reuse(found)
         # Inputs differ alone where one was made again, which somebody asked for: what follows is made again unasked.
-        settings = [line for line in changed if not line.startswith("inputs.")]
+        # Not so where another policy is begun with: that is a setting's doing, once it is known which one.
+        known = all(artifact.build != UNMADE for artifact in inputs)
+        settings = [line for line in changed if not line.startswith("inputs.") or (known and _other_policy(line))]
         if settings and address != self.remake:
             return self.refuse(address, settings)
         return self.make(stage, inputs, address)
@@ -71,7 +75,7 @@ class Survey:
     def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
         self.unmade[address] = stage
         # What follows sees a build that no record names, and so is to be made too.
-        return Artifact(self.ledger.root, address, {"build": "(to be made)", "kept": 1})
+        return Artifact(self.ledger.root, address, {"build": UNMADE, "kept": 1})
 
     def check_remake(self) -> None:
         """After a walk: raises UserError if no artifact has the address that is to be remade."""
@@ -167,6 +171,11 @@ class Run(Survey):
         if "model" in artifact.record:
             return artifact.record["digest"] if stage.name == "references" else artifact.build
         return tables.rows(self.ledger, artifact, stage.split)
+
+
+def _other_policy(line: str) -> bool:
+    """Whether a difference between recipes is that the one or the other has no policy of this address."""
+    return re.match(r"inputs\.\S*policy: (was null|.*, now null$)", line) is not None
 
 
 def _count(table: Artifact, split: str | None) -> int:
