@@ -55,9 +55,9 @@ class Survey:
             self.check_limits(stage, found)
             return self.reuse(found)
         # Inputs differ alone where one was made again, which somebody asked for: what follows is made again unasked.
-        # Not so where another policy is begun with: that is a setting's doing, once it is known which one.
-        known = all(artifact.build != UNMADE for artifact in inputs)
-        settings = [line for line in changed if not line.startswith("inputs.") or (known and _other_policy(line))]
+        # Not so where nothing but another policy is begun with: that is a setting's doing, once it is known which one.
+        chosen = all(map(_other_policy, changed)) and all(artifact.build != UNMADE for artifact in inputs)
+        settings = changed if chosen else [line for line in changed if not line.startswith("inputs.")]
         if settings and address != self.remake:
             return self.refuse(address, settings)
         return self.make(stage, inputs, address)
