@@ -114,6 +114,8 @@ def _print(console: Console, row: dict[str, Any]) -> None:
             head.append(f"  {score['correct']} right ({said}), {score['words']} words", style="")
         if row.get("reference_logps") and row["reference_logps"][number] is not None:
             head.append(f", reference logp {row['reference_logps'][number]:.2f}", style="")
+        if written.get("writer"):
+            head.append(f", written by {written['writer']}", style="yellow")
         if written["finish_reason"] != "stop":
             head.append(f", finish reason {written['finish_reason']}", style="yellow")
         console.print(Padding(head, (0, 2)))

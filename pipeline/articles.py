@@ -82,7 +82,12 @@ def read_more(*taken: Dataset, articles: Articles) -> Iterator[pa.Table]:
     column = articles.id_column
     new = (row for row in _checked(_source(articles), articles) if utf8(str(row.get(column))) not in ids)
     found: Counter[str] = Counter()
-    yield from _tables(_up_to(_rows(new, articles, openings), articles.limit), found)
+    held_back: list[pa.Table] = []  # of a round that is not played nothing is written
+    for table in _tables(_up_to(_rows(new, articles, openings), articles.limit), found):
+        held_back.append(table)
+        if found["train"]:
+            yield from held_back
+            held_back = []
     if not found["train"]:
         raise NothingNew(f"{articles.path} has no new article to train on")
 

@@ -82,15 +82,18 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
     if config.second_judge:
         for name, some in baselines.items():
             metrics["baselines"][name]["second"] = {"vs_base": _second(some, base, config, opinions)}
-    previous = base
+    previous, before = base, 0
     for current in played[1:]:
-        if current.policy is played[current.number - 1].policy:
-            break
+        if not current.learned:
+            if current.pairs:
+                metrics["notes"].append(f"Round {current.number} gave no pairs, and there was nothing to learn from.")
+            continue
         ours = tables.read(ledger, current.results)
         training = current.policy.record["training"]
         metrics["rounds"].append(
             {
                 "round": current.number,
+                "previous": before,
                 **describe(ours, config.report),
                 "vs_base": against(ours, base),
                 "vs_previous": against(ours, previous),
@@ -104,7 +107,7 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
                 "vs_previous": _second(ours, previous, config, opinions),
             }
         metrics["notes"] += [f"Round {current.number}: {warning}." for warning in training["warnings"]]
-        previous = ours
+        previous, before = ours, current.number
     if metrics["base"]["n"] < _FEW:
         metrics["notes"].append(
             f"Only {metrics['base']['n']} held-out articles could be compared: an interval of so few says little."
@@ -236,10 +239,10 @@ def _wins(metrics: dict[str, Any], second: bool) -> list[list[str]]:
     lines = [["", "rule", "win rate", "interval", "win/tie/loss", "n", *agree_too]]
     for name, values in _writers(metrics):
         for against in ("base", "previous"):
-            if against == "previous" and values.get("round") == 1:
-                continue  # the round before the first is the base
+            if against == "previous" and not values.get("previous"):
+                continue  # the policy before the first is the base
             for rule, rate in values.get(f"vs_{against}", {}).items():
-                who = f"{name} against " + ("base" if against == "base" else f"round {values['round'] - 1}")
+                who = f"{name} against " + ("base" if against == "base" else f"round {values['previous']}")
                 lines.append([who, rule, *_cells(rate), *("" for _ in agree_too)])
                 if agree_too:
                     other = values["second"][f"vs_{against}"][rule]

@@ -20,6 +20,7 @@ from pipeline.scores import judge
 from pipeline.second import ask_second, judge_second
 from pipeline.stage import Stage
 from pipeline.standing import Standing, appraise
+from pipeline.stopping import Figures
 from pipeline.summaries import write, write_beside
 
 
@@ -38,6 +39,7 @@ class Round:
         drift: how far the writer is from the base; None where it is the base.
         compared: of round 0, by name, evaluations of models that are not ours to train.
         second: `results` as a second judge scored them; None without one.
+        learned: False: there was nothing to learn from, and policy and results are those of the round before.
         standing: what the round came to, and the champion; None while a survey cannot know it.
         ended: why the run stops here, though it may not have played all its rounds; None: it does not.
     """
@@ -52,6 +54,7 @@ class Round:
     drift: Artifact | None = None
     compared: Mapping[str, Artifact] = field(default_factory=dict)
     second: Artifact | None = None
+    learned: bool = True
     standing: Standing | None = None
     ended: str | None = None
 
@@ -119,20 +122,17 @@ def supply(material: Material, folder: str, run: Survey) -> Material:
 
 def opening(played: Sequence[Round], run: Survey) -> tuple[int, Artifact]:
     """The policy that the next round starts from, with its round's number: writer, reference and weights in one."""
-    latest = played[-1]
+    latest = [one for one in played if one.learned][-1]
     if run.setting("start_from") == "latest":
         return latest.number, latest.policy
-    if latest.standing is not None:
-        return latest.standing.champion, played[latest.standing.champion].policy
+    if (standing := played[-1].standing) is not None:
+        return standing.champion, played[standing.champion].policy
     # Whose turn it is, evaluations will tell that are to be made: what follows from it is to be made too.
     return latest.number, replace(latest.policy, record={"build": UNMADE})
 
 
 def play(played: Sequence[Round], material: Material, run: Survey) -> Round:
-    """One round of on-policy DPO.
-
-    A round that gives no pairs has nothing to learn: its policy and results are those of the round before.
-    """
+    """One round of on-policy DPO."""
     current, base = played[-1], played[0].policy
     number, start = opening(played, run)
     make = partial(run.produce, into=current.next_folder)
@@ -141,8 +141,8 @@ def play(played: Sequence[Round], material: Material, run: Survey) -> Round:
     scores = make(judge, summaries)
     pairs = make(pairing, scores)
     if not pairs.record["kept"]:
-        return _unplayed(current, f"gave no pairs ({_reasons(pairs)})", pairs)
-    earlier = [one.pairs for one in played if one.pairs] if run.setting("pairs.replay") else []
+        return _fruitless(current, pairs, run)
+    earlier = [one.pairs for one in played if one.pairs and one.learned] if run.setting("pairs.replay") else []
     replayed = make(replay, pairs, *earlier) if earlier else None
     reference = [base] if number and run.setting("references.policy") == "base" else []
     references = make(anchor, replayed or pairs, *(reference or [start]))
@@ -166,10 +166,20 @@ def _plan(played: Sequence[Round], start: int, material: Material, run: Survey) 
     return write_beside, beside, pair_with_base
 
 
-def _unplayed(current: Round, why: str, pairs: Artifact | None = None) -> Round:
+def _fruitless(current: Round, pairs: Artifact, run: Survey) -> Round:
+    """A round without pairs: the end where the next would be about the same articles, and else just a poor round."""
+    number = current.number + 1
+    if run.setting("articles.each_round") == "same":
+        return _unplayed(current, f"gave no pairs ({_reasons(pairs)})")
+    figures = Figures(number, pair_yield=0.0)
+    standing = current.standing and replace(current.standing, figures=figures, drift=None, challenge=None)
+    return replace(current, number=number, pairs=pairs, standing=standing, learned=False)
+
+
+def _unplayed(current: Round, why: str) -> Round:
     number = current.number + 1
     ended = f"Round {number} {why}: there was nothing to learn from, and the run ended with the policy it had"
-    return replace(current, number=number, pairs=pairs, ended=ended)
+    return replace(current, number=number, pairs=None, learned=False, ended=ended)
 
 
 def _reasons(pairs: Artifact) -> str:
@@ -196,7 +206,7 @@ def judged(played: Sequence[Round], run: Survey) -> Round:
     if current.ended:
         return current
     assert isinstance(run.config, Config), "only rounds are judged"
-    standing = appraise(played, run.config, run.ledger)
+    standing = appraise(played, run.config, run.ledger) if current.learned else current.standing
     if standing is None:
         return current
     history = [one.standing.figures for one in played[1:-1] if one.standing] + [standing.figures]

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import Pairs
-from pipeline.drift import estimate
 from pipeline.mixing import foreign, joined
 from pipeline.pairs import _pair_with_base
 from pipeline.preference import accuracy_then_length
@@ -134,19 +133,3 @@ def test_replay_gives_each_article_once_and_a_share_of_the_earlier_rounds():
         marks = [summary["writer"] for summary in one["summaries"]]
         assert marks[:3] == [None] * 3 or one["writer"] in ("r1", "r2")
         assert set(COLUMNS) >= set(one)
-
-
-def test_the_kl_is_the_mean_difference_with_the_articles_as_units():
-    def article(*gaps, tokens=4):
-        return {
-            "summaries": [{"logp": -5.0, "token_ids": [1] * tokens} for _ in gaps],
-            "base_logps": [-5.0 - gap for gap in gaps],
-        }
-
-    drift = estimate([article(1.0, 3.0), article(4.0, 4.0), article(0.0, 0.0, tokens=8)])
-    assert drift.articles == 3
-    assert drift.per_summary == pytest.approx(2.0)
-    assert drift.per_summary_error == pytest.approx(2 / 3**0.5)  # of the articles' means 2, 4 and 0
-    assert drift.per_token == pytest.approx(12 / 32)
-    assert estimate([article(1.0)]).per_summary_error is None
-    assert estimate([]) is None

@@ -264,6 +264,20 @@ def test_a_remake_of_a_round_is_surveyed_though_its_champion_is_not_known_yet(wa
     assert "round-02/policy" in run.made and "round-03/policy" not in run.made, "its start is still the champion"
 
 
+def test_a_round_of_new_articles_without_pairs_is_not_the_end(walk):
+    overrides = ("articles.each_round=new", "references.policy=base", "pairs.replay=0.5")
+    played, run = walk([0, 40, 80, 90], *overrides, yields=[0, 60, 60])
+    assert [one.learned for one in played] == [True, False, True, True] and played[-1].ended is None
+    assert [one.start for one in played] == [0, 0, 0, 2] and champions(played) == [0, 0, 2, 3]
+    assert played[2].standing.figures.gained.wins == 80, "against the base, whose policy it started from"
+    assert run.made["round-02/policy"] == ("round-02/references", "round-00/policy"), "the base is its own reference"
+    assert run.made["round-03/replay"] == ("round-03/pairs", "round-02/pairs"), "of nothing nothing is replayed"
+    metrics = report.measure(played, run.config, run.ledger)
+    assert [(entry["round"], entry["previous"]) for entry in metrics["rounds"]] == [(2, 0), (3, 2)]
+    played, _ = walk([0, 40, 80, 90], *overrides, "stop.min_yield=0.1", yields=[60, 0, 60], name="poor")
+    assert played[-1].ended == "Stopped after round 2: stop.min_yield=0.1: 0.0% of the judged articles gave a pair"
+
+
 def test_champion_json_says_where_it_is_and_whom_it_beat(walk):
     played, run = walk([0, 40, 80, 30])
     standing.crown(played[:1], run.ledger)
