@@ -1,6 +1,7 @@
 """Every setting that decides a result, on one page; where and how wide to run is in `hardware.py`.
 
-One frozen model a stage, no unknown keys. Names are those of TRL (training, in `learning.py`) and vLLM (sampling).
+One frozen model a stage, no unknown keys. Names are those of TRL (training, in `learning.py`) and vLLM (sampling);
+when rounds end by themselves (`stop`) is in `stopping.py`.
 Left out: reading them from a file (`reading.py`), and anything that a result does not depend on.
 """
 
