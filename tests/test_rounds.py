@@ -1,20 +1,23 @@
 """Rounds walked by the real page and ledger; what a stage would make is scripted, so that who wins is known."""
 
+import io
 import json
 import uuid
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from pipeline import report, standing, tables
-from pipeline.articles import NothingNew
+from pipeline.articles import NothingNew, read_first, read_more
 from pipeline.config import UserError
 from pipeline.ledger import Ledger
-from pipeline.reading import parse
+from pipeline.progress import Display
+from pipeline.reading import parse, put
 from pipeline.round import rounds
 from pipeline.rows import COLUMNS
-from pipeline.run import Survey
+from pipeline.run import Run, Survey
 
 ARTICLES = 100
 TRAINING = {"steps": 1, "warnings": [], "passport": {"dtype": "float32", "attention": "sdpa"}}
@@ -97,8 +100,6 @@ def walk(tmp_path):
 
 
 def settings(root, skills, *overrides):
-    from pipeline.reading import put
-
     whole = {
         "run": str(root),
         "rounds": len(skills) - 1,
@@ -308,3 +309,26 @@ def test_the_report_has_the_rounds_the_champion_and_why_it_stopped(walk):
     assert "The champion is the policy of round 1: " in text
     assert "in 3 comparisons, which flatters it" in text
     assert played[-1].ended in text
+
+
+def test_what_a_growing_corpus_has_not_yet_leaves_nothing_behind(ray_cluster, tmp_path):
+    """The real stages in a real run: of no new articles comes no artifact, and of some that came later one."""
+    corpus = tmp_path / "a.jsonl"
+    lines = [json.dumps({"id": f"a{i}", "text": f"{i} " + " ".join(f"word{k}" for k in range(30))}) for i in range(60)]
+    corpus.write_text("\n".join(lines[:40]))
+    overrides = (f"articles.path={corpus}", "articles.each_round=new", "articles.eval_fraction=0.3")
+    config = settings(tmp_path / "run", [0, 0], *overrides)
+
+    def run():
+        return Run(config, Ledger(config.run), Display(Console(file=io.StringIO())))
+
+    first = run().produce(read_first)
+    with pytest.raises(NothingNew):
+        run().produce(read_more, first, into="round-02")
+    assert run().ledger.find("round-02/articles") is None
+    corpus.write_text("\n".join(lines))
+    assert run().produce(read_first).build == first.build, "a corpus that has grown makes nothing stale"
+    second = run().produce(read_more, first, into="round-02")
+    found = [row["article_id"] for row in tables.read(run().ledger, second)]
+    assert sorted(found) == sorted(f"a{i}" for i in range(40, 60))
+    assert run().produce(read_more, first, into="round-02").build == second.build
