@@ -12,7 +12,7 @@ from pipeline.config import Alignment, Config, UserError
 from pipeline.folder import settings
 from pipeline.ledger import Artifact, Ledger
 from pipeline.progress import Display, summary
-from pipeline.run import Survey
+from pipeline.run import UNMADE, Survey
 from pipeline.said import printable
 from pipeline.stage import Stage
 
@@ -39,7 +39,7 @@ class _Told(Survey):
     def _to_make(self, address: str, text: str, style: str) -> Artifact:
         self.display.line(address, text, style=style)
         self.next_told = True
-        return Artifact(self.ledger.root, address, {"build": "(to be made)", "kept": 1})
+        return Artifact(self.ledger.root, address, {"build": UNMADE, "kept": 1})
 
 
 def status(folder: str, overrides: Sequence[str]) -> None:
@@ -56,8 +56,9 @@ def status(folder: str, overrides: Sequence[str]) -> None:
     else:
         from pipeline.round import rounds
 
-        for _ in rounds(told):
-            pass
+        for current in rounds(told):
+            if current.ended:
+                display.say(current.ended)
 
 
 def show(folder: str, stage: str, count: int, article: str | None) -> None:
@@ -115,6 +116,8 @@ def _print(console: Console, row: dict[str, Any]) -> None:
             head.append(f"  {score['correct']} right ({said}){soft}, {score['words']} words", style="")
         if row.get("reference_logps") and row["reference_logps"][number] is not None:
             head.append(f", reference logp {row['reference_logps'][number]:.2f}", style="")
+        if written.get("writer"):
+            head.append(f", written by {written['writer']}", style="yellow")
         if written["finish_reason"] != "stop":
             head.append(f", finish reason {written['finish_reason']}", style="yellow")
         console.print(Padding(head, (0, 2)))

@@ -78,7 +78,7 @@ def _check_servers(settings: config.Config, unmade: Mapping[str, Stage]) -> None
 
 
 def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake: str | None) -> None:
-    from pipeline import report
+    from pipeline import report, standing
     from pipeline.round import Round, rounds
     from pipeline.run import Run
 
@@ -88,6 +88,7 @@ def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake
         metrics = report.measure(played, settings, book)
         examples = report.examples(played, book, count=3)
         report.write(metrics, examples, settings, book)
+        standing.crown(played, book)
     for table in report.shown(*report.results(metrics)):
         display.say("")
         display.console.print(table)
@@ -100,4 +101,6 @@ def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake
             score = example[f"{name}_score"]
             display.say(f"{example['id']} {name}: {score['correct']} right, {score['words']} words", style="bold")
             display.say(f"  {' '.join(example[name].split())}")
-    display.say(f"\nReport: {book.root}/report.md", style="bold")
+    champion = played[metrics["champion"]].policy
+    display.say(f"\nChampion: {champion.record['model']} ({champion.address})", style="bold")
+    display.say(f"Report: {book.root}/report.md", style="bold")

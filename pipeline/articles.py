@@ -1,4 +1,4 @@
-"""The corpus, read once: a file or a Hugging Face dataset becomes one row per article.
+"""The corpus: a file or a Hugging Face dataset becomes one row per article, once a run or some more for each round.
 
 Bad rows are set aside, each with its reason; a bad file is refused in one line. Whether an article trains or
 examines is decided by the hash of its id, never by its position. Left out: opening files (`sources.py`); cutting: an
@@ -9,10 +9,12 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+from ray.data import Dataset
 
 from pipeline import sources
 from pipeline.config import Articles, UserError
@@ -24,13 +26,15 @@ _ROWS = 1000  # articles a table
 _OPENING = 40  # words that two articles must share from the start to be near-copies
 
 
-@stage(
-    "articles",
-    version=1,
-    settings=("articles",),
-    contents=("articles.path",),
-    writes=("article_id", "article", "split"),
-)
+_WRITES = ("article_id", "article", "split")
+_articles = partial(stage, "articles", version=1, settings=("articles",), writes=_WRITES)
+
+
+class NothingNew(UserError):
+    """The corpus holds no article to train on that earlier rounds did not take. Nothing is wrong with that."""
+
+
+@_articles(contents=("articles.path",))
 def read(*, articles: Articles) -> Iterator[pa.Table]:
     """Read the corpus.
 
@@ -41,12 +45,8 @@ def read(*, articles: Articles) -> Iterator[pa.Table]:
         UserError: no such file or dataset, an unreadable file, a missing column.
     """
     raw = iter(_checked(_source(articles), articles))
-    rows = _rows(islice(raw, articles.limit), articles)
-    names = ("article_id", "article", "split", "skipped")
     found: Counter[str] = Counter()
-    while batch := list(islice(rows, _ROWS)):
-        found.update(row["skipped"] or row["split"] for row in batch)
-        yield pa.table({name: pa.array([row[name] for row in batch], COLUMNS[name]) for name in names})
+    yield from _tables(_rows(islice(raw, articles.limit), articles, set()), found)
     for split in ("train", "eval"):
         if not found[split]:
             counts = ", ".join(f"{what}: {count:,}" for what, count in found.most_common())
@@ -56,6 +56,42 @@ def read(*, articles: Articles) -> Iterator[pa.Table]:
                 f"{articles.path} has no article for {split} ({counts}): give more articles, or change "
                 "articles.eval_fraction, min_words or max_words"
             )
+
+
+@_articles()
+def read_first(*, articles: Articles) -> Iterator[pa.Table]:
+    """`read`, where later rounds read on: the corpus grows, so what it holds now is no part of the recipe."""
+    yield from read(articles=articles)
+
+
+@_articles(whole=True)
+def read_more(*taken: Dataset, articles: Articles) -> Iterator[pa.Table]:
+    """Read on: up to `articles.limit` articles that are not among those `taken` by the rounds before.
+
+    Which side one is on its id decides, as ever: an article held out is taken and not used, for the exam stays the
+    first round's. A near-copy of any that was taken is set aside.
+
+    Raises:
+        NothingNew: there is none to train on.
+        UserError: as `read`.
+    """
+    ids: set[str] = set()
+    openings: set[bytes] = set()
+    for table in taken:
+        for batch in table.select_columns(["article_id", "article"]).iter_batches(batch_format="pyarrow"):
+            ids.update(batch["article_id"].to_pylist())
+            openings.update(map(_opening, batch["article"].to_pylist()))
+    column = articles.id_column
+    new = (row for row in _checked(_source(articles), articles) if utf8(str(row.get(column))) not in ids)
+    found: Counter[str] = Counter()
+    held_back: list[pa.Table] = []  # of a round that is not played nothing is written
+    for table in _tables(_up_to(_rows(new, articles, openings), articles.limit), found):
+        held_back.append(table)
+        if found["train"]:
+            yield from held_back
+            held_back = []
+    if not found["train"]:
+        raise NothingNew(f"{articles.path} has no new article to train on")
 
 
 def check(settings: Articles) -> None:
@@ -71,9 +107,31 @@ def is_eval(article_id: str, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def _rows(raw: Iterable[dict[str, Any]], settings: Articles) -> Iterator[dict[str, Any]]:
+def _tables(rows: Iterator[dict[str, Any]], found: Counter[str]) -> Iterator[pa.Table]:
+    """The rows as tables; `found` counts them by split, or by the reason why they are set aside."""
+    while batch := list(islice(rows, _ROWS)):
+        found.update(row["skipped"] or row["split"] for row in batch)
+        yield pa.table({name: pa.array([row[name] for row in batch], COLUMNS[name]) for name in (*_WRITES, "skipped")})
+
+
+def _up_to(rows: Iterator[dict[str, Any]], limit: int | None) -> Iterator[dict[str, Any]]:
+    """Rows until so many are kept."""
+    kept = 0
+    for row in rows:
+        yield row
+        kept += row["skipped"] is None
+        if kept == limit:
+            return
+
+
+def _opening(article: str) -> bytes:
+    """Equal of near-copies."""
+    return hashlib.sha256(" ".join(re.findall(r"\w+", article.casefold())[:_OPENING]).encode()).digest()
+
+
+def _rows(raw: Iterable[dict[str, Any]], settings: Articles, openings: set[bytes]) -> Iterator[dict[str, Any]]:
+    """Checked rows. `openings` are of articles that are there already, and those found here are added."""
     ids: set[str] = set()
-    openings: set[bytes] = set()
     for number, row in enumerate(raw, 1):
         article_id, text = row.get(settings.id_column), row.get(settings.text_column)
         skipped = row.get(UNREADABLE)
@@ -88,7 +146,7 @@ def _rows(raw: Iterable[dict[str, Any]], settings: Articles) -> Iterator[dict[st
         article_id = f"row {number}" if article_id in (None, "") else str(article_id)
         article = utf8(text) if isinstance(text, str) else ""
         words = article.split()
-        opening = hashlib.sha256(" ".join(re.findall(r"\w+", article.casefold())[:_OPENING]).encode()).digest()
+        opening = _opening(article)
         if skipped is not None:
             pass
         elif article_id in ids:

@@ -1,6 +1,7 @@
 """Every setting that decides a result, on one page; where and how wide to run is in `hardware.py`.
 
-One frozen model a stage, no unknown keys. Names are those of TRL (training, in `learning.py`) and vLLM (sampling).
+One frozen model a stage, no unknown keys. Names are those of TRL (training, in `learning.py`) and vLLM (sampling);
+when rounds end by themselves (`stop`) is in `stopping.py`.
 Left out: reading them from a file (`reading.py`), and anything that a result does not depend on.
 """
 
@@ -17,6 +18,7 @@ from pipeline.learning import References, Training, check_reference
 from pipeline.said import printable, redacted
 from pipeline.served import Compared, Served, check_served
 from pipeline.settings import Natural, Positive, Settings, Share
+from pipeline.stopping import Stop
 
 Dtype = Literal["float32", "bfloat16"]
 PREFERENCES = ("accuracy_then_length", "accuracy_only", "length_matched", "accuracy_then_any_length")
@@ -42,6 +44,9 @@ class Articles(Settings):
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # held out, by hash of the id
     min_words: Natural = 20
     max_words: Positive = 4000
+    # same: read once. new: each round takes `limit` articles that no round before it had, of a corpus that may have
+    # grown since; held-out ones are the first round's.
+    each_round: Literal["same", "new"] = "same"
 
 
 class Policy(Settings):
@@ -164,6 +169,11 @@ class Pairs(Settings):
     # margin: an article's pairs weigh by how much surer the judge is of the chosen's right answers than of the
     # rejected's, about a mean of what they weigh without; needs judge.logprobs=true.
     weighting: Literal["none", "margin"] = "none"
+    # Two cures for pairs that grow alike from round to round, both off-policy in part, which the records count:
+    rejected: Literal["policy", "base"] = "policy"  # base: in each pair the base's, better by the policy
+    replay: Annotated[float, Field(ge=0)] = (
+        0.0  # articles of earlier rounds' pairs to one of this round's; 0.25: a quarter
+    )
 
     @field_validator("preference")
     @classmethod
@@ -217,7 +227,11 @@ class Config(Settings):
     """One run: its folder or URI, what is played, and where. Field order is the order of the journey."""
 
     run: str
-    rounds: Positive = 1
+    rounds: Positive = 1  # at most: `stop` may end them sooner
+    # What a round starts from: its writer, reference (but see references.policy) and weights. champion: the last policy
+    # that beat the champion before it.
+    start_from: Literal["latest", "champion"] = "latest"
+    stop: Stop = Stop()
     seed: Natural = 0
     articles: Articles
     policy: Policy
@@ -255,6 +269,11 @@ class Config(Settings):
             raise ValueError("pairs.weighting is margin, which needs what judge.logprobs=true keeps: set it too")
         if self.references.source == "sampler" and not self.summaries.logprobs:
             raise ValueError("references.source is sampler, which needs what summaries.logprobs=true keeps: set it too")
+        if self.references.source == "sampler" and (self.pairs.replay or self.pairs.rejected == "base"):
+            raise ValueError(
+                "references.source is sampler, and pairs.replay or pairs.rejected=base brings in summaries that "
+                "another policy sampled: use references.source=trainer"
+            )
         check_served(self.judge.served, self.compare, self.hardware)
         check_reference(self.references, self.training)
         for name, longest in (("summaries", self.summaries.max_tokens), ("evaluation", self.evaluation.max_tokens)):

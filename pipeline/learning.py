@@ -12,12 +12,16 @@ from pipeline.settings import Positive, Settings, Share
 
 
 class References(Settings):
-    """Where the reference's log-probabilities come from.
+    """Which policy is the reference, and where its log-probabilities come from.
 
-    `trainer`: the training code, on the round's own policy. `sampler`: the engine that sampled gave them, and none are
-    computed but for a check. `none`: there are none, for losses that do without (sft, simpo, orpo).
+    `trainer`: the training code. `sampler`: the engine that sampled gave them, and none are computed but for a check.
+    `none`: there are none, for losses that do without (sft, simpo, orpo).
     """
 
+    # previous: the policy that the round starts from, which wrote its summaries; at step 0 the loss is ln 2.
+    # base: the one before any training, in every round: another objective, which pulls back to it. Without rounds, or
+    # in the first, the two are one.
+    policy: Literal["previous", "base"] = "previous"
     source: Literal["trainer", "sampler", "none"] = "trainer"
     check_articles: Positive = 16  # of `sampler`: on so many the trainer is asked too
     max_difference: Annotated[float, Field(gt=0)] = 0.02  # of `sampler`: mean nats per token; more stops the run
@@ -104,4 +108,10 @@ def check_reference(references: References, training: Training) -> None:
         raise ValueError(
             f"references.source is none, and training.loss_type has {', '.join(comparing)}, which compares with a "
             f"reference: leave the source out, or train with {', '.join(sorted(REFERENCE_FREE))}"
+        )
+    if references.policy == "base" and references.source != "trainer":
+        wrong = "are the writer's own" if references.source == "sampler" else "are not there"
+        raise ValueError(
+            f"references.policy is base and references.source {references.source}, whose values {wrong}: "
+            "use references.source=trainer, or references.policy=previous"
         )

@@ -9,38 +9,70 @@ import hashlib
 import random
 import sys
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 
 from ray import cloudpickle
 from ray.data import Dataset
 
 from judges.base import Skip
 from pipeline.config import Pairs
+from pipeline.mixing import joined
 from pipeline.preference import SHIPPED, Rule, preference
 from pipeline.rows import Outcome, Row, each
 from pipeline.selection import SELECTIONS, weights
 from pipeline.stage import stage
 
+_pairs = partial(stage, "pairs", version=2, settings=("pairs", "seed"), contents=("pairs.preference",))
 
-@stage("pairs", version=2, settings=("pairs", "seed"), contents=("pairs.preference",), writes=("pairs",))
+
+@_pairs(writes=("pairs",))
 def pair(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
     """Add `pairs`, indices into `summaries`, to each article that has any."""
+    return each(rows, partial(_pair, _rule(pairs), pairs, seed), pair.writes)
+
+
+@_pairs(writes=("summaries", "scores", "base_summaries", "base_scores", "pairs"))
+def pair_with_base(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
+    """As `pair`, the chosen by the policy and the rejected by the base, whose summaries join the policy's."""
+    return each(rows, partial(_pair_with_base, _rule(pairs), pairs, seed), pair_with_base.writes)
+
+
+def _rule(pairs: Pairs) -> Rule:
     rule = preference(pairs)
     if pairs.preference not in SHIPPED:
         # The user's module may be on this machine alone: it goes to the workers as it is.
         cloudpickle.register_pickle_by_value(sys.modules[pairs.preference.partition(":")[0]])
-    return each(rows, partial(_pair, rule, pairs, seed), pair.writes)
+    return rule
 
 
 def _pair(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
-    scores = row["scores"]
-    usable = [i for i, summary in enumerate(row["summaries"]) if _usable(summary, scores[i], settings)]
+    scores, usable = row["scores"], _usable(row, settings)
     if len(usable) < 2:
         return Skip("under two usable summaries")
     verdicts = {(a, b): rule(scores[a], scores[b], settings) for a, b in combinations(usable, 2)}
     found = [(a, b) if wins > 0 else (b, a) for (a, b), wins in verdicts.items() if wins]
+    return _taken(found, settings, seed, row) if found else Skip("all ties")
+
+
+def _pair_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
+    base = {"writer": row["base_writer"], "summaries": row["base_summaries"], "scores": row["base_scores"]}
+    both = joined(row, row | base)
+    scores, own = both["scores"], len(row["summaries"])
+    usable = _usable(both, settings)
+    ours, theirs = [i for i in usable if i < own], [i for i in usable if i >= own]
+    if not ours or not theirs:
+        return Skip(f"no usable summary {'of the base' if ours else 'of the policy'}")
+    found = [(a, b) for a, b in product(ours, theirs) if rule(scores[a], scores[b], settings) > 0]
     if not found:
-        return Skip("all ties")
+        return Skip("none better than the base's")
+    made = _taken(found, settings, seed, both)
+    made["tally"]["pairs against the base"] = len(made["pairs"])
+    return made | {"summaries": both["summaries"], "scores": scores, "base_summaries": None, "base_scores": None}
+
+
+def _taken(found: list[tuple[int, int]], settings: Pairs, seed: int, row: Row) -> Row:
+    """Those of the informative pairs (chosen, rejected) that are trained on."""
+    scores = row["scores"]
     # By the article's id, not by its place in the table: any re-run draws the same.
     digest = hashlib.sha256(f"{seed}\n{row['article_id']}".encode()).digest()
     taken = SELECTIONS[settings.selection](found, scores, settings.max_per_article, random.Random(digest))
@@ -52,13 +84,16 @@ def _pair(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
     return {"pairs": made, "tally": {"pairs": len(made), "pairs found": len(found)}}
 
 
-def _usable(summary: Row, score: Row, settings: Pairs) -> bool:
-    return (
-        summary["finish_reason"] == "stop"
+def _usable(row: Row, settings: Pairs) -> list[int]:
+    """Indices of the summaries that may be paired."""
+    return [
+        i
+        for i, (summary, score) in enumerate(zip(row["summaries"], row["scores"], strict=True))
+        if summary["finish_reason"] == "stop"
         and settings.min_words <= score["words"] < settings.max_words
         and score["invalid_chars"] == 0
         and score["unread"] == 0
-    )
+    ]
 
 
 def _reason(chosen: Row, rejected: Row) -> str:

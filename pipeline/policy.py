@@ -1,7 +1,7 @@
-"""Policies: the base is adopted as it is; each round trains the one before into the next with DPO.
+"""Policies: the base is adopted as it is; each round trains the one it starts from into the next with DPO.
 
-Writer, reference and starting weights are one artifact, so a round cannot be off-policy by configuration. Left out:
-how a step is taken (`dpo/`).
+Writer and starting weights are one artifact, so a round cannot be off-policy by configuration; and so is the reference,
+unless the settings say that it is the base. Left out: how a step is taken (`dpo/`).
 """
 
 from collections.abc import Callable
@@ -53,6 +53,7 @@ def _hired(name: str, **settings: Compared) -> dict[str, Any]:
 def train(
     rows: Artifact,
     policy: Artifact,
+    reference: Artifact | None = None,
     *,
     training: Training,
     references: References,
@@ -63,9 +64,12 @@ def train(
     progress: Callable[[dict[str, Any]], None],
     logging: Callable[[dict[str, Any]], AbstractContextManager[Log]],
 ) -> dict[str, Any]:
-    """Train `policy` on the pairs of `rows`, whose reference log-probabilities are its own; write it to `folder`.
+    """Train `policy` on the pairs of `rows`, and write it to `folder`.
 
     Cut off, it goes on from the last checkpoint in `folder`.
+
+    Args:
+        reference: whose log-probabilities `rows` has; None: those of `policy` itself.
     """
     from pipeline.dpo import worker
     from pipeline.dpo.weights import digest
@@ -81,7 +85,8 @@ def train(
                 settings=settings,
                 hardware=trainer,
                 checkpoint_path=checkpoints,
-                reference_digest=None if references.source == "none" else policy.record["digest"],
+                reference_path=locate(reference.record["model"]) if reference else None,
+                reference_digest=None if references.source == "none" else (reference or policy).record["digest"],
                 on_progress=partial(_tell, progress, log),
             )
     except ValueError as error:

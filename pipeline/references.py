@@ -72,26 +72,19 @@ def load_reference(name: str, dtype: str, digest: str, trainer: Trainer) -> "Pre
 
 
 def _score(digest: str, tokens_per_batch: int, model: "PreTrainedModel", rows: list[Row]) -> list[Outcome]:
-    import torch
-
-    from pipeline.dpo.logps import completion_logps
-    from pipeline.dpo.tree import forest
+    from pipeline.dpo.logps import frozen_logps
 
     paired = [sorted({i for pair in row["pairs"] for i in (pair["chosen"], pair["rejected"])}) for row in rows]
     articles = [
         (row["prompt_ids"], [row["summaries"][i]["token_ids"] for i in used])
         for row, used in zip(rows, paired, strict=True)
     ]
-    logps: list[list[float | None]] = [[None] * len(row["summaries"]) for row in rows]
-    tokens = [0] * len(rows)
-    with torch.no_grad():
-        for tree in forest(articles, tokens_per_batch):
-            values = completion_logps(model, tree.to(model.device)).tolist()
-            for (article, completion), value in zip(tree.completions, values, strict=True):
-                logps[article][paired[article][completion]] = value
-    for i, (prompt, completions) in enumerate(articles):
-        tokens[i] = len(prompt) + sum(map(len, completions))
-    return [
-        {"reference_logps": values, "reference_digest": digest, "tally": {"tokens_in": count}}
-        for values, count in zip(logps, tokens, strict=True)
-    ]
+    outcomes: list[Outcome] = []
+    found = frozen_logps(model, articles, tokens_per_batch)
+    for row, used, (prompt, completions), values in zip(rows, paired, articles, found, strict=True):
+        logps: list[float | None] = [None] * len(row["summaries"])
+        for i, value in zip(used, values, strict=True):
+            logps[i] = value
+        count = len(prompt) + sum(map(len, completions))
+        outcomes.append({"reference_logps": logps, "reference_digest": digest, "tally": {"tokens_in": count}})
+    return outcomes

@@ -50,7 +50,8 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
         `base`, `baselines`, `compared` (models at servers), `judge` (its card: see `card.measure`), and `rounds`: one
         entry per trained round, with `vs_base` and `vs_previous`, each by the rules `strict` and `reference`. With a
         second judge also `second`, in each round and baseline: the same with its `rate`, and its `agreement` with the
-        first (`evaluation.agree`).
+        first (`evaluation.agree`). `champion` is the number of the round whose policy it is; `stopped` says why the
+        run stopped, or is None.
     """
 
     def against(ours: list[Row], theirs: list[Row]) -> dict[str, Any]:
@@ -61,6 +62,8 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
     base = entrant(first, 0)
     baselines = {name: entrant(first, place) for place, name in enumerate(BASELINES, 1)}
     compared = {name: entrant(tables.read(ledger, results), 0) for name, results in played[0].compared.items()}
+    last = played[-1]
+    assert last.standing is not None, "what was played can be measured"
     opinions = _opinions(played, ledger)
     metrics: dict[str, Any] = {
         "run": ledger.root,
@@ -73,6 +76,8 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
             name: describe(some, config.report) | {"vs_base": against(some, base)} for name, some in compared.items()
         },
         "rounds": [],
+        "champion": last.standing.champion,
+        "stopped": last.ended,
         "second_judge": _name(config.second_judge) if config.second_judge else None,
         "judge": _card(played, config, ledger),
         "notes": [],
@@ -80,26 +85,22 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
     if config.second_judge:
         for name, some in baselines.items():
             metrics["baselines"][name]["second"] = {"vs_base": _second(some, base, config, opinions)}
-    previous = base
+    previous, before = base, 0
     for current in played[1:]:
-        if current.policy is played[current.number - 1].policy:
-            metrics["notes"].append(
-                f"Round {current.number} gave no pairs ({_reasons(current)}): there was nothing to learn from, and "
-                "the run ended with the policy it had."
-            )
-            break
+        if not current.learned:
+            if current.pairs:
+                metrics["notes"].append(f"Round {current.number} gave no pairs, and there was nothing to learn from.")
+            continue
         ours = entrant(tables.read(ledger, current.results), 0)
-        assert current.pairs is not None, "a trained round has pairs"
         training = current.policy.record["training"]
         metrics["rounds"].append(
             {
                 "round": current.number,
+                "previous": before,
                 **describe(ours, config.report),
                 "vs_base": against(ours, base),
                 "vs_previous": against(ours, previous),
-                "articles": current.pairs.record["in"],
-                "articles_with_pairs": current.pairs.record["kept"],
-                "pairs": current.pairs.record["tally"]["pairs"],
+                **_progress(current),
                 "training": training,
             }
         )
@@ -109,11 +110,13 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
                 "vs_previous": _second(ours, previous, config, opinions),
             }
         metrics["notes"] += [f"Round {current.number}: {warning}." for warning in training["warnings"]]
-        previous = ours
+        previous, before = ours, current.number
     if metrics["base"]["n"] < _FEW:
         metrics["notes"].append(
             f"Only {metrics['base']['n']} held-out articles could be compared: an interval of so few says little."
         )
+    if last.ended:
+        metrics["notes"].append(f"{last.ended}.")
     metrics["notes"] += card.notes(metrics["judge"])
     metrics["notes"] += _unconfirmed(metrics)
     metrics["notes"] += _gamed(metrics, config.baselines.shorten_to)
@@ -163,9 +166,29 @@ def _card(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str, 
     return card.measure(questions.record, judged, [*judged, *examined.values()], config.judge.options)
 
 
-def _reasons(current: Round) -> str:
-    assert current.pairs is not None, "a round that was played has pairs"
-    return ", ".join(f"{reason}: {n}" for reason, n in current.pairs.record["skipped"].items()) or "no summaries"
+def _progress(current: Round) -> dict[str, Any]:
+    """What a round started from, learned from and came to, beside its summaries.
+
+    `kl` is of its writer to the base: see `drift.Drift`; None where the writer is the base, or nothing was measured.
+    """
+    assert current.pairs is not None and current.standing is not None, "a trained round has pairs and a standing"
+    standing = current.standing
+    assert standing.figures is not None, "a trained round has figures"
+    counts = current.pairs.record["tally"]
+    replayed = current.replayed.record["tally"] if current.replayed else {}
+    return {
+        "start": current.start,
+        "articles": current.pairs.record["in"],
+        "articles_with_pairs": current.pairs.record["kept"],
+        "yield": standing.figures.pair_yield,
+        "pairs": counts["pairs"],
+        "pairs_against_base": counts.get("pairs against the base", 0),
+        "replayed_pairs": replayed.get("replayed pairs", 0),
+        "kl": standing.drift and vars(standing.drift),
+        "vs_start": {"strict": standing.figures.gained and standing.figures.gained.as_dict()},
+        "vs_champion": {"strict": standing.challenge and standing.challenge.as_dict()},
+        "became_champion": standing.champion == current.number,
+    }
 
 
 def _gamed(metrics: dict[str, Any], shorten_to: float) -> list[str]:
@@ -198,6 +221,10 @@ def _rate(rate: dict[str, Any] | None) -> str:
     return f"{rate['win_rate']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
 
 
+def _nats(value: float, error: float | None) -> str:
+    return f"{value:.3g}" + (f" ± {error:.2g}" if error is not None else "")
+
+
 def _writers(metrics: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     named = [("base", metrics["base"])] + [(f"round {r['round']}", r) for r in metrics["rounds"]]
     return named + list(metrics["compared"].items()) + list(metrics["baselines"].items())
@@ -219,10 +246,10 @@ def _wins(metrics: dict[str, Any], second: bool) -> list[list[str]]:
     lines = [["", "rule", "win rate", "interval", "win/tie/loss", "n", *agree_too]]
     for name, values in _writers(metrics):
         for against in ("base", "previous"):
-            if against == "previous" and values.get("round") == 1:
-                continue  # the round before the first is the base
+            if against == "previous" and not values.get("previous"):
+                continue  # the policy before the first is the base
             for rule, rate in values.get(f"vs_{against}", {}).items():
-                who = f"{name} against " + ("base" if against == "base" else f"round {values['round'] - 1}")
+                who = f"{name} against " + ("base" if against == "base" else f"round {values['previous']}")
                 lines.append([who, rule, *_cells(rate), *("" for _ in agree_too)])
                 if agree_too:
                     other = values["second"][f"vs_{against}"][rule]
@@ -293,6 +320,8 @@ def write(metrics: dict[str, Any], examples: list[dict[str, Any]], config: Confi
             tables=results(metrics, second=bool(config.second_judge)),
             judge_card=card.lines(metrics["judge"]),
             examples=examples,
+            rate=_rate,
+            nats=_nats,
         )
     )
     ledger.write("report.md", text)

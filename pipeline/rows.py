@@ -25,6 +25,7 @@ _SUMMARY = pa.struct(
         "token_ids": pa.list_(pa.int32()),
         "finish_reason": pa.string(),
         "logp": pa.float32(),  # of these tokens by the engine that sampled them, in nats; null where it was not asked
+        "writer": pa.string(),  # build id of who wrote it, where that is not the row's writer; else null
     }
 )
 _SCORE = pa.struct(
@@ -59,6 +60,10 @@ COLUMNS: dict[str, pa.DataType] = {
     "prompt_ids": pa.list_(pa.int32()),
     "summaries": pa.list_(_SUMMARY),  # text, token ids and finish reason as the engine gave them
     "scores": pa.list_(_SCORE),  # aligned with summaries
+    "base_summaries": pa.list_(_SUMMARY),  # by the base, until they are paired with the policy's
+    "base_scores": pa.list_(_SCORE),  # aligned with base_summaries
+    "base_writer": pa.string(),  # build id of the base
+    "base_logps": pa.list_(pa.float32()),  # aligned with summaries: of each under the base, in nats
     "second_questions": pa.list_(_QUESTION),  # of the second judge; empty where it had too few good ones
     "second_scores": pa.list_(_SCORE),  # aligned with summaries
     "pairs": pa.list_(_PAIR),  # indices into summaries

@@ -5,6 +5,7 @@ recipe of a stage, what it is given, what its record says. Left out: how rows ar
 stages do.
 """
 
+import re
 import threading
 import time
 import uuid
@@ -22,6 +23,7 @@ from pipeline.progress import Display, Tick, summary
 from pipeline.stage import Stage
 from pipeline.versions import commit, packages
 
+UNMADE = "(to be made)"  # as a build: of what a survey finds is still to be made
 _PASSES = 3  # over a table, until each article has come through: one is the rule
 _LIMITS = ("max_skipped", "max_unread", "check_articles", "max_difference")
 
@@ -73,7 +75,9 @@ class Survey:
             self.check_limits(stage, found)
             return self.reuse(found)
         # Inputs differ alone where one was made again, which somebody asked for: what follows is made again unasked.
-        settings = [line for line in changed if not line.startswith("inputs.")]
+        # Not so where nothing but another policy is begun with: that is a setting's doing, once it is known which one.
+        chosen = all(map(_other_policy, changed)) and all(artifact.build != UNMADE for artifact in inputs)
+        settings = changed if chosen else [line for line in changed if not line.startswith("inputs.")]
         if settings and address != self.remake:
             return self.refuse(address, settings)
         return None
@@ -91,7 +95,7 @@ class Survey:
     def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
         self.unmade[address] = stage
         # What follows sees a build that no record names, and so is to be made too.
-        return Artifact(self.ledger.root, address, {"build": "(to be made)", "kept": 1})
+        return Artifact(self.ledger.root, address, {"build": UNMADE, "kept": 1})
 
     def check_remake(self) -> None:
         """After a walk: raises UserError if no artifact has the address that is to be remade."""
@@ -152,15 +156,28 @@ class Run(Survey):
     def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
         job = self._begin(stage, inputs, address)
         began = time.monotonic()
-        if stage.writes and _is_table(inputs):
+        if _by_row(stage, inputs):
             return self._stream([job])[0]
         with self.display.working([address], None, "rows" if stage.writes else "steps") as (tick,):
-            said = self._call(job, inputs, tick)
             if stage.writes:
-                table = tables.draft(job.made.uri, _name_of_attempt())
-                tables.write(said, table, tick.advance)
-                said = tables.finish(table, expected=None)
+                given = [tables.of(self.ledger, each) if _is_table(each) else each for each in inputs]
+                try:
+                    said = self._whole(self._call(job, given, tick), job, tick)
+                except UserError:
+                    self.ledger.clear(address)  # nothing of it can be gone on with
+                    raise
+            else:
+                said = self._call(job, inputs, tick)
         return self._finish(job, said, began)
+
+    def _whole(self, rows: Any, job: "_Job", tick: Tick) -> dict[str, Any]:
+        """Write a table in one go, and say what its record should."""
+        table = tables.draft(job.made.uri, _name_of_attempt())
+        for count in tables.write(rows, table):
+            tick.advance(count)
+        said = tables.finish(table, expected=None)
+        assert said is not None, "nothing was expected of it"
+        return said
 
     def chain(self, *links: Sequence[Any], into: str = "") -> tuple[Artifact, ...]:
         """Where policy, judge and trainer have their own places, one pipeline: no row waits for the table to end."""
@@ -179,7 +196,7 @@ class Run(Survey):
     def _begin(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> "_Job":
         """Note what is begun, or find that this very thing was begun before and goes on."""
         recipe, begun = self.recipe(stage, inputs), self.ledger.begun(address)
-        if begun is None or begun["recipe"] != recipe or not (stage.resumes or _is_table(inputs)):
+        if begun is None or begun["recipe"] != recipe or not (stage.resumes or _by_row(stage, inputs)):
             self.ledger.clear(address)
             begun = {"build": uuid.uuid4().hex[:12], "recipe": recipe}
             self.ledger.begin(address, begun)
@@ -221,7 +238,7 @@ class Run(Survey):
                     if job is not jobs[-1]:
                         stream = tables.tap(rows, table, seen)
                     else:
-                        for count in tables.drain(rows, table):
+                        for count in tables.write(rows, table):
                             tick.advance(count)
                 there, kept = table.adopted, parts.count(table.uri, table.adopted).kept
         said: list[dict[str, Any]] = []
@@ -300,9 +317,13 @@ def _told(ticks: Sequence[Tick], drafts: Sequence[tables.Draft]) -> Iterator[Any
         ray.kill(seen)
 
 
-def _is_table(inputs: Sequence[Artifact]) -> bool:
+def _by_row(stage: Stage, inputs: Sequence[Artifact]) -> bool:
     """Whether what is made of these is made row by row, of the first."""
-    return bool(inputs) and "parts" in inputs[0].record
+    return bool(stage.writes and inputs and _is_table(inputs[0]) and not stage.whole)
+
+
+def _is_table(artifact: Artifact) -> bool:
+    return "parts" in artifact.record
 
 
 def _give(stage: Stage, given: Any) -> Any:
@@ -318,6 +339,11 @@ def _address(stage: Stage, into: str) -> str:
 
 def _name_of_attempt() -> str:
     return uuid.uuid4().hex[:8]
+
+
+def _other_policy(line: str) -> bool:
+    """Whether a difference between recipes is that the one or the other has no policy of this address."""
+    return re.match(r"inputs\.\S*policy: (was null|.*, now null$)", line) is not None
 
 
 def _count(table: Artifact, split: str | None) -> int:

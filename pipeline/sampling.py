@@ -41,8 +41,13 @@ def sample_rows(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) ->
 
 def _ask(prompt: Prompt, row: Row) -> Prompt:
     # Sampled for training, a few articles' samples come with log-probabilities: the trainer's are compared with them.
-    compared = prompt.n > 1 and zlib.crc32(row["article_id"].encode()) % 16 == 0
+    compared = prompt.n > 1 and is_compared(row["article_id"])
     return replace(about(prompt, row["article"]), logprobs=prompt.logprobs or compared)
+
+
+def is_compared(article_id: str) -> bool:
+    """Whether an article is one of those, one in 16, whose samples have log-probabilities whatever the settings are."""
+    return zlib.crc32(article_id.encode()) % 16 == 0
 
 
 def about(prompt: Prompt, article: str) -> Prompt:

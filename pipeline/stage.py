@@ -25,6 +25,8 @@ class Stage:
         split: the rows that it is given, "train" or "eval"; None: all.
         resumes: it goes on from the files that a making of the same recipe, cut off, has left in its folder; else
             they are removed first. A table that is made from a table goes on in any case, row by row.
+        whole: but this one does not, for its rows are not each made of one row of the first: it is given all its tables
+            and made from the beginning.
         limits: settings named max_skipped (share of rows) or max_unread (share of answers). Past one the run stops;
             no limit is part of the recipe, since it changes no row.
     """
@@ -39,6 +41,7 @@ class Stage:
     split: str | None = None
     limits: tuple[str, ...] = ()
     resumes: bool = False
+    whole: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

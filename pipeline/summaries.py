@@ -3,24 +3,31 @@
 Left out: how a policy is asked and what is kept of its replies (`sampling.py`); held-out articles (`evaluation.py`).
 """
 
+from functools import partial
+from typing import Any
+
 from ray.data import Dataset
 
 from judges.base import Prompt, user
 from pipeline.config import Policy, Summaries
 from pipeline.engines.pool import Pool
+from pipeline.rows import Row, each
 from pipeline.sampling import SAMPLED, sample
 from pipeline.stage import stage
 
-
-@stage(
+_BESIDE = ("base_writer", "base_summaries", "base_scores")
+_summaries = partial(
+    stage,
     "summaries",
     version=2,
     settings=("summaries", "policy", "seed"),
     uses=("policy_engine",),
-    writes=SAMPLED,
     split="train",
     limits=("summaries.max_skipped",),
 )
+
+
+@_summaries(writes=SAMPLED)
 def write(
     rows: Dataset, writer: str, *, summaries: Summaries, policy: Policy, seed: int, policy_engine: Pool
 ) -> Dataset:
@@ -39,3 +46,13 @@ def write(
         logprobs=summaries.logprobs,
     )
     return sample(rows, prompt, writer, policy_engine)
+
+
+@_summaries(writes=(*_BESIDE, *SAMPLED))
+def write_beside(rows: Dataset, writer: str, **kwargs: Any) -> Dataset:
+    """`write`, of articles that come with scored summaries by the base: those are kept, as `base_…`."""
+    return write(each(rows, _put_beside, _BESIDE), writer, **kwargs)
+
+
+def _put_beside(row: Row) -> Row:
+    return {"base_writer": row["writer"], "base_summaries": row["summaries"], "base_scores": row["scores"]}

@@ -8,7 +8,7 @@ of, and when (`run.py`).
 import gc
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,13 +94,6 @@ def finish(table: Draft, expected: dict[str, int] | None) -> dict[str, Any] | No
     }
 
 
-def write(rows: Iterable[pa.Table], table: Draft, advance: Callable[[int], None]) -> None:
-    """Write tables that this process makes."""
-    for some in rows:
-        parts.write(some, table.uri, table.attempt)
-        advance(some.num_rows)
-
-
 def tap(rows: Dataset, table: Draft, seen: Any = None) -> Dataset:
     """Write rows as they come, and pass on those that were kept, as they are on disk.
 
@@ -131,8 +124,8 @@ class Seen:
         return dict(self.rows)
 
 
-def drain(rows: Dataset, table: Draft) -> Iterator[int]:
-    """Write the rows of the last table of a pipeline, and so make the whole pipeline run.
+def write(rows: Dataset | Iterable[pa.Table], table: Draft) -> Iterator[int]:
+    """Write the rows of a table: those of a dataset where they are made, which makes its pipeline run, or tables.
 
     Yields:
         how many rows were written, part by part.
@@ -140,7 +133,11 @@ def drain(rows: Dataset, table: Draft) -> Iterator[int]:
     Raises:
         UserError: one was raised by a worker.
     """
-    counts = rows.map_batches(_drain, fn_args=(table.uri, table.attempt), batch_format="pyarrow", batch_size=None)
+    if not isinstance(rows, Dataset):
+        for some in rows:
+            yield _write(some, table.uri, table.attempt)["rows"][0].as_py()
+        return
+    counts = rows.map_batches(_write, fn_args=(table.uri, table.attempt), batch_format="pyarrow", batch_size=None)
     try:
         for row in counts.iter_rows():
             yield row["rows"]
@@ -156,7 +153,7 @@ def drain(rows: Dataset, table: Draft) -> Iterator[int]:
     raise UserError(told[1])
 
 
-def _drain(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
+def _write(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
     parts.write(rows, uri, attempt)
     return pa.table({"rows": [rows.num_rows]})
 

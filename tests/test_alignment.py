@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from driving import kill, start, wait_for
+from keeping import keep
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from judges.base import fill, user
-from pipeline import align, folder, tables
+from pipeline import align, folder
 from pipeline.config import UserError
 from pipeline.export import export
 from pipeline.formats import Preference
@@ -234,9 +235,8 @@ def played(tmp_path, request):
             rows[0]["summaries"][0]["token_ids"] = [*letters, tokens.tokenizer.eos_token_id]
         table = pa.table({name: pa.array([r.get(name) for r in rows], COLUMNS[name]) for name in [*rows[0], "skipped"]})
         address = f"round-{number:02d}/pairs"
-        begun = tables.draft(f"{config.run}/{address}", "one")
-        tables.write([table], begun, lambda count: None)
-        ledger.finish(address, {"build": str(number), "recipe": {}, **tables.finish(begun, expected=None)})
+        said = keep([table], f"{config.run}/{address}")
+        ledger.finish(address, {"build": str(number), "recipe": {}, **said})
     return config, ledger, request.param
 
 

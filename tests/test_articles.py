@@ -6,8 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.articles import check, is_eval, read
+from pipeline.articles import NothingNew, check, is_eval, read, read_more
 from pipeline.config import Articles, UserError
+from pipeline.rows import dataset
 
 WORDS = " ".join(f"word{i}" for i in range(30))
 
@@ -149,3 +150,51 @@ def test_real_articles_are_all_kept(shared_data):
         found = rows(shared_data / "articles" / f"{name}.jsonl")
         assert len(found) == count
         assert sum(row["skipped"] is None for row in found) > 0.99 * count
+
+
+def reading_on(path, *taken, **settings):
+    """What a later round reads, after the articles of those before it."""
+    before = [dataset([{"article_id": i, "article": text, "split": "train"} for i, text in some]) for some in taken]
+    found = read_more(*before, articles=Articles(path=str(path), eval_fraction=0.3, each_round="new", **settings))
+    return [row for table in found for row in table.to_pylist()]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_later_round_takes_what_no_round_before_it_had(write):
+    texts = {f"a{i}": f"{i} {WORDS}" for i in range(40)}
+    path = write(*({"id": i, "text": text} for i, text in texts.items()))
+    first, second = [list(texts.items())[some] for some in (slice(0, 12), slice(12, 20))]
+    rows = reading_on(path, first, second, limit=8)
+    assert [row["article_id"] for row in rows] == [f"a{i}" for i in range(20, 28)]
+    assert {row["split"] for row in rows} == {"train", "eval"}, "the side is the id's, as ever"
+    assert [row["split"] == "eval" for row in rows] == [is_eval(row["article_id"], 0.3) for row in rows]
+    assert len(reading_on(path, first, second)) == 20
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_corpus_may_have_grown_at_its_head_and_bad_rows_do_not_use_up_the_limit(write):
+    long = f"1 {WORDS} {WORDS}"
+    old = [("a1", long)]
+    path = write(
+        {"id": "bad", "text": "short"},
+        {"id": "copy", "text": f"{long} and more"},
+        {"id": "new", "text": f"2 {WORDS}"},
+        {"id": "a1", "text": long},
+        {"id": "newer", "text": f"3 {WORDS}"},
+    )
+    found = [(row["article_id"], row["skipped"]) for row in reading_on(path, old, limit=2)]
+    assert found == [
+        ("bad", "under 20 words"),
+        ("copy", "near-copy of another article"),
+        ("new", None),
+        ("newer", None),
+    ]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_nothing_new_to_train_on_is_said(write):
+    texts = {f"a{i}": f"{i} {WORDS}" for i in range(9)}
+    held_out = next(f"b{i}" for i in range(100) if is_eval(f"b{i}", 0.3))
+    path = write(*({"id": i, "text": text} for i, text in texts.items()), {"id": held_out, "text": f"b {WORDS}"})
+    with pytest.raises(NothingNew, match="has no new article to train on"):
+        reading_on(path, texts.items())

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from training import Folders, settings
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from pipeline.dpo import weights
+from pipeline.dpo import passport, weights
 from pipeline.dpo.example import Example
-from pipeline.dpo.logps import completion_logps
+from pipeline.dpo.logps import completion_logps, plain_logps
 from pipeline.dpo.loop import Run
 from pipeline.dpo.plan import split
 from pipeline.dpo.rows import read
+from pipeline.dpo.sharding import Policy
 from pipeline.dpo.tree import forest
 from pipeline.hardware import Trainer
 from pipeline.rows import COLUMNS
@@ -386,3 +387,80 @@ def test_what_is_wrong_comes_back_as_it_was_said(
 ) -> None:
     with pytest.raises(ValueError, match="are of weights .*, and they should be of other"):
         by_ray(rows, model_path, tmp_path, hardware=Trainer(), reference_digest="other")
+
+
+@pytest.fixture(scope="module")
+def started(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy of a later round: the reference's weights, and a little more."""
+    folder = tmp_path_factory.mktemp("started")
+    model = weights.load(model_path, "float32")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    AutoModelForCausalLM.from_config(model.config).save_pretrained(folder)
+    save_file({n: t.contiguous() for n, t in model.state_dict().items() if n != "lm_head.weight"},
+              folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    return folder
+
+
+def test_the_base_as_reference_is_not_where_training_starts(
+    rows: list, model_path: Path, started: Path, tmp_path: Path
+) -> None:
+    """Step 0 has the loss of the margins that policy and base already have, by Hugging Face's own forward."""
+    digest = weights.digest(model_path)
+    options = SETTINGS | {"pairs_per_step": 10_000, "num_train_epochs": 1, "eval_fraction": 0.0}
+    examples = read(write(rows, tmp_path / "rows"), digest)
+    layout = {"tokens_per_batch": 200, "device": torch.device("cpu")}
+    answer = Run(examples, str(started), options, **layout, from_reference=False).play()
+
+    margins = []
+    policy, base = (weights.load(path, "float32", article_tree=False) for path in (started, model_path))
+    for row in rows:
+        completions = [summary["token_ids"] for summary in row["summaries"]]
+        with torch.no_grad():
+            gain = plain_logps(policy, row["prompt_ids"], completions) - plain_logps(
+                base, row["prompt_ids"], completions
+            )
+        margins += [float(gain[pair["chosen"]] - gain[pair["rejected"]]) for pair in row["pairs"]]
+    expected = -torch.nn.functional.logsigmoid(SETTINGS["beta"] * torch.tensor(margins)).mean()
+    assert answer["step0_loss"] == pytest.approx(float(expected), abs=1e-5)
+    assert abs(answer["step0_loss"] - 0.693147) > 1e-3
+    assert answer["passport"]["vllm_vs_trainer_max"] is None, "no sampler was asked"
+    with pytest.raises(ValueError, match="at step 0"):
+        Run(examples, str(started), options, **layout).play()
+
+
+def test_a_reference_column_of_other_weights_is_found_out(
+    rows: list, model_path: Path, started: Path, tmp_path: Path
+) -> None:
+    examples = read(write(rows, tmp_path / "rows"), weights.digest(model_path))
+    device = torch.device("cpu")
+    passport.check_reference(str(model_path), examples, "float32", device, article_tree=True)
+    with pytest.raises(ValueError, match="the references are of other weights"):
+        passport.check_reference(str(started), examples, "float32", device, article_tree=True)
+
+
+def test_the_sampler_is_compared_with_the_policy_and_not_with_the_base(
+    rows: list, model_path: Path, started: Path, tmp_path: Path
+) -> None:
+    policy = weights.load(started, "float32", article_tree=False)
+    sampled = []
+    for row in rows:
+        with torch.no_grad():
+            logps = plain_logps(policy, row["prompt_ids"], [s["token_ids"] for s in row["summaries"]]).tolist()
+        told = [summary | {"logp": logp} for summary, logp in zip(row["summaries"], logps, strict=True)]
+        sampled.append(row | {"summaries": told})
+    examples = read(write(sampled, tmp_path / "rows"), weights.digest(model_path))
+    model = Policy(weights.load(started, "float32"))
+    found = passport.measure(model, examples, torch.device("cpu"), is_reference=False)
+    assert 0 < found["vllm_vs_trainer_max"] < 1e-4
+    assert passport.measure(model, examples, torch.device("cpu"))["vllm_vs_trainer_max"] > 1e-3
+
+
+@pytest.mark.slow
+def test_one_worker_finds_the_wrong_reference_and_all_of_them_stop(
+    ray_cluster: None, rows: list, model_path: Path, started: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="the references are of other weights"):
+        by_ray(rows, started, tmp_path, reference_path=started.as_uri())

@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 from chat_server import KEY, Server
+from keeping import keep
 
 from judges.base import Prompt, Question, line_logps, user
 from judges.mcq import McqJudge
@@ -209,7 +210,7 @@ def test_judging_keeps_the_row_and_says_why_a_summary_has_no_answers():
 
 def _scored(tmp_path, **place):
     """Thirty rows through a served judge under Ray Data, written as a stage's are."""
-    from pipeline import config, tables
+    from pipeline import config
     from pipeline.engines.pool import Pool
     from pipeline.equipment import _served
     from pipeline.rows import dataset
@@ -232,9 +233,7 @@ def _scored(tmp_path, **place):
     )
     settings = config.Judge(model="judge", questions=1, options=2)
     made = judge(dataset(rows), judge=settings, seed=0, judge_engine=pool)
-    table = tables.draft(f"{tmp_path}/scores", "one")
-    assert sum(tables.drain(made, table)) == 30
-    return tables.finish(table, expected=None)
+    return keep(made, f"{tmp_path}/scores")
 
 
 def test_rows_are_judged_at_a_server_under_ray_data(ray_cluster, server, tmp_path):

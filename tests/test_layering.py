@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 STAGES = {"articles", "questions", "summaries", "scores", "pairs", "references", "policy", "evaluation"} | {
     "own_pairs",
     "second",
+    "drift",
+    "replay",
 }
 
 

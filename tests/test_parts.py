@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keeping import keep
 
 from pipeline import parts, tables
 from pipeline.config import UserError
@@ -37,8 +38,8 @@ def read(path):
 @given(some_rows, some_rows)
 def test_every_row_is_kept_or_skipped_and_counted(tmp_path_factory, one, other):
     uri = str(tmp_path_factory.mktemp("lr=0.1"))
-    some, seen, begun = [*one, *other], [], tables.draft(uri, "now")
-    tables.write([table(one), table(other, len(one)), table([])], begun, seen.append)
+    some, begun = [*one, *other], tables.draft(uri, "now")
+    seen = list(tables.write([table(one), table(other, len(one)), table([])], begun))
     counts = tables.finish(begun, expected=None)
     kept = [i for i, (reason, _, _) in enumerate(some) if reason is None]
     assert counts["in"] == sum(seen) == len(some)
@@ -90,12 +91,10 @@ def test_what_another_attempt_writes_too_late_is_no_part_of_the_table(tmp_path):
 
 
 def test_a_table_that_lost_an_article_and_doubled_another_is_not_finished(tmp_path):
-    whole = tables.draft(str(tmp_path / "whole"), "now")
-    tables.write([table(ONE * 3)], whole, lambda n: None)
-    expected = tables.finish(whole, expected=None)["ids"]
-    assert tables.finish(whole, expected)["kept"] == 3
+    expected = keep([table(ONE * 3)], str(tmp_path / "whole"))["ids"]
+    assert tables.finish(tables.draft(str(tmp_path / "whole"), "then"), expected)["kept"] == 3
     broken = tables.draft(str(tmp_path / "broken"), "now")
-    tables.write([table(ONE), table(ONE * 2)], broken, lambda n: None)
+    assert sum(tables.write([table(ONE), table(ONE * 2)], broken)) == 3
     assert parts.count(broken.uri, parts.names(broken.uri)["parts"]).rows == 3
     assert tables.finish(broken, expected) is None
 

@@ -5,6 +5,7 @@ The decoder runs on the whole row; the LM head only on the positions that predic
 Left out: how attention sees the tree (`attention.py`), and models whose answer it cannot give (they are refused).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.dpo import attention, head
-from pipeline.dpo.tree import Ids, Tree
+from pipeline.dpo.tree import Article, Ids, Tree, forest
 
 # What models do to logits beyond the head, or to attention scores under eager attention only, and the value that
 # means they do not. None of it is in the model's base decoder or its head, so the tree would leave it out in silence.
@@ -58,6 +59,22 @@ def completion_logps(model: PreTrainedModel, tree: Tree) -> Tensor:
         tree=tree,
     ).last_hidden_state[0, tree.predictors]
     return _summed(model, hidden, tree.targets, tree.owner, len(tree.completions))
+
+
+@torch.no_grad()
+def frozen_logps(model: PreTrainedModel, articles: Sequence[Article], tokens_per_batch: int) -> list[list[float]]:
+    """`completion_logps` of every completion of every article, packed as in training and without a gradient.
+
+    Args:
+        articles: each a prompt and its completions.
+        tokens_per_batch: of a packed row.
+    """
+    logps = [[math.nan] * len(completions) for _, completions in articles]
+    for tree in forest(articles, tokens_per_batch):
+        values = completion_logps(model, tree.to(model.device)).tolist()
+        for (article, completion), value in zip(tree.completions, values, strict=True):
+            logps[article][completion] = value
+    return logps
 
 
 def plain_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids]) -> Tensor:

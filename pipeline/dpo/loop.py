@@ -26,10 +26,6 @@ from pipeline.dpo.optimizer import Optimizer, learning_rate
 from pipeline.dpo.plan import MicroBatch, Step, micro_batches, split, steps
 from pipeline.dpo.sharding import Policy, compile_layers, forget_activations, shard, whole
 
-# How far a completion's log-probability may be from the reference's at step 0, in nats per token. The weights are the
-# same and row companions are not, so what is left is rounding: of sums near 100 nats in float32, in bf16 of all layers.
-STEP0_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-
 
 class Shelf(Protocol):
     """Where a run's checkpoints are kept. Every worker calls each method, with a folder that has its own part."""
@@ -82,7 +78,7 @@ class Run:
 
     Args:
         examples: all rows, the same on every worker.
-        model_path: folder, URI or hub name of the model or adapter to train, which is also the reference.
+        model_path: folder, URI or hub name of the model or adapter to train.
         settings: of `learning.Training`, as a mapping; and dtype, seed and references (`learning.References`).
         tokens_per_batch: of one packed row.
         device, rank, workers: of this process; with more than one worker torch.distributed is set up.
@@ -91,6 +87,8 @@ class Run:
         save_steps: updates between checkpoints.
         report: called on rank 0 with each line of metrics.
         shelf: None keeps nothing.
+        from_reference: the model to train is the reference: at step 0 the loss is that of margins of 0, and it is
+            checked; else who starts the run checks the reference (`passport.check_reference`).
 
     Raises:
         ValueError: nothing to train on, a loss that needs a reference where there is none, or a model that cannot be
@@ -111,6 +109,7 @@ class Run:
     save_steps: int = 50
     report: Callable[[dict[str, Any]], None] = lambda line: None
     shelf: Shelf | None = None
+    from_reference: bool = True
     standing: Standing = field(init=False, default_factory=Standing)
 
     def __post_init__(self) -> None:
@@ -151,7 +150,9 @@ class Run:
         self._place()
         standing = self.standing
         if resume_from is None:
-            standing.passport = passport.measure(self.policy, self.train, self.device, self._sampler)
+            standing.passport = passport.measure(
+                self.policy, self.train, self.device, self._sampler, is_reference=self.from_reference
+            )
             self._evaluate(0, 0.0)
         else:
             state = checkpoint.load(resume_from, self.optimizer.state(), rank=self.rank, workers=self.workers)
@@ -224,7 +225,8 @@ class Run:
         if number == 0 and self.referenced:
             margin, per_token = self._reduce(gaps, dist.ReduceOp.MAX).tolist()
             self.standing.margin = self.settings["beta"] * margin
-            self._check_step0(line["loss"], per_token)
+            if self.from_reference:
+                self._check_step0(line["loss"], per_token)
         rate = learning_rate(
             number,
             total=len(self.plan),
@@ -293,7 +295,7 @@ class Run:
         return torch.stack([margin, (change.abs() / batch.lengths).max()]).float().cpu()
 
     def _check_step0(self, loss: float, per_token: float) -> None:
-        limit = STEP0_TOLERANCE[self.settings["dtype"]]
+        limit = passport.TOLERANCE[self.settings["dtype"]]
         if self._sampler:  # another program; its mean the passport has seen to, and the largest is a few times that
             limit += 10 * self._sampler["max_difference"]
         if not per_token <= limit:  # also if nan

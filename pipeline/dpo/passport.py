@@ -14,23 +14,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.dpo import attention
+from pipeline.dpo import attention, weights
 from pipeline.dpo.example import Example
 from pipeline.dpo.logps import batch_logps, completion_logps, disagreement, plain_logps
 from pipeline.dpo.sharding import Policy
 from pipeline.dpo.tree import grow
 
 _ARTICLES, _COMPLETIONS = 4, 4  # looked at
+# How far a completion's log-probability may be from the reference's where the weights are the same, in nats per token.
+# Row companions are not the same, so what is left is rounding: of sums near 100 nats in float32, in bf16 of all layers.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 def measure(
-    policy: Policy, examples: Sequence[Example], device: torch.device, sampler: Mapping[str, Any] | None = None
+    policy: Policy,
+    examples: Sequence[Example],
+    device: torch.device,
+    sampler: Mapping[str, Any] | None = None,
+    *,
+    is_reference: bool = True,
 ) -> dict[str, Any]:
     """Score a few articles in every way. A collective: every worker calls it, with the same examples.
 
     Args:
         policy: before any update.
         sampler: settings `references`, where the reference column is the sampler's; None where it is the trainer's.
+        is_reference: the reference column is of these weights.
 
     Returns:
         Largest differences over some completions, in nats per token of the completion: `tree_vs_plain`,
@@ -41,8 +50,7 @@ def measure(
         ValueError: the tree does not give what the model itself gives, by more than rounding; or the sampler's values
             are the reference, and too far from the trainer's.
     """
-    # By hash: a few that no order and no length has chosen.
-    shuffled = sorted(examples, key=lambda example: hashlib.sha256(example.article_id.encode()).digest())
+    shuffled = _shuffled(examples)
     values: dict[str, Any] = {"dtype": str(policy.model.dtype).removeprefix("torch.")}
     with torch.no_grad():
         if policy.model.config._attn_implementation == attention.NAME:
@@ -50,17 +58,57 @@ def measure(
             disagreement(policy.model, max(values["tree_vs_plain"], values["packed_vs_single"]))
         else:
             values["attention"] = "plain"  # one sequence at a time: there is nothing to compare with
-        if sampler is None:
+        if sampler is None and is_reference:
             return values | _gap(shuffled, [example.reference_logps for example in shuffled])
-        some = shuffled[: sampler["check_articles"]]
+        known = [example for example in shuffled if any(logp is not None for logp in example.sampled_logps)]
+        some = shuffled[: sampler["check_articles"]] if sampler else known[:_ARTICLES]
         values |= _gap(some, [policy(completion_logps, grow([e.article]).to(device)).tolist() for e in some])
-    if not values["vllm_vs_trainer_mean"] <= sampler["max_difference"]:
+    if sampler and not values["vllm_vs_trainer_mean"] <= sampler["max_difference"]:
         raise ValueError(
             f"references.source is sampler, and its log-probabilities differ from the trainer's by "
             f"{values['vllm_vs_trainer_mean']:.2g} nats per token in the mean over {len(some)} articles, where "
             f"references.max_difference allows {sampler['max_difference']}: use references.source=trainer"
         )
     return values
+
+
+def check_reference(
+    name: str, examples: Sequence[Example], dtype: str, device: torch.device, *, article_tree: bool
+) -> None:
+    """See that the reference column is what a model gives that is not the one to be trained, on a few articles.
+
+    Args:
+        name: of the reference: a folder, a URI or a name on the hub.
+        dtype, article_tree: of the reference column, and so of training.
+        device: where the reference is looked at, and is gone from afterwards.
+
+    Raises:
+        ValueError: it differs by more than rounding.
+    """
+    some = _shuffled(examples)[:_ARTICLES]
+    model = weights.load(name, dtype, article_tree=article_tree).to(device)
+    with torch.no_grad():
+        gaps = [
+            abs(logp - expected) / len(completion)
+            for example in some
+            for completion, logp, expected in zip(
+                example.completions,
+                completion_logps(model, grow([example.article]).to(device)).tolist(),
+                example.reference_logps,
+                strict=True,
+            )
+        ]
+    if not max(gaps) <= TOLERANCE[dtype]:  # also if nan
+        raise ValueError(
+            f"the reference is {name}, and its log-probabilities differ from those of the rows by up to "
+            f"{max(gaps):.2g} nats per token, where rounding gives at most {TOLERANCE[dtype]:g}: the references are of "
+            "other weights, another dtype or other tokens; make them again"
+        )
+
+
+def _shuffled(examples: Sequence[Example]) -> list[Example]:
+    """By hash: the first are a few that no order and no length has chosen."""
+    return sorted(examples, key=lambda example: hashlib.sha256(example.article_id.encode()).digest())
 
 
 def _layouts(policy: Policy, examples: Sequence[Example], device: torch.device) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 
+from pipeline.dpo import passport
 from pipeline.dpo.loop import Run
 from pipeline.dpo.rows import read
 from pipeline.hardware import Trainer
@@ -50,6 +51,7 @@ def train(
     hardware: Trainer,
     checkpoint_path: str,
     reference_digest: str | None,
+    reference_path: str | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a model on preference pairs with DPO, and write it.
@@ -60,13 +62,14 @@ def train(
 
     Args:
         rows_path: folder of Parquet parts, a path or URI; see `rows.read`.
-        model_path: Hugging Face model or LoRA adapter by path, URI or name on the hub; it is the reference too.
+        model_path: Hugging Face model or LoRA adapter by path, URI or name on the hub.
         out_path: gets the trained model's or adapter's folder and metrics.jsonl: a line for each step, and one for
             each evaluation.
         settings: see `loop.Run`.
         hardware: how many workers, above one of which the weights are sharded over them, and what each has.
         checkpoint_path: where checkpoints are kept, a path or URI.
         reference_digest: `weights.digest` of the reference, which each row must name; None trains without one.
+        reference_path: of the reference, as `model_path`; None: the model to train is the reference.
         on_progress: called in this process, from a thread, with each line of metrics and `steps`, how many there are
             to be. After a restart, lines since the last checkpoint come again.
 
@@ -93,6 +96,7 @@ def train(
             "settings": settings,
             "layout": {name: getattr(hardware, name) for name in _LAYOUT},
             "reference_digest": reference_digest,
+            "reference_path": None if reference_path is None else locate(reference_path),
             "shelf": _Shelf(f"{storage}/best", token),
             "progress": progress,
         },
@@ -150,8 +154,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prepare(config: dict[str, Any]) -> Run:
-    context, progress = ray.train.get_context(), config["progress"]
-    return Run(
+    context, progress, reference = ray.train.get_context(), config["progress"], config["reference_path"]
+    run = Run(
         examples=read(config["rows_path"], config["reference_digest"]),
         model_path=config["model_path"],  # not as a folder of this node: an adapter names its base for all nodes
         settings=config["settings"],
@@ -162,7 +166,12 @@ def _prepare(config: dict[str, Any]) -> Run:
         # Not by `ray.train.report`: it waits until the controller, which looks every 2 s, has taken the last one.
         report=(lambda line: None) if progress is None else progress.put,  # an empty queue is falsy
         shelf=config["shelf"],
+        from_reference=reference is None,
     )
+    if reference is not None and run.rank == 0:  # what it finds, the others are told
+        dtype, tree = config["settings"]["dtype"], config["layout"]["article_tree"]
+        passport.check_reference(reference, run.examples, dtype, run.device, article_tree=tree)
+    return run
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""Drift: how far the policy that wrote for a round has gone from the base, as KL(policy || base) on what it sampled.
+
+The sampler gave the log-probability of the summaries of one article in 16 under the policy itself; here the base scores
+the same token ids by the trainer's code. The mean difference estimates the KL, without bias where summaries were drawn
+at temperature 1 and top_p 1; drawn otherwise it is the mean over what was drawn. Left out: a round whose writer is the
+base, and the policy that the round trains, which has sampled nothing yet.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from ray.data import Dataset
+
+from pipeline.engines.pool import Pool
+from pipeline.hardware import Trainer
+from pipeline.rows import Outcome, Row
+from pipeline.sampling import is_compared
+from pipeline.stage import stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_COLUMNS = ["article_id", "split", "writer", "prompt_ids", "summaries"]
+
+
+@stage("drift", version=1, settings=("policy.dtype",), uses=("scorer", "trainer"), writes=("base_logps",), whole=True)
+def compare_with_base(rows: Dataset, base: str, *, dtype: str, scorer: Pool, trainer: Trainer) -> Dataset:
+    """Add `base_logps`, aligned with `summaries`, to the one article in 16 whose samples have a `logp`; leave the rest.
+
+    Args:
+        rows: articles with the policy's summaries.
+        base: the build id of the base, which `scorer` holds.
+        dtype: of its weights.
+        trainer: for `tokens_per_batch`.
+    """
+    some = rows.select_columns(_COLUMNS).map_batches(_with_logps, batch_format="pyarrow", batch_size=None)
+    return scorer.map(some, partial(_score, trainer.tokens_per_batch), compare_with_base.writes)
+
+
+def _with_logps(table: pa.Table) -> pa.Table:
+    table = table.filter(pa.array([is_compared(i) for i in table["article_id"].to_pylist()], pa.bool_()))
+    known = [all(s["logp"] is not None for s in summaries) for summaries in table["summaries"].to_pylist()]
+    return table.filter(pa.array(known, pa.bool_()))  # an engine need not have given them
+
+
+def _score(tokens_per_batch: int, model: "PreTrainedModel", rows: list[Row]) -> list[Outcome]:
+    from pipeline.dpo.logps import frozen_logps
+
+    articles = [(row["prompt_ids"], [summary["token_ids"] for summary in row["summaries"]]) for row in rows]
+    return [{"base_logps": values} for values in frozen_logps(model, articles, tokens_per_batch)]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """KL of a policy to the base, in nats, each with its standard error (None of a single article).
+
+    Attributes:
+        articles: that were looked at.
+        per_summary, per_summary_error: the mean over summaries of log policy - log base.
+        per_token, per_token_error: its sum over all summaries, by their tokens.
+    """
+
+    articles: int
+    per_summary: float
+    per_summary_error: float | None
+    per_token: float
+    per_token_error: float | None
+
+
+def estimate(rows: Sequence[Row]) -> Drift | None:
+    """The estimate from rows of the `drift` table; None where there are none.
+
+    The article is the unit: its summaries answer one prompt and are not independent. Errors are of means over
+    articles, and of a ratio of such means (Cochran, 1977, chapter 6).
+    """
+    if not rows:
+        return None
+    gaps, tokens, counts = np.array(
+        [
+            (
+                sum(s["logp"] - base for s, base in zip(row["summaries"], row["base_logps"], strict=True)),
+                sum(len(s["token_ids"]) for s in row["summaries"]),
+                len(row["summaries"]),
+            )
+            for row in rows
+        ],
+        dtype=float,
+    ).T
+    summary, summary_error = _ratio(gaps, counts)
+    token, token_error = _ratio(gaps, tokens)
+    return Drift(len(rows), summary, summary_error, token, token_error)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> tuple[float, float | None]:
+    """sum(above) / sum(below) of (articles,) values, and its standard error."""
+    n, ratio = len(above), float(above.sum() / below.sum())
+    if n < 2:
+        return ratio, None
+    spread = float(np.sqrt(((above - ratio * below) ** 2).sum() / (n - 1)))
+    return ratio, spread / float(np.sqrt(n) * below.mean())

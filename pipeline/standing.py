@@ -1,0 +1,109 @@
+"""How the rounds stand: what each came to, and the champion, the last policy that beat the champion before it.
+
+Measured anew from the evaluations on every walk, by the same functions as the report's, and never an artifact: what is
+played next so always follows from what is there. Left out: when to stop (`stopping.py`), what to play (`round.py`).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline import tables
+from pipeline.config import Config
+from pipeline.drift import Drift, estimate
+from pipeline.evaluation import compare, describe
+from pipeline.ledger import Artifact, Ledger
+from pipeline.rows import Row
+from pipeline.stats import WinRate
+from pipeline.stopping import Figures, breaches
+
+if TYPE_CHECKING:
+    from pipeline.round import Round
+
+CHAMPION = "champion.json"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """After a round. Win rates are by the strict rule, on held-out articles.
+
+    Attributes:
+        champion: number of the round whose policy it is; 0: the base.
+        beat: number of the champion that it took the place of; None for the base.
+        won: its win rate against that one; None for the base.
+        figures: what the round came to; None for round 0.
+        drift: of the policy that wrote for the round; None where that is the base, or nothing could be measured.
+        challenge: the win rate of the round's policy against the champion of the time; None where nothing compares.
+    """
+
+    champion: int = 0
+    beat: int | None = None
+    won: WinRate | None = None
+    figures: Figures | None = None
+    drift: Drift | None = None
+    challenge: WinRate | None = None
+
+
+def appraise(played: "Sequence[Round]", config: Config, ledger: Ledger) -> Standing | None:
+    """What the last of these rounds came to, and who is champion now.
+
+    A policy whose summaries are out of the bounds of `stop` is no champion, whoever it beats.
+
+    Args:
+        played: round 0 and each after it, all but the last with their standing.
+
+    Returns:
+        None if it cannot be known yet: a survey walks over what is still to be made.
+    """
+    current, before, base = played[-1], played[-2].standing, played[0]
+    if before is None or not _is_made(current.pairs, current.drift, *(one.results for one in played)):
+        return None
+    champion, start = played[before.champion], played[current.start]
+    rows = {one.number: held_out(one, ledger) for one in (base, champion, start, current)}
+
+    def against(other: "Round") -> WinRate | None:
+        return compare(rows[current.number], rows[other.number], config.pairs, config.report, config.seed)["strict"]
+
+    described = describe(rows[current.number], config.report)
+    drift = estimate(tables.read(ledger, current.drift)) if current.drift else None
+    assert current.pairs is not None, "a trained round has pairs"
+    figures = Figures(
+        number=current.number,
+        gained=against(start),
+        pair_yield=current.pairs.record["kept"] / current.pairs.record["in"],
+        kl=0.0 if current.start == 0 else drift.per_summary if drift else None,
+        words=described.get("words_median"),
+        base_words=describe(rows[0], config.report).get("words_median"),
+        invalid_chars=described.get("invalid_chars"),
+    )
+    challenge = against(champion)
+    if challenge is not None and challenge.low > 0.5 and not breaches(config.stop, figures):
+        return Standing(current.number, champion.number, challenge, figures, drift, challenge)
+    return Standing(before.champion, before.beat, before.won, figures, drift, challenge)
+
+
+def held_out(current: "Round", ledger: Ledger) -> list[Row]:
+    """The rows of a round's evaluation that are its policy's own: beside the base's stand baselines."""
+    return [row for row in tables.read(ledger, current.results) if row["writer"] == current.policy.build]
+
+
+def _is_made(*found: Artifact | None) -> bool:
+    """Whether these tables are there to be read: a survey has placeholders of those that are not."""
+    return all(table is None or "parts" in table.record for table in found)
+
+
+def crown(played: "Sequence[Round]", ledger: Ledger) -> None:
+    """Write champion.json, which says where the best policy so far is, and whom it beat."""
+    standing = played[-1].standing
+    assert standing is not None, "what was played can be measured"
+    champion = played[standing.champion]
+    found = {
+        "round": champion.number,
+        "address": champion.policy.address,
+        "build": champion.policy.build,
+        "model": champion.policy.record["model"],
+        "digest": champion.policy.record["digest"],
+        "beat": None if standing.beat is None else {"round": standing.beat, "strict": standing.won},
+    }
+    ledger.write(CHAMPION, json.dumps(found, indent=2, ensure_ascii=False, default=vars) + "\n")

@@ -1,0 +1,82 @@
+"""KL to the base: the base scores what was sampled, and the mean difference is what it should be."""
+
+from functools import partial
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from pipeline.dpo import weights
+from pipeline.dpo.logps import plain_logps
+from pipeline.drift import compare_with_base, estimate
+from pipeline.engines.pool import Pool
+from pipeline.hardware import EngineHardware, Trainer
+from pipeline.references import load_reference
+from pipeline.rows import dataset
+from pipeline.sampling import is_compared
+
+VOCABULARY, PROMPT = 11, [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of a base and of a policy that went away from it."""
+    folders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            initializer_range=0.3,
+        )
+        folder = tmp_path_factory.mktemp("model")
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        folders.append(str(folder))
+    return folders
+
+
+@torch.no_grad()
+def test_the_base_scores_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, models):
+    """Summaries of one token, of which the KL is a sum over the vocabulary."""
+    base, policy = (weights.load(folder, "float32", article_tree=False) for folder in models)
+    last = torch.tensor([PROMPT])
+    p, q = (model(input_ids=last).logits[0, -1].log_softmax(-1) for model in (policy, base))
+    exact = float((p.exp() * (p - q)).sum())
+    draw = torch.Generator().manual_seed(0)
+    rows = []
+    for i in range(1600):
+        tokens = torch.multinomial(p.exp(), 4, replacement=True, generator=draw).tolist()
+        summaries = [{"text": "", "token_ids": [t], "finish_reason": "stop", "logp": float(p[t])} for t in tokens]
+        rows.append({"article_id": f"a{i}", "article": "", "split": "train", "writer": "w", "prompt_ids": PROMPT})
+        rows[-1]["summaries"] = summaries
+    rows[0]["article_id"] = next(f"b{i}" for i in range(1000) if is_compared(f"b{i}"))
+    rows[0]["summaries"] = [summary | {"logp": None} for summary in rows[0]["summaries"]]
+    pool = Pool(partial(load_reference, models[0], "float32", weights.digest(models[0]), Trainer()), EngineHardware())
+    found = compare_with_base(dataset(rows), "base", dtype="float32", scorer=pool, trainer=Trainer()).take_all()
+    assert {row["article_id"] for row in found} == {f"a{i}" for i in range(1, 1600) if is_compared(f"a{i}")}
+    for row in found[:5]:
+        tokens = [list(summary["token_ids"]) for summary in row["summaries"]]
+        assert row["base_logps"] == pytest.approx(plain_logps(base, PROMPT, tokens).tolist(), abs=1e-4)
+    drift = estimate(found)
+    assert drift.articles == len(found) > 60
+    assert abs(drift.per_summary - exact) < 4 * drift.per_summary_error < exact
+    assert drift.per_token == pytest.approx(drift.per_summary), "of one token each"
+
+
+def test_the_kl_is_the_mean_difference_with_the_articles_as_units():
+    def article(*gaps, tokens=4):
+        return {
+            "summaries": [{"logp": -5.0, "token_ids": [1] * tokens} for _ in gaps],
+            "base_logps": [-5.0 - gap for gap in gaps],
+        }
+
+    drift = estimate([article(1.0, 3.0), article(4.0, 4.0), article(0.0, 0.0, tokens=8)])
+    assert drift.articles == 3
+    assert drift.per_summary == pytest.approx(2.0)
+    assert drift.per_summary_error == pytest.approx(2 / 3**0.5)  # of the articles' means 2, 4 and 0
+    assert drift.per_token == pytest.approx(12 / 32)
+    assert estimate([article(1.0)]).per_summary_error is None
+    assert estimate([]) is None

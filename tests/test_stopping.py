@@ -1,0 +1,109 @@
+"""When rounds end: each rule by itself, on figures whose answer is known."""
+
+import pytest
+
+from pipeline.config import UserError
+from pipeline.reading import parse
+from pipeline.stats import WinRate
+from pipeline.stopping import Figures, Stop, breaches, reasons
+
+HEALTHY = {"pair_yield": 0.6, "kl": 5.0, "words": 30.0, "base_words": 28.0, "invalid_chars": 0.0}
+
+
+def rate(low: float, high: float) -> WinRate:
+    return WinRate((low + high) / 2, low, high, 100, 50, 0, 50)
+
+
+GAIN, EVEN, LOSS = rate(0.52, 0.7), rate(0.45, 0.55), rate(0.2, 0.4)
+
+
+def history(*gained: WinRate | None, **last: float | None) -> list[Figures]:
+    rounds = [Figures(number, gain, **HEALTHY) for number, gain in enumerate(gained, 1)]
+    return [*rounds[:-1], Figures(len(gained), gained[-1], **(HEALTHY | last))]
+
+
+def test_without_settings_nothing_stops():
+    bad = {"pair_yield": 0.0, "kl": 1e9, "words": 0.0, "invalid_chars": 1.0}
+    assert reasons(Stop(), history(LOSS, LOSS, None, **bad)) == []
+
+
+@pytest.mark.parametrize(
+    ("patience", "gained", "stops"),
+    [
+        (1, [GAIN], False),
+        (1, [EVEN], True),
+        (1, [LOSS], True),
+        (1, [rate(0.5, 0.6)], True),  # 50 % is within
+        (1, [rate(0.501, 0.6)], False),
+        (1, [None], True),  # what cannot be compared has shown no gain
+        (1, [EVEN, GAIN], False),
+        (2, [EVEN], False),
+        (2, [EVEN, LOSS], True),
+        (2, [LOSS, GAIN, EVEN], False),
+        (2, [GAIN, EVEN, EVEN], True),
+        (3, [EVEN, EVEN], False),
+    ],
+)
+def test_patience_counts_rounds_in_a_row_without_a_gain(patience, gained, stops):
+    assert bool(reasons(Stop(patience=patience), history(*gained))) == stops
+
+
+@pytest.mark.parametrize(
+    ("stop", "name", "goes_on", "stops"),
+    [
+        (Stop(min_yield=0.2), "pair_yield", 0.2, 0.19),
+        (Stop(max_kl=20.0), "kl", 20.0, 20.5),
+        (Stop(min_words=10), "words", 10.0, 9.0),
+        (Stop(max_words=60), "words", 60.0, 61.0),
+        (Stop(max_words_ratio=2.0), "words", 56.0, 57.0),
+        (Stop(max_invalid_chars=0.02), "invalid_chars", 0.02, 0.03),
+    ],
+)
+def test_each_bound_holds_at_its_value_and_not_beyond(stop, name, goes_on, stops):
+    assert reasons(stop, history(GAIN, **{name: goes_on})) == []
+    (said,) = reasons(stop, history(GAIN, **{name: stops}))
+    ((setting, value),) = stop.model_dump(exclude_none=True).items()
+    assert said.startswith(f"stop.{setting}={value}: ")
+    assert reasons(stop, history(GAIN, **{name: None})) == [], "what was not measured stops nothing"
+
+
+def test_a_reason_has_the_figures():
+    assert reasons(Stop(patience=2, min_yield=0.5), history(EVEN, None, pair_yield=0.125)) == [
+        "stop.patience=2: no gain over what the round started from (round 1 50.0% [45.0%, 55.0%], round 2 not "
+        "comparable)",
+        "stop.min_yield=0.5: 12.5% of the judged articles gave a pair",
+    ]
+
+
+def test_a_policy_is_out_of_bounds_by_its_own_summaries_alone():
+    stop = Stop(patience=1, min_yield=0.9, max_kl=1.0, min_words=40, max_invalid_chars=0.1)
+    (last,) = history(LOSS)
+    assert len(reasons(stop, [last])) == 4
+    assert breaches(stop, last) == ["stop.min_words=40: half the summaries have at most 30 words"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ({"stop": {"patience": 0}}, "stop.patience is 0"),
+        ({"stop": {"min_yield": 2}}, "stop.min_yield is 2"),
+        ({"stop": {"patients": 2}}, "stop has no 'patients' (did you mean patience?)"),
+        ({"stop": {"min_words": 50, "max_words": 20}}, "stop.min_words is 50 and stop.max_words 20"),
+        ({"start_from": "best"}, "start_from is 'best'"),
+        ({"references": {"policy": "base", "source": "none"}, "training": {"loss_type": "sft"}}, "references.policy"),
+        (
+            {"references": {"policy": "base", "source": "sampler"}, "summaries": {"logprobs": True}},
+            "references.policy is base and references.source sampler",
+        ),
+        (
+            {"pairs": {"replay": 0.5}, "references": {"source": "sampler"}, "summaries": {"logprobs": True}},
+            "references.source is sampler, and pairs.replay",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(setting, line):
+    whole = {"run": "r", "articles": {"path": "a.jsonl"}, "policy": {"model": "m"}, "judge": {"kind": "cloze"}}
+    with pytest.raises(UserError) as caught:
+        parse(whole | setting)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
