@@ -19,7 +19,7 @@ hardware = st.builds(
 
 def used(h):
     """Logical CPUs in actors at one time, at the most."""
-    engine = [e.replicas * e.cpus_per_replica for e in (h.policy, h.judge)]
+    engine = [e.replicas.min * e.cpus_per_replica for e in (h.policy, h.judge)]
     return max(sum(engine) if h.together else max(engine), h.trainer.workers * h.trainer.cpus_per_worker)
 
 
