@@ -8,10 +8,10 @@ the same vLLM settings and threads, each in a Python of its own:
 - ray_data_llm: Ray Data's LLM processor as its documentation has it, one row a summary, prefix caching on;
 - bare_vllm: `vllm.LLM.generate`, all prompts in one call with n=K.
 
-Each is timed on few articles and on many. The difference is the time of the rest, without the start of Python, engine
-or actors (`steady`); the many alone, start and all, are `whole`. Ray itself is started before either clock. What an
-engine does between two batches is asked apart, with summaries of many lengths: `engine_idle_share`.
-Left out: judging, quality, several engines.
+Each side first gets a few articles. When their summaries are there, everything is started and warm, the others are let
+in, and the clock of `steady` starts; that of `whole` has run since the side's first line. Ray is started before both,
+and bare vLLM's imports are after. What an engine does between two batches is asked apart, with summaries of many
+lengths: `engine_idle_share`. Left out: judging, quality, several engines.
 """
 
 import argparse
@@ -41,7 +41,6 @@ TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "nu
 SIDES = ("rondo", "ray_data_llm", "bare_vllm")
 INSTRUCTION = "Summarize.\n{article}"
 MAX_MODEL_LEN = 1024
-_FEW = 0.25  # of the articles: what is timed to be taken off
 _ENDINGS = 40  # one token in so many ends a summary, where lengths are to differ
 
 
@@ -72,33 +71,28 @@ def main() -> None:
 
 
 def compare(folder: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Every side on few and on many articles, in turn, `options.runs` times: medians, and what they are of."""
-    few = max(1, round(_FEW * options.articles))
+    """Every side in turn, `options.runs` times: medians, and what they are of."""
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides}
     for _ in range(options.runs):
         for side in options.sides:
-            short, long = (child(side, options, folder=folder, articles=count) for count in (few, options.articles))
-            seconds = long["seconds"] - short["seconds"]
-            runs[side].append(
-                {
-                    "few_seconds": short["seconds"],
-                    "whole_seconds": long["seconds"],
-                    "steady": (long["summaries"] - short["summaries"]) / seconds,
-                    "steady_tokens": (long["tokens"] - short["tokens"]) / seconds,
-                    "whole": long["summaries"] / long["seconds"],
-                }
-            )
-            print(f"  {side}: " + ", ".join(f"{name} {value:.2f}" for name, value in runs[side][-1].items()), flush=True)
+            done = child(side, options, folder=folder)
+            run = {
+                "steady": done["summaries"] / done["seconds"],
+                "steady_tokens": done["tokens"] / done["seconds"],
+                "whole": (done["summaries"] + options.k * options.batch_size) / done["whole_seconds"],
+            }
+            runs[side].append(run | {name: done[name] for name in ("seconds", "whole_seconds", "tokens")})
+            print(f"  {side}: {run['steady']:.2f} summaries/s, {done['whole_seconds']:.0f} s in all", flush=True)
     medians = {
         side: {name: statistics.median(run[name] for run in line) for name in line[0]} for side, line in runs.items()
     }
     show("Summaries per second", [_row(side, line) for side, line in runs.items()])
     result: dict[str, Any] = {"runs": runs, "medians": medians}
-    for side in set(options.sides) - {"rondo"} if "rondo" in options.sides else ():
-        of = {name: medians["rondo"][name] / medians[side][name] for name in ("steady", "whole")}
-        print(f"vs {side}: {of['steady']:.2f} steady, {of['whole']:.2f} with the start of everything")
-        name = f"vs_{side.removesuffix('_vllm') + '_vllm' if side.startswith('bare') else side}"
-        result |= {name: of["steady"], f"{name}_whole": of["whole"]}
+    for side in options.sides:
+        if side != "rondo" and "rondo" in options.sides:
+            of = {name: medians["rondo"][name] / medians[side][name] for name in ("steady", "whole")}
+            print(f"vs {side}: {of['steady']:.2f} steady, {of['whole']:.2f} with the start of everything")
+            result |= {f"vs_{side}": of["steady"], f"vs_{side}_whole": of["whole"]}
     return result
 
 
@@ -108,8 +102,9 @@ def idle(folder: str, at_once: int, options: argparse.Namespace) -> dict[str, An
     An engine has the seats of one batch. A seat counts as empty while fewer requests than that are under way, and more
     of the job are not done; between steps all are.
     """
-    done = child("rondo", options, folder=folder, articles=options.articles, at_once=at_once, lengths="various")
+    done = child("rondo", options, folder=folder, at_once=at_once, lengths="various")
     steps, seats, left = done["steps"], options.k * options.batch_size, done["summaries"]
+    steps = [step for step in steps if step[0] >= done["opened"]]
     filled = possible = 0.0
     for (began, ended, running, after), following in zip(steps, [*steps[1:], None], strict=True):
         could = min(seats, left)
@@ -130,23 +125,20 @@ def idle(folder: str, at_once: int, options: argparse.Namespace) -> dict[str, An
 
 def child(side: str, options: argparse.Namespace, **arguments: Any) -> dict[str, Any]:
     """Run a side in a Python of its own."""
-    names = ("device", "dtype", "k", "max_tokens", "threads", "batch_size", "kvcache")
+    names = ("device", "dtype", "k", "max_tokens", "threads", "batch_size", "kvcache", "articles")
     arguments |= {name: getattr(options, name) for name in names}
     command = [sys.executable, __file__, "--child", side, "--arguments", json.dumps(arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment(options))
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment(options))
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def rondo(
-    *, folder: str, articles: int, at_once: int = 2, lengths: str = "equal", **how: Any
-) -> dict[str, Any]:
+def rondo(*, folder: str, at_once: int = 2, lengths: str = "equal", **how: Any) -> dict[str, Any]:
     from pipeline import config
     from pipeline.cluster import connected
     from pipeline.engines.pool import Pool
     from pipeline.hardware import EngineHardware, Hardware
-    from pipeline.rows import dataset
     from pipeline.summaries import write
 
     gpus = float(how["device"] == "cuda")
@@ -156,15 +148,13 @@ def rondo(
     policy = config.Policy(model=model, dtype=how["dtype"], max_model_len=MAX_MODEL_LEN, instruction=INSTRUCTION)
     settings = config.Summaries(n=how["k"], max_tokens=how["max_tokens"], temperature=1.0, top_p=1.0)
     with connected(Hardware(policy=hardware, ray_cpus=4)):
-        began = time.perf_counter()
+        began = time.time()
         pool = Pool(partial(recorded, model, how["dtype"], hardware, str(log)), hardware, at_once)
-        rows = write(dataset(_rows(folder, articles)), "base", summaries=settings, policy=policy, seed=0,
-                     policy_engine=pool).take_all()  # fmt: skip
-        seconds = time.perf_counter() - began
-    assert not any(row["skipped"] for row in rows)
-    summaries = [summary for row in rows for summary in row["summaries"]]
-    steps = [[float(number) for number in line.split()] for line in log.read_text().splitlines()]
-    return _counted(seconds, [len(summary["token_ids"]) for summary in summaries]) | {"steps": steps}
+        door = Door(folder, how)
+        made = write(door.rows(1), "base", summaries=settings, policy=policy, seed=0, policy_engine=pool)
+        rows = door.through(made, how["batch_size"])
+        done = door.timed(began, [len(summary["token_ids"]) for row in rows for summary in row["summaries"]])
+    return done | {"steps": [[float(n) for n in line.split()] for line in log.read_text().splitlines()]}
 
 
 def recorded(model: str, dtype: str, hardware: Any, log: str) -> Any:
@@ -172,8 +162,9 @@ def recorded(model: str, dtype: str, hardware: Any, log: str) -> Any:
     from pipeline.engines.vllm import VllmEngine
 
     engine = VllmEngine(model, dtype, MAX_MODEL_LEN, 0, hardware)
-    stepped, file = engine.stepper.engine, Path(log).open("w", buffering=1)
+    stepped = engine.stepper.engine
     usual = stepped.step
+    file = Path(log).open("w", buffering=1)  # noqa: SIM115 (as long as the engine)
 
     def step() -> Any:
         began, before = time.time(), stepped.get_num_unfinished_requests()
@@ -185,17 +176,16 @@ def recorded(model: str, dtype: str, hardware: Any, log: str) -> Any:
     return engine
 
 
-def ray_data_llm(*, folder: str, articles: int, **how: Any) -> dict[str, Any]:
-    import ray
+def ray_data_llm(*, folder: str, **how: Any) -> dict[str, Any]:
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     from pipeline.cluster import connected
     from pipeline.hardware import Hardware
 
     gpu = how["device"] == "cuda"
-    k, max_tokens = how["k"], how["max_tokens"]
+    max_tokens = how["max_tokens"]
     with connected(Hardware(ray_cpus=16)):  # an actor each for templates, tokens, engine and text: no CPU short
-        began = time.perf_counter()
+        began = time.time()
         config = vLLMEngineProcessorConfig(
             model_source=str(Path(folder, "equal")),
             engine_kwargs={
@@ -215,14 +205,57 @@ def ray_data_llm(*, folder: str, articles: int, **how: Any) -> dict[str, Any]:
             },
             postprocess=lambda row: {"text": row["generated_text"], "tokens": row["num_generated_tokens"]},
         )
-        rows = [{"article": row["article"]} for row in _rows(folder, articles) for _ in range(k)]
-        made = processor(ray.data.from_items(rows)).take_all()
-        seconds = time.perf_counter() - began
-    return _counted(seconds, [row["tokens"] for row in made])
+        door = Door(folder, how)
+        rows = door.through(processor(door.rows(how["k"])), how["k"] * how["batch_size"])
+        return door.timed(began, [row["tokens"] for row in rows])
 
 
-def bare_vllm(*, folder: str, articles: int, **how: Any) -> dict[str, Any]:
-    began = time.perf_counter()
+class Door:
+    """Lets the first rows into a dataset at once, and the others when those have come through it."""
+
+    def __init__(self, folder: str, how: dict[str, Any]):
+        self.folder, self.how = folder, how
+        self.sign = Path(folder, f"open-{time.monotonic_ns()}")
+        self.opened = 0.0
+
+    def rows(self, copies: int) -> Any:
+        import ray
+
+        parts = ray.data.from_items([{"first": True}, {"first": False}], override_num_blocks=2)
+        return parts.flat_map(partial(_behind, str(self.sign), self.folder, self.how, copies))
+
+    def through(self, made: Any, first: int) -> list[dict[str, Any]]:
+        """The rows that come after the first ones."""
+        rows: list[dict[str, Any]] = []
+        # None ahead of time: it would wait for the second batch before it shows the first.
+        for table in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            rows += table.to_pylist()
+            if len(rows) == first:
+                self.opened = time.time()
+                self.sign.touch()
+        return rows[first:]
+
+    def timed(self, began: float, lengths: list[int]) -> dict[str, Any]:
+        now = time.time()
+        assert len(lengths) == self.how["k"] * self.how["articles"] and min(lengths) > 0, "not every summary came"
+        return {
+            "seconds": now - self.opened,
+            "whole_seconds": now - began,
+            "opened": self.opened,
+            "summaries": len(lengths),
+            "tokens": sum(lengths),
+        }
+
+
+def _behind(sign: str, folder: str, how: dict[str, Any], copies: int, part: dict[str, bool]) -> list[dict[str, Any]]:
+    while not (part["first"] or Path(sign).exists()):
+        time.sleep(0.01)
+    first, others = _articles(folder, how)
+    return [row for row in (first if part["first"] else others) for _ in range(copies)]
+
+
+def bare_vllm(*, folder: str, **how: Any) -> dict[str, Any]:
+    began = time.time()
     os.environ.update(_vllm_environment(how) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
     from vllm import LLM, SamplingParams
 
@@ -231,16 +264,24 @@ def bare_vllm(*, folder: str, articles: int, **how: Any) -> dict[str, Any]:
         enforce_eager=how["device"] != "cuda", enable_prefix_caching=True, disable_log_stats=True,
     )  # fmt: skip
     tokenizer = llm.get_tokenizer()
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": INSTRUCTION.replace("{article}", row["article"])}],
-            add_generation_prompt=True, tokenize=True, return_dict=False,
-        )
-        for row in _rows(folder, articles)
-    ]  # fmt: skip
     params = SamplingParams(n=how["k"], temperature=1.0, top_p=1.0, max_tokens=how["max_tokens"])
-    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
-    return _counted(time.perf_counter() - began, [len(o.token_ids) for output in outputs for o in output.outputs])
+
+    def sampled(rows: list[dict[str, Any]]) -> list[int]:
+        prompts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": INSTRUCTION.replace("{article}", row["article"])}],
+                add_generation_prompt=True, tokenize=True, return_dict=False,
+            )
+            for row in rows
+        ]  # fmt: skip
+        outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        return [len(o.token_ids) for output in outputs for o in output.outputs]
+
+    first, others = _articles(folder, how)
+    sampled(first)
+    door = Door(folder, how)
+    door.opened = time.time()
+    return door.timed(began, sampled(others))
 
 
 CHILDREN = {"rondo": rondo, "ray_data_llm": ray_data_llm, "bare_vllm": bare_vllm}
@@ -256,11 +297,12 @@ def make(folder: Path, options: argparse.Namespace) -> float:
     from pipeline.engines.vllm import token_ids
 
     shape = TINY if options.tiny else SHAPES[options.device]
-    stories = iter(articles(12 * options.articles))
+    wanted = options.batch_size + options.articles
+    stories = iter(articles(12 + 9 * wanted))
     texts, first = [], [next(stories).text for _ in range(12)]
     words = len(tokenizer.build(first))  # and as many words more, never read, as the shape's vocabulary has
     built = tokenizer.build([*first, " ".join(f"w{i}" for i in range(shape["vocab_size"] - words))])
-    for _ in range(options.articles):
+    for _ in range(wanted):
         text = next(stories).text
         while len(built(text)["input_ids"]) < options.prompt_tokens * 0.9:
             text += " " + next(stories).text
@@ -279,13 +321,11 @@ def make(folder: Path, options: argparse.Namespace) -> float:
     return statistics.mean(len(token_ids(built, prompt)) for prompt in prompts)
 
 
-def _rows(folder: str, count: int) -> list[dict[str, Any]]:
-    texts = json.loads(Path(folder, "articles.json").read_text(encoding="utf-8"))[:count]
-    return [{"article_id": f"a{i}", "article": text, "split": "train"} for i, text in enumerate(texts)]
-
-
-def _counted(seconds: float, lengths: list[int]) -> dict[str, Any]:
-    return {"seconds": seconds, "summaries": len(lengths), "tokens": sum(lengths)}
+def _articles(folder: str, how: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One batch to begin with, and the others."""
+    texts = json.loads(Path(folder, "articles.json").read_text(encoding="utf-8"))
+    rows = [{"article_id": f"a{i}", "article": text, "split": "train"} for i, text in enumerate(texts)]
+    return rows[: how["batch_size"]], rows[how["batch_size"] :]
 
 
 def _vllm_environment(how: dict[str, Any]) -> dict[str, str]:
@@ -300,7 +340,7 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _row(side: str, runs: list[dict[str, float]]) -> dict[str, str]:
-    columns = {"steady": "steady", "steady_tokens": "tokens/s", "whole": "with start", "whole_seconds": "whole, s"}
+    columns = {"steady": "steady", "steady_tokens": "tokens/s", "whole": "with the start", "whole_seconds": "s in all"}
     return {"side": side} | {title: spread([run[name] for run in runs]) for name, title in columns.items()}
 
 
@@ -319,7 +359,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--runs", type=int, default=3, help="of every side (%(default)s)")
     parser.add_argument("--sides", default=",".join(SIDES), help="default: %(default)s")
-    parser.add_argument("--articles", type=int, help="default 24, on a GPU 1024")
+    parser.add_argument("--articles", type=int, help="timed; default 32, on a GPU 1024")
     parser.add_argument("--batch-size", type=int, help="articles a batch of Rondo's; default 8, on a GPU 64")
     parser.add_argument("--k", type=int, default=10, help="summaries of an article (%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=48, help="of a summary, and no fewer (%(default)s)")
@@ -332,7 +372,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     parser.add_argument("--arguments", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.articles = options.articles or (24 if options.device == "cpu" else 1024)
+    options.articles = options.articles or (32 if options.device == "cpu" else 1024)
     options.batch_size = options.batch_size or (8 if options.device == "cpu" else 64)
     options.sides = options.sides.split(",")
     if unknown := set(options.sides) - set(SIDES):

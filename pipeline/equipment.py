@@ -84,7 +84,9 @@ def _scorer(config: Config | Alignment, model: str | None, digest: str | None) -
     assert model is not None and digest is not None, "a stage that scores has a policy among its inputs"
     trainer = config.hardware.trainer
     hardware = EngineHardware(
-        replicas=trainer.workers, gpus_per_replica=trainer.gpus_per_worker, cpus_per_replica=trainer.cpus_per_worker
+        replicas=Replicas(min=trainer.workers, max=trainer.workers),
+        gpus_per_replica=trainer.gpus_per_worker,
+        cpus_per_replica=trainer.cpus_per_worker,
     )
     # One batch fills the model's threads or its GPU, and two would need the memory of two.
     return Pool(partial(load_reference, model, config.policy.dtype, digest, trainer), hardware, at_once=1)

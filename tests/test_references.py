@@ -39,7 +39,9 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def scorer(model_path: str, digest: str | None = None, **hardware) -> Pool:
     digest = digest or weights.digest(model_path)
-    return Pool(partial(load_reference, model_path, "float32", digest, Trainer()), EngineHardware(**hardware), at_once=1)
+    return Pool(
+        partial(load_reference, model_path, "float32", digest, Trainer()), EngineHardware(**hardware), at_once=1
+    )
 
 
 def articles(count: int) -> list[dict]:
