@@ -73,6 +73,7 @@ def ray_data_llm(*, folder: str, **how: Any) -> dict[str, Any]:
                 "dtype": how["dtype"], "max_model_len": MAX_MODEL_LEN, "enforce_eager": not gpu,
                 "enable_prefix_caching": True,
             },
+            batch_size=min(32, how["k"] * how["batch_size"]),  # 32 is its default; it waits for a whole one
             concurrency=1,
             placement_group_config=None if gpu else {"bundle_per_worker": {"CPU": 1}},
             runtime_env={"env_vars": _vllm_environment(how)},
