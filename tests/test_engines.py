@@ -147,6 +147,13 @@ def test_a_shared_prefix_is_found_in_the_cache(vllm):
     assert again.cached_tokens > 50
 
 
+def test_a_prefix_is_found_in_prompts_as_short_as_the_newsroom_judges(vllm):
+    short = [replace(PROMPT, messages=user("The roof is red. " * 15 + end), n=1) for end in ("One.", "Two.")]
+    first, second = (vllm.generate([prompt])[0] for prompt in short)
+    assert 64 < len(second.prompt_ids) < 128
+    assert (first.cached_tokens, second.cached_tokens) == (0, 64)
+
+
 def test_callers_in_several_threads_each_get_their_own(engine):
     """And what is asked of one prompt is not given to another: other numbers of samples, lengths, forms."""
     prompts = [
