@@ -10,7 +10,8 @@ the same vLLM settings and threads, each in a Python of its own:
 
 Each side first gets a few articles. When their summaries are there, everything is started and warm, the others are let
 in, and the clock of `steady` starts; that of `whole` has run since the side's first line. Ray is started before both,
-and bare vLLM's imports are after. What an engine does between two batches is asked apart, with summaries of many
+and bare vLLM's imports are after. Summaries `per_cpu_second`, of all processes of a side, are nearly the same on a busy
+machine, where the others are not. What an engine does between two batches is asked apart, with summaries of many
 lengths: `engine_idle_share`. Left out: the sides themselves (`samplers.py`), judging, quality, several engines.
 """
 
@@ -76,6 +77,7 @@ def compare(folder: str, options: argparse.Namespace) -> dict[str, Any]:
             run = {
                 "steady": done["summaries"] / done["seconds"],
                 "steady_tokens": done["tokens"] / done["seconds"],
+                "per_cpu_second": done["summaries"] / done["cpu_seconds"],
                 "whole": (done["summaries"] + options.k * options.batch_size) / done["whole_seconds"],
             }
             runs[side].append(run | {name: done[name] for name in ("seconds", "whole_seconds", "tokens")})
@@ -87,9 +89,12 @@ def compare(folder: str, options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"runs": runs, "medians": medians}
     for side in options.sides:
         if side != "rondo" and "rondo" in options.sides:
-            of = {name: medians["rondo"][name] / medians[side][name] for name in ("steady", "whole")}
-            print(f"vs {side}: {of['steady']:.2f} steady, {of['whole']:.2f} with the start of everything")
-            result |= {f"vs_{side}": of["steady"], f"vs_{side}_whole": of["whole"]}
+            of = {name: medians["rondo"][name] / medians[side][name] for name in ("steady", "whole", "per_cpu_second")}
+            print(
+                f"vs {side}: {of['steady']:.2f} steady, {of['whole']:.2f} with the start of everything, "
+                f"{of['per_cpu_second']:.2f} by CPU seconds"
+            )
+            result |= {f"vs_{side}": of["steady"]} | {f"vs_{side}_{name}": of[name] for name in of if name != "steady"}
     return result
 
 
@@ -170,7 +175,13 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _row(side: str, runs: list[dict[str, float]]) -> dict[str, str]:
-    columns = {"steady": "steady", "steady_tokens": "tokens/s", "whole": "with the start", "whole_seconds": "s in all"}
+    columns = {
+        "steady": "steady",
+        "steady_tokens": "tokens/s",
+        "per_cpu_second": "a CPU second",
+        "whole": "with the start",
+        "whole_seconds": "s in all",
+    }
     return {"side": side} | {title: spread([run[name] for run in runs]) for name, title in columns.items()}
 
 
