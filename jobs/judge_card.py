@@ -26,7 +26,8 @@ def examine(path: str, overrides: Sequence[str]) -> None:
     from pipeline import card, report
     from pipeline.cluster import connected
     from pipeline.round import audition
-    from pipeline.run import Run, Survey
+    from pipeline.run import Run
+    from pipeline.survey import Survey
 
     audition(Survey(settings, book))  # what the run would refuse, before Ray starts
     with book.lock(display.warn):

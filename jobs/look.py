@@ -12,9 +12,9 @@ from pipeline.config import Alignment, Config, UserError
 from pipeline.folder import settings
 from pipeline.ledger import Artifact, Ledger
 from pipeline.progress import Display, summary
-from pipeline.run import UNMADE, Survey
 from pipeline.said import printable
 from pipeline.stage import Stage
+from pipeline.survey import UNMADE, Survey
 
 
 class _Told(Survey):

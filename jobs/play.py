@@ -55,7 +55,7 @@ def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) ->
         what is to be made, by address.
     """
     from pipeline.round import rounds
-    from pipeline.run import Survey
+    from pipeline.survey import Survey
 
     survey = Survey(settings, book, remake)
     for _ in rounds(survey):
@@ -86,7 +86,7 @@ def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake
     for current in rounds(Run(settings, book, display, remake)):
         played.append(current)
         metrics = report.measure(played, settings, book)
-        examples = report.examples(played, book, count=3)
+        examples = choose(played, book, count=3)
         report.write(metrics, examples, settings, book)
         standing.crown(played, book)
     for table in report.shown(*report.results(metrics)):

@@ -22,7 +22,8 @@ from pipeline.policy import adopt, train
 from pipeline.progress import Display
 from pipeline.reading import parse_alignment
 from pipeline.references import anchor
-from pipeline.run import Run, Survey
+from pipeline.run import Run
+from pipeline.survey import Survey
 
 
 def learn(run: Survey) -> tuple[Artifact, Artifact]:

@@ -3,6 +3,7 @@
 Everything here is made on the driver and is only a recipe for an actor: no engine and no model is loaded.
 """
 
+import os
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 from pipeline.config import Alignment, Config
 from pipeline.engines.base import Engine
 from pipeline.engines.pool import Pool
-from pipeline.hardware import EngineHardware, Server
+from pipeline.hardware import EngineHardware, Replicas, Server
 from pipeline.judging import make_judge
 from pipeline.ledger import Artifact
 from pipeline.loggers import opened
@@ -61,7 +62,7 @@ def _policy_engine(config: Config | Alignment, model: str | None, seed: int) -> 
 def _hired_engine(config: Config | Alignment, policy: dict[str, Any]) -> Pool:
     """A model at a server, asked by one actor, so that its concurrency is the whole."""
     served = Compared.model_validate(policy["served"])
-    hardware = config.hardware.policy.model_copy(update={"replicas": 1, "gpus_per_replica": 0})
+    hardware = config.hardware.policy.model_copy(update={"replicas": Replicas(min=1, max=1), "gpus_per_replica": 0})
     return Pool(partial(_served, policy["model"], served, config.hardware.servers[served.server]), hardware)
 
 
@@ -82,17 +83,24 @@ def _scorer(config: Config | Alignment, model: str | None, digest: str | None) -
     assert model is not None and digest is not None, "a stage that scores has a policy among its inputs"
     trainer = config.hardware.trainer
     hardware = EngineHardware(
-        replicas=1 if config.hardware.together else trainer.workers,
+        # In a pipeline beside the engines it takes the place that is there, and more as they end.
+        replicas=Replicas(min=1 if config.hardware.together else trainer.workers, max=trainer.workers),
         gpus_per_replica=trainer.gpus_per_worker,
         cpus_per_replica=trainer.cpus_per_worker,
     )
-    return Pool(partial(load_reference, model, config.policy.dtype, digest, trainer), hardware)
+    # One batch fills the model's threads or its GPU, and two would need the memory of two.
+    return Pool(partial(load_reference, model, config.policy.dtype, digest, trainer), hardware, at_once=1)
 
 
 def _vllm(model: str, dtype: str, max_model_len: int | None, seed: int, hardware: EngineHardware) -> Engine:
+    import ray
+
     from pipeline.engines.vllm import VllmEngine
 
-    return VllmEngine(fetch(model), dtype, max_model_len, seed, hardware)
+    # Engines with one seed would draw alike: two replicas the same samples of like prompts, and an engine that took the
+    # place of a dead one what that one drew.
+    one_of_many = f"{seed}/{ray.get_runtime_context().get_actor_id()}/{os.getpid()}"
+    return VllmEngine(fetch(model), dtype, max_model_len, zlib.crc32(one_of_many.encode()), hardware)
 
 
 def _served(model: str, served: Served, server: Server) -> Engine:

@@ -13,14 +13,39 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.settings import Settings
 
 
+class Replicas(Settings):
+    """How many engines a pool has. One number is both; between two the pool grows while rows wait, and shrinks again.
+
+    Only `min` must be there: a pool takes what more there is, and goes on with what it has.
+    """
+
+    min: Annotated[int, Field(gt=0)]
+    max: Annotated[int, Field(gt=0)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_number_is_both(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"min": value, "max": value}
+        if not isinstance(value, dict | Replicas):
+            raise ValueError(f"replicas is {value!r}: it should be a number such as 2, or {{min: 1, max: 8}}")
+        return value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Replicas":
+        if self.min > self.max:
+            raise ValueError(f"replicas has min={self.min} and max={self.max}: max should not be less")
+        return self
+
+
 class EngineHardware(Settings):
     """A pool of vLLM engines, one Ray actor each."""
 
-    replicas: Annotated[int, Field(gt=0)] = 1
+    replicas: Replicas = Replicas(min=1, max=1)  # written as 2, or as {min: 1, max: 8}
     gpus_per_replica: Annotated[float, Field(ge=0)] = 0  # 0: CPU; above 1: tensor parallel over so many
     cpus_per_replica: Annotated[float, Field(gt=0)] = 1
     batch_size: Annotated[int, Field(gt=0)] = 64  # articles an engine is given at a time
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a GPU
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a whole GPU, even if a part is asked for
     kvcache_space: Annotated[int, Field(gt=0)] = 1  # GiB of key-value cache, on a CPU
 
     @model_validator(mode="after")
@@ -129,9 +154,22 @@ class Hardware(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _engines_fit_their_part_of_a_gpu(self) -> "Hardware":
+        for name, engine in (("policy", self.policy), ("judge", self.judge)):
+            part, memory = engine.gpus_per_replica, engine.gpu_memory_utilization
+            if 0 < part < 1 and memory > part:
+                raise ValueError(
+                    f"hardware.{name} has gpus_per_replica={part:g} and gpu_memory_utilization={memory:g}: vLLM would "
+                    "take more of the GPU's memory than this engine's part, and leave too little for the next one. "
+                    f"Set gpu_memory_utilization to {part:g} or less"
+                )
+        return self
+
     def cpus(self) -> int:
-        """Logical CPUs that Ray must have. With fewer, Ray Data waits for ever, without a word."""
-        engines = [engine.replicas * engine.cpus_per_replica for engine in (self.policy, self.judge)]
+        """Logical CPUs that Ray must have, for the fewest replicas. With fewer, Ray Data waits for ever, without a
+        word."""
+        engines = [engine.replicas.min * engine.cpus_per_replica for engine in (self.policy, self.judge)]
         engines.append(self.trainer.cpus_per_worker)  # one reference at least
         trainers = self.trainer.workers * self.trainer.cpus_per_worker
         # Two beside the actors: a task that reads or writes, and Ray Train's controller.
@@ -159,8 +197,8 @@ class Hardware(Settings):
         )
 
     def gpus(self) -> float:
-        """GPUs in use at one time, at the most."""
-        engines = [engine.replicas * engine.gpus_per_replica for engine in (self.policy, self.judge)]
+        """GPUs that must be there at one time, for the fewest replicas."""
+        engines = [engine.replicas.min * engine.gpus_per_replica for engine in (self.policy, self.judge)]
         engines.append(self.trainer.gpus_per_worker)
         trainers = self.trainer.workers * self.trainer.gpus_per_worker
         return max(sum(engines) if self.together else max(engines), trainers)

@@ -20,8 +20,8 @@ from pipeline.hardware import Price
 from pipeline.ledger import Artifact, Ledger
 from pipeline.lengths import measure
 from pipeline.rates import Measured, Rates, work
-from pipeline.run import Survey
 from pipeline.stage import Stage
+from pipeline.survey import Survey
 
 _SAMPLE = 200  # articles that are tokenized
 
@@ -126,10 +126,10 @@ class Plan(Survey):
         hardware, config = self.settings.hardware, self.settings
         engines = []
         if "policy_engine" in stage.uses and not any(a.address.startswith("compare/") for a in inputs):
-            engines.append(hardware.policy.replicas * hardware.policy.gpus_per_replica)
+            engines.append(hardware.policy.replicas.max * hardware.policy.gpus_per_replica)
         for who, engine in (("judge", "judge_engine"), ("second_judge", "second_engine")):
             if engine in stage.uses and (judge := getattr(config, who)) and judge.model and not judge.served:
-                engines.append(hardware.judge.replicas * hardware.judge.gpus_per_replica)
+                engines.append(hardware.judge.replicas.max * hardware.judge.gpus_per_replica)
         scores = "scorer" in stage.uses and config.references.source == "trainer"
         if scores or (not stage.writes and "trainer" in stage.uses):
             engines.append(hardware.trainer.workers * hardware.trainer.gpus_per_worker)
@@ -161,7 +161,7 @@ class Plan(Survey):
                 now, then = getattr(ours, which), getattr(theirs, which)
                 if now.gpus_per_replica != then.gpus_per_replica:
                     return None
-                widths.append(now.replicas / then.replicas)
+                widths.append(now.replicas.max / then.replicas.max)
         if {"scorer", "trainer"} & set(stage.uses):
             if ours.trainer.gpus_per_worker != theirs.trainer.gpus_per_worker:
                 return None

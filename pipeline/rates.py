@@ -47,13 +47,15 @@ class Measured:
         self.kept += record.get("kept", 0)
         self.tally.update({k: v for k, v in record.get("tally", {}).items() if isinstance(v, int)})
         self.hardware = hardware
-        self.seconds += record["seconds"]
+        # Tables that were made as one pipeline have its seconds each: together they took them once.
+        seconds = record["seconds"] / (1 + len(record.get("together_with", ())))
+        self.seconds += seconds
         if training := record.get("training"):
             self.tally.update(tokens_in=training["tokens"], steps=training["steps"])
-            self.started += max(0.0, record["seconds"] - training["seconds"])
+            self.started += max(0.0, seconds - training["seconds"])
         elif starts := record.get("tally", {}).get("engine starts"):
             # Replicas start together; where a stage has two engines that take turns, one start is left in the rate.
-            self.started += min(record["seconds"], record["tally"]["engine start ms"] / 1000 / starts)
+            self.started += min(seconds, record["tally"]["engine start ms"] / 1000 / starts)
 
     @property
     def share_kept(self) -> float:

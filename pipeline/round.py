@@ -16,13 +16,13 @@ from pipeline.policy import adopt, hire, train
 from pipeline.questions import ask
 from pipeline.references import anchor
 from pipeline.replay import replay
-from pipeline.run import UNMADE, Survey
 from pipeline.scores import judge
 from pipeline.second import ask_second, judge_second
 from pipeline.stage import Stage
 from pipeline.standing import Standing, appraise
 from pipeline.stopping import Figures
 from pipeline.summaries import write, write_beside
+from pipeline.survey import UNMADE, Survey
 
 
 @dataclass(frozen=True)

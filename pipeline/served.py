@@ -45,7 +45,7 @@ def check_served(judge: Served | None, compare: Mapping[str, Compared], hardware
     served: dict[str, Served] = {f"compare.{name}": model for name, model in compare.items()}
     if judge:
         served["judge.served"] = judge
-        if hardware.judge.gpus_per_replica or hardware.judge.replicas > 1:
+        if hardware.judge.gpus_per_replica or hardware.judge.replicas.max > 1:
             raise ValueError("judge.served is set: hardware.judge has no use for gpus_per_replica, nor for replicas")
     for name, model in served.items():
         if model.server not in hardware.servers:

@@ -2,6 +2,8 @@
 
 import math
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +35,9 @@ def _script(prompt, sample):
 def vllm():
     from pipeline.engines.vllm import VllmEngine
 
-    return VllmEngine(str(POLICY), "float32", 512, seed=0, hardware=EngineHardware())
+    engine = VllmEngine(str(POLICY), "float32", 512, seed=0, hardware=EngineHardware())
+    yield engine
+    engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +158,72 @@ def test_a_shared_prefix_is_found_in_the_cache(vllm):
     vllm.generate([long])
     (again,) = vllm.generate([replace(long, messages=user("Officials said the scene was in Lima. " * 25 + "Two."))])
     assert again.cached_tokens > 50
+
+
+def test_a_prefix_is_found_in_prompts_as_short_as_the_newsroom_judges(vllm):
+    short = [replace(PROMPT, messages=user("The roof is red. " * 15 + end), n=1) for end in ("One.", "Two.")]
+    first, second = (vllm.generate([prompt])[0] for prompt in short)
+    assert 64 < len(second.prompt_ids) < 128
+    assert (first.cached_tokens, second.cached_tokens) == (0, 64)
+
+
+def test_callers_in_several_threads_each_get_their_own(engine):
+    """And what is asked of one prompt is not given to another: other numbers of samples, lengths, forms."""
+    prompts = [
+        replace(PROMPT, messages=user(f"Summarize.\nThe team was headed by {name}."), n=1 + i % 3, max_tokens=4 + i)
+        for i, name in enumerate(("Ana Santos", "Omar Khan", "Rosa Lopez", "Hugo Weber", "Zoe Xu", "Ana Novak"))
+    ]
+    alone = [engine.generate([prompt])[0].prompt_ids for prompt in prompts]
+    with ThreadPoolExecutor(6) as threads:
+        replies = list(threads.map(lambda i: engine.generate([prompts[i], prompts[i - 1]]), [*range(6)] * 3))
+    for place, (own, last) in enumerate(replies):
+        for i, reply in ((place % 6, own), (place % 6 - 1, last)):
+            assert reply.error is None
+            assert reply.prompt_ids == alone[i]
+            assert len(reply.samples) == prompts[i].n
+            assert all(len(sample.token_ids) <= prompts[i].max_tokens for sample in reply.samples)
+
+
+def test_a_prompt_that_vllm_refuses_fails_alone(vllm):
+    replies = vllm.generate([PROMPT, replace(PROMPT, regex="(unclosed"), PROMPT])
+    assert [reply.error is None for reply in replies] == [True, False, True]
+    assert replies[1].error.startswith("refused by the engine: ")
+    assert len(replies[1].error) < 120 and replies[1].samples == []
+
+
+def test_a_new_batch_starts_before_the_last_has_ended(vllm):
+    """The engine does not drain: a short batch that comes late is served while a long one goes on."""
+    long = replace(PROMPT, n=8, max_tokens=200, regex="( the| a){150,}")
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(vllm.generate, [long])
+        while not vllm.stepper.engine.has_unfinished_requests():
+            time.sleep(0.001)
+        second = threads.submit(vllm.generate, [replace(PROMPT, n=1, max_tokens=2)])
+        assert second.result()[0].error is None
+        assert not first.done()
+        assert len(first.result()[0].samples) == 8
+
+
+def test_an_engine_that_breaks_tells_everyone_who_waits_or_comes():
+    from pipeline.engines.base import EngineDied
+    from pipeline.engines.vllm import VllmEngine
+
+    engine = VllmEngine(str(POLICY), "float32", 512, seed=0, hardware=EngineHardware())
+    usual, steps = engine.stepper.engine.step, iter(range(20))
+
+    def step():
+        if next(steps, None) is None:
+            raise AssertionError("no block is free")
+        return usual()
+
+    engine.stepper.engine.step = step
+    with ThreadPoolExecutor(3) as threads:
+        calls = [threads.submit(engine.generate, [replace(PROMPT, max_tokens=200)] * 4) for _ in range(3)]
+        for call in calls:
+            with pytest.raises(EngineDied, match="no block is free"):
+                call.result(timeout=60)
+    with pytest.raises(EngineDied, match="no block is free"):
+        engine.generate([PROMPT])
 
 
 @pytest.fixture(scope="module")

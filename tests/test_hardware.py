@@ -5,7 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.hardware import EngineHardware, Hardware, Trainer
+from pipeline.hardware import EngineHardware, Hardware, Replicas, Trainer
 
 engines = st.builds(EngineHardware, replicas=st.integers(1, 4), cpus_per_replica=st.sampled_from([0.25, 0.5, 1, 2, 4]))
 hardware = st.builds(
@@ -19,7 +19,7 @@ hardware = st.builds(
 
 def used(h):
     """Logical CPUs in actors at one time, at the most."""
-    engine = [e.replicas * e.cpus_per_replica for e in (h.policy, h.judge)]
+    engine = [e.replicas.min * e.cpus_per_replica for e in (h.policy, h.judge)]
     return max(sum(engine) if h.together else max(engine), h.trainer.workers * h.trainer.cpus_per_worker)
 
 
@@ -45,10 +45,40 @@ def test_parts_of_a_gpu_or_whole_ones():
         EngineHardware(gpus_per_replica=2.5)
 
 
+def test_an_engine_on_part_of_a_gpu_leaves_the_rest_of_its_memory():
+    half = {"gpus_per_replica": 0.5, "replicas": 2}
+    for name in ("policy", "judge"):
+        with pytest.raises(ValidationError, match=f"hardware.{name} has .* Set gpu_memory_utilization to 0.5 or less"):
+            Hardware(**{name: half})
+        assert Hardware(**{name: half | {"gpu_memory_utilization": 0.45}}).gpus() == 1
+
+
 def test_gpus_at_a_time():
     one = EngineHardware(gpus_per_replica=1, replicas=2)
     assert Hardware(policy=one, judge=one).gpus() == 2
     assert Hardware(policy=one, judge=one, together=True).gpus() == 4
+
+
+def test_a_pool_that_grows_needs_its_fewest_replicas():
+    growing = EngineHardware(gpus_per_replica=1, cpus_per_replica=2, replicas={"min": 1, "max": 8})
+    assert Hardware(policy=growing).gpus() == 1
+    assert Hardware(policy=growing).cpus() == Hardware(policy=EngineHardware(cpus_per_replica=2)).cpus()
+    assert EngineHardware(replicas=3).replicas == Replicas(min=3, max=3)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "message"),
+    [
+        ("auto", "replicas is 'auto': it should be a number such as 2, or {min: 1, max: 8}"),
+        ({"min": 3, "max": 2}, "min=3 and max=2: max should not be less"),
+        (0, "greater than 0"),
+        (True, "replicas is True"),
+        ({"max": 2}, "min"),
+    ],
+)
+def test_replicas_that_make_no_sense(replicas, message):
+    with pytest.raises(ValidationError, match=message):
+        EngineHardware(replicas=replicas)
 
 
 @pytest.mark.parametrize(

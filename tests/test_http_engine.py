@@ -355,7 +355,7 @@ def test_where_a_server_is_and_how_it_is_asked_is_in_no_recipe(tmp_path):
     from pipeline.ledger import Ledger
     from pipeline.policy import hire
     from pipeline.questions import ask as questions
-    from pipeline.run import Survey
+    from pipeline.survey import Survey
 
     def recipes(*more):
         other = "compare.other={model: m, server: ours}"

@@ -16,7 +16,7 @@ from pipeline.plan import Plan
 from pipeline.rates import Rates, there
 from pipeline.reading import load
 from pipeline.round import rounds
-from pipeline.run import Survey
+from pipeline.survey import Survey
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
 

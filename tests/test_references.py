@@ -39,7 +39,9 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def scorer(model_path: str, digest: str | None = None, **hardware) -> Pool:
     digest = digest or weights.digest(model_path)
-    return Pool(partial(load_reference, model_path, "float32", digest, Trainer()), EngineHardware(**hardware))
+    return Pool(
+        partial(load_reference, model_path, "float32", digest, Trainer()), EngineHardware(**hardware), at_once=1
+    )
 
 
 def articles(count: int) -> list[dict]:
@@ -116,7 +118,7 @@ def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None
     one_at_a_time = EngineHardware(batch_size=1, cpus_per_replica=0.5)
     scored = judge(
         dataset(rows).repartition(count), judge=Judge(model="none", questions=1, options=2), seed=0,
-        judge_engine=Pool(lambda: ScriptedEngine(slow), one_at_a_time),
+        judge_engine=Pool(lambda: ScriptedEngine(slow), one_at_a_time, at_once=1),
     )  # fmt: skip
     paired = pair(scored, pairs=Pairs(threshold=1, min_words=1), seed=0)
     stream = iter(anchor(

@@ -18,7 +18,8 @@ from pipeline.progress import Display
 from pipeline.reading import parse, put
 from pipeline.round import rounds
 from pipeline.rows import COLUMNS
-from pipeline.run import Run, Survey
+from pipeline.run import Run
+from pipeline.survey import Survey
 
 ARTICLES = 100
 TRAINING = {"steps": 1, "warnings": [], "passport": {"dtype": "float32", "attention": "sdpa"}}

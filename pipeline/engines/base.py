@@ -62,9 +62,13 @@ def tokens(replies: Iterable[Reply]) -> dict[str, int]:
     return dict(total)
 
 
+class EngineDied(RuntimeError):
+    """An engine can serve nobody any more. Its process is to end, and another is to be made."""
+
+
 class Engine(Protocol):
     """Generates for many prompts at once. A prompt that cannot be served gets a Reply with an error; the others
-    are served."""
+    are served. Several threads may call it."""
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]: ...
 

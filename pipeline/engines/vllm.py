@@ -1,19 +1,21 @@
 """vLLM in this process: token ids in; token ids, text and finish reasons out.
 
-The only module that imports vLLM, and only when an engine is made, inside its actor. Left out: streaming of tokens,
-and servers (an HTTP engine's business).
+The only module that imports vLLM, and only when an engine is made, inside its actor. Left out: when the engine steps
+(`stepping.py`), streaming of tokens, and servers (an HTTP engine's business).
 """
 
 import gc
 import hashlib
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from judges.base import Prompt
-from pipeline.engines.base import Reply, Sample
+from pipeline.engines.base import EngineDied, Reply, Sample
 from pipeline.engines.plain import marks_of, plain
+from pipeline.engines.stepping import Stepper
 from pipeline.hardware import EngineHardware
 from pipeline.models import adapter_config, fetch
 
@@ -38,7 +40,9 @@ class VllmEngine:
             killed one; the engine's draws are as random.
         hardware: GPUs, memory.
 
-    A prompt that leaves less than `max_tokens` of room gets a Reply with an error; it is never cut.
+    A prompt that leaves less than `max_tokens` of room, or that vLLM refuses, gets a Reply with an error; it is never
+    cut. Several threads may call `generate`: their prompts run together, which keeps the engine full. Prompts that run
+    together are drawn for by turns, so that samples depend on who else was there, as they do on any server.
     """
 
     def __init__(self, model: str, dtype: str, max_model_len: int | None, seed: int, hardware: EngineHardware):
@@ -46,6 +50,7 @@ class VllmEngine:
         from transformers import AutoTokenizer
         from vllm import LLM
         from vllm.config.lora import MaxLoRARanks
+        from vllm.exceptions import VLLMClientError
 
         gc.freeze()  # the engine collects garbage five times as it starts: none of it is among a million module objects
         gpus = hardware.gpus_per_replica
@@ -54,69 +59,95 @@ class VllmEngine:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         adapter = adapter_config(model)
         self.adapter = None if adapter is None else lora_request(model)
-        lora: dict[str, Any] = {}
+        more: dict[str, Any] = {}
+        if not gpus:
+            # The least that its attention takes, and a quarter of its default: what prompts share is found in whole
+            # blocks, and a judge's prompts differ before they fill one of 128. Fewer tokens are computed twice.
+            more["block_size"] = 32
         if adapter is not None:
             ranks = [rank for rank in get_args(MaxLoRARanks) if rank >= adapter["r"]]
             if not ranks:
                 raise ValueError(f"{model} has r={adapter['r']}, and vLLM takes {max(get_args(MaxLoRARanks))} at most")
-            lora = {"enable_lora": True, "max_lora_rank": min(ranks)}
-        self.llm = LLM(
-            model=model if adapter is None else fetch(adapter["base_model_name_or_path"]),
-            dtype=dtype,
-            max_model_len=max_model_len,
-            seed=seed,
-            tensor_parallel_size=max(1, int(gpus)),
-            distributed_executor_backend="mp" if gpus > 1 else "uni",
-            gpu_memory_utilization=hardware.gpu_memory_utilization,
-            enable_prefix_caching=True,
-            enforce_eager=not gpus,  # on a CPU, compiling costs more than a stage takes
-            disable_log_stats=True,
-            trust_remote_code=False,
-            load_format="safetensors",  # else a folder without them would be unpickled
-            **lora,
-        )
-        self.tokenizer = self.llm.get_tokenizer()
+            more |= {"enable_lora": True, "max_lora_rank": min(ranks)}
+
+        def make() -> Any:
+            return LLM(
+                model=model if adapter is None else fetch(adapter["base_model_name_or_path"]),
+                dtype=dtype,
+                max_model_len=max_model_len,
+                seed=seed,
+                tensor_parallel_size=max(1, int(gpus)),
+                distributed_executor_backend="mp" if gpus > 1 else "uni",
+                gpu_memory_utilization=hardware.gpu_memory_utilization,
+                enable_prefix_caching=True,
+                enforce_eager=not gpus,  # on a CPU, compiling costs more than a stage takes
+                disable_log_stats=True,
+                trust_remote_code=False,
+                load_format="safetensors",  # else a folder without them would be unpickled
+                **more,
+            ).llm_engine
+
+        self.stepper = Stepper(make, (ValueError, VLLMClientError))
+        self.tokenizer = self.stepper.engine.get_tokenizer()
         if adapter is not None and Path(model, "tokenizer_config.json").is_file():
             # What an adapter was trained with, a chat template above all. Not by vLLM: it looks for a model beside it.
             self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
-        self.room = self.llm.model_config.max_model_len
+        self.tokenizing = threading.Lock()  # a fast tokenizer that one thread changes and another uses raises
+        self.room = self.stepper.engine.model_config.max_model_len
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import StructuredOutputsParams
-
-        replies = [self._tokenize(prompt) for prompt in prompts]
+        with self.tokenizing:
+            replies = [self._tokenize(prompt) for prompt in prompts]
         served = [i for i, reply in enumerate(replies) if reply.error is None]
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": replies[i].prompt_ids} for i in served],
-            [
-                SamplingParams(
-                    n=prompts[i].n,
-                    temperature=prompts[i].temperature,
-                    top_p=prompts[i].top_p,
-                    max_tokens=prompts[i].max_tokens,
-                    logprobs=0 if prompts[i].logprobs else None,  # 0: of the sampled token, and of no others
-                    structured_outputs=StructuredOutputsParams(regex=prompts[i].regex) if prompts[i].regex else None,
-                )
-                for i in served
-            ],
-            use_tqdm=False,
-            lora_request=self.adapter,
-        )
+        requests = [self._request(prompts[i], replies[i].prompt_ids) for i in served]
+        try:
+            outputs = self.stepper.serve(requests)
+        except Exception as error:
+            raise EngineDied(f"vLLM: {error}") from error
         for i, output in zip(served, outputs, strict=True):
-            assert list(output.prompt_token_ids) == replies[i].prompt_ids, "vLLM changed the prompt's token ids"
-            samples = [
-                Sample(o.text, list(o.token_ids), str(o.finish_reason), o.cumulative_logprob, token_logps(o))
-                for o in output.outputs
-            ]
-            replies[i] = Reply(replies[i].prompt_ids, samples, output.num_cached_tokens or 0)
+            replies[i] = _reply(replies[i].prompt_ids, output)
         return replies
+
+    def close(self) -> None:
+        """Let go of the model. An engine in an actor need not: it goes with its process."""
+        self.stepper.close()
+
+    def _request(self, prompt: Prompt, prompt_ids: list[int]) -> dict[str, Any]:
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        params = SamplingParams(
+            n=prompt.n,
+            temperature=prompt.temperature,
+            top_p=prompt.top_p,
+            max_tokens=prompt.max_tokens,
+            logprobs=0 if prompt.logprobs else None,  # 0: of the sampled token, and of no others
+            structured_outputs=StructuredOutputsParams(regex=prompt.regex) if prompt.regex else None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        return {"prompt": tokens_input(prompt_ids), "params": params, "lora_request": self.adapter}
 
     def _tokenize(self, prompt: Prompt) -> Reply:
         ids = token_ids(self.tokenizer, plain(prompt, marks_of(self.tokenizer)))
         if len(ids) + prompt.max_tokens > self.room:
             return Reply(ids, error="prompt too long")
         return Reply(ids)
+
+
+def _reply(prompt_ids: list[int], output: Any) -> Reply:
+    """What vLLM's output, or its refusal, says of a prompt."""
+    if isinstance(output, Exception):
+        return Reply(prompt_ids, error=f"refused by the engine: {' '.join(str(output).split())[:80]}")
+    assert list(output.prompt_token_ids) == prompt_ids, "vLLM changed the prompt's token ids"
+    ends = {str(o.finish_reason) for o in output.outputs}
+    if not ends <= {"stop", "length"}:
+        return Reply(prompt_ids, error=f"given up by the engine: {', '.join(sorted(ends - {'stop', 'length'}))}")
+    samples = [
+        Sample(o.text, list(o.token_ids), str(o.finish_reason), o.cumulative_logprob, token_logps(o))
+        for o in output.outputs
+    ]
+    return Reply(prompt_ids, samples, output.num_cached_tokens or 0)
 
 
 def token_logps(output: Any) -> list[tuple[str, float]] | None:
