@@ -79,6 +79,7 @@ def _check_servers(settings: config.Config, unmade: Mapping[str, Stage]) -> None
 
 def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake: str | None) -> None:
     from pipeline import report, standing
+    from pipeline.examples import examples as choose
     from pipeline.round import Round, rounds
     from pipeline.run import Run
 

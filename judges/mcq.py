@@ -66,8 +66,7 @@ class McqJudge:
         return Prompt(messages, self.max_question_tokens, regex, self.question_temperature, quotes=(article,))
 
     def read_questions(self, reply: str) -> list[Question | Skip]:
-        whole = reply.encode("utf-8", "replace").decode()  # half a surrogate pair can be neither stored nor asked
-        return vet([self._read_question(line) for line in whole.strip().split("\n")])
+        return vet([self._read_question(line) for line in reply.strip().split("\n")])
 
     def _read_question(self, line: str) -> Question | Skip:
         match = re.fullmatch(r"Q\d+ (.+?\?) Answer (.+)", line.strip())

@@ -161,7 +161,7 @@ def test_the_command_says_it_for_people_and_for_machines(tmp_path, capsys):
     plan(DEMO, arguments, rates=[f"{tmp_path}/small"], price=2.0, out=str(tmp_path / "plan.json"))
 
     told, said = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
-    assert "10 to make, 0 reused" in told and "round-01/scores" in told and "training" in told
+    assert "12 to make, 0 reused" in told and "round-01/scores" in told and "training" in told
     assert said["total"]["prompts"] == sum(stage["prompts"] for stage in said["stages"])
     assert {need["use"] for need in said["memory"]} == {"policy", "judge", "training"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "small"]
