@@ -28,7 +28,8 @@ def main(upgrade: list[str]) -> None:
     compile_pins(cpu, "--extra", "cpu", *without_cuda, *upgrade)
     runtime = cpu.read_text()
     compile_pins(gpu, "--extra", "gpu", *upgrade, constraints=FOR_GPU)
-    compile_pins(dev, "--extra", "cpu", "--extra", "dev", *without_cuda, *upgrade, constraints=runtime)
+    with_moto = ["--override", str(HERE / "with-moto.txt")]
+    compile_pins(dev, "--extra", "cpu", "--extra", "dev", *without_cuda, *with_moto, *upgrade, constraints=runtime)
     lines = dev.read_text().splitlines(keepends=True)
     dev.write_text("".join(line for line in lines if line.startswith("#") or line not in runtime))
 
