@@ -19,6 +19,7 @@ from ray.data import Dataset
 from pipeline import sources
 from pipeline.config import Articles, UserError
 from pipeline.rows import COLUMNS
+from pipeline.seen import Seen
 from pipeline.sources import UNREADABLE, utf8
 from pipeline.stage import stage
 
@@ -46,7 +47,7 @@ def read(*, articles: Articles) -> Iterator[pa.Table]:
     """
     raw = iter(_checked(_source(articles), articles))
     found: Counter[str] = Counter()
-    yield from _tables(_rows(islice(raw, articles.limit), articles, set()), found)
+    yield from _tables(_rows(islice(raw, articles.limit), articles, Seen()), found)
     for split in ("train", "eval"):
         if not found[split]:
             counts = ", ".join(f"{what}: {count:,}" for what, count in found.most_common())
@@ -75,12 +76,12 @@ def read_more(*taken: Dataset, articles: Articles) -> Iterator[pa.Table]:
         NothingNew: there is none to train on.
         UserError: as `read`.
     """
-    ids: set[str] = set()
-    openings: set[bytes] = set()
+    ids, openings = Seen(), Seen()
     for table in taken:
         for batch in table.select_columns(["article_id", "article"]).iter_batches(batch_format="pyarrow"):
-            ids.update(batch["article_id"].to_pylist())
-            openings.update(map(_opening, batch["article"].to_pylist()))
+            for article_id, article in zip(*(batch[name].to_pylist() for name in batch.column_names), strict=True):
+                ids.add(article_id)
+                openings.add(_opening(article))
     column = articles.id_column
     new = (row for row in _checked(_source(articles), articles) if utf8(str(row.get(column))) not in ids)
     found: Counter[str] = Counter()
@@ -124,14 +125,14 @@ def _up_to(rows: Iterator[dict[str, Any]], limit: int | None) -> Iterator[dict[s
             return
 
 
-def _opening(article: str) -> bytes:
+def _opening(article: str) -> str:
     """Equal of near-copies."""
-    return hashlib.sha256(" ".join(re.findall(r"\w+", article.casefold())[:_OPENING]).encode()).digest()
+    return " ".join(re.findall(r"\w+", article.casefold())[:_OPENING])
 
 
-def _rows(raw: Iterable[dict[str, Any]], settings: Articles, openings: set[bytes]) -> Iterator[dict[str, Any]]:
+def _rows(raw: Iterable[dict[str, Any]], settings: Articles, openings: Seen) -> Iterator[dict[str, Any]]:
     """Checked rows. `openings` are of articles that are there already, and those found here are added."""
-    ids: set[str] = set()
+    ids = Seen()
     for number, row in enumerate(raw, 1):
         article_id, text = row.get(settings.id_column), row.get(settings.text_column)
         skipped = row.get(UNREADABLE)
@@ -146,10 +147,10 @@ def _rows(raw: Iterable[dict[str, Any]], settings: Articles, openings: set[bytes
         article_id = f"row {number}" if article_id in (None, "") else str(article_id)
         article = utf8(text) if isinstance(text, str) else ""
         words = article.split()
-        opening = _opening(article)
+        new = ids.add(article_id)
         if skipped is not None:
             pass
-        elif article_id in ids:
+        elif not new:
             skipped = "duplicate id"
         elif not words:
             skipped = "empty"
@@ -157,12 +158,9 @@ def _rows(raw: Iterable[dict[str, Any]], settings: Articles, openings: set[bytes
             skipped = f"under {settings.min_words} words"
         elif len(words) > settings.max_words:
             skipped = f"over {settings.max_words} words"
-        elif opening in openings:
+        elif not openings.add(_opening(article)):
             # Seen in both train and eval, a copy would make the held-out figures a lie.
             skipped = "near-copy of another article"
-        else:
-            openings.add(opening)
-        ids.add(article_id)
         split = "eval" if is_eval(article_id, settings.eval_fraction) else "train"
         yield {"article_id": utf8(article_id), "article": article, "split": split, "skipped": skipped}
 

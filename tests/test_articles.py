@@ -5,10 +5,13 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.articles import NothingNew, check, is_eval, read, read_more
 from pipeline.config import Articles, UserError
 from pipeline.rows import dataset
+from pipeline.seen import Seen
 
 WORDS = " ".join(f"word{i}" for i in range(30))
 
@@ -198,3 +201,12 @@ def test_nothing_new_to_train_on_is_said(write):
     path = write(*({"id": i, "text": text} for i, text in texts.items()), {"id": held_out, "text": f"b {WORDS}"})
     with pytest.raises(NothingNew, match="has no new article to train on"):
         reading_on(path, texts.items())
+
+
+@given(st.lists(st.text(max_size=3), max_size=60))
+def test_seen_is_a_set(texts):
+    seen, known = Seen(), set()
+    for text in texts:
+        assert (text in seen) == (text in known)
+        assert seen.add(text) == (text not in known)
+        known.add(text)
