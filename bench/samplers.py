@@ -60,7 +60,7 @@ def recorded(model: str, dtype: str, hardware: Any, log: str) -> Any:
     return engine
 
 
-def ray_data_llm(*, folder: str, **how: Any) -> dict[str, Any]:
+def ray_data_llm(*, folder: str, caching: bool = True, **how: Any) -> dict[str, Any]:
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     from pipeline.cluster import connected
@@ -74,7 +74,7 @@ def ray_data_llm(*, folder: str, **how: Any) -> dict[str, Any]:
             model_source=str(Path(folder, "equal")),
             engine_kwargs={
                 "dtype": how["dtype"], "max_model_len": MAX_MODEL_LEN, "enforce_eager": not gpu,
-                "enable_prefix_caching": True,
+                "enable_prefix_caching": caching,
             },
             batch_size=min(32, how["k"] * how["batch_size"]),  # 32 is its default; it waits for a whole one
             concurrency=1,
@@ -197,5 +197,9 @@ def _vllm_environment(how: dict[str, Any]) -> dict[str, str]:
     return own | cpu | {"OMP_NUM_THREADS": str(how["threads"])}
 
 
-TASKS = {"rondo": rondo, "ray_data_llm": ray_data_llm, "bare_vllm": bare_vllm}
-SIDES = tuple(TASKS)
+TASKS = {
+    "rondo": rondo,
+    "ray_data_llm": ray_data_llm,
+    "ray_data_llm_uncached": partial(ray_data_llm, caching=False),
+    "bare_vllm": bare_vllm,
+}

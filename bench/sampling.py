@@ -1,11 +1,12 @@
 """Rondo's sampling against Ray Data's LLM processor and bare vLLM: `PYTHONPATH=. python bench/sampling.py`.
 
 K summaries of each article, by a policy of SmolLM2-135M's shape with random weights, on newsroom articles put together
-to prompts of about 600 tokens; every summary has the same number of tokens on every side. Three sides, in turn, with
+to prompts of about 600 tokens; every summary has the same number of tokens on every side. The sides, in turn, with
 the same vLLM settings and threads, each in a Python of its own:
 
 - rondo: the stage `pipeline.summaries.write` over a dataset, one row an article, as a round does it;
 - ray_data_llm: Ray Data's LLM processor as its documentation has it, one row a summary, prefix caching on;
+- ray_data_llm_uncached, if asked for: the same without prefix caching, so that every row pays its prefill;
 - bare_vllm: `vllm.LLM.generate`, all prompts in one call with n=K.
 
 Each side first gets a few articles. When their summaries are there, everything is started and warm, the others are let
@@ -26,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.samplers import INSTRUCTION, SIDES, TASKS
+from bench.samplers import INSTRUCTION, TASKS
 from bench.show import machine, show, spread
 
 SHAPES = {  # of the policy, by device: SmolLM2-135M's, Qwen2.5-0.5B's
@@ -39,6 +40,7 @@ TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "nu
     "num_key_value_heads": 1,
     "vocab_size": 1024,
 }
+SIDES = ("rondo", "ray_data_llm", "bare_vllm")
 _ENDINGS = 40  # one token in so many ends a summary, where lengths are to differ
 
 
@@ -216,8 +218,8 @@ def _options() -> argparse.Namespace:
     options.articles = options.articles or (32 if options.device == "cpu" else 1024)
     options.batch_size = options.batch_size or (8 if options.device == "cpu" else 64)
     options.sides = options.sides.split(",")
-    if unknown := set(options.sides) - set(SIDES):
-        parser.error(f"no sides called {', '.join(sorted(unknown))}: there are {', '.join(SIDES)}")
+    if unknown := set(options.sides) - set(TASKS):
+        parser.error(f"no sides called {', '.join(sorted(unknown))}: there are {', '.join(TASKS)}")
     return options
 
 

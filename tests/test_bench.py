@@ -13,9 +13,10 @@ pytest.importorskip("trl")
 ROOT = Path(__file__).parents[1]
 
 
-def bench(out: Path, *arguments: str) -> dict[str, Any]:
+def bench(out: Path, *arguments: str, script: str = "dpo") -> dict[str, Any]:
+    command = [sys.executable, f"bench/{script}.py", "--tiny", "--runs", "1", "--threads", "1", "--json", str(out)]
     done = subprocess.run(
-        [sys.executable, "bench/dpo.py", "--tiny", "--runs", "1", "--threads", "1", "--json", str(out), *arguments],
+        [*command, *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         stdout=subprocess.PIPE,
@@ -66,3 +67,15 @@ def test_useful_flops_by_hand() -> None:
     assert full == 6 * layer * 7 + 6 * 8 * 10 * 4 + 12 * 8 * seen
     adapter = 8 * (16 + 12 + 12 + 16 + 3 * 24)  # rank x (in + out)
     assert lora == 4 * layer * 7 + 6 * adapter * 7 + 4 * 8 * 10 * 4 + 12 * 8 * seen
+
+
+@pytest.mark.slow
+def test_every_side_of_the_sampling_bench_makes_every_summary(tmp_path: Path) -> None:
+    few = ("--articles", "4", "--batch-size", "4", "--max-tokens", "8", "--k", "8")
+    result = bench(tmp_path / "result.json", *few, script="sampling")
+
+    assert set(result["runs"]) == {"rondo", "ray_data_llm", "bare_vllm"}
+    assert all(run["tokens"] == 4 * 8 * 8 for runs in result["runs"].values() for run in runs)
+    assert result["vs_ray_data_llm"] > 0 and result["vs_bare_vllm"] > 0
+    assert [row["at_once"] for row in result["idle"]] == [1, 2]
+    assert all(0 <= row["engine_idle_share"] < 1 for row in result["idle"])
