@@ -75,8 +75,24 @@ class Attempts:
             self._reasons.pop(name, None)
 
 
-def kept() -> Any:
-    """The actor with the notes of this driver: it asks for no CPU, and goes when the driver does."""
-    import ray
+_of_driver: dict[tuple[str, str], Any] = {}  # a handle that is held: without one Ray would end the actor
 
-    return ray.remote(Attempts).options(num_cpus=0, name="rondo attempts", get_if_exists=True).remote()
+
+def kept() -> Any:
+    """The actor with the notes of this driver. It asks for no CPU, and goes when the driver does.
+
+    It is on the driver's node, so that no other node takes it along; killed alone it is started again, without notes.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context()
+    driver = (here.gcs_address, here.get_job_id())
+    if driver not in _of_driver:
+        _of_driver.clear()
+        beside = NodeAffinitySchedulingStrategy(here.get_node_id(), soft=False)
+        actor = ray.remote(Attempts).options(
+            num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside
+        )
+        _of_driver[driver] = actor.remote()
+    return _of_driver[driver]
