@@ -72,12 +72,18 @@ class Ledger:
         return f"{self.base}/{address}"
 
     def read(self, address: str) -> str | None:
-        """A text file's contents, or None where there is none."""
+        """A text file's contents, or None where there is none.
+
+        Raises:
+            UserError: it cannot be read.
+        """
         try:
             with self.fs.open_input_stream(self.path(address)) as stream:
                 return stream.read().decode()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise UserError(f"{self.root}/{address} cannot be read: {error}") from error
 
     def write(self, address: str, text: str) -> None:
         """Write a text file: whole or not at all.
@@ -99,6 +105,14 @@ class Ledger:
                 self.fs.delete_file(temporary)  # half a file on a full disk is room that others need
             raise UserError(f"{self.root}/{address} cannot be written: {error}") from error
 
+    def _delete(self, how: Callable[[str], None], address: str) -> None:
+        try:
+            how(self.path(address))
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise UserError(f"{self.root}/{address} cannot be removed: {error}") from error
+
     # Artifacts
 
     def find(self, address: str) -> Artifact | None:
@@ -119,10 +133,8 @@ class Ledger:
     def clear(self, address: str) -> None:
         """Remove what an unfinished or stale making left."""
         # The record goes first: cut off half way, what is left must not look finished.
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.delete_file(self.path(f"{address}/{RECORD}"))
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.delete_dir(self.path(address))
+        self._delete(self.fs.delete_file, f"{address}/{RECORD}")
+        self._delete(self.fs.delete_dir, address)
 
     def begin(self, address: str, begun: dict[str, Any]) -> None:
         """Note build and recipe of an artifact that is being made, for whoever has to go on with it."""
@@ -144,8 +156,7 @@ class Ledger:
         if self.claim:
             self.claim.check(thoroughly=True)
         self.write(f"{address}/{RECORD}", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.delete_file(self.path(f"{address}/{BEGUN}"))
+        self._delete(self.fs.delete_file, f"{address}/{BEGUN}")
         return Artifact(self.root, address, record)
 
     # A remake that was asked for
@@ -162,8 +173,7 @@ class Ledger:
         if address and found and self.to_remake(address) is None:
             self.write(REMAKE, json.dumps({"address": address, "build": found.build}))
         yield
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.delete_file(self.path(REMAKE))
+        self._delete(self.fs.delete_file, REMAKE)
 
     # The lock
 

@@ -185,8 +185,11 @@ def is_of(name: str, attempt: str) -> bool:
 def remove(uri: str, some: Iterable[str]) -> None:
     """Remove parts, by the names that `names` gives."""
     fs, base = open_place(uri)
-    for name in some:
-        fs.delete_file(f"{base}/{name}")
+    try:
+        for name in some:
+            fs.delete_file(f"{base}/{name}")
+    except OSError as error:
+        raise UserError(f"{uri} cannot be tidied: {_short(error)}") from error
 
 
 def count(uri: str, some: Sequence[str]) -> Counts:
