@@ -55,8 +55,9 @@ def connected(hardware: Hardware) -> Iterator[Hardware]:
                 f"hardware asks for {hardware.gpus():g} GPUs at a time and this machine has {gpus:g}: lower "
                 "hardware.*.gpus_per_replica, replicas or workers, or join a cluster (README, On a cluster)"
             )
-        for name in ("ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        # What Ray Data would log of an error it also raises: twice said, and a log that is kept keeps engines alive.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False

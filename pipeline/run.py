@@ -21,8 +21,6 @@ from pipeline.stage import Stage
 from pipeline.survey import Survey, address_of
 from pipeline.versions import commit, packages
 
-_PASSES = 3  # over a table, until each article has come through: one is the rule
-
 
 class Run(Survey):
     """What `play` makes things with. Arguments as of `Survey`, and `display`, what the person sees."""
@@ -86,8 +84,9 @@ class Run(Survey):
 
     def _stream(self, jobs: "list[_Job]") -> list[Artifact]:
         """Make tables, each from the one before, as one pipeline; what was written before it was cut off stays."""
-        began = time.monotonic()
-        for _ in range(_PASSES):
+        began, there = time.monotonic(), -1
+        # One pass is the rule; another one for as long as the last has added something that can be seen.
+        while there < (there := sum(len(parts.names(job.made.uri)["parts"]) for job in jobs)):
             if (said := self._pass(jobs)) is not None:
                 return [self._finish(job, some, began, jobs) for job, some in zip(jobs, said, strict=True)]
         raise UserError(
@@ -187,7 +186,8 @@ def _told(ticks: Sequence[Tick], drafts: Sequence[tables.Draft]) -> Iterator[Any
             with suppress(ray.exceptions.RayError):  # it was on a node that is gone: nothing but a bar
                 found = ray.get(seen.read.remote())
                 for tick, table in shown:
-                    tick.advance(len(table.ids) + found.get(table.uri, 0) - tick.done)
+                    if more := len(table.ids) + found.get(table.uri, 0) - tick.done:
+                        tick.advance(more)
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()

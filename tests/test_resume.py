@@ -223,3 +223,17 @@ def test_a_table_of_no_rows_starts_no_engine(tmp_path):
         run = Run(config, Ledger(config.run), Display())
         made = run.chain((write, run.produce(corpus)), (Work(tmp_path).stages[2],))
         assert [table.record["in"] for table in made] == [0, 0]
+
+
+def test_rows_that_cannot_be_seen_from_here_are_no_table(tmp_path, work):
+    """Those of one article never come through, as if a worker wrote them to a disk of its own."""
+
+    @stage("scores", version=1, writes=("second_scores",))
+    def elsewhere(rows):
+        return each(rows.filter(expr="article_id != 'a3'"), lambda row: {"second_scores": []}, ("second_scores",))
+
+    config = settings(tmp_path)
+    run = Run(config, Ledger(config.run), Display())
+    with pytest.raises(UserError, match="run= must be a folder that every node shares"):
+        run.produce(elsewhere, run.produce(corpus))
+    assert not (tmp_path / "scores/record.json").exists()
