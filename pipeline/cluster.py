@@ -84,6 +84,18 @@ def _keep_token() -> None:
         path.chmod(0o600)
 
 
+def beside_driver() -> dict[str, Any]:
+    """Options of an actor that keeps something for its driver: on its node, so that no other takes it along.
+
+    It asks for no CPU. Killed, it is started again, with nothing in it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
+
+
 @contextmanager
 def _muted() -> Iterator[None]:
     """Standard error to nowhere, at the level of the file: Ray's core announces its log level there, and only there.

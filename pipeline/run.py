@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import parts, tables
+from pipeline.cluster import beside_driver
 from pipeline.config import Alignment, Config, UserError
 from pipeline.equipment import equip
 from pipeline.ledger import Artifact, Ledger, now
@@ -178,7 +179,7 @@ def _told(ticks: Sequence[Tick], drafts: Sequence[tables.Draft]) -> Iterator[Any
     """
     import ray
 
-    seen, over = tables.Seen.remote(), threading.Event()  # type: ignore[attr-defined]
+    seen, over = ray.remote(tables.Seen).options(**beside_driver()).remote(), threading.Event()
     shown = list(zip(ticks, drafts, strict=True))[:-1]
 
     def show() -> None:

@@ -110,7 +110,6 @@ def _tap(rows: pa.Table, uri: str, attempt: str, seen: Any) -> pa.Table:
     return kept
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
 class Seen:
     """How many rows of each table were written, for whoever shows it."""
 

@@ -340,10 +340,10 @@ def by_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[s
     return train(**(arguments | options))
 
 
-def one_train_worker() -> int:
-    """Process id of a training worker among the descendants of this process: of the Ray that this test started."""
+def one_of(name: str) -> int:
+    """Process id of such an actor among the descendants of this process: of the Ray that this test started."""
     descendants = psutil.Process().children(recursive=True)
-    return next(p.pid for p in descendants if "".join(p.cmdline()[:1]).startswith("ray::RayTrainWorker"))
+    return next(p.pid for p in descendants if "".join(p.cmdline()[:1]).startswith(f"ray::{name}"))
 
 
 def assert_same_run(ours: Path, theirs: Path, tolerance: float) -> None:
@@ -371,13 +371,36 @@ def test_two_workers_give_what_one_gives_even_if_one_is_killed(
         seen.append(line)
         # Ray Train holds the second checkpoint back until it has taken the first: by step 7 there is one for sure.
         if line["step"] == 7 and not killed:
-            killed.append(one_train_worker())
+            killed.append(one_of("RayTrainWorker"))
             os.kill(killed[0], signal.SIGKILL)
 
     answer = by_ray(rows, model_path, tmp_path, on_progress=kill_once)
 
     steps = [line["step"] for line in seen if "loss" in line]
     assert killed and steps.count(7) == 2 and steps.count(1) == 1  # it went on after step 3 or 6, not from the start
+    assert answer["steps"] == seen[0]["steps"] == steps[-1]
+    assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
+
+
+def test_a_killed_controller_and_a_killed_queue_cost_a_few_steps(
+    ray_cluster: None, rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path]
+) -> None:
+    """Neither is started again by Ray Train; a node that goes may take both along."""
+    seen: list[dict[str, Any]] = []
+    killed: list[int] = []
+
+    def kill_both(line: dict[str, Any]) -> None:
+        seen.append(line)
+        if line["step"] == 7 and not killed:
+            for name in ("TrainController", "_QueueActor"):
+                killed.append(one_of(name))
+                os.kill(killed[-1], signal.SIGKILL)
+
+    hardware = Trainer(tokens_per_batch=60, save_steps=3)
+    answer = by_ray(rows, model_path, tmp_path, hardware=hardware, on_progress=kill_both)
+
+    steps = [line["step"] for line in seen if "loss" in line]
+    assert len(killed) == 2 and steps.count(1) == 1, "it went on, and not from the start"
     assert answer["steps"] == seen[0]["steps"] == steps[-1]
     assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
 

@@ -11,11 +11,13 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch.distributed as dist
@@ -23,8 +25,9 @@ import transformers
 from pyarrow.fs import FileSelector, FileSystem, copy_files
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.queue import Queue
+from ray.util.queue import Empty, Queue
 
+from pipeline.cluster import beside_driver
 from pipeline.dpo import passport
 from pipeline.dpo.loop import Run
 from pipeline.dpo.rows import read
@@ -34,6 +37,7 @@ from pipeline.models import locate
 
 Failed = ray.train.TrainingFailedError
 RETRIES = 3
+_LOOK = 1.0  # seconds between two looks for lines of progress
 Progress = Callable[[dict[str, Any]], None]
 _OWNER = "owner"  # file beside the checkpoints: the token of the driver that trains here
 # Of the hardware, what a worker needs to know.
@@ -80,12 +84,45 @@ def train(
         ValueError: rows or a model that cannot be trained on, or that do not fit each other.
         ray.train.TrainingFailedError: a worker failed more than three times.
     """
-    storage, token = _absolute(checkpoint_path), uuid.uuid4().hex
+    for tries in range(RETRIES + 1):
+        try:
+            return _train(
+                rows_path=rows_path,
+                model_path=model_path,
+                out_path=out_path,
+                settings=settings,
+                hardware=hardware,
+                storage=_absolute(checkpoint_path),
+                reference_digest=reference_digest,
+                reference_path=reference_path,
+                on_progress=on_progress,
+            )
+        except ray.exceptions.RayActorError:
+            # Ray Train starts workers again, but nobody the controller, which watches them: its node may be gone.
+            if tries == RETRIES:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _train(
+    *,
+    rows_path: str,
+    model_path: str,
+    out_path: str,
+    settings: dict[str, Any],
+    hardware: Trainer,
+    storage: str,
+    reference_digest: str | None,
+    reference_path: str | None,
+    on_progress: Progress | None,
+) -> dict[str, Any]:
+    """`train`, for as long as Ray Train's controller lives."""
+    token = uuid.uuid4().hex
     fs, place = open_place(storage)
     fs.create_dir(place, recursive=True)
     with fs.open_output_stream(f"{place}/{_OWNER}") as stream:
         stream.write(token.encode())
-    progress = Queue(actor_options={"num_cpus": 0}) if on_progress else None
+    progress = Queue(actor_options=beside_driver()) if on_progress else None
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -164,7 +201,7 @@ def _prepare(config: dict[str, Any]) -> Run:
         rank=context.get_world_rank(),
         workers=context.get_world_size(),
         # Not by `ray.train.report`: it waits until the controller, which looks every 2 s, has taken the last one.
-        report=(lambda line: None) if progress is None else progress.put,  # an empty queue is falsy
+        report=partial(_report, progress),
         shelf=config["shelf"],
         from_reference=reference is None,
     )
@@ -256,18 +293,38 @@ def _shown(progress: Queue | None, on_progress: Progress | None) -> Iterator[Non
         yield
         return
 
+    over = threading.Event()
+
     def show() -> None:
-        while (line := progress.get()) is not None:
-            on_progress(line)
+        while True:
+            try:
+                line = progress.get(timeout=_LOOK)
+            except (ray.exceptions.RayError, Empty):  # nothing has come, or the queue is being started again
+                if over.wait(_LOOK):
+                    return
+            else:
+                if line is None:
+                    return
+                on_progress(line)
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        progress.put(None)
+        over.set()
+        with suppress(ray.exceptions.RayError):
+            progress.put(None)  # behind the last line
         thread.join()
-        progress.shutdown()
+        with suppress(ray.exceptions.RayError):
+            progress.shutdown()
+
+
+def _report(progress: Queue | None, line: dict[str, Any]) -> None:
+    """Tell of a step. A line that nobody can be told is no reason to stop: metrics.jsonl has it."""
+    if progress is not None:  # an empty queue is falsy
+        with suppress(ray.exceptions.RayError):
+            progress.put(line)
 
 
 def _absolute(path: str) -> str:

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from pipeline.cluster import beside_driver
+
 TRIES = 3
 _VAIN_STARTS = 9  # of an actor that brings no row to an end: its engine is to blame, and no row
 
@@ -81,18 +83,13 @@ _of_driver: dict[tuple[str, str], Any] = {}  # a handle that is held: without on
 def kept() -> Any:
     """The actor with the notes of this driver. It asks for no CPU, and goes when the driver does.
 
-    It is on the driver's node, so that no other node takes it along; killed alone it is started again, without notes.
+    Killed, it is started again, without notes.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context()
     driver = (here.gcs_address, here.get_job_id())
     if driver not in _of_driver:
         _of_driver.clear()
-        beside = NodeAffinitySchedulingStrategy(here.get_node_id(), soft=False)
-        actor = ray.remote(Attempts).options(
-            num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside
-        )
-        _of_driver[driver] = actor.remote()
+        _of_driver[driver] = ray.remote(Attempts).options(**beside_driver(), max_task_retries=-1).remote()
     return _of_driver[driver]
