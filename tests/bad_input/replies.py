@@ -22,7 +22,7 @@ QUESTIONS = [
         [None, "question asked twice"],
     ),
     ("line ends in between", "Q1 Who\nwon? Answer Ann | Bob | Cy", ["question unread"] * 2),
-    ("half a letter", "Q1 Who \ud800? Answer Ann | Bob | Cy", [None]),
+    ("half a letter", "Q1 Who \ud800? Answer Ann | Bob | Cy", ["question unread"]),
     ("braces", "Q1 Who {won}? Answer {0} | %s | $(x)", [None]),
 ]
 
