@@ -143,11 +143,13 @@ def under_way(run: Path) -> str:
     return "+".join(path.parent.name for path in begun) or "between stages"
 
 
-def disturb(config: Path, run: Path, cluster: Any, tally: Tally, rng: random.Random, *, most: int, pace: float) -> None:
-    """Play a run to its end, killing something now and then, `most` times at most."""
+def disturb(
+    config: Path, run: Path, cluster: Any, tally: Tally, rng: random.Random, *, most: int, pace: float, apart: float
+) -> None:
+    """Play a run to its end, killing something up to `apart` seconds after the last, `most` times at most."""
     driver, kills = start(config, cluster.address, pace), 0
     while True:
-        code = _watch(driver, run, rng.uniform(0.5, 12) if kills < most else PATIENCE)
+        code = _watch(driver, run, rng.uniform(0.5, apart) if kills < most else PATIENCE)
         if code == 0:
             return
         if code is not None:
@@ -276,7 +278,7 @@ def _equal(row: dict[str, Any], other: dict[str, Any]) -> bool:
     return True
 
 
-def chaos(kills: int, *, articles: int, per_run: int, nodes: int, seed: int, pace: float) -> Tally:
+def chaos(kills: int, *, articles: int, per_run: int, nodes: int, seed: int, pace: float, apart: float) -> Tally:
     """Kill until there were `kills`, `per_run` to a run, and look at each run when it is finished."""
     tally, rng = Tally(), random.Random(seed)
     cluster = cluster_of(nodes)
@@ -288,7 +290,9 @@ def chaos(kills: int, *, articles: int, per_run: int, nodes: int, seed: int, pac
             while tally.kills < kills:
                 run = Path(folder, f"run-{tally.runs}")
                 config = write_config(Path(folder), run, articles, together=tally.runs % 2 == 0)
-                disturb(config, run, cluster, tally, rng, most=min(per_run, kills - tally.kills), pace=pace)
+                disturb(
+                    config, run, cluster, tally, rng, most=min(per_run, kills - tally.kills), pace=pace, apart=apart
+                )
                 compare(run, calm, tally)
                 tally.runs += 1
                 print(
@@ -308,6 +312,7 @@ def main() -> None:
     parser.add_argument("--articles", type=int, default=120)
     parser.add_argument("--nodes", type=int, default=1, help="nodes beside the head")
     parser.add_argument("--pace", type=float, default=0.03, help="seconds that the scripted policy takes for a prompt")
+    parser.add_argument("--apart", type=float, default=12, help="seconds between two kills, at the most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--drive", help=argparse.SUPPRESS)
@@ -323,6 +328,7 @@ def main() -> None:
         nodes=given.nodes,
         seed=given.seed,
         pace=given.pace,
+        apart=given.apart,
     )
     result = {**vars(tally), "seconds": round(time.monotonic() - began)}
     show("Kills, by what was killed", [{"killed": kind, "times": n} for kind, n in tally.by_kind.most_common()])
