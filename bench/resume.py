@@ -1,7 +1,7 @@
 """How long a killed run takes to go on: `PYTHONPATH=. .venv/bin/python bench/resume.py`.
 
-Plays the demo's configuration with real vLLM, kills the driver and all it started when some summaries are written,
-Plays the demo with real vLLM, kills the driver and all it started when some summaries are written,
+Plays the demo with real vLLM, kills the driver and all it started when some summaries are written, gives the same
+command again, and measures from there to the first new row. Left out: whether anything is lost (`chaos.py`).
 """
 
 import argparse
