@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.config import Config
+from pipeline.exam import BASELINES
 from pipeline.ledger import Artifact
 from pipeline.lengths import Asked, Lengths
 from pipeline.rates import Measured, Rates
+from pipeline.sampling import COMPARED
 from pipeline.stage import Stage
 
 
@@ -72,15 +74,11 @@ class Counts:
         if name in ("questions", "second_questions"):
             tally = self._questions(name, rows, reply, line)
         elif name in ("summaries", "exam", "evaluation", "scores", "second_scores"):
-            three = (
-                "baselines" in stage.settings and "policy_engine" in stage.uses
-            )  # the base's, its lead, it cut short
-            kept = 3.0 * rows if three else kept
             if "policy_engine" in stage.uses:
                 tally = self._sampled(stage, inputs, rows, reply, line)
             if engine := {"judge_engine", "second_engine"} & set(stage.uses):
                 who = "judge" if engine == {"judge_engine"} else "second_judge"
-                judged = self._judged(stage, who, 3 * rows if three else rows, given, reply, line)
+                judged = self._judged(stage, who, rows, given, reply, line)
                 tally |= {what: tally.get(what, 0) + count for what, count in judged.items()}
         elif name == "pairs":
             each = measured.each("pairs") if measured else None
@@ -89,6 +87,8 @@ class Counts:
             tally = self._referred(rows, given, measured, line)
         elif name == "policy":
             tally = self._trained(rows, given)
+        elif name == "drift":
+            line.rows = round(rows * COMPARED)  # of the others no log-probability is kept
         elif measured:  # a stage that is not known here: as its records say
             tally = {what: rows * count / max(1, measured.rows) for what, count in measured.tally.items()}
         if measured and tally.get("tokens_in") and (cached := measured.each("tokens_cached", "tokens_in")):
@@ -118,16 +118,16 @@ class Counts:
             return {}
         training = stage.name == "summaries"
         n = self.settings.summaries.n if training else 1
+        texts = n + (len(BASELINES) if "baselines" in stage.settings else 0)
         most = (self.settings.summaries if training else self.settings.evaluation).max_tokens
-        # Where a judge's replies are in the same tally, sampling alone tells what a summary takes.
-        each = reply.of(most, "summaries") if "judge_engine" not in stage.uses else self._written(most, line)
-        return {"tokens_in": rows * self.lengths.prompt, "tokens_out": rows * n * each, "summaries": rows * n}
+        each = reply.of(most, "summaries" if training else None)  # of an exam a row has one that was sampled
+        return {"tokens_in": rows * self.lengths.prompt, "tokens_out": rows * n * each, "summaries": rows * texts}
 
     def _judged(
         self, stage: Stage, who: str, rows: int, given: dict[str, float], reply: "_Reply", line: Line
     ) -> dict[str, float]:
         """Answers from each summary; equal ones of an article are judged once."""
-        passages = float(rows)
+        passages = given.get("summaries", float(rows))
         if stage.name == "scores":
             summaries = given.get("summaries", rows * self.settings.summaries.n)
             distinct = reply.measured.each("judged") if reply.measured else None

@@ -64,6 +64,7 @@ def _sit(prompt: Prompt, writer: str, baselines: Baselines | None, engine: Engin
             led = lead(row["article"], baselines.lead_sentences)
             short = shorten(outcome["summaries"][0]["text"], baselines.shorten_to)
             outcome["summaries"] += [_unsampled(led), _unsampled(short)]
+            outcome["tally"]["summaries"] += len(BASELINES)
     return outcomes
 
 
