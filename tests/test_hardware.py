@@ -72,7 +72,7 @@ def test_a_pool_that_grows_needs_its_fewest_replicas():
         ("auto", "replicas is 'auto': it should be a number such as 2, or {min: 1, max: 8}"),
         ({"min": 3, "max": 2}, "min=3 and max=2: max should not be less"),
         (0, "greater than 0"),
-        (True, "replicas is True"),
+        (True, "it is no setting to be turned on or off"),
         ({"max": 2}, "min"),
     ],
 )
