@@ -53,7 +53,8 @@ class Rated:
 def main() -> None:
     options = _options()
     settings = load(options.config, options.overrides)
-    pool = equip(("judge_engine",), settings, (), "", "judge_vs_people", Tick(Display().console, None, "", None, ""))["judge_engine"]
+    unseen = Tick(Display().console, None, "", None, "")
+    pool = equip(("judge_engine",), settings, (), "", "judge_vs_people", unseen)["judge_engine"]
     result = compare(read(options.file), settings, pool.make_engine())
     show(
         f"{result['judge']} and people, on {result['summaries']:,} summaries of {result['articles']:,} articles",
