@@ -110,6 +110,7 @@ def of_ray_data(config: Any) -> list[str]:
     """Make the same tables with Ray Data alone: each stage's function, and `write_parquet`."""
     import pyarrow.parquet as pq
     import ray.data
+    from ray.data.expressions import col
 
     from pipeline.articles import read
     from pipeline.pairs import pair
@@ -129,9 +130,11 @@ def of_ray_data(config: Any) -> list[str]:
         names = [name.rsplit(".", 1)[-1] for name in (*stage.settings, *stage.uses)]
         table = ray.data.read_parquet(str(at / rows))
         if stage.split:
-            table = table.filter(expr=f"split == '{stage.split}'")
+            table = table.filter(expr=col("split") == stage.split)
         made = stage(table, *beside, **{name: equipment[name] for name in names})
-        made.filter(expr="is_null(skipped)").drop_columns(["skipped", "tally"]).write_parquet(str(at / stage.name))
+        made.filter(expr=col("skipped").is_null()).drop_columns(["skipped", "tally"]).write_parquet(
+            str(at / stage.name)
+        )
         rows = stage.name
         said.append(f"{rows} {time.monotonic() - began:.1f}s")
     return said

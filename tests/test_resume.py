@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.data.expressions import col
 
 from judges.base import Prompt, Skip, user
 from pipeline.config import Config, UserError
@@ -230,7 +231,7 @@ def test_rows_that_cannot_be_seen_from_here_are_no_table(tmp_path, work):
 
     @stage("scores", version=1, writes=("second_scores",))
     def elsewhere(rows):
-        return each(rows.filter(expr="article_id != 'a3'"), lambda row: {"second_scores": []}, ("second_scores",))
+        return each(rows.filter(expr=col("article_id") != "a3"), lambda row: {"second_scores": []}, ("second_scores",))
 
     config = settings(tmp_path)
     run = Run(config, Ledger(config.run), Display())
