@@ -132,6 +132,8 @@ class Ledger:
 
     def clear(self, address: str) -> None:
         """Remove what an unfinished or stale making left."""
+        if self.fs.get_file_info(self.path(address)).type == pafs.FileType.NotFound:
+            return
         # The record goes first: cut off half way, what is left must not look finished.
         self._delete(self.fs.delete_file, f"{address}/{RECORD}")
         self._delete(self.fs.delete_dir, address)

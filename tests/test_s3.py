@@ -105,6 +105,7 @@ def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket, ray_there, tmp_p
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_round_with_a_real_training_on_s3(bucket, tmp_path):
     """Killed once as it trains; `bench/chaos.py` plays it with a scripted policy."""
     config = chaos.write_config(tmp_path, tmp_path / "calm", 30, together=True)

@@ -49,7 +49,7 @@ OURS = """
 import os, sys, time
 from pipeline.cluster import connected
 from pipeline.hardware import Hardware
-with connected(Hardware(ray_cpus=1)):
+with connected(Hardware(ray_cpus=2)):
     import ray
     print(ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.readline()
