@@ -6,6 +6,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import s3_server
 
 from pipeline.hardware import Hardware
 
@@ -26,6 +27,7 @@ def ray_cluster() -> Iterator[None]:
 
     os.environ.pop("RAY_ADDRESS", None)
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # workers import the scripts that tests give them
+    os.environ |= s3_server.ENVIRONMENT  # and find the S3 server, once a test has started it
     with connected(Hardware(ray_cpus=4)):
         yield
 

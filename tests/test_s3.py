@@ -1,64 +1,22 @@
 """A run on S3: the ledger, tables and a whole round with a real training, at a local server that speaks S3."""
 
 import json
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 
 import chaos
 import pytest
+import s3_server
 from test_resume import Work, check_counts, play, settings
 
 from pipeline import tables
 from pipeline.config import UserError
 from pipeline.ledger import Ledger
 
-KEYS = {
-    "AWS_ACCESS_KEY_ID": "rondo-test",
-    "AWS_SECRET_ACCESS_KEY": "not-a-secret",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
-
 
 @pytest.fixture(scope="module")
-def bucket():
-    """`s3://bucket` at moto's server. The environment is what a user sets for MinIO and the like."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    place = f"http://127.0.0.1:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**KEYS, "AWS_ENDPOINT_URL": place}.items():
-            patch.setenv(name, value)
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(urllib.request.Request(f"{place}/bucket", method="PUT")).close()
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.1)
-        yield "s3://bucket"
-    server.terminate()
-    server.wait()
-
-
-@pytest.fixture(scope="module")
-def ray_there(bucket):
-    """A Ray whose workers have the environment of `bucket`."""
-    import ray
-
-    from pipeline.cluster import connected
-    from pipeline.hardware import Hardware
-
-    if ray.is_initialized():
-        ray.shutdown()
-    with connected(Hardware(ray_cpus=4)):
-        yield
+def bucket(ray_cluster):
+    with s3_server.serving() as place:
+        yield place
 
 
 def test_a_ledger_on_s3(bucket):
@@ -80,7 +38,7 @@ def test_a_ledger_on_s3(bucket):
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_a_chain_on_s3_goes_on_where_it_was_cut_off(bucket, ray_there, tmp_path, together):
+def test_a_chain_on_s3_goes_on_where_it_was_cut_off(bucket, tmp_path, together):
     work = Work(tmp_path)
     config = settings(f"{bucket}/chain-{together}", hardware={"together": together})
     (tmp_path / "break-scores").write_text("9")
@@ -98,7 +56,7 @@ def test_a_chain_on_s3_goes_on_where_it_was_cut_off(bucket, ray_there, tmp_path,
         assert len(there) == len(set(there)) == table.record["kept"]
 
 
-def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket, ray_there, tmp_path):
+def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket, tmp_path):
     config = settings("s3://no-such-bucket/run")
     with pytest.raises(UserError, match="s3://no-such-bucket/run.* cannot be written: .*no-such-bucket") as caught:
         play(config, Work(tmp_path))
