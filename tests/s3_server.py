@@ -1,4 +1,4 @@
-"""A local server that speaks S3 (moto's), and the environment in which everything finds it, as users set it for MinIO."""
+"""A local server that speaks S3 (moto's), and the environment in which everything finds it."""
 
 import socket
 import subprocess
