@@ -101,12 +101,16 @@ def test_a_flipped_weight_is_not_the_reference(model_path: str, tmp_path: Path) 
 
 
 def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None:
-    """One pipeline from summaries to references: the first is scored while later articles are still being judged."""
-    count = 12
+    """One pipeline from summaries to references: the last article is judged only when the first is scored."""
+    count, seen, late = 12, tmp_path / "seen", tmp_path / "late"
 
-    def slow(prompt, sample=0):
-        time.sleep(0.25)
-        (tmp_path / f"{time.monotonic_ns()}").touch()
+    def waits_for_the_first(prompt, sample=0):
+        if "last" in prompt.messages[0]["content"]:
+            deadline = time.monotonic() + 200
+            while not seen.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if not seen.exists():
+                late.touch()
         return f"Q1 {LETTERS[0] if 'good' in prompt.messages[0]['content'] else 'Unsure'}"
 
     question = {"question_id": "q", "question": "What?", "options": ["x", "y"], "answer": 0}
@@ -114,11 +118,12 @@ def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None
     for row in rows:
         del row["pairs"]
         row["questions"] = [question]
-        row["summaries"] = [row["summaries"][0] | {"text": f"{word} word"} for word in ("good", "bad")]
+        which = "last" if row is rows[-1] else "word"
+        row["summaries"] = [row["summaries"][0] | {"text": f"{word} {which}"} for word in ("good", "bad")]
     one_at_a_time = EngineHardware(batch_size=1, cpus_per_replica=0.5)
     scored = judge(
         dataset(rows).repartition(count), judge=Judge(model="none", questions=1, options=2), seed=0,
-        judge_engine=Pool(lambda: ScriptedEngine(slow), one_at_a_time, at_once=1),
+        judge_engine=Pool(lambda: ScriptedEngine(waits_for_the_first), one_at_a_time, at_once=1),
     )  # fmt: skip
     paired = pair(scored, pairs=Pairs(threshold=1, min_words=1), seed=0)
     stream = iter(anchor(
@@ -126,7 +131,7 @@ def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None
         scorer=scorer(model_path, batch_size=1, cpus_per_replica=0.5),
     ).iter_rows())  # fmt: skip
 
-    first = next(stream)
-    judged = len(list(tmp_path.iterdir()))
-    assert first["reference_logps"] is not None and judged < 2 * count
+    assert next(stream)["reference_logps"] is not None
+    seen.touch()
     assert len(list(stream)) == count - 1
+    assert not late.exists(), "the first came only when all were judged"
