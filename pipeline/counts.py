@@ -76,10 +76,9 @@ class Counts:
         elif name in ("summaries", "exam", "evaluation", "scores", "second_scores"):
             if "policy_engine" in stage.uses:
                 tally = self._sampled(stage, inputs, rows, reply, line)
-            if engine := {"judge_engine", "second_engine"} & set(stage.uses):
-                who = "judge" if engine == {"judge_engine"} else "second_judge"
-                judged = self._judged(stage, who, rows, given, reply, line)
-                tally |= {what: tally.get(what, 0) + count for what, count in judged.items()}
+            else:
+                who = "judge" if "judge_engine" in stage.uses else "second_judge"
+                tally = self._judged(stage, who, rows, given, reply, line)
         elif name == "pairs":
             each = measured.each("pairs") if measured else None
             tally = {"pairs": rows * (self._pairs_at_most() if each is None else each)}
@@ -140,8 +139,7 @@ class Counts:
         if asked is None:
             return {}
         each = asked.answers + self._shown(asked) + self._summary(asked, line)
-        alone = "policy_engine" not in stage.uses
-        said = reply.of(asked.answer_limit, "judged") if alone else self._answered(asked, line)
+        said = reply.of(asked.answer_limit, "judged")
         return {"tokens_in": passages * each, "tokens_out": passages * said}
 
     def _referred(self, rows: int, given: dict[str, float], measured: Measured | None, line: Line) -> dict[str, float]:
@@ -171,10 +169,6 @@ class Counts:
     def _written(self, most: int, line: Line) -> float:
         """Tokens that the policy writes for a summary."""
         return self._known("summaries", "summaries", most, line)
-
-    def _answered(self, asked: Asked, line: Line) -> float:
-        """Tokens that the judge writes to answer an article's questions."""
-        return self._known("scores", "judged", asked.answer_limit, line)
 
     def _known(self, name: str, per: str, most: int, line: Line) -> float:
         found = [measured for (stage, _), measured in self.rates.measured.items() if stage == name]

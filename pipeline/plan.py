@@ -147,7 +147,7 @@ class Plan(Survey):
         if self.price is not None and line.gpu_hours is not None:
             line.dollars = line.gpu_hours * self.price
         judge = self.settings.judge
-        if "judge_engine" in stage.uses and judge.served and "policy_engine" not in stage.uses:
+        if "judge_engine" in stage.uses and judge.served:
             price = self.settings.hardware.servers[judge.served.server].prices.get(judge.model or "")
             if price is not None and "tokens_in" in line.tally:
                 line.dollars = (line.dollars or 0.0) + _cost(price, line.tally)
