@@ -1,5 +1,6 @@
 """What several tests share: one Ray, kept for the session, and small things to make rows from."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,14 @@ def ray_cluster() -> Iterator[None]:
     os.environ |= s3_server.ENVIRONMENT  # and find the S3 server, once a test has started it
     with connected(Hardware(ray_cpus=4)):
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_engine_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A pipeline that failed keeps its engines, and their CPUs, until Python finds that nobody refers to it."""
+    yield
+    if "ray_cluster" in request.fixturenames:
+        gc.collect()
 
 
 @pytest.fixture
