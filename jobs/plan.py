@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,34 @@ def plan(
     each = gpu_memory * GIB if gpu_memory is not None else installed()
     needs, unknown = _needs(settings, made, each)
     notes = _notes(settings, made, needs, unknown, each)
-    total = _total(made.lines)
+    estimate = _Estimate(settings.run, made.lines, needs, notes, each)
     if out is not None:
-        _write(out, settings, made, needs, total, notes, each)
-    _show(Console(highlight=False), settings, made, needs, total, notes, each)
+        Path(out).write_text(json.dumps(estimate.told(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _show(Console(highlight=False), estimate)
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """What is shown and written: a line of each artifact, each model's needs, and `gpu_memory`, bytes of one GPU."""
+
+    run: str
+    lines: Sequence[Line]
+    needs: Sequence[Need]
+    notes: Sequence[str]
+    gpu_memory: float | None
+
+    def total(self) -> dict[str, Any]:
+        return _total(self.lines)
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "stages": [asdict(line) | {"gpu_hours": line.gpu_hours} for line in self.lines],
+            "total": self.total(),
+            "gpu_memory": self.gpu_memory,
+            "memory": [asdict(need) | {"total": need.total} for need in self.needs],
+            "notes": list(self.notes),
+        }
 
 
 def installed() -> float | None:
@@ -188,23 +212,16 @@ def _notes(
     return notes
 
 
-def _show(
-    console: Console,
-    settings: Config,
-    made: Plan,
-    needs: Sequence[Need],
-    total: dict[str, Any],
-    notes: Sequence[str],
-    each: float | None,
-) -> None:
-    console.print(f"{settings.run}: {total['make']} to make, {total['made']} reused", style="bold", soft_wrap=True)
+def _show(console: Console, estimate: _Estimate) -> None:
+    total = estimate.total()
+    console.print(f"{estimate.run}: {total['make']} to make, {total['made']} reused", style="bold", soft_wrap=True)
     table = Table(box=None)
     # A narrow terminal cuts figures' headings before it cuts what a line is about.
-    table.add_column("", no_wrap=True, min_width=max(len(line.address) for line in made.lines))
+    table.add_column("", no_wrap=True, min_width=max(len(line.address) for line in estimate.lines))
     table.add_column("", no_wrap=True)
     for name in ("rows", "prompts", "tokens in", "tokens out", "time", "GPU hours", "cost"):
         table.add_column(name, justify="right")
-    for line in made.lines:
+    for line in estimate.lines:
         table.add_row(*_cells(line), style="dim" if line.state == "made" else "")
     table.add_section()
     gpus = f"{total['gpu_hours']:,.2f}" if total["gpu_hours"] else ""
@@ -214,12 +231,12 @@ def _show(
         f"${total['dollars']:,.2f}" if total["dollars"] else "", style="bold",
     )  # fmt: skip
     console.print(table)
-    if needs:
+    if estimate.needs:
         console.print()
         console.print("Memory on each GPU (of the machine, on a CPU)", style="bold")
-        console.print(_memory(needs, each))
+        console.print(_memory(estimate.needs, estimate.gpu_memory))
     console.print()
-    for note in notes:
+    for note in estimate.notes:
         console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
 
 
@@ -274,23 +291,3 @@ def _memory(needs: Sequence[Need], each: float | None) -> Table:
             _size(need.total), parts, room,
         )  # fmt: skip
     return table
-
-
-def _write(
-    out: str,
-    settings: Config,
-    made: Plan,
-    needs: Sequence[Need],
-    total: dict[str, Any],
-    notes: Sequence[str],
-    each: float | None,
-) -> None:
-    told = {
-        "run": settings.run,
-        "stages": [asdict(line) | {"gpu_hours": line.gpu_hours} for line in made.lines],
-        "total": total,
-        "gpu_memory": each,
-        "memory": [asdict(need) | {"total": need.total} for need in needs],
-        "notes": list(notes),
-    }
-    Path(out).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

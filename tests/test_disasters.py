@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import pytest
-from test_resume import Work, check, play, settings
+from test_resume import Work, break_once, check, play, settings
 
 from pipeline.config import UserError
 from pipeline.ledger import Ledger
@@ -46,10 +46,7 @@ def test_a_disk_that_became_read_only(disk, work):
     place, remount = disk
     remount("size=64m")
     config = settings(place / "run")
-    (work.folder / "break-scores").write_text("9")
-    with pytest.raises(UserError, match="breaks here"):
-        play(config, work)
-    (work.folder / "break-scores").unlink()
+    break_once(config, work, "scores", after=9)
     remount("ro")
     with pytest.raises(UserError, match=r"cannot be (written|tidied|removed): .*Read-only file system"):
         play(config, work)
@@ -78,10 +75,7 @@ def test_a_corrupt_record_is_named_and_its_folder_can_go(tmp_path, work, harm):
 @pytest.mark.parametrize("harm", ["{", '{"build": "b"}'])
 def test_a_corrupt_note_of_what_was_begun_costs_that_table_alone(tmp_path, work, harm):
     config = settings(tmp_path)
-    (work.folder / "break-scores").write_text("9")
-    with pytest.raises(UserError, match="breaks here"):
-        play(config, work)
-    (work.folder / "break-scores").unlink()
+    break_once(config, work, "scores", after=9)
     (tmp_path / "round-01/scores/begun.json").write_text(harm)
     noted = work.computed("summaries")
     check(tmp_path, play(config, work))
@@ -91,10 +85,7 @@ def test_a_corrupt_note_of_what_was_begun_costs_that_table_alone(tmp_path, work,
 def test_a_clock_that_jumps(tmp_path, work, monkeypatch):
     """No table, record or lock is decided by the time of day."""
     config = settings(tmp_path)
-    (work.folder / "break-scores").write_text("9")
-    with pytest.raises(UserError, match="breaks here"):
-        play(config, work)
-    (work.folder / "break-scores").unlink()
+    break_once(config, work, "scores", after=9)
     now = time.time
     for jump in (-86_400 * 365, 86_400 * 365):
         monkeypatch.setattr(time, "time", lambda jump=jump: now() + jump)

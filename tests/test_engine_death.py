@@ -79,7 +79,7 @@ def test_only_the_poisonous_rows_are_lost(ray_cluster, tmp_path):
 def test_an_engine_that_kills_every_row_ends_the_run(ray_cluster, tmp_path):
     rows = sampled(articles(20), partial(Mortal, tmp_path, came=raises), 4)
     with pytest.raises(UserError, match="the engine died 9 times in a row and finished nothing between: EngineDied"):
-        tables.write(rows, str(tmp_path / "out"), lambda count: None)
+        list(tables.write(rows, tables.draft(str(tmp_path / "out"), "attempt")))
     assert len(list(tmp_path.glob("start-*"))) == 9
 
 

@@ -120,6 +120,15 @@ def play(config, work):
     return articles, *run.chain((first, articles), *((stage,) for stage in others), into="round-01")
 
 
+def break_once(config, work, stage, after):
+    """Play until a stage breaks, which it does once it has computed so many rows; then it is mended."""
+    switch = work.folder / f"break-{stage}"
+    switch.write_text(str(after))
+    with pytest.raises(UserError, match=f"{stage} breaks here"):
+        play(config, work)
+    switch.unlink()
+
+
 def rows(folder, skipped=False):
     found = Path(folder, "skipped") if skipped else Path(folder)
     return [row for part in sorted(found.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
@@ -173,20 +182,14 @@ def test_what_is_written_is_not_computed_again(tmp_path, work, together):
     config = settings(tmp_path, hardware={"together": together})
     builds = {}
     for broken, following in zip(STAGES, (*STAGES[1:], None), strict=True):
-        (work.folder / f"break-{broken}").write_text("11")
-        with pytest.raises(UserError, match=f"{broken} breaks here"):
-            play(config, work)
-        (work.folder / f"break-{broken}").unlink()
+        break_once(config, work, broken, after=11)
         for path in tmp_path.rglob("begun.json"):
             address, build = str(path.parent.relative_to(tmp_path)), json.loads(path.read_text())["build"]
             assert builds.setdefault(address, build) == build, "it went on, and was not begun anew"
         written = {name: ids(tmp_path / "round-01" / name) for name in STAGES}
         noted = {name: len(work.computed(name)) for name in STAGES}
         if following:
-            (work.folder / f"break-{following}").write_text("0")  # so far, and no further
-            with pytest.raises(UserError, match=f"{following} breaks here"):
-                play(config, work)
-            (work.folder / f"break-{following}").unlink()
+            break_once(config, work, following, after=0)  # so far, and no further
         for name in STAGES:
             assert written[name].isdisjoint(work.computed(name)[noted[name] :]), name
     made = play(config, work)

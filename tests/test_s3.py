@@ -6,7 +6,7 @@ import time
 import chaos
 import pytest
 import s3_server
-from test_resume import Work, check_counts, play, settings
+from test_resume import Work, break_once, check_counts, play, settings
 
 from pipeline import tables
 from pipeline.config import UserError
@@ -41,11 +41,8 @@ def test_a_ledger_on_s3(bucket):
 def test_a_chain_on_s3_goes_on_where_it_was_cut_off(bucket, tmp_path, together):
     work = Work(tmp_path)
     config = settings(f"{bucket}/chain-{together}", hardware={"together": together})
-    (tmp_path / "break-scores").write_text("9")
-    with pytest.raises(UserError, match="scores breaks here"):
-        play(config, work)
+    break_once(config, work, "scores", after=9)
     noted = work.computed("summaries")
-    (tmp_path / "break-scores").unlink()
     made = play(config, work)
     check_counts(made)
     if not together:
