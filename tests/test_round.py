@@ -11,6 +11,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from driving import PACE, environment, kill, start, wait_for
+from test_secrets import SECRETS, check_holds_none
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["articles.limit=60", "summaries.n=4", "training.num_train_epochs=1", "training.pairs_per_step=16"]
@@ -37,7 +38,16 @@ def records(run):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
+def secrets_about():
+    """Secrets in the environment of every driver here, but for Ray's own token, which it would use."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SECRETS.keys() - {"RAY_AUTH_TOKEN"}:
+            patch.setenv(name, SECRETS[name])
+        yield
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory, secrets_about):
     """Two rounds, cut off twice: the driver killed as round 1 is judged, an engine killed as round 2 is written."""
     run = tmp_path_factory.mktemp("runs") / "two rounds"
     command = ("run", "configs/demo.yaml", f"run={run}", *SMALL)
@@ -85,6 +95,11 @@ def test_both_rounds_are_there_and_what_was_finished_was_not_made_again(played):
         assert after[address]["build"] == record["build"], f"{address} was made twice"
         assert f"{address:<22} reused" in output
     assert "took over the lock of a driver that is gone" in output
+
+
+def test_no_secret_is_in_it(played):
+    run, _, _, output = played
+    check_holds_none(run, output)
 
 
 def test_every_article_is_kept_once_or_skipped_with_a_reason(played):

@@ -36,10 +36,20 @@ def everything(folder):
             yield path, f"{table.schema.metadata} {table.to_pylist()}".encode()
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One round with vLLM and training, a model at a server that wants a key beside it, secrets all about."""
-    run = tmp_path_factory.mktemp("secret") / "run"
+def check_holds_none(run, said):
+    """A finished run of rounds with a report."""
+    files = list(everything(run))
+    names = {"record.json", "config.yaml", "report.md", "metrics.json", "model.safetensors"}
+    assert names <= {path.name for path, _ in files}
+    assert any(path.suffix == ".parquet" for path, _ in files)
+    assert {str(path): found for path, data in files if (found := holding(data))} == {}
+    assert holding(said.encode()) == []
+
+
+@pytest.mark.slow
+def test_a_run_with_a_key_for_a_server_holds_no_secret(tmp_path):
+    """And with every other secret about; test_round.py asks it of a run without a server."""
+    run = tmp_path / "run"
     with Server(lambda prompt, i: "Officials said so.", models=("m",), key=SECRETS["OPENAI_API_KEY"]) as server:
         command = [
             *(sys.executable, "-m", "jobs.cli", "run", "configs/demo.yaml", f"run={run}", "rounds=1"),
@@ -54,22 +64,12 @@ def finished(tmp_path_factory):
             env=environment() | SECRETS | {"RAY_AUTH_MODE": "disabled"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            text=True,
             timeout=PACE,
         )
-    assert done.returncode == 0, done.stdout.decode()
+    assert done.returncode == 0, done.stdout
     assert server.bodies, "the key was used"
-    return run, done.stdout
-
-
-def test_a_finished_run_holds_no_secret(finished):
-    run, said = finished
-    files = list(everything(run))
-    assert {"record.json", "config.yaml", "report.md", "metrics.json", "model.safetensors"} <= {
-        p.name for p, _ in files
-    }
-    assert any(path.suffix == ".parquet" for path, _ in files)
-    assert {str(path): found for path, data in files if (found := holding(data))} == {}
-    assert holding(said) == []
+    check_holds_none(run, done.stdout)
 
 
 def test_what_a_library_quotes_of_a_secret_is_not_passed_on(monkeypatch):
