@@ -138,9 +138,9 @@ def start(config: Path, address: str | None, pace: float) -> "subprocess.Popen[b
 
 
 def under_way(run: Path) -> str:
-    """The stages that a run has begun and not finished."""
-    begun = sorted(run.rglob("begun.json"), key=lambda path: path.stat().st_mtime) if run.exists() else []
-    return "+".join(path.parent.name for path in begun) or "between stages"
+    """The stages that a run has begun and not finished. It may be tidying up meanwhile, hence no rglob."""
+    begun = {Path(folder).name for folder, _, names in os.walk(run) if "begun.json" in names}
+    return "+".join(sorted(begun)) or "between stages"
 
 
 def disturb(
@@ -179,7 +179,7 @@ def _watch(driver: Any, run: Path, seconds: float) -> int | None:
     while time.monotonic() < deadline:
         if (code := driver.poll()) is not None:
             return code
-        if seconds >= PATIENCE and (files := sum(1 for _ in run.rglob("*"))) != seen:
+        if seconds >= PATIENCE and (files := sum(len(names) for _, _, names in os.walk(run))) != seen:
             deadline, seen = time.monotonic() + seconds, files
         time.sleep(0.1)
     return None

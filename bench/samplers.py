@@ -101,7 +101,8 @@ class Door:
     def __init__(self, folder: str, how: dict[str, Any]):
         self.folder, self.how = folder, how
         self.sign = Path(folder, f"open-{time.monotonic_ns()}")
-        self.opened = self.cpu = 0.0
+        self.opened = 0.0
+        self.cpu: dict[int, float] = {}
 
     def rows(self, copies: int) -> Any:
         import ray
@@ -128,7 +129,7 @@ class Door:
         assert len(lengths) == self.how["k"] * self.how["articles"] and min(lengths) > 0, "not every summary came"
         return {
             "seconds": now - self.opened,
-            "cpu_seconds": _cpu_seconds() - self.cpu,
+            "cpu_seconds": sum(spent - self.cpu.get(pid, 0.0) for pid, spent in _cpu_seconds().items()),
             "whole_seconds": now - began,
             "opened": self.opened,
             "summaries": len(lengths),
@@ -136,14 +137,15 @@ class Door:
         }
 
 
-def _cpu_seconds() -> float:
+def _cpu_seconds() -> dict[int, float]:
     """Of this process and all that it has started, Ray's too. What others do on the machine hardly touches it."""
     here = psutil.Process()
-    times = []
+    found = {}
     for process in (here, *here.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
-            times.append(process.cpu_times())
-    return sum(each.user + each.system for each in times)
+            times = process.cpu_times()
+            found[process.pid] = times.user + times.system
+    return found
 
 
 def _behind(sign: str, folder: str, how: dict[str, Any], copies: int, part: dict[str, bool]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""Play a configuration: check it, take the run's lock, start Ray, play the rounds, keep the report up to date."""
+"""Play a configuration: check it, take the run's lock, start Ray if anything is to be made, play the rounds, report."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 from jobs.plan import installed, refuse
 from jobs.submitted import warn_of_what_ray_removes
@@ -38,13 +39,15 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     """Play all rounds of a configuration. Raises UserError as `check` does, and for a run that is made otherwise."""
     display = Display()
     settings, book = check(path, overrides, display)
-    _check_servers(settings, _survey(settings, book, remake))
+    unmade = _survey(settings, book, remake)
+    _check_servers(settings, unmade)
     with book.lock(display.warn):
         folder.write(book, settings)
         display.say(f"{book.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}", style="bold")
         from pipeline.cluster import connected
 
-        with book.remaking(remake), connected(settings.hardware) as hardware:
+        ray = connected(settings.hardware) if unmade else nullcontext(settings.hardware)
+        with book.remaking(remake), ray as hardware:
             _play(settings.model_copy(update={"hardware": hardware}), book, display, remake)
 
 

@@ -8,6 +8,7 @@ is reused, and a changed setting is refused with the difference. Left out: what 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -73,7 +74,8 @@ def carry_out(settings: Alignment, display: Display, remake: str | None = None) 
         display.say(f"{book.root}: {settings.policy.model} on {settings.pairs}", style="bold")
         from pipeline.cluster import connected
 
-        with book.remaking(remake), connected(settings.hardware) as hardware:
+        ray = connected(settings.hardware) if survey.unmade else nullcontext(settings.hardware)
+        with book.remaking(remake), ray as hardware:
             pairs, policy = learn(Run(settings.model_copy(update={"hardware": hardware}), book, display, remake))
     counts = {name: pairs.record[name] for name in ("in", "kept", "skipped", "tally")}
     return Aligned(policy.record["model"], policy.record["training"], counts)

@@ -17,6 +17,7 @@ from keeping import keep
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from jobs.cli import main
 from judges.base import fill, user
 from pipeline import align, folder
 from pipeline.config import UserError
@@ -104,6 +105,7 @@ def test_the_same_command_makes_nothing_and_another_setting_is_refused(trained):
     assert "policy was made by another recipe:\n  settings.training.beta: was 0.3, now 0.5" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_at_the_step_it_left(trained, tmp_path):
     """And ends with the weights of a run that nobody disturbed."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -174,12 +176,18 @@ def test_what_belongs_to_rounds_is_refused_there(trained):
         (["--remake=round-01/policy"], "--remake round-01/policy: there is no such artifact; there are base/policy,"),
     ],
 )
-def test_a_users_mistake_ends_in_one_line_before_ray_starts(tmp_path, arguments, line):
+def test_a_users_mistake_ends_in_one_line_before_ray_starts(tmp_path, arguments, line, monkeypatch, capsys):
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}))
-    done = rondo("train", "configs/own_pairs.yaml", f"pairs={tmp_path}/pairs.jsonl", f"run={tmp_path}/run", *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {line}")
-    assert done.stderr.count("\n") == 1
+    command = ["rondo", "train", "configs/own_pairs.yaml", f"pairs={tmp_path}/pairs.jsonl", f"run={tmp_path}/run"]
+    monkeypatch.setattr(sys, "argv", [*command, *arguments])
+    monkeypatch.setattr("pipeline.cluster.connected", lambda hardware: pytest.fail("it asks for Ray"))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith(f"error: {line}")
+    assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

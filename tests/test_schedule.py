@@ -9,7 +9,7 @@ import time
 
 import psutil
 import pytest
-from driving import ROOT, environment, start, wait_for
+from driving import PACE, ROOT, environment, start, wait_for
 from rich.console import Console
 
 from jobs.schedule import Rounds, finished, schedule
@@ -184,12 +184,12 @@ def test_it_ends_its_round_with_itself(tmp_path, corpus, sent, status):
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) > 3
     process.send_signal(sent)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PACE)
     assert process.returncode == status, output
     assert "Traceback" not in output
-    deadline = time.monotonic() + 30
-    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
-        assert time.monotonic() < deadline, "something of the round is left"
+    deadline = time.monotonic() + PACE
+    while left := [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < deadline, f"something of the round is left: {left}"
         time.sleep(0.2)
     assert not list(run.glob("lock-*")), "the round did not end properly"
 
