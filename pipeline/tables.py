@@ -142,14 +142,13 @@ def write(rows: Dataset | Iterable[pa.Table], table: Draft) -> Iterator[int]:
             yield row["rows"]
         return
     except ray.exceptions.RayError as error:
-        # Of an error in a worker Ray Data brings the text alone.
-        told = re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(error))
-        if not told:
-            raise
-    # A pipeline's actors go with the last reference to it, and an error that is kept keeps those of its frames.
+        failed = error.with_traceback(None)
+    # A pipeline's engines go with the last reference to it, and an error that is kept keeps those of its frames.
     del counts
     gc.collect()
-    raise UserError(told[1])
+    # Of an error in a worker Ray Data brings the text alone.
+    told = re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(failed))
+    raise UserError(told[1]) if told else failed
 
 
 def _write(rows: pa.Table, uri: str, attempt: str) -> pa.Table:

@@ -29,11 +29,11 @@ def start(*arguments):
     )
 
 
-def wait_for(what, process):
-    """Until `what()` holds; a driver that ends before is a failure, with all that it said."""
+def wait_for(what, process=None):
+    """Until `what()` holds; a driver, if one is given, that ends before is a failure, with all that it said."""
     deadline = time.monotonic() + PACE
     while not (found := what()):
-        assert process.poll() is None, process.stdout.read()
+        assert process is None or process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline, "nothing came"
         time.sleep(0.05)
     return found

@@ -7,6 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
+from driving import wait_for
 from ray.data.expressions import col
 
 from judges.base import Prompt, Skip, user
@@ -61,7 +63,7 @@ class Work:
     """The stages of a round, which note in `folder` what they compute, and break where a file there says so."""
 
     def __init__(self, folder):
-        self.folder = Path(folder)
+        self.folder, self.error = Path(folder), UserError
         pool = Pool(lambda: ScriptedEngine(script), HARDWARE).map
         made = {
             "summaries": (lambda rows: pool(rows, self.write, SAMPLED), SAMPLED, "train"),
@@ -80,7 +82,7 @@ class Work:
         with log.open("a") as file:
             file.write("".join(row["article_id"] + "\n" for row in rows))
         if limit.exists() and len(log.read_text().split()) > int(limit.read_text()):
-            raise UserError(f"{name} breaks here")
+            raise self.error(f"{name} breaks here")
 
     def computed(self, stage):
         log = self.folder / f"{stage}.log"
@@ -196,6 +198,21 @@ def test_what_is_written_is_not_computed_again(tmp_path, work, together):
     check(tmp_path, made)
     for table in made[1:]:
         assert builds.get(table.address, table.build) == table.build, "it went on, and was not begun anew"
+
+
+@pytest.mark.parametrize("kind", [UserError, KeyError])
+def test_engines_end_with_their_pipeline_whoever_keeps_its_error(tmp_path, work, kind):
+    """As a notebook does; what is called next wants their CPUs and GPUs."""
+
+    def taken():
+        return ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
+
+    before, work.error = taken(), kind
+    (work.folder / "break-scores").write_text("11")
+    with pytest.raises(Exception, match="scores breaks here") as kept:
+        play(settings(tmp_path, hardware={"together": True}), work)
+    wait_for(lambda: taken() <= before)
+    assert kept.value.__traceback__
 
 
 def test_a_finished_table_with_a_damaged_part_is_named(tmp_path, work):
