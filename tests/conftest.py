@@ -21,6 +21,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+LONGEST = {"test_round.py", "test_chaos.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that two at a time end together; they may take long, too."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+    for item in items:
+        if item.path.name in LONGEST:
+            item.add_marker(pytest.mark.timeout(2400))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A Ray of our own, as `rondo run` starts it."""

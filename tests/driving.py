@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[1]
-PACE = 420  # seconds that a small run may take on a busy machine
+PACE = 900  # seconds that a small run may take on a busy machine
 
 
 def environment():
