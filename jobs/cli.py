@@ -22,7 +22,10 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     remake: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Make this again, such as round-01/pairs, and what follows.")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Make this again, such as round-01/pairs or 'round-*/exam', and what follows."
+        ),
     ] = None,
 ) -> None:
     """Play rounds. The same command goes on where a run was cut off.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from jobs.plan import installed, refuse
 from jobs.submitted import warn_of_what_ray_removes
@@ -9,6 +10,9 @@ from pipeline import articles, config, folder, ledger, loggers, models, preferen
 from pipeline.progress import Display
 from pipeline.reading import load
 from pipeline.stage import Stage
+
+if TYPE_CHECKING:
+    from pipeline.survey import Survey
 
 
 def check(path: str, overrides: Sequence[str], display: Display) -> tuple[config.Config, ledger.Ledger]:
@@ -39,32 +43,28 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     """Play all rounds of a configuration. Raises UserError as `check` does, and for a run that is made otherwise."""
     display = Display()
     settings, book = check(path, overrides, display)
-    unmade = _survey(settings, book, remake)
-    _check_servers(settings, unmade)
+    survey = _survey(settings, book, remake)
+    _check_servers(settings, survey.unmade)
+    to_remake = survey.to_remake()
     with book.lock(display.warn):
         folder.write(book, settings)
         display.say(f"{book.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}", style="bold")
         from pipeline.cluster import connected
 
-        ray = connected(settings.hardware) if unmade else nullcontext(settings.hardware)
-        with book.remaking(remake), ray as hardware:
+        ray = connected(settings.hardware) if survey.unmade else nullcontext(settings.hardware)
+        with book.remaking(to_remake), ray as hardware:
             _play(settings.model_copy(update={"hardware": hardware}), book, display, remake)
 
 
-def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) -> dict[str, Stage]:
-    """Refuse what a run would refuse, before Ray starts and before anything of an earlier run is touched.
-
-    Returns:
-        what is to be made, by address.
-    """
+def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) -> "Survey":
+    """Refuse what a run would refuse, before Ray starts and before anything of an earlier run is touched."""
     from pipeline.round import rounds
     from pipeline.survey import Survey
 
     survey = Survey(settings, book, remake)
     for _ in rounds(survey):
         pass
-    survey.check_remake()
-    return survey.unmade
+    return survey
 
 
 def _check_servers(settings: config.Config, unmade: Mapping[str, Stage]) -> None:

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from jobs.play import check
 from pipeline.config import UserError
-from pipeline.ledger import Ledger
+from pipeline.ledger import Artifact, Ledger
 from pipeline.lock import InUse
 from pipeline.progress import Display, duration
 from pipeline.timetable import Timetable, zone
@@ -89,8 +89,8 @@ class Rounds:
                 self.say(f"round {made + 1} is left out: {last_line.removeprefix('error: ')}")
                 return
             if status == 0:
-                added = finished(self.book) - made
-                what = "is made" if added else "adds nothing: no pairs were found, or a rule says stop (above)"
+                made_one = self.book.find(f"round-{made + 1:02d}/evaluation")
+                what = "is made" if made_one else "adds nothing: no pairs were found, or a rule says stop (above)"
                 self.say(f"round {made + 1} {what}, after {took}")
                 self.failures = 0
                 return
@@ -106,11 +106,15 @@ class Rounds:
 
 
 def finished(book: Ledger) -> int:
-    """How many rounds of a run are finished, from the first on: those with an evaluation."""
+    """How many rounds of a run are over, from the first on: those with an evaluation, or found to give no pairs."""
     count = 0
-    while book.find(f"round-{count + 1:02d}/evaluation"):
+    while book.find(f"round-{count + 1:02d}/evaluation") or _is_fruitless(book.find(f"round-{count + 1:02d}/pairs")):
         count += 1
     return count
+
+
+def _is_fruitless(pairs: Artifact | None) -> bool:
+    return pairs is not None and pairs.record.get("kept") == 0
 
 
 def _run(command: Sequence[str]) -> tuple[int, str]:

@@ -68,14 +68,14 @@ def carry_out(settings: Alignment, display: Display, remake: str | None = None) 
     folder.check(book, settings)
     survey = Survey(settings, book, remake)
     learn(survey)
-    survey.check_remake()
+    to_remake = survey.to_remake()
     with book.lock(display.warn):
         folder.write(book, settings)
         display.say(f"{book.root}: {settings.policy.model} on {settings.pairs}", style="bold")
         from pipeline.cluster import connected
 
         ray = connected(settings.hardware) if survey.unmade else nullcontext(settings.hardware)
-        with book.remaking(remake), ray as hardware:
+        with book.remaking(to_remake), ray as hardware:
             pairs, policy = learn(Run(settings.model_copy(update={"hardware": hardware}), book, display, remake))
     counts = {name: pairs.record[name] for name in ("in", "kept", "skipped", "tally")}
     return Aligned(policy.record["model"], policy.record["training"], counts)

@@ -10,7 +10,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +132,7 @@ class Ledger:
 
     def clear(self, address: str) -> None:
         """Remove what an unfinished or stale making left."""
+        self.check_held()
         if self.fs.get_file_info(self.path(address)).type == pafs.FileType.NotFound:
             return
         # The record goes first: cut off half way, what is left must not look finished.
@@ -153,10 +154,15 @@ class Ledger:
         except (ValueError, KeyError, TypeError):
             return None  # damaged: it is made from the beginning
 
+    def has_more(self, address: str) -> bool:
+        """Whether an unfinished artifact has anything but the note that it was begun."""
+        folder = pafs.FileSelector(self.path(address), recursive=True, allow_not_found=True)
+        files = (info for info in self.fs.get_file_info(folder) if info.type == pafs.FileType.File)
+        return any(info.base_name != BEGUN and info.extension != "tmp" for info in files)
+
     def finish(self, address: str, record: dict[str, Any]) -> Artifact:
         """Write the record: from now on the artifact is there."""
-        if self.claim:
-            self.claim.check(thoroughly=True)
+        self.check_held()
         self.write(f"{address}/{RECORD}", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         self._delete(self.fs.delete_file, f"{address}/{BEGUN}")
         return Artifact(self.root, address, record)
@@ -164,16 +170,14 @@ class Ledger:
     # A remake that was asked for
 
     def to_remake(self, address: str) -> str | None:
-        """The build of the artifact that is still to be remade at this address, if a remake of it has begun."""
-        begun = json.loads(self.read(REMAKE) or "{}")
-        return begun.get("build") if begun.get("address") == address else None
+        """The build that is still to be remade at this address, if a remake of it has begun."""
+        return json.loads(self.read(REMAKE) or "{}").get(address)
 
     @contextlib.contextmanager
-    def remaking(self, address: str | None) -> Iterator[None]:
-        """Note which build a remake is to replace, until the run that asked for it is through."""
-        found = self.find(address) if address else None
-        if address and found and self.to_remake(address) is None:
-            self.write(REMAKE, json.dumps({"address": address, "build": found.build}))
+    def remaking(self, addresses: Iterable[str]) -> Iterator[None]:
+        """Note which builds a remake is to replace, until the run that asked for it is through."""
+        if builds := {address: found.build for address in addresses if (found := self.find(address))}:
+            self.write(REMAKE, json.dumps({a: self.to_remake(a) or build for a, build in builds.items()}))
         yield
         self._delete(self.fs.delete_file, REMAKE)
 
@@ -195,6 +199,11 @@ class Ledger:
                 yield
             finally:
                 object.__setattr__(self, "claim", None)
+
+    def check_held(self) -> None:
+        """Before anything is removed or finished: raises UserError if another driver has taken the run."""
+        if self.claim:
+            self.claim.check(thoroughly=True)
 
 
 def now() -> str:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,21 +101,21 @@ def _write(rows: pa.Table, fs: pafs.FileSystem, base: str, name: str) -> pa.Tabl
             fs.create_dir(folder)
             says = {_SAYS: json.dumps(_describe(some))}
             plain = _plain(some) if folder == base else some
-            file = f"{folder}/{name}"
-            # Under a name that no reader takes for a part, then moved: never a half-written Parquet.
+            file, half = f"{folder}/{name}", f"{folder}/{name}.{uuid.uuid4().hex[:8]}.tmp"
+            # Under a name of this writer's alone, which no reader takes for a part: never a half-written Parquet.
             try:
                 pq.write_table(
                     plain.replace_schema_metadata(says),
-                    f"{file}.tmp",
+                    half,
                     filesystem=fs,
                     compression="zstd",
                     write_page_checksum=True,
                 )
             except OSError:
                 with contextlib.suppress(OSError):
-                    fs.delete_file(f"{file}.tmp")  # half a file on a full disk is room that others need
+                    fs.delete_file(half)  # half a file on a full disk is room that others need
                 raise
-            fs.move(f"{file}.tmp", file)
+            fs.move(half, file)
     return _plain(kept)
 
 
@@ -187,7 +188,8 @@ def remove(uri: str, some: Iterable[str]) -> None:
     fs, base = open_place(uri)
     try:
         for name in some:
-            fs.delete_file(f"{base}/{name}")
+            with contextlib.suppress(FileNotFoundError):  # a writer that is still alive has moved it into place
+                fs.delete_file(f"{base}/{name}")
     except OSError as error:
         raise UserError(f"{uri} cannot be tidied: {_short(error)}") from error
 

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config import UserError
 from pipeline.hardware import Trainer
 from pipeline.learning import References, Training
-from pipeline.ledger import Artifact, remove
+from pipeline.ledger import Artifact
 from pipeline.loggers import Log
 from pipeline.models import fetch, locate
 from pipeline.served import Compared
@@ -66,7 +66,7 @@ def train(
 ) -> dict[str, Any]:
     """Train `policy` on the pairs of `rows`, and write it to `folder`.
 
-    Cut off, it goes on from the last checkpoint in `folder`.
+    Cut off, it goes on from the last checkpoint in `folder`, which stay until there is a record.
 
     Args:
         reference: whose log-probabilities `rows` has; None: those of `policy` itself.
@@ -74,7 +74,6 @@ def train(
     from pipeline.dpo import worker
     from pipeline.dpo.weights import digest
 
-    checkpoints = f"{folder}/checkpoints"
     settings = training.model_dump() | {"dtype": dtype, "seed": seed, "references": references.model_dump()}
     try:
         with logging(settings) as log:
@@ -84,7 +83,7 @@ def train(
                 out_path=folder,
                 settings=settings,
                 hardware=trainer,
-                checkpoint_path=checkpoints,
+                checkpoint_path=f"{folder}/checkpoints",
                 reference_path=locate(reference.record["model"]) if reference else None,
                 reference_digest=None if references.source == "none" else (reference or policy).record["digest"],
                 on_progress=partial(_tell, progress, log),
@@ -93,7 +92,6 @@ def train(
         raise UserError(f"training: {error}") from error
     except worker.Failed as error:
         raise UserError(f"training failed, and again after {worker.RETRIES} new starts: {_reason(error)}") from error
-    remove(checkpoints)  # thrice the weights, and of no use to a policy that is finished
     fetch.cache_clear()  # a folder elsewhere may have been fetched before, with other weights in it
     return {"model": folder, "digest": digest(fetch(folder)), "training": result}
 

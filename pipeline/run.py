@@ -16,7 +16,7 @@ from pipeline import parts, tables
 from pipeline.cluster import beside_driver
 from pipeline.config import Alignment, Config, UserError
 from pipeline.equipment import equip
-from pipeline.ledger import Artifact, Ledger, now
+from pipeline.ledger import Artifact, Ledger, now, remove
 from pipeline.progress import Display, Tick, summary
 from pipeline.stage import Stage
 from pipeline.survey import Survey, address_of
@@ -31,6 +31,8 @@ class Run(Survey):
         self.display = display
 
     def reuse(self, found: Artifact) -> Artifact:
+        if "training" in found.record:
+            remove(f"{found.uri}/checkpoints")  # in case it was cut off between its record and this
         self.display.line(found.address, f"reused  {summary(found.record)}", style="dim")
         return found
 
@@ -53,9 +55,11 @@ class Run(Survey):
 
     def _whole(self, rows: Any, job: "_Job", tick: Tick) -> dict[str, Any]:
         """Write a table in one go, and say what its record should."""
+        self.ledger.check_held()
         table = tables.draft(job.made.uri, _name_of_attempt())
         for count in tables.write(rows, table):
             tick.advance(count)
+        self.ledger.check_held()
         said = tables.finish(table, expected=None)
         assert said is not None, "nothing was expected of it"
         return said
@@ -98,6 +102,7 @@ class Run(Survey):
     def _pass(self, jobs: "list[_Job]") -> list[dict[str, Any]] | None:
         """Make what is missing of the jobs' tables. None if some of it is missing still."""
         drafts: list[tables.Draft] = []
+        self.ledger.check_held()
         for job in jobs:
             drafts.append(tables.draft(job.made.uri, _name_of_attempt(), within=drafts[-1].ids if drafts else None))
         if dropped := sum(table.dropped for table in drafts):
@@ -123,6 +128,7 @@ class Run(Survey):
                         for count in tables.write(rows, table):
                             tick.advance(count)
                 there, kept = table.adopted, parts.count(table.uri, table.adopted).kept
+        self.ledger.check_held()
         said: list[dict[str, Any]] = []
         expected = source.record["ids"]
         for job, table in zip(jobs, drafts, strict=True):
@@ -156,6 +162,8 @@ class Run(Survey):
             "commit": commit(),
         }
         artifact = self.ledger.finish(job.made.address, record)
+        if job.stage.resumes:
+            remove(f"{artifact.uri}/checkpoints")  # thrice the weights, and of no use to a policy that is finished
         self.display.line(artifact.address, summary(record))
         self.check_limits(job.stage, artifact)
         return artifact

@@ -6,6 +6,7 @@ what follows from it. Left out: making anything (`run.py`).
 
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from pipeline.config import Alignment, Config, UserError
@@ -23,7 +24,7 @@ class Survey:
     Args:
         config: what decides the result, and the hardware.
         ledger: the run's folder.
-        remake: the address of an artifact to make again although it is there.
+        remake: the address of an artifact to make again although it is there, or a pattern such as `round-*/exam`.
 
     Attributes:
         unmade: after a walk, what is to be made, by address.
@@ -59,15 +60,16 @@ class Survey:
         """What is there, if it is current; None if it is to be made. Raises UserError as `produce`."""
         self.seen.append(address)
         found = self.ledger.find(address)
-        changed = differences(found.record["recipe"], self.recipe(stage, inputs)) if found else []
-        if found and not changed and not self._asked(address, found):
+        was = found.record["recipe"] if found else self._begun(stage, inputs, address)
+        changed = differences(was, self.recipe(stage, inputs)) if was else []
+        if found and not changed and not self._asked(stage, found):
             self.check_limits(stage, found)
             return self.reuse(found)
-        # Inputs differ alone where one was made again, which somebody asked for: what follows is made again unasked.
+        # An input that was made again somebody asked for: what follows is made again unasked, whatever its settings.
         # Not so where nothing but another policy is begun with: that is a setting's doing, once it is known which one.
         chosen = all(map(_other_policy, changed)) and all(artifact.build != UNMADE for artifact in inputs)
         settings = changed if chosen else [line for line in changed if not line.startswith("inputs.")]
-        if settings and address != self.remake:
+        if settings and not (found and any(map(_remade, changed))) and not self._named(address):
             return self.refuse(address, settings)
         return None
 
@@ -76,8 +78,9 @@ class Survey:
 
     def refuse(self, address: str, changed: list[str]) -> Artifact:
         lines = "\n".join(f"  {line}" for line in changed)
+        done = "made" if self.ledger.find(address) else "begun"
         raise UserError(
-            f"{self.ledger.root}/{address} was made by another recipe:\n{lines}\n"
+            f"{self.ledger.root}/{address} was {done} by another recipe:\n{lines}\n"
             f"Make it and what follows again with --remake {address}, or give the run a new name: run=…"
         )
 
@@ -86,14 +89,29 @@ class Survey:
         # What follows sees a build that no record names, and so is to be made too.
         return Artifact(self.ledger.root, address, {"build": UNMADE, "kept": 1})
 
-    def check_remake(self) -> None:
-        """After a walk: raises UserError if no artifact has the address that is to be remade."""
-        if self.remake is not None and self.remake not in self.seen:
+    def to_remake(self) -> list[str]:
+        """After a walk: the addresses that are to be remade. Raises UserError if a remake was asked for and is none."""
+        named = [address for address in self.seen if self._named(address)]
+        if self.remake is not None and not named:
             raise UserError(f"--remake {self.remake}: there is no such artifact; there are {', '.join(self.seen)}")
+        return named
 
-    def _asked(self, address: str, found: Artifact) -> bool:
-        """Whether it is to be remade although it is current: once, however often the command is cut off."""
-        return address == self.remake and self.ledger.to_remake(address) in (None, found.build)
+    def _named(self, address: str) -> bool:
+        return self.remake is not None and fnmatchcase(address, self.remake)
+
+    def _asked(self, stage: Stage, found: Artifact) -> bool:
+        """Whether it is to be remade although it is current: once, however often the command is cut off.
+
+        One that was remade and is past its limits again may be remade again.
+        """
+        replaces = self.ledger.to_remake(found.address)
+        return self._named(found.address) and (replaces in (None, found.build) or bool(self._excess(stage, found)))
+
+    def _begun(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> dict[str, Any] | None:
+        """The recipe of an unfinished artifact that would be gone on with; None where there is nothing to lose."""
+        goes_on = stage.resumes or (stage.writes and inputs and not stage.whole)
+        begun = self.ledger.begun(address) if goes_on else None
+        return begun["recipe"] if begun and self.ledger.has_more(address) else None
 
     def recipe(self, stage: Stage, inputs: Sequence[Artifact]) -> dict[str, Any]:
         """What decides a stage's result. Inputs are named by build: making one again is not making it equal."""
@@ -115,6 +133,10 @@ class Survey:
 
     def check_limits(self, stage: Stage, artifact: Artifact) -> None:
         """Raises UserError if more rows were skipped, or answers unread, than the settings allow."""
+        if excess := self._excess(stage, artifact):
+            raise UserError(excess)
+
+    def _excess(self, stage: Stage, artifact: Artifact) -> str | None:
         record = artifact.record
         for name in stage.limits:
             limit = self.setting(name)
@@ -125,10 +147,11 @@ class Survey:
                 share, what = tally.get("unread", 0) / max(1, tally.get("answers", 0)), "answers could not be read"
             if share > limit:
                 reasons = "".join(f"\n  {count:,} {reason}" for reason, count in record["skipped"].items())
-                raise UserError(
+                return (
                     f"{artifact.address}: {share:.1%} of {what}, and {name} allows {limit:.1%}{reasons}\n"
                     f"Look at {artifact.uri}/, mend the cause and --remake {artifact.address}, or go on with {name}=…"
                 )
+        return None
 
 
 def address_of(stage: Stage, into: str) -> str:
@@ -138,6 +161,11 @@ def address_of(stage: Stage, into: str) -> str:
 def _other_policy(line: str) -> bool:
     """Whether a difference between recipes is that the one or the other has no policy of this address."""
     return re.match(r"inputs\.\S*policy: (was null|.*, now null$)", line) is not None
+
+
+def _remade(line: str) -> bool:
+    """Whether a difference between recipes is another build of an input that both have."""
+    return re.match(r'inputs\.\S+: was "[^"]*", now "[^"]*"$', line) is not None
 
 
 def _plain(value: Any) -> Any:

@@ -270,6 +270,61 @@ def test_a_remake_of_a_round_is_surveyed_though_its_champion_is_not_known_yet(wa
     assert "round-02/policy" in run.made and "round-03/policy" not in run.made, "its start is still the champion"
 
 
+def test_what_a_remake_is_followed_by_is_made_with_the_new_setting_too(walk):
+    """The advice of a refusal, taken: no later round that shares the setting sends back to the first."""
+    skills = [0, 40, 80]
+    walk(skills)
+    with pytest.raises(UserError, match="--remake round-01/pairs"):
+        walk(skills, "pairs.threshold=2")
+    _, run = walk(skills, "pairs.threshold=2", remake="round-01/pairs")
+    assert {"round-01/pairs", "round-01/policy", "round-02/pairs", "round-02/policy"} <= set(run.made)
+    assert "round-01/scores" not in run.made
+
+
+def test_a_pattern_remakes_what_no_single_address_would(walk):
+    skills = [0, 40, 80]
+    walk(skills)
+    with pytest.raises(UserError, match="was made by another recipe"):
+        walk(skills, "evaluation.max_tokens=99", remake="round-00/exam")
+    _, run = walk(skills, "evaluation.max_tokens=99", remake="round-*/exam")
+    assert {f"round-0{i}/{name}" for i in range(3) for name in ("exam", "evaluation")} == set(run.made)
+
+
+def test_what_was_begun_with_another_setting_is_not_thrown_away_unasked(walk, tmp_path):
+    """Hours of samples, say: refused as what is finished would be; where nothing was written yet nothing is lost."""
+    skills = [0, 40, 80]
+    walk(skills)
+    ledger = Ledger(str(tmp_path / "run"))
+    cut_off = ledger.find("round-02/pairs")
+    ledger.clear("round-02/pairs")
+    ledger.begin("round-02/pairs", {"build": cut_off.build, "recipe": cut_off.record["recipe"]})
+    (tmp_path / "run/round-02/pairs/part-x.parquet").write_bytes(b"rows")
+    changed = settings(tmp_path / "run", skills, "pairs.threshold=2")
+    with pytest.raises(UserError, match="round-01/pairs was made by another recipe"):
+        list(rounds(Survey(changed, ledger)))
+    first = ledger.find("round-01/pairs").record
+    first["recipe"]["settings"]["pairs"]["threshold"] = 2
+    ledger.finish("round-01/pairs", first)
+    with pytest.raises(UserError, match=r"round-02/pairs was begun by another recipe:\n  settings.pairs.threshold"):
+        list(rounds(Survey(changed, ledger)))
+    list(rounds(Survey(changed, ledger, remake="round-02/pairs")))
+    (tmp_path / "run/round-02/pairs/part-x.parquet").unlink()
+    list(rounds(Survey(changed, ledger)))
+
+
+def test_a_remake_that_is_past_its_limits_again_can_be_asked_for_again(walk, tmp_path):
+    skills = [0, 40]
+    walk(skills, "summaries.max_skipped=1")
+    ledger = Ledger(str(tmp_path / "run"))
+    found = ledger.find("round-01/summaries")
+    ledger.finish(found.address, found.record | {"build": "bad", "skipped": {"prompt too long": 90}})
+    ledger.write("remake.json", '{"round-01/summaries": "before"}')  # which the bad one has replaced
+    with pytest.raises(UserError, match="--remake round-01/summaries"):
+        walk(skills, "summaries.max_skipped=0.1")
+    _, run = walk(skills, "summaries.max_skipped=0.1", remake="round-01/summaries")
+    assert "round-01/summaries" in run.made
+
+
 def test_a_round_of_new_articles_without_pairs_is_not_the_end(walk):
     overrides = ("articles.each_round=new", "references.policy=base", "pairs.replay=0.5")
     played, run = walk([0, 40, 80, 90], *overrides, yields=[0, 60, 60])

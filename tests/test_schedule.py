@@ -81,6 +81,16 @@ def test_a_round_that_adds_nothing_is_no_failure(book):
     assert told(console)[1] == "round 1 adds nothing: no pairs were found, or a rule says stop (above)"
 
 
+def test_a_round_without_pairs_is_over(book):
+    """With new articles each round the next one is another: it must not be asked for the poor one for ever."""
+    book.finish("round-01/evaluation", RECORD)
+    book.finish("round-02/pairs", RECORD | {"kept": 0})
+    playing, console = rounds(book, "play")
+    playing.play()
+    assert told(console) == ["round 3 begins", "round 3 is made"]
+    assert finished(book) == 3
+
+
 def test_a_run_that_somebody_else_plays_is_left_alone(book):
     playing, console = rounds(book, "in use", max_failures=1)
     playing.play()
