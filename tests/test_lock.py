@@ -161,6 +161,8 @@ def test_an_owner_that_lost_its_lock_is_stopped(ledger, said):
             ledger.finish("two", RECORD)
         with pytest.raises(UserError, match="was taken over"):
             ledger.write("three", "")
+        with pytest.raises(UserError, match="was taken over"):
+            ledger.clear("one")
     assert Ledger(ledger.root).find("one")
     assert Ledger(ledger.root).find("two") is None
     assert not os.path.exists(ledger.path("three"))
