@@ -10,12 +10,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import date
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from pipeline import folder, loggers, models, own_pairs
-from pipeline.config import Alignment
+from pipeline.config import Alignment, UserError
 from pipeline.contents import fingerprint
 from pipeline.ledger import Artifact, Ledger
 from pipeline.own_pairs import collect
@@ -129,7 +131,9 @@ def align(
     }
     settings = parse_alignment(raw)
     if not isinstance(pairs, str | PathLike):
-        settings = settings.model_copy(update={"pairs": _write(pairs, Ledger(run))})
+        book = Ledger(run)
+        folder.check(book, settings)  # a folder that is refused is left as it is
+        settings = settings.model_copy(update={"pairs": _write(pairs, book)})
     return carry_out(settings, Display(), remake)
 
 
@@ -138,8 +142,29 @@ def _write(rows: Iterable[Mapping[str, Any]], book: Ledger) -> str:
 
     Named by its contents: other rows are another file, and a drift that the ledger sees.
     """
-    text = "".join(json.dumps(dict(row), ensure_ascii=False, default=str) + "\n" for row in rows)
+    text = "".join(f"{_line(row)}\n" for row in rows)
     name = f"given-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]}.jsonl"
     if book.read(name) is None:
         book.write(name, text)
     return f"{book.root}/{name}"
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    columns = (
+        f"{json.dumps(str(name), ensure_ascii=False)}: "
+        f"{json.dumps(value, ensure_ascii=False, default=partial(_plain, name))}"
+        for name, value in row.items()
+    )
+    return f"{{{', '.join(columns)}}}"
+
+
+def _plain(column: Any, value: Any) -> Any:
+    """What JSON has no word for, in words that it has. Never its repr, which would be learned from."""
+    if hasattr(value, "tolist"):  # of pandas a list of messages comes as an array of dicts
+        return value.tolist()
+    if isinstance(value, date):
+        return value.isoformat()
+    raise UserError(
+        f"pairs has a {type(value).__name__} in the column {column}: give text, numbers, lists or dicts, or leave the "
+        "column out"
+    )

@@ -314,6 +314,8 @@ class Alignment(Settings):
 
     @model_validator(mode="after")
     def _is_possible(self) -> "Alignment":
+        if self.policy.instruction != Policy.model_fields["instruction"].default:
+            raise ValueError("policy.instruction is set, and pairs from elsewhere have prompts of their own: remove it")
         if self.references.source == "sampler":
             raise ValueError("references.source is sampler, and nothing is sampled here: set it to trainer, or none")
         check_reference(self.references, self.training)

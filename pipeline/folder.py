@@ -27,6 +27,8 @@ def settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Alignmen
     if raw is None:
         raise UserError(f"{ledger.root} holds no run: there is no {CONFIG} in it")
     own = _is_alignment(raw)
+    if own and isinstance(policy := raw.get("policy"), dict):
+        policy.pop("instruction", None)  # which earlier versions took, and kept, to no effect
     raw = put(raw, overrides) | {"run": ledger.root}
     return parse_alignment(raw) if own else parse(raw)
 

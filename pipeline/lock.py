@@ -114,9 +114,9 @@ def hold(ledger: "Ledger", say: Callable[[str], None], *, beat: float = BEAT, st
     """
     instead = [token for token, claim in _read(ledger).items() if _is_gone(ledger, claim, say, stale)]
     mine = Claim(ledger, instead)
-    mine.write()
     stop = threading.Event()
     try:
+        mine.write()  # within: a Ctrl-C may come when the claim is there already
         _settle(mine)
         mine.write(since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         for token in instead:
@@ -203,8 +203,12 @@ def _claim(ledger: "Ledger", name: str) -> dict[str, Any] | None:
 
 
 def _remove(ledger: "Ledger", token: str) -> None:
-    with suppress(FileNotFoundError):
-        ledger.fs.delete_file(ledger.path(_file(token)))
+    path = ledger.path(_file(token))
+    try:
+        ledger.fs.delete_file(path)
+    except OSError:  # it is gone; or it was never there, in a folder where nothing can be written
+        if ledger.fs.get_file_info(path).type != pafs.FileType.NotFound:
+            raise
 
 
 def _file(token: str) -> str:

@@ -79,6 +79,7 @@ def train(
         with logging(settings) as log:
             result = worker.train(
                 rows_path=rows.uri,
+                rows_parts=rows.record["parts"],
                 model_path=locate(policy.record["model"]),
                 out_path=folder,
                 settings=settings,

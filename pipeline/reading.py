@@ -37,13 +37,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def load_alignment(path: str | Path, overrides: Sequence[str] = ()) -> Alignment:
     """Read the settings of a training on pairs from elsewhere. Arguments and errors as of `load`.
 
-    The file may also be that of a whole run: what only its rounds use is left aside, and so is its section `pairs`,
-    which says how a judge's scores become pairs. An override must be of a setting that counts here.
+    The file may also be that of a whole run: what only its rounds use is left aside, policy.instruction with it, and so
+    is its section `pairs`, which says how a judge's scores become pairs. An override must be of a setting that counts
+    here.
     """
     raw = _read(path)
     if not isinstance(raw.get("pairs"), str):
         only_rounds = Config.model_fields.keys() - Alignment.model_fields.keys() | {"pairs"}
         raw = {name: value for name, value in raw.items() if name not in only_rounds}
+        if isinstance(policy := raw.get("policy"), dict):
+            raw["policy"] = {name: value for name, value in policy.items() if name != "instruction"}
     return parse_alignment(put(raw, overrides))
 
 

@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,12 +22,12 @@ from transformers import AutoTokenizer
 from jobs.cli import main
 from judges.base import fill, user
 from pipeline import align, folder
-from pipeline.config import UserError
+from pipeline.config import Policy, UserError
 from pipeline.export import export
 from pipeline.formats import Preference
 from pipeline.ledger import Ledger
 from pipeline.own_pairs import collect
-from pipeline.reading import load, parse_alignment
+from pipeline.reading import load, load_alignment, parse_alignment
 from pipeline.rows import COLUMNS
 from pipeline.tokens import of_model
 
@@ -170,6 +172,7 @@ def test_what_belongs_to_rounds_is_refused_there(trained):
     [
         (["training.beta=-1"], "training.beta is -1"),
         (["rounds=2"], "the configuration has no 'rounds'"),
+        (["policy.instruction=Say {article}"], "policy.instruction is set, and pairs from elsewhere have prompts of"),
         (["pairs=none.jsonl"], "pairs is 'none.jsonl', and there is no such file"),
         (["pairs=newsroom/articles.jsonl"], "newsroom/articles.jsonl has the columns id, text; known are chosen"),
         (["policy.model=no/such/folder"], "policy.model is 'no/such/folder': there is no such folder"),
@@ -217,9 +220,31 @@ def test_from_python_a_mistake_is_refused_in_the_same_words(tmp_path):
         align(POLICY, "pairs.jsonl", beat=0.1)
     with pytest.raises(UserError, match="training.loss_type has no loss 'dpo'; there are sigmoid"):
         align(POLICY, "pairs.jsonl", loss="dpo")
+    with pytest.raises(UserError, match="policy.instruction is set, and pairs from elsewhere have prompts of their"):
+        align(POLICY, "pairs.jsonl", policy={"instruction": "Say {article}"})
     (tmp_path / "pairs.jsonl").write_text("not JSON\n" * 3 + json.dumps({"prompt": "p", "chosen": "a", "rejected": ""}))
     with pytest.raises(UserError, match=r"there is no such folder"):
         align("no/such/model", tmp_path / "pairs.jsonl", out=tmp_path / "run")
+
+
+def test_rows_in_memory_are_kept_as_what_they_say(tmp_path, monkeypatch):
+    asked, said = ({"role": role, "content": role} for role in ("user", "assistant"))
+    row = {"prompt": [asked], "chosen": [said], "rejected": "no", "score": 0.5, "when": "2026-01-31"}
+    arrays = {"prompt": np.array([asked]), "chosen": np.array([said]), "score": np.float32(0.5)}
+    monkeypatch.setattr("pipeline.alignment.carry_out", lambda settings, *_: settings.pairs)
+    kept = align(POLICY, [row | arrays | {"when": date(2026, 1, 31)}], out=tmp_path / "run")
+    assert json.loads(Path(kept).read_text()) == row
+    assert align(POLICY, [row], out=tmp_path / "run") == kept
+    with pytest.raises(UserError, match="pairs has a bytes in the column picture"):
+        align(POLICY, [row | {"picture": [b"png"]}], out=tmp_path / "run")
+
+
+def test_rows_in_memory_are_not_written_to_a_folder_that_is_refused(played):
+    config, _, _ = played
+    before = sorted(Path(config.run).rglob("*"))
+    with pytest.raises(UserError, match="was made by `rondo run`, in rounds"):
+        align(POLICY, given(1), out=config.run)
+    assert sorted(Path(config.run).rglob("*")) == before
 
 
 # Export
@@ -311,6 +336,18 @@ def test_a_round_that_is_not_there_is_refused(played, tmp_path):
     with pytest.raises(UserError, match="has no pairs to export"):
         export(config, Ledger(str(tmp_path / "empty")), str(tmp_path / "out.jsonl"))
     assert not list(tmp_path.glob("out.jsonl*"))
+
+
+def test_the_instruction_of_rounds_is_left_aside(tmp_path):
+    demo = load_alignment(ROOT / "configs/demo.yaml", ["pairs=x.jsonl"])
+    assert demo.policy.instruction == Policy(model=POLICY).instruction
+    ledger = Ledger(str(tmp_path))
+    folder.write(ledger, demo)
+    text = ledger.read("config.yaml").replace("Write a very short summary", "Summarize in an earlier version")
+    ledger.write("config.yaml", text)
+    assert folder.settings(ledger).policy == demo.policy
+    with pytest.raises(UserError, match="policy.instruction is set"):
+        folder.settings(ledger, ["policy.instruction=Say {article}"])
 
 
 def test_a_folder_is_of_one_command(played):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pipeline.hardware import Trainer
 from pipeline.rows import COLUMNS
 
 LAYOUT = {"article_tree", "gradient_checkpointing", "torch_compile"}
+PARTS = ("0.parquet", "1.parquet")
 VOCABULARY = 65  # odd, like the inner size below, so that shards are uneven
 SETTINGS = settings(learning_rate=1e-3, num_train_epochs=2, pairs_per_step=8, weight_decay=0.01, eval_fraction=0.15)
 
@@ -107,7 +109,9 @@ def write(rows: list[dict[str, Any]], folder: Path) -> str:
     )
     folder.mkdir(parents=True)
     for part in (0, 1):
-        pq.write_table(pa.Table.from_pylist(rows[part::2][::-1], schema), folder / f"{part}.parquet")
+        pq.write_table(
+            pa.Table.from_pylist(rows[part::2][::-1], schema), folder / f"{part}.parquet", write_page_checksum=True
+        )
     (folder / "record.json").write_text("{}")
     (folder / "skipped").mkdir()
     pq.write_table(pa.table({"article_id": ["odd"], "skipped": ["too long"]}), folder / "skipped" / "0.parquet")
@@ -119,7 +123,7 @@ def alone(rows: list[dict[str, Any]], model_path: Path, folder: Path, **changes:
     layout = {name: changes.pop(name) for name in LAYOUT & changes.keys()}
     digest = changes.pop("digest", None) or weights.digest(model_path)
     return Run(
-        examples=read(write(rows, folder / "rows"), digest),
+        examples=read(write(rows, folder / "rows"), PARTS, digest),
         model_path=str(model_path),
         settings=SETTINGS | changes,
         tokens_per_batch=200,
@@ -317,12 +321,29 @@ def test_bf16_passes_its_own_step_0(rows: list, model_path: Path, tmp_path: Path
 def test_rows_that_cannot_be(rows: list, tmp_path: Path, change: dict, message: str) -> None:
     path = write([{**rows[0], **change}, *rows[1:]], tmp_path / "rows")
     with pytest.raises(ValueError, match=message):
-        read(path, rows[0]["reference_digest"])
+        read(path, PARTS, rows[0]["reference_digest"])
 
 
 def test_no_pairs_at_all(rows: list, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to learn from"):
-        read(write([{**row, "pairs": []} for row in rows], tmp_path / "rows"), rows[0]["reference_digest"])
+        read(write([{**row, "pairs": []} for row in rows], tmp_path / "rows"), PARTS, rows[0]["reference_digest"])
+
+
+def test_only_the_parts_of_the_table_are_read_and_none_that_is_damaged(rows: list, tmp_path: Path) -> None:
+    path, digest = write(rows, tmp_path / "rows"), rows[0]["reference_digest"]
+    examples = read(path, PARTS, digest)
+    shutil.copy(tmp_path / "rows/0.parquet", tmp_path / "rows/late.parquet")  # by a worker of a driver that is dead
+    assert [e.article_id for e in read(path, PARTS, digest)] == [e.article_id for e in examples]
+    part = tmp_path / "rows/0.parquet"
+    column = pq.read_metadata(part).row_group(0).column(0)
+    written = bytearray(part.read_bytes())
+    written[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    part.write_bytes(written)
+    with pytest.raises(OSError, match=r"rows/0\.parquet cannot be read: .*CRC"):
+        read(path, PARTS, digest)
+    part.unlink()
+    with pytest.raises(ValueError, match=r"rows/0\.parquet is damaged or gone"):
+        read(path, PARTS, digest)
 
 
 def by_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[str, Any]:
@@ -330,6 +351,7 @@ def by_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[s
 
     arguments = {
         "rows_path": Path(write(rows, folder / "rows")).as_uri(),
+        "rows_parts": PARTS,
         "model_path": model_path.as_uri(),
         "out_path": (folder / "out").as_uri(),
         "settings": SETTINGS,
@@ -433,7 +455,7 @@ def test_the_base_as_reference_is_not_where_training_starts(
     """Step 0 has the loss of the margins that policy and base already have, by Hugging Face's own forward."""
     digest = weights.digest(model_path)
     options = SETTINGS | {"pairs_per_step": 10_000, "num_train_epochs": 1, "eval_fraction": 0.0}
-    examples = read(write(rows, tmp_path / "rows"), digest)
+    examples = read(write(rows, tmp_path / "rows"), PARTS, digest)
     layout = {"tokens_per_batch": 200, "device": torch.device("cpu")}
     answer = Run(examples, str(started), options, **layout, from_reference=False).play()
 
@@ -457,7 +479,7 @@ def test_the_base_as_reference_is_not_where_training_starts(
 def test_a_reference_column_of_other_weights_is_found_out(
     rows: list, model_path: Path, started: Path, tmp_path: Path
 ) -> None:
-    examples = read(write(rows, tmp_path / "rows"), weights.digest(model_path))
+    examples = read(write(rows, tmp_path / "rows"), PARTS, weights.digest(model_path))
     device = torch.device("cpu")
     passport.check_reference(str(model_path), examples, "float32", device, article_tree=True)
     with pytest.raises(ValueError, match="the references are of other weights"):
@@ -474,7 +496,7 @@ def test_the_sampler_is_compared_with_the_policy_and_not_with_the_base(
             logps = plain_logps(policy, row["prompt_ids"], [s["token_ids"] for s in row["summaries"]]).tolist()
         told = [summary | {"logp": logp} for summary, logp in zip(row["summaries"], logps, strict=True)]
         sampled.append(row | {"summaries": told})
-    examples = read(write(sampled, tmp_path / "rows"), weights.digest(model_path))
+    examples = read(write(sampled, tmp_path / "rows"), PARTS, weights.digest(model_path))
     model = Policy(weights.load(started, "float32"))
     found = passport.measure(model, examples, torch.device("cpu"), is_reference=False)
     assert 0 < found["vllm_vs_trainer_max"] < 1e-4

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import UserError
 from pipeline.ledger import Ledger
-from pipeline.lock import InUse, hold
+from pipeline.lock import Claim, InUse, hold
 
 RECORD = {"build": "b1", "recipe": {"stage": "pairs"}}
 
@@ -50,6 +50,19 @@ def test_one_driver_at_a_time(ledger, said):
     with ledger.lock(said.append):
         pass
     assert said == []
+    assert locks(ledger) == []
+
+
+def test_a_ctrl_c_just_after_the_claim_is_written_leaves_none(ledger, said, monkeypatch):
+    write = Claim.write
+
+    def write_and_be_interrupted(self, **changed):
+        write(self, **changed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Claim, "write", write_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt), ledger.lock(said.append):
+        pass
     assert locks(ledger) == []
 
 

@@ -11,40 +11,33 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileSelector, FileSystem
+from pyarrow.fs import FileSystem
 
 from pipeline.dpo.example import Example
 
 _COLUMNS = ["article_id", "prompt_ids", "summaries", "pairs", "reference_logps", "reference_digest"]
 
 
-def read(path: str, reference_digest: str | None) -> list[Example]:
-    """Read a folder of Parquet parts, and check it.
+def read(path: str, parts: Sequence[str], reference_digest: str | None) -> list[Example]:
+    """Read a folder's Parquet parts, and check them.
 
     Args:
         path: of the folder: an absolute path, or a URI such as `s3://bucket/folder`.
+        parts: the names of the files in it that are the table. Others may be there, such as what a worker wrote that
+            outlived its driver.
         reference_digest: of the weights that the reference log-probabilities must be of; None: there are to be none.
 
     Returns:
         The articles that have a pair, in order of article_id.
 
     Raises:
-        ValueError: a missing column, an id that is there twice, a reference of other weights or not computed, a pair
-            that cannot be; or no pair at all.
+        OSError: a part cannot be read.
+        ValueError: a part that is damaged or gone, a missing column, an id that is there twice, a reference of other
+            weights or not computed, a pair that cannot be; or no pair at all.
     """
-    filesystem, inner = FileSystem.from_uri(path)
-    # Its own parts only: a stage's folder also holds the rows it skipped, and its record.
-    found = filesystem.get_file_info(FileSelector(inner))
-    parts = sorted(info.path for info in found if info.path.endswith(".parquet"))
-    if not parts:
-        raise ValueError(f"{path} holds no *.parquet: it should be what the references stage wrote")
-    tables = []
-    for part in parts:
-        file = pq.ParquetFile(part, filesystem=filesystem)
-        missing = [column for column in _COLUMNS if column not in file.schema_arrow.names]
-        if missing:
-            raise ValueError(f"{part} lacks {missing}: it should be what the references stage wrote")
-        tables.append(file.read(columns=_COLUMNS))
+    tables = [_table(path, part) for part in parts]
+    if not tables:
+        raise ValueError(f"no row in {path} was kept: there is nothing to learn from")
     table = pa.concat_tables(tables, promote_options="permissive").combine_chunks().sort_by("article_id")
     examples = [_example(row) for row in _iterate(table) if _checked(row, reference_digest)]
     for before, after in pairwise(examples):
@@ -53,6 +46,20 @@ def read(path: str, reference_digest: str | None) -> list[Example]:
     if not examples:
         raise ValueError(f"no row in {path} has a pair: there is nothing to learn from")
     return examples
+
+
+def _table(path: str, part: str) -> pa.Table:
+    filesystem, inner = FileSystem.from_uri(path)
+    try:
+        file = pq.ParquetFile(f"{inner}/{part}", filesystem=filesystem, page_checksum_verification=True)
+        missing = [column for column in _COLUMNS if column not in file.schema_arrow.names]
+        if missing:
+            raise ValueError(f"{path}/{part} lacks {missing}: it should be what the references stage wrote")
+        return file.read(columns=_COLUMNS)
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path}/{part} is damaged or gone: make the references again") from error
+    except OSError as error:  # a page that is damaged; or storage that is away for a moment
+        raise OSError(f"{path}/{part} cannot be read: {error}") from error
 
 
 def _iterate(table: pa.Table) -> list[dict[str, pa.Scalar]]:

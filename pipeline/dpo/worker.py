@@ -49,6 +49,7 @@ _LAYOUT = (
 def train(
     *,
     rows_path: str,
+    rows_parts: Sequence[str],
     model_path: str,
     out_path: str,
     settings: dict[str, Any],
@@ -66,6 +67,7 @@ def train(
 
     Args:
         rows_path: folder of Parquet parts, a path or URI; see `rows.read`.
+        rows_parts: the names of the parts.
         model_path: Hugging Face model or LoRA adapter by path, URI or name on the hub.
         out_path: gets the trained model's or adapter's folder and metrics.jsonl: a line for each step, and one for
             each evaluation.
@@ -88,6 +90,7 @@ def train(
         try:
             return _train(
                 rows_path=rows_path,
+                rows_parts=rows_parts,
                 model_path=model_path,
                 out_path=out_path,
                 settings=settings,
@@ -107,6 +110,7 @@ def train(
 def _train(
     *,
     rows_path: str,
+    rows_parts: Sequence[str],
     model_path: str,
     out_path: str,
     settings: dict[str, Any],
@@ -128,6 +132,7 @@ def _train(
         train_loop_config={
             # Absolute, because Ray Train's workers run in a folder of their own.
             "rows_path": _absolute(rows_path),
+            "rows_parts": tuple(rows_parts),
             "model_path": locate(model_path),
             "out_path": _absolute(out_path),
             "settings": settings,
@@ -193,7 +198,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 def _prepare(config: dict[str, Any]) -> Run:
     context, progress, reference = ray.train.get_context(), config["progress"], config["reference_path"]
     run = Run(
-        examples=read(config["rows_path"], config["reference_digest"]),
+        examples=read(config["rows_path"], config["rows_parts"], config["reference_digest"]),
         model_path=config["model_path"],  # not as a folder of this node: an adapter names its base for all nodes
         settings=config["settings"],
         **config["layout"],
