@@ -251,7 +251,7 @@ def _wins(metrics: dict[str, Any], second: bool) -> list[list[str]]:
             for rule, rate in values.get(f"vs_{against}", {}).items():
                 who = f"{name} against " + ("base" if against == "base" else f"round {values['previous']}")
                 lines.append([who, rule, *_cells(rate), *("" for _ in agree_too)])
-                if agree_too:
+                if agree_too and "second" in values:  # it judges no model at a server
                     other = values["second"][f"vs_{against}"][rule]
                     same = other["agreement"]["same"]
                     agreed = "–" if same is None else f"{same:.1%}"

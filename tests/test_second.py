@@ -95,6 +95,9 @@ def test_its_win_rate_stands_beside_the_first_ones():
     assert len(heading) == len(first) == len(second) == 7
     assert second[1] == "strict, 2nd judge" and second[2] == "50.0%" and second[-1] == "33.3%"
     assert [len(line) for line in _wins(metrics, second=False)] == [6, 6]
+    beside = metrics | {"compared": {"gpt-4o": {"vs_base": {"strict": rate}}}}
+    *_, of_server = _wins(beside, second=True)  # which the second judge does not judge
+    assert (of_server[:2], of_server[-1], len(of_server)) == (["gpt-4o against base", "strict"], "", 7)
     (note,) = _unconfirmed(metrics)
     assert "round 1 wins 100.0% [100.0%, 100.0%] against the base, but 50.0%" in note
     assert _unconfirmed(metrics | {"second_judge": None}) == []
