@@ -88,7 +88,7 @@ def test_its_win_rate_stands_beside_the_first_ones():
     found = _second(ours, theirs, settings, opinions)["strict"]
     assert (found["rate"]["wins"], found["rate"]["ties"], found["rate"]["losses"]) == (1, 1, 1)
     assert found["agreement"] == {"n": 3, "same": pytest.approx(1 / 3), "decided": 2, "same_winner": 0.5}
-    rate = {"win_rate": 1.0, "low": 1.0, "high": 1.0, "n": 4, "wins": 4, "ties": 0, "losses": 0}
+    rate = {"win_rate": 1.0, "low": 1.0, "high": 1.0, "n": 4, "wins": 4, "ties": 0, "losses": 0, "better": True}
     entry = {"round": 1, "vs_base": {"strict": rate}, "second": {"vs_base": {"strict": found}}}
     metrics = {"second_judge": "cloze", "base": {}, "compared": {}, "rounds": [entry], "baselines": {"lead": {}}}
     heading, first, second = _wins(metrics, second=True)
