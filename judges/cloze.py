@@ -47,17 +47,20 @@ class ClozeJudge:
         rng.shuffle(spots)
         lines: list[str] = []
         used: set[str] = set()
+        apart: dict[tuple[str, str], list[str]] = {}  # by sentence and kind: those that are not in it
         for sentence, match in spots:
             key, kind = match[0], "number" if match["number"] else "name"
-            # An option that is part of the key, or holds it, would be right as well; one in the sentence gives
-            # itself away.
-            others = [
-                other
-                for other in pools[kind]
-                if not _holds(other, key) and not _holds(key, other) and not _holds(sentence, other)
-            ]
             blanked = sentence[: match.start()] + _BLANK + sentence[match.end() :]
-            if key in used or sentence in used or len(others) < self.options - 1 or _holds(blanked, key):
+            if key in used or sentence in used or _holds(blanked, key):
+                continue
+            # One in the sentence would give itself away.
+            if (sentence, kind) not in apart:
+                apart[sentence, kind] = [other for other in pools[kind] if not _holds(sentence, other)]
+            if len(apart[sentence, kind]) < self.options - 1:
+                continue
+            # An option that is part of the key, or holds it, would be right as well.
+            others = [other for other in apart[sentence, kind] if not _holds(other, key) and not _holds(key, other)]
+            if len(others) < self.options - 1:
                 continue
             used |= {key, sentence}
             options = [key, *rng.sample(others, self.options - 1)]
@@ -108,4 +111,15 @@ def _words(text: str) -> set[str]:
 
 
 def _holds(text: str, part: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
+    """Whether `part` is in the text, with no letter, digit or _ before it or after."""
+    at = text.find(part)
+    while at >= 0:
+        end = at + len(part)
+        if not (at > 0 and _in_word(text[at - 1])) and not (end < len(text) and _in_word(text[end])):
+            return True
+        at = text.find(part, at + 1)
+    return False
+
+
+def _in_word(letter: str) -> bool:
+    return letter.isalnum() or letter == "_"

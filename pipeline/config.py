@@ -274,7 +274,8 @@ class Config(Settings):
                 "references.source is sampler, and pairs.replay or pairs.rejected=base brings in summaries that "
                 "another policy sampled: use references.source=trainer"
             )
-        check_served(self.judge.served, self.compare, self.hardware)
+        second = self.second_judge.served if self.second_judge else None
+        check_served(self.judge.served, second, self.compare, self.hardware)
         check_reference(self.references, self.training)
         for name, longest in (("summaries", self.summaries.max_tokens), ("evaluation", self.evaluation.max_tokens)):
             if self.policy.max_model_len is not None and longest >= self.policy.max_model_len:

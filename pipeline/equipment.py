@@ -60,10 +60,14 @@ def _policy_engine(config: Config | Alignment, model: str | None, seed: int) -> 
 
 
 def _hired_engine(config: Config | Alignment, policy: dict[str, Any]) -> Pool:
-    """A model at a server, asked by one actor, so that its concurrency is the whole."""
     served = Compared.model_validate(policy["served"])
-    hardware = config.hardware.policy.model_copy(update={"replicas": Replicas(min=1, max=1), "gpus_per_replica": 0})
-    return Pool(partial(_served, policy["model"], served, config.hardware.servers[served.server]), hardware)
+    return _served_pool(policy["model"], served, config, config.hardware.policy)
+
+
+def _served_pool(model: str, served: Served, config: Config | Alignment, hardware: EngineHardware) -> Pool:
+    """A model at a server, asked by one actor, so that its concurrency is the whole."""
+    one = hardware.model_copy(update={"replicas": Replicas(min=1, max=1), "gpus_per_replica": 0})
+    return Pool(partial(_served, model, served, config.hardware.servers[served.server]), one)
 
 
 def _judge_engine(config: Config | Alignment, which: str, seed: int) -> Pool:
@@ -73,7 +77,7 @@ def _judge_engine(config: Config | Alignment, which: str, seed: int) -> Pool:
     if judge.model is None:
         return Pool(partial(_scripted, make_judge(judge, config.seed)), hardware)
     if judge.served:
-        return Pool(partial(_served, judge.model, judge.served, config.hardware.servers[judge.served.server]), hardware)
+        return _served_pool(judge.model, judge.served, config, hardware)
     model = locate(judge.model)
     return Pool(partial(_vllm, model, judge.dtype, judge.max_model_len, seed, hardware), hardware)
 

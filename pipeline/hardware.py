@@ -106,7 +106,9 @@ class Server(Settings):
     concurrency: Annotated[int, Field(gt=0)] = 32  # requests under way at once
     timeout: Annotated[float, Field(gt=0)] = 120  # seconds for one try, from sending to the last byte of its reply
     tries: Annotated[int, Field(gt=0)] = 8  # of one request, before its row is set aside
-    max_wait: Annotated[float, Field(gt=0)] = 120  # seconds between two tries; a server that asks for more is given up
+    max_wait: Annotated[float, Field(gt=0)] = (
+        120  # seconds that waits between tries grow to; a server that asks for more is given up
+    )
     # By model: each record then says what its stage has cost.
     prices: dict[str, Price] = Field(default_factory=dict)
 

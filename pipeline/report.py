@@ -198,7 +198,7 @@ def _gamed(metrics: dict[str, Any], shorten_to: float) -> list[str]:
         f"By the {rule} rule the base's summaries cut to {shorten_to:.0%} of their words win {_rate(rate)} against "
         "the base. Under this rule a win may be mere shortness."
         for rule, rate in rates.items()
-        if rate and rate["low"] > 0.5 and rate["n"] >= _FEW
+        if rate and rate["better"] and rate["n"] >= _FEW
     ]
 
 
@@ -207,7 +207,7 @@ def _unconfirmed(metrics: dict[str, Any]) -> list[str]:
     said = []
     for values in metrics["rounds"] if metrics["second_judge"] else ():
         first, second = values["vs_base"]["strict"], values["second"]["vs_base"]["strict"]["rate"]
-        if first and second and first["low"] > 0.5 >= second["low"]:
+        if first and second and first["better"] and not second["better"]:
             said.append(
                 f"By the strict rule round {values['round']} wins {_rate(first)} against the base, but {_rate(second)} "
                 f"by the second judge, {metrics['second_judge']}: what was learned may be to please the first."
@@ -251,7 +251,7 @@ def _wins(metrics: dict[str, Any], second: bool) -> list[list[str]]:
             for rule, rate in values.get(f"vs_{against}", {}).items():
                 who = f"{name} against " + ("base" if against == "base" else f"round {values['previous']}")
                 lines.append([who, rule, *_cells(rate), *("" for _ in agree_too)])
-                if agree_too:
+                if agree_too and "second" in values:  # it judges no model at a server
                     other = values["second"][f"vs_{against}"][rule]
                     same = other["agreement"]["same"]
                     agreed = "–" if same is None else f"{same:.1%}"

@@ -40,13 +40,14 @@ class Compared(Served):
     structured_outputs: None = None  # summaries are free text
 
 
-def check_served(judge: Served | None, compare: Mapping[str, Compared], hardware: Hardware) -> None:
+def check_served(
+    judge: Served | None, second_judge: Served | None, compare: Mapping[str, Compared], hardware: Hardware
+) -> None:
     """Raise ValueError where a model is to be served by no server, or a column has an impossible name."""
     served: dict[str, Served] = {f"compare.{name}": model for name, model in compare.items()}
-    if judge:
-        served["judge.served"] = judge
-        if hardware.judge.gpus_per_replica or hardware.judge.replicas.max > 1:
-            raise ValueError("judge.served is set: hardware.judge has no use for gpus_per_replica, nor for replicas")
+    served |= {f"{name}.served": model for name, model in (("judge", judge), ("second_judge", second_judge)) if model}
+    if judge and (hardware.judge.gpus_per_replica or hardware.judge.replicas.max > 1):
+        raise ValueError("judge.served is set: hardware.judge has no use for gpus_per_replica, nor for replicas")
     for name, model in served.items():
         if model.server not in hardware.servers:
             there = ", ".join(hardware.servers) or "none"

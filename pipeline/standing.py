@@ -78,7 +78,7 @@ def appraise(played: "Sequence[Round]", config: Config, ledger: Ledger) -> Stand
         invalid_chars=described.get("invalid_chars"),
     )
     challenge = against(champion)
-    if challenge is not None and challenge.low > 0.5 and not breaches(config.stop, figures):
+    if challenge is not None and challenge.better and not breaches(config.stop, figures):
         return Standing(current.number, champion.number, challenge, figures, drift, challenge)
     return Standing(before.champion, before.beat, before.won, figures, drift, challenge)
 

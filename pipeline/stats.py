@@ -34,7 +34,11 @@ def same_shares(one: Sequence[int], other: Sequence[int]) -> float | None:
 
 @dataclass(frozen=True)
 class WinRate:
-    """(wins + ties / 2) / n, with a paired-bootstrap interval. All shares are 0 to 1."""
+    """(wins + ties / 2) / n, with a paired-bootstrap interval. All shares are 0 to 1.
+
+    `better`: shown to win, at the interval's confidence. The interval lies above 0.5, and an exact sign test of wins
+    and losses says so too: a bootstrap that has seen no loss draws none.
+    """
 
     win_rate: float
     low: float
@@ -43,6 +47,7 @@ class WinRate:
     wins: int
     ties: int
     losses: int
+    better: bool
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,4 +76,12 @@ def win_rate(verdicts: Sequence[int], *, resamples: int, confidence: float, seed
     tail = (1 - confidence) / 2
     low, high = np.quantile(rates, [tail, 1 - tail])
     wins, ties, losses = map(int, counts)
-    return WinRate((wins + ties / 2) / n, float(low), float(high), n, wins, ties, losses)
+    # Of more decided articles the interval knows enough by itself, and the exact sum would be long.
+    better = bool(low > 0.5) and (wins + losses > 1000 or sign_test(wins, losses) <= 1 - confidence)
+    return WinRate((wins + ties / 2) / n, float(low), float(high), n, wins, ties, losses, better)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """How likely so uneven a count of wins and losses is where both are as likely: the exact two-sided p-value."""
+    n = wins + losses
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(max(wins, losses), n + 1)) / 2**n)

@@ -85,7 +85,7 @@ def _said(*found: str | None) -> list[str]:
 def _no_gain(stop: Stop, history: Sequence[Figures]) -> str | None:
     """A round that could not be compared has not been shown to gain."""
     since = history[-stop.patience :] if stop.patience else ()
-    if not since or len(since) < (stop.patience or 0) or any(f.gained and f.gained.low > 0.5 for f in since):
+    if not since or len(since) < (stop.patience or 0) or any(f.gained and f.gained.better for f in since):
         return None
     rates = ", ".join(
         f"round {f.number} {_interval(f.gained)}" if f.gained else f"round {f.number} not comparable" for f in since

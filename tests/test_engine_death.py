@@ -122,6 +122,12 @@ def test_notes_of_rows():
     assert notes.together(["a", "b"]) == {"a": "engine failed 3 times: out of memory"}
 
 
+def test_notes_that_were_lost_begin_anew():
+    notes = Attempts()
+    notes.alone("a")
+    assert notes.together(["a"]) == {"a": None}
+
+
 class Recorded:
     """A vLLM engine whose process is known, and which takes its time."""
 

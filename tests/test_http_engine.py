@@ -88,8 +88,8 @@ def test_what_does_not_pass_costs_its_own_prompt_alone(server, fault, reason, tr
     assert [len(reply.samples) for reply in replies] == [1, 0, 1]
 
 
-@pytest.mark.parametrize(("fault", "least", "most"), [("busy", 1.0, 2.0), ("until", 0.9, 3.5)])
-def test_the_server_says_when_to_come_again(server, fault, least, most):
+@pytest.mark.parametrize(("fault", "least", "most"), [("busy", 1.25, 2.0), ("until", 1.15, 3.5)])
+def test_the_server_says_how_much_later_to_come_again(server, fault, least, most):
     (reply,) = engine(server).generate([ask(f"{fault}: x")])
     first, second = server.times[f"{fault}: x"]
     assert reply.error is None
@@ -110,12 +110,14 @@ def test_waits_grow_and_differ(server):
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [
-        (None, None),
+        (None, 0.0),
         ("7", 7.0),
         ("0.5", 0.5),
         ("-3", 0.0),
-        ("nan", None),
-        ("soon", None),
+        ("nan", 0.0),
+        ("1e999", 0.0),
+        ("soon", 0.0),
+        ("Fri, 20 Nov 99999999999999 12:00:30 GMT", 0.0),
         ("Fri, 20 Nov 2026 12:00:30 GMT", 30.0),
         ("Fri, 20 Nov 2026 12:00:30 -0000", 30.0),
         ("Fri, 20 Nov 2026 11:00:00 GMT", 0.0),
@@ -130,7 +132,7 @@ def test_no_more_at_a_time_than_asked_and_never_fewer_while_some_wait():
     with Server(script, delay=0.05) as server:
         patient = engine(server, concurrency=4, timeout=3, tries=1)
         replies = patient.generate([ask("hang: x"), *(ask(f"{i}") for i in range(36))])
-        (hung,), *others = server.times.values()
+        (hung,), *others, _ = server.times.values()  # the last is whether the server serves anything at all
         assert max(others) < [hung + 3]
         assert server.most == 4
         assert [reply.error for reply in replies] == ["timed out"] + [None] * 36
@@ -147,6 +149,26 @@ def test_a_server_that_is_gone_stops_the_run_and_not_a_row_after_the_other():
     with pytest.raises(UserError, match=r"served none of \d+ prompts in a row \(connection failed\)"):
         tried.generate([ask(f"{i}") for i in range(5000)])
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("prompts", [1, 7, 18])  # 18: as many as it takes not to try the next
+def test_a_server_that_is_gone_costs_no_prompt_of_a_small_batch(prompts):
+    with Server(script) as server:
+        tried = engine(server, concurrency=2, tries=1)
+    with pytest.raises(UserError, match=r"served none of \d+ prompts in a row \(connection failed\): when it serves"):
+        tried.generate([ask(f"{i}") for i in range(prompts)])
+
+
+def test_prompts_that_alone_are_not_served_are_their_own_fault(server):
+    tried = engine(server, tries=1)
+    for _ in range(3):  # batches of nothing else
+        assert [reply.error for reply in tried.generate([ask("broken!: x"), ask("reset!: y")])] == [
+            "HTTP 500",
+            "connection failed",
+        ]
+    assert server.tries["Reply with one word."] == 3
+    assert [reply.error for reply in tried.generate([ask("poison!: z"), ask("one")])] == ["HTTP 400", None]
+    assert server.tries["Reply with one word."] == 3
 
 
 def test_poisonous_prompts_in_a_row_stop_nothing(server):
@@ -280,10 +302,11 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, caplog, capfd)
         said += [repr(replies), repr(vars(tried)), repr(tried.clients[0].headers)]
         monkeypatch.setenv("OUR_KEY", f"{KEY}x")
         refused = HttpEngine("judge", Served(server="ours"), place.servers["ours"])
-        said += [repr(refused.generate([ask()])), place.model_dump_json()]
-        with pytest.raises(UserError) as caught:
-            refused.generate([ask(f"{i}") for i in range(60)])
-        said.append(str(caught.value))
+        said.append(place.model_dump_json())
+        for prompts in ([ask()], [ask(f"{i}") for i in range(60)]):
+            with pytest.raises(UserError, match=r"served none of \d+ prompts in a row \(HTTP 401\)") as caught:
+                refused.generate(prompts)
+            said.append(str(caught.value))
     assert said[1] == "served"
     assert "OUR_KEY is not set" in said[0]
     assert "which refuses the key in OUR_KEY (HTTP 401)" in said[2]
@@ -305,6 +328,15 @@ def test_settings_of_served_models():
     assert config.compare == {"gpt-4o": Compared(server="ours", model="gpt-4o")}
 
 
+def test_a_served_judge_is_asked_by_one_actor_whatever_hardware_the_other_judge_has():
+    from pipeline.equipment import equip
+
+    second = "second_judge={model: m, served: {server: ours}}"
+    config = settings(second, "hardware.judge={replicas: 2, gpus_per_replica: 1}", "hardware.ray_cpus=null")
+    pool = equip(["second_engine"], config, [], "root", "address", lambda *_: None)["second_engine"]
+    assert (pool.hardware.replicas.max, pool.hardware.gpus_per_replica) == (1, 0)
+
+
 SERVED = "judge.served.server=ours"
 
 
@@ -315,6 +347,10 @@ SERVED = "judge.served.server=ours"
         (
             [SERVED, "judge.kind=cloze", "judge.model=null"],
             "judge.kind is cloze, which needs no model, and judge.served",
+        ),
+        (
+            ["second_judge={model: m, served: {server: theirs}}"],
+            "second_judge.served.server is 'theirs', and hardware.servers has ours: describe it",
         ),
         ([SERVED, "judge.dtype=float32"], "judge.served is set, and its server decides dtype and max_model_len"),
         ([SERVED, "hardware.judge.gpus_per_replica=1"], "hardware.judge has no use for gpus_per_replica"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judges.base import LETTERS, UNSURE, Question, Skip, fill, line_logps, shuffled, vet
-from judges.cloze import ClozeJudge
+from judges.cloze import ClozeJudge, _holds
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
 
@@ -204,6 +204,23 @@ def test_cloze_options_never_hold_one_another():
         key = question.options[question.answer]
         assert all(key not in other.split() for other in question.options if other != key)
         assert len(set(question.options)) == 5
+
+
+bits = st.lists(st.sampled_from(["ab", "b", "_", " ", ".", "1", "é", "-", "’", "²", "\u0301"]), max_size=8).map("".join)
+
+
+@given(bits | st.text(max_size=8), bits | st.text(max_size=3))
+def test_a_text_holds_what_a_regex_would_find(text, part):
+    assert _holds(text, part) == bool(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text))
+    assert _holds(text + part + text, part) == bool(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text + part + text))
+
+
+def test_cloze_asks_nothing_of_one_line_of_many_numbers_and_says_so_soon():
+    judge = ClozeJudge()
+    line = "The results were " + ", ".join(f"{number} cars" for number in range(2000))
+    assert judge.reply(judge.ask_questions(line)) == ""
+    several = judge.reply(judge.ask_questions(f"{line}. They hired 5000 people. They sold 6000 boats."))
+    assert len(several.split("\n")) == 2
 
 
 @given(st.text(), st.text())

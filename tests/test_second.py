@@ -88,13 +88,16 @@ def test_its_win_rate_stands_beside_the_first_ones():
     found = _second(ours, theirs, settings, opinions)["strict"]
     assert (found["rate"]["wins"], found["rate"]["ties"], found["rate"]["losses"]) == (1, 1, 1)
     assert found["agreement"] == {"n": 3, "same": pytest.approx(1 / 3), "decided": 2, "same_winner": 0.5}
-    rate = {"win_rate": 1.0, "low": 1.0, "high": 1.0, "n": 4, "wins": 4, "ties": 0, "losses": 0}
+    rate = {"win_rate": 1.0, "low": 1.0, "high": 1.0, "n": 4, "wins": 4, "ties": 0, "losses": 0, "better": True}
     entry = {"round": 1, "vs_base": {"strict": rate}, "second": {"vs_base": {"strict": found}}}
     metrics = {"second_judge": "cloze", "base": {}, "compared": {}, "rounds": [entry], "baselines": {"lead": {}}}
     heading, first, second = _wins(metrics, second=True)
     assert len(heading) == len(first) == len(second) == 7
     assert second[1] == "strict, 2nd judge" and second[2] == "50.0%" and second[-1] == "33.3%"
     assert [len(line) for line in _wins(metrics, second=False)] == [6, 6]
+    beside = metrics | {"compared": {"gpt-4o": {"vs_base": {"strict": rate}}}}
+    *_, of_server = _wins(beside, second=True)  # which the second judge does not judge
+    assert (of_server[:2], of_server[-1], len(of_server)) == (["gpt-4o against base", "strict"], "", 7)
     (note,) = _unconfirmed(metrics)
     assert "round 1 wins 100.0% [100.0%, 100.0%] against the base, but 50.0%" in note
     assert _unconfirmed(metrics | {"second_judge": None}) == []

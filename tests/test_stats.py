@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.stats import win_rate
+from pipeline.stats import sign_test, win_rate
 
 OPTIONS = {"resamples": 4000, "confidence": 0.95, "seed": 0}
 
@@ -42,3 +42,43 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 def test_the_same_seed_gives_the_same_interval():
     assert win_rate([1, 0, -1] * 9, **OPTIONS) == win_rate([1, 0, -1] * 9, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "p"),
+    [
+        (0, 0, 1.0),
+        (3, 3, 1.0),
+        (4, 0, 0.125),
+        (6, 0, 0.03125),
+        (0, 6, 0.03125),
+        (9, 1, 0.021484375),
+        (1000, 0, 2.0**-999),
+    ],
+)
+def test_sign_test_by_hand(wins, losses, p):
+    assert sign_test(wins, losses) == p
+
+
+@pytest.mark.parametrize(
+    ("wins", "ties", "losses", "better"),
+    [
+        (4, 26, 0, False),  # the bootstrap alone would say so
+        (5, 0, 0, False),
+        (6, 0, 0, True),  # p = 0.03125
+        (6, 24, 0, True),
+        (0, 0, 6, False),
+        (0, 30, 0, False),
+        (60, 0, 40, False),
+        (65, 0, 35, True),
+        (1100, 0, 900, True),
+        (1010, 0, 990, False),
+    ],
+)
+def test_what_is_shown_to_be_better(wins, ties, losses, better):
+    rate = win_rate([1] * wins + [0] * ties + [-1] * losses, **OPTIONS)
+    assert rate.better is rate.as_dict()["better"] is better
+
+
+def test_few_wins_among_many_ties_lie_above_half_and_are_not_enough():
+    assert win_rate([1] * 4 + [0] * 26, **OPTIONS).low > 0.5

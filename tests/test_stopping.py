@@ -11,7 +11,7 @@ HEALTHY = {"pair_yield": 0.6, "kl": 5.0, "words": 30.0, "base_words": 28.0, "inv
 
 
 def rate(low: float, high: float) -> WinRate:
-    return WinRate((low + high) / 2, low, high, 100, 50, 0, 50)
+    return WinRate((low + high) / 2, low, high, 100, 50, 0, 50, better=low > 0.5)
 
 
 GAIN, EVEN, LOSS = rate(0.52, 0.7), rate(0.45, 0.55), rate(0.2, 0.4)

@@ -62,7 +62,7 @@ class Attempts:
 
     def alone(self, row: str) -> None:
         """Note that an engine is given this row, and no other at the time."""
-        self._times[row] += 1
+        self._times[row] = self._times.get(row, 0) + 1  # 0 where the notes were lost meanwhile
         self._reasons.pop(row, None)
 
     def failed(self, actor: str, rows: Iterable[str], reason: str) -> None:

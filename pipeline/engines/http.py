@@ -7,6 +7,7 @@ batch endpoints, and servers that speak otherwise.
 
 import asyncio
 import difflib
+import itertools
 import json
 import math
 import os
@@ -31,6 +32,7 @@ _FIRST_WAIT = 0.5  # seconds before the second try; doubled for each one after i
 _AGAIN = {408, 409, 425, 429}  # and every 5xx
 _OF_THE_PROMPT = {400, 413, 422}  # refusals that say nothing of the server's health
 _PATIENCE = 16  # prompts in a row, beside those under way, that may go unserved before the server counts as gone
+_HARMLESS = Prompt(user("Reply with one word."), max_tokens=8)  # what nobody has a reason to refuse
 _FINISHED = {"stop": "stop", "eos": "stop", "length": "length"}
 
 
@@ -42,12 +44,13 @@ class HttpEngine:
         served: how its replies are held to their form, and what else each request says.
         server: where it is, the variable with its key, how wide and how patiently to ask.
 
-    What may pass (429, 5xx, no connection, no whole reply in time, one that cannot be read) is tried again, after the
-    time that Retry-After asks for, or else after a growing one with jitter. A prompt that is still not served gets a
-    Reply with an error. Samples have no token ids; replies have the server's `usage`.
+    What may pass (429, 5xx, no connection, no whole reply in time, one that cannot be read) is tried again after a
+    growing time with jitter, on top of what Retry-After asks for. A prompt that is still not served gets a Reply with
+    an error, if the server then serves another. Samples have no token ids; replies have the server's `usage`.
 
     Raises:
-        UserError: no key in the environment; from `generate`: the server has served none of many prompts in a row.
+        UserError: no key in the environment; from `generate`: the server has served none of the last prompts, nor a
+            harmless one.
     """
 
     def __init__(self, model: str, served: Served, server: Server):
@@ -62,6 +65,7 @@ class HttpEngine:
         }
         self.clients = [httpx.AsyncClient(**how) for _ in range(server.concurrency)]
         self.unserved = 0  # prompts given up since the last one served
+        self.reason = ""  # why the last of them was
         # A loop of its own: calls from several threads share the bound, and one call's last prompts and the next
         # call's first are under way together.
         self.loop = asyncio.new_event_loop()
@@ -69,14 +73,21 @@ class HttpEngine:
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        replies = asyncio.run_coroutine_threadsafe(self._all(prompts), self.loop).result()
-        if self._gone():
-            reason = next((reply.error for reply in replies if reply.error), "server gone")
-            raise UserError(
-                f"the server at {self.server.base_url} served none of {self.unserved} prompts in a row ({reason}): "
-                "when it serves again, the same command goes on from here"
-            )
+        replies = self.ask(prompts)
+        if self.unserved and any(reply.error for reply in replies):
+            # Rows without a reply are set aside for good: for their own fault, and never because the server is gone.
+            (harmless,) = self.ask([_HARMLESS])
+            if self.unserved and harmless.error:
+                raise self._serves_nobody()
         return replies
+
+    def ask(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        """What came of each prompt, whether for its own fault or the server's.
+
+        Raises:
+            UserError: so many in a row were not served that the rest need not be tried.
+        """
+        return asyncio.run_coroutine_threadsafe(self._all(prompts), self.loop).result()
 
     def close(self) -> None:
         """Drop the connections and the thread. An engine in an actor need not: it goes with its process."""
@@ -87,8 +98,11 @@ class HttpEngine:
     async def _all(self, prompts: Sequence[Prompt]) -> list[Reply]:
         return await asyncio.gather(*(self._one(prompt) for prompt in prompts))
 
-    def _gone(self) -> bool:
-        return self.unserved >= self.server.concurrency + _PATIENCE
+    def _serves_nobody(self) -> UserError:
+        return UserError(
+            f"the server at {self.server.base_url} served none of {self.unserved} prompts in a row ({self.reason}): "
+            "when it serves again, the same command goes on from here"
+        )
 
     async def _one(self, prompt: Prompt) -> Reply:
         async with self.room:
@@ -100,23 +114,22 @@ class HttpEngine:
 
     async def _patiently(self, client: httpx.AsyncClient, prompt: Prompt) -> Reply:
         body = self._body(prompt)
-        for attempt in range(self.server.tries):
-            if self._gone():
-                break
+        for attempt in itertools.count(1):
+            if self.unserved >= self.server.concurrency + _PATIENCE:
+                raise self._serves_nobody()
             try:
-                reply = self._read(prompt, await self._try(client, body), attempt)
+                reply = self._read(prompt, await self._try(client, body), attempt - 1)
                 self.unserved = 0
                 return reply
-            except _Refused as refused:
-                wait = refused.wait
-                if wait is None:  # half of it at least: all who failed together must not come back together
-                    wait = min(self.server.max_wait, _FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
-                last = attempt + 1 == self.server.tries
-                if not refused.again or last or wait > self.server.max_wait:
-                    self.unserved = 0 if refused.of_the_prompt else self.unserved + 1
-                    return Reply([], error=refused.reason)
-            await asyncio.sleep(wait)
-        return Reply([], error="server gone")
+            except _Refused as error:
+                refused = error
+            if not refused.again or attempt == self.server.tries or refused.wait > self.server.max_wait:
+                break
+            # Half of it at least: all who failed together must not come back together, whatever they were told.
+            backoff = min(self.server.max_wait, _FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
+            await asyncio.sleep(refused.wait + backoff)
+        self.unserved, self.reason = (0, "") if refused.of_the_prompt else (self.unserved + 1, refused.reason)
+        return Reply([], error=refused.reason)
 
     async def _try(self, client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -195,9 +208,9 @@ class HttpEngine:
 
 
 class _Refused(Exception):
-    """A try that brought nothing. `wait`: the seconds that the server asks for; None: it does not say."""
+    """A try that brought nothing. `wait`: the seconds that the server asks for."""
 
-    def __init__(self, reason: str, again: bool = True, of_the_prompt: bool = False, wait: float | None = None):
+    def __init__(self, reason: str, again: bool = True, of_the_prompt: bool = False, wait: float = 0.0):
         self.reason, self.again, self.of_the_prompt, self.wait = reason, again, of_the_prompt, wait
 
 
@@ -217,17 +230,17 @@ def _sample(choice: dict[str, Any], unwrap: bool) -> Sample:
     return Sample(text, [], _FINISHED.get(choice["finish_reason"], "stop"), logp, token_logps)
 
 
-def retry_after(header: str | None, now: datetime) -> float | None:
-    """The seconds that a Retry-After header asks for, given in seconds or as a date; None if it says neither."""
+def retry_after(header: str | None, now: datetime) -> float:
+    """The seconds that a Retry-After header asks for, given in seconds or as a date; 0 if it says neither."""
     try:
         seconds = float(header or "nan")
     except ValueError:
         try:
             date = parsedate_to_datetime(header or "")
-        except ValueError:
-            return None
+        except (ValueError, OverflowError):
+            return 0.0
         seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now.timestamp()
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
 def _headers(server: Server) -> dict[str, str]:
@@ -281,7 +294,7 @@ def check(setting: str, model: str, served: Served, hardware: Hardware, logprobs
         user("Reply with: Q1 Unsure"), max_tokens=32, regex="Q1 (A|Unsure)" if held else None, logprobs=logprobs
     )
     engine = HttpEngine(model, served, server.model_copy(update={"tries": 2}))
-    (reply,) = engine.generate([prompt])
+    (reply,) = engine.ask([prompt])
     engine.close()
     form = (
         f"{setting}.served.structured_outputs is {served.structured_outputs}"
