@@ -35,7 +35,7 @@ from pipeline.hardware import Trainer
 from pipeline.ledger import open_place, remove
 from pipeline.models import locate
 
-Failed = ray.train.TrainingFailedError
+Failed = (ray.train.TrainingFailedError, ray.exceptions.RayActorError)  # of a worker, and of who watches them
 RETRIES = 3
 _LOOK = 1.0  # seconds between two looks for lines of progress
 Progress = Callable[[dict[str, Any]], None]
@@ -84,7 +84,7 @@ def train(
 
     Raises:
         ValueError: rows or a model that cannot be trained on, or that do not fit each other.
-        ray.train.TrainingFailedError: a worker failed more than three times.
+        Failed: a worker, or Ray Train's controller, failed more than three times.
     """
     for tries in range(RETRIES + 1):
         try:
