@@ -72,10 +72,7 @@ def ray_data_llm(*, folder: str, caching: bool = True, **how: Any) -> dict[str, 
         began = time.time()
         config = vLLMEngineProcessorConfig(
             model_source=str(Path(folder, "equal")),
-            engine_kwargs={
-                "dtype": how["dtype"], "max_model_len": MAX_MODEL_LEN, "enforce_eager": not gpu,
-                "enable_prefix_caching": caching,
-            },
+            engine_kwargs=_vllm_settings(how) | {"enable_prefix_caching": caching},
             batch_size=min(32, how["k"] * how["batch_size"]),  # 32 is its default; it waits for a whole one
             concurrency=1,
             placement_group_config=None if gpu else {"bundle_per_worker": {"CPU": 1}},
@@ -101,8 +98,9 @@ class Door:
     def __init__(self, folder: str, how: dict[str, Any]):
         self.folder, self.how = folder, how
         self.sign = Path(folder, f"open-{time.monotonic_ns()}")
-        self.opened = 0.0
-        self.cpu: dict[int, float] = {}
+        self.opened, self.closed = 0.0, 0.0
+        self.cpu_before: dict[int, float] = {}
+        self.cpu_after: dict[int, float] = {}
 
     def rows(self, copies: int) -> Any:
         import ray
@@ -113,24 +111,29 @@ class Door:
     def through(self, made: Any, first: int) -> list[dict[str, Any]]:
         """The rows that come after the first ones."""
         rows: list[dict[str, Any]] = []
+        last = first + first // self.how["batch_size"] * self.how["articles"]
         # None ahead of time: it would wait for the second batch before it shows the first.
         for table in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             rows += table.to_pylist()
             if len(rows) == first:
                 self.open()
+            if len(rows) == last:
+                self.close()  # here, where the actors are still there, whose seconds count
         return rows[first:]
 
     def open(self) -> None:
-        self.opened, self.cpu = time.time(), _cpu_seconds()
+        self.opened, self.cpu_before = time.time(), _cpu_seconds()
         self.sign.touch()
 
+    def close(self) -> None:
+        self.closed, self.cpu_after = time.time(), _cpu_seconds()
+
     def timed(self, began: float, lengths: list[int]) -> dict[str, Any]:
-        now = time.time()
         assert len(lengths) == self.how["k"] * self.how["articles"] and min(lengths) > 0, "not every summary came"
         return {
-            "seconds": now - self.opened,
-            "cpu_seconds": sum(spent - self.cpu.get(pid, 0.0) for pid, spent in _cpu_seconds().items()),
-            "whole_seconds": now - began,
+            "seconds": self.closed - self.opened,
+            "cpu_seconds": sum(spent - self.cpu_before.get(pid, 0.0) for pid, spent in self.cpu_after.items()),
+            "whole_seconds": self.closed - began,
             "opened": self.opened,
             "summaries": len(lengths),
             "tokens": sum(lengths),
@@ -160,10 +163,8 @@ def bare_vllm(*, folder: str, **how: Any) -> dict[str, Any]:
     os.environ.update(_vllm_environment(how) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
     from vllm import LLM, SamplingParams
 
-    llm = LLM(
-        model=str(Path(folder, "equal")), dtype=how["dtype"], max_model_len=MAX_MODEL_LEN,
-        enforce_eager=how["device"] != "cuda", enable_prefix_caching=True, disable_log_stats=True,
-    )  # fmt: skip
+    model = str(Path(folder, "equal"))
+    llm = LLM(model=model, enable_prefix_caching=True, disable_log_stats=True, **_vllm_settings(how))
     tokenizer = llm.get_tokenizer()
     params = SamplingParams(n=how["k"], temperature=1.0, top_p=1.0, max_tokens=how["max_tokens"])
 
@@ -182,7 +183,9 @@ def bare_vllm(*, folder: str, **how: Any) -> dict[str, Any]:
     sampled(first)
     door = Door(folder, how)
     door.open()
-    return door.timed(began, sampled(others))
+    lengths = sampled(others)
+    door.close()
+    return door.timed(began, lengths)
 
 
 def _articles(folder: str, how: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -190,6 +193,12 @@ def _articles(folder: str, how: dict[str, Any]) -> tuple[list[dict[str, Any]], l
     texts = json.loads(Path(folder, "articles.json").read_text(encoding="utf-8"))
     rows = [{"article_id": f"a{i}", "article": text, "split": "train"} for i, text in enumerate(texts)]
     return rows[: how["batch_size"]], rows[how["batch_size"] :]
+
+
+def _vllm_settings(how: dict[str, Any]) -> dict[str, Any]:
+    """What Rondo's engine is told, for the other sides."""
+    cpu = {"enforce_eager": True, "block_size": 32} if how["device"] == "cpu" else {}
+    return {"dtype": how["dtype"], "max_model_len": MAX_MODEL_LEN} | cpu
 
 
 def _vllm_environment(how: dict[str, Any]) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 K summaries of each article, by a policy of SmolLM2-135M's shape with random weights, on newsroom articles put together
 to prompts of about 600 tokens; every summary has the same number of tokens on every side. The sides, in turn, with
-the same vLLM settings and threads, each in a Python of its own:
+the same vLLM settings and threads (on a CPU also Rondo's blocks of 32 tokens in the prefix cache, where vLLM's own are
+of 128), each in a Python of its own:
 
 - rondo: the stage `pipeline.summaries.write` over a dataset, one row an article, as a round does it;
 - ray_data_llm: Ray Data's LLM processor as its documentation has it, one row a summary, prefix caching on;

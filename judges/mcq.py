@@ -34,8 +34,6 @@ class McqJudge:
         seed: decides the order of the options.
         wording: what the model is told, and the shape of its replies.
         question_temperature: of the replies to `ask_questions`; answers are always greedy.
-        max_question_tokens: the longest reply to `ask_questions`, in tokens.
-        max_answer_tokens: the longest reply to `ask_answers`, in tokens.
         logprobs: ask for the log-probabilities of answers.
     """
 
@@ -46,13 +44,13 @@ class McqJudge:
         seed: int = 0,
         wording: Wording = PLAIN,
         question_temperature: float = 0.0,
-        max_question_tokens: int = 768,
-        max_answer_tokens: int = 256,
         logprobs: bool = False,
     ):
         self.questions, self.options, self.seed, self.wording = questions, options, seed, wording
         self.question_temperature = question_temperature
-        self.max_question_tokens, self.max_answer_tokens = max_question_tokens, max_answer_tokens
+        # The longest replies: room for a question's options, and for an answer that restates its question.
+        self.max_question_tokens = max(768, 30 * questions * options)
+        self.max_answer_tokens = max(256, 51 * questions)
         tags = re.findall(r"</(\w+)>", wording.questions_prompt + wording.answers_prompt)
         self.tags = re.compile(rf"<(\s*/?\s*({'|'.join(tags)})\b[^<>]*)>" if tags else r"(?!)()", re.IGNORECASE)
         self.logprobs = logprobs

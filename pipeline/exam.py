@@ -22,7 +22,7 @@ BASELINES = ("lead", "shorten-only")  # in this order after the base's summary
 _exam = partial(
     stage,
     "exam",
-    version=1,
+    version=2,
     uses=("policy_engine",),
     writes=SAMPLED,
     split="eval",
@@ -62,8 +62,10 @@ def _sit(prompt: Prompt, writer: str, baselines: Baselines | None, engine: Engin
     for row, outcome in zip(rows, outcomes, strict=True):
         if baselines and not isinstance(outcome, Skip):
             led = lead(row["article"], baselines.lead_sentences)
-            short = shorten(outcome["summaries"][0]["text"], baselines.shorten_to)
-            outcome["summaries"] += [_unsampled(led), _unsampled(short)]
+            whole = outcome["summaries"][0]
+            # The beginning of a summary that was cut off is as unfinished, and wins as little.
+            short = _unsampled(shorten(whole["text"], baselines.shorten_to)) | {"finish_reason": whole["finish_reason"]}
+            outcome["summaries"] += [_unsampled(led), short]
             outcome["tally"]["summaries"] += len(BASELINES)
     return outcomes
 

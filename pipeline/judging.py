@@ -4,6 +4,7 @@ What the `questions`, `scores` and `evaluation` stages share, so that a summary 
 asks. Left out: which summary is better (`preference.py`).
 """
 
+import itertools
 import math
 import re
 import zlib
@@ -73,7 +74,7 @@ def _logps(reply: Reply, answers: Sequence[Answer]) -> list[float | None] | None
     return [None if said is None else logp for said, logp in zip(answers, logps, strict=True)]
 
 
-_AGAIN = 1  # seed of the second order of options; the first order is part of what is drawn from
+_AGAIN = 1  # first seed of the second order of options; the first order is part of what is drawn from
 
 
 def score_summaries(judge: Judge, engine: Engine, rows: list[Row], again: float = 0.0) -> list[Outcome]:
@@ -103,7 +104,7 @@ def score_summaries(judge: Judge, engine: Engine, rows: list[Row], again: float 
     for i in twice:
         first = where[i][0]
         passages.append(passages[first])
-        questions.append([shuffled(question, _AGAIN) for question in questions[first]])
+        questions.append([_reordered(question) for question in questions[first]])
     answered = answer(judge, engine, passages, questions)
     outcomes: list[Outcome] = []
     for number, (row, places) in enumerate(zip(rows, where, strict=True)):
@@ -128,6 +129,12 @@ def score_summaries(judge: Judge, engine: Engine, rows: list[Row], again: float 
                 tally[what] = tally.get(what, 0) + count
         outcomes.append({"scores": scores, "tally": tally})
     return outcomes
+
+
+def _reordered(question: Question) -> Question:
+    """The question with its options, which are distinct, in another order than now."""
+    orders = (shuffled(question, seed) for seed in itertools.count(_AGAIN))
+    return next(other for other in orders if other.options != question.options)
 
 
 def _drawn(row: Row, share: float) -> bool:

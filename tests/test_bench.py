@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,28 @@ def test_every_side_of_the_sampling_bench_makes_every_summary(tmp_path: Path) ->
     few = ("--articles", "4", "--batch-size", "4", "--max-tokens", "8", "--k", "8")
     result = bench(tmp_path / "result.json", *few, script="sampling")
 
-    assert set(result["runs"]) == {"rondo", "ray_data_llm", "bare_vllm"}
+    assert set(result["runs"]) == {"rondo", "ray_data_llm", "ray_data_llm_uncached", "bare_vllm"}
     assert all(run["tokens"] == 4 * 8 * 8 for runs in result["runs"].values() for run in runs)
     assert result["vs_ray_data_llm"] > 0 and result["vs_bare_vllm"] > 0
     assert [row["at_once"] for row in result["idle"]] == [1, 2]
     assert all(0 <= row["engine_idle_share"] < 1 for row in result["idle"])
+
+
+def test_a_side_is_over_at_its_last_table(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from bench.samplers import Door
+
+    door = Door(str(tmp_path), {"k": 1, "batch_size": 2, "articles": 4})
+
+    class Made:
+        def iter_batches(self, **how: Any) -> Iterator[pa.Table]:
+            for _ in range(3):
+                assert not door.closed
+                yield pa.table({"tokens": [7, 7]})
+            assert door.closed, "from here on the actors may be gone"
+
+    rows = door.through(Made(), first=2)
+    done = door.timed(0.0, [row["tokens"] for row in rows])
+    assert (done["summaries"], done["tokens"]) == (4, 28)
+    assert 0 < done["seconds"] < done["whole_seconds"] and done["cpu_seconds"] >= 0

@@ -10,7 +10,7 @@ from judges.base import LETTERS, UNSURE, Question
 from pipeline import card, config
 from pipeline.asking import question_articles
 from pipeline.engines.scripted import ScriptedEngine
-from pipeline.judging import make_judge, score_summaries
+from pipeline.judging import _reordered, make_judge, score_summaries
 from pipeline.stats import same_shares
 
 JUDGE = config.Judge(model="none", questions=4, options=4, wording="plain")
@@ -141,6 +141,15 @@ def test_the_share_asked_again_is_drawn_by_the_article_and_changes_no_score():
         for outcome in score_summaries(make_judge(JUDGE, 0), asks_and(honest), rows[:50], again=0.25)
     ]
     assert some[0]["scores"][0]["answers"] == [Question("q", "", NAMES, 2).letter] != [UNSURE]
+
+
+@pytest.mark.parametrize("options", [2, 4])
+def test_asked_again_the_options_are_in_another_order(options):
+    for i in range(50):
+        question = Question("q", f"Who led {i}?", NAMES[:options], 1)
+        other = _reordered(question)
+        assert other.options != question.options and sorted(other.options) == sorted(question.options)
+        assert other.options[other.answer] == question.options[question.answer]
 
 
 @pytest.mark.parametrize(

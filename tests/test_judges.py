@@ -95,6 +95,15 @@ def test_a_question_with_what_is_no_text_is_unread(bad):
         assert all(isinstance(read, Skip) for read in judge.read_questions(line))
 
 
+@pytest.mark.parametrize(("questions", "options"), [(1, 2), (5, 5), (20, 5), (10, 10)])
+def test_replies_have_room_for_all_that_is_asked(questions, options):
+    judge = McqJudge(questions=questions, options=options)
+    some = [Question(str(i), f"Who {i}?", ("Ana", "Ben"), 0) for i in range(questions)]
+    assert judge.ask_questions("Lima.").max_tokens >= max(768, 30 * questions * options)
+    assert judge.ask_answers("Lima.", some).max_tokens >= max(256, 51 * questions)
+    assert McqJudge().ask_questions("Lima.").max_tokens == 768
+
+
 def test_a_letter_beside_another_options_words_is_unread():
     judge = McqJudge(wording=WORDINGS["newsroom"])
     some = [Question("1", "Who led?", ("Ana", "Ben", "Carla", "Dan", "Eva"), 0)]

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judges.base import LETTERS, UNSURE, Question, Skip
+from judges.base import LETTERS, UNSURE, Prompt, Question, Skip, user
 from pipeline import config
 from pipeline.engines.base import Reply, Sample
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.evaluation import compare, entrant, evaluate
-from pipeline.exam import lead, shorten, sit, sit_base
+from pipeline.exam import _sit, lead, shorten, sit, sit_base
 from pipeline.hardware import EngineHardware
 from pipeline.judging import soft
 from pipeline.pairs import pair
@@ -303,6 +303,13 @@ def test_baselines_are_judged_like_the_policy():
     for whole, cut in zip(base, short, strict=True):
         assert cut["summaries"][0]["text"] == shorten(whole["summaries"][0]["text"], 0.5)
         assert cut["scores"][0]["words"] == whole["scores"][0]["words"] // 2
+
+
+def test_a_cut_off_summary_made_shorter_is_cut_off_too():
+    engine = ScriptedEngine(lambda prompt, sample: "Ana led it.")
+    for tokens, ends in ((5, ["length", "stop", "length"]), (50, ["stop"] * 3)):
+        (outcome,) = _sit(Prompt(user("{article}"), tokens), "w", config.Baselines(), engine, articles(1))
+        assert [summary["finish_reason"] for summary in outcome["summaries"]] == ends
 
 
 def test_a_summary_cut_off_never_wins():
