@@ -6,14 +6,14 @@ which names its base in the same way. Left out: reading weights (`dpo/weights.py
 
 import functools
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipeline import inside
+from pipeline import copies, inside
 from pipeline.config import UserError
+from pipeline.ledger import open_place
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickles, no code
@@ -26,19 +26,22 @@ def locate(name: str) -> str:
 
 @functools.cache
 def fetch(name: str) -> str:
-    """A folder on this machine with the model: the path itself, or what a URI or the hub gives, fetched once."""
+    """A folder on this machine with the model: the path itself, or what a URI or the hub gives, fetched once.
+
+    After `cache_clear`, a model at a URI is fetched again if it has changed.
+    """
     if os.path.isdir(name):
         return name
     if "://" not in name:
         from huggingface_hub import snapshot_download
 
         return snapshot_download(name, allow_patterns=_FILES)
-    fs, path = pafs.FileSystem.from_uri(name)
+    fs, path = open_place(name)
     if isinstance(fs, pafs.LocalFileSystem):
         return path
-    folder = tempfile.mkdtemp(prefix="rondo-")
-    pafs.copy_files(path, folder, source_filesystem=fs)
-    return folder
+    if not fetch.cache_info().currsize:  # cleared: of what was fetched before nothing is read any more
+        copies.release()
+    return copies.copy(name, fs, path)
 
 
 def adapter_config(folder: str) -> dict[str, Any] | None:
