@@ -25,11 +25,8 @@ LONGEST = {"test_round.py", "test_chaos.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that two at a time end together; they may take long, too."""
+    """The longest files first, so that two at a time end together."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
-    for item in items:
-        if item.path.name in LONGEST:
-            item.add_marker(pytest.mark.timeout(2400))
 
 
 @pytest.fixture(scope="session")
