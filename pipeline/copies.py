@@ -15,6 +15,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from pipeline.config import UserError
 from pipeline.ledger import BEGUN, RECORD
 
 _UNUSED = 24 * 3600.0  # seconds until a copy that nobody holds may go: the next stage or round may want it again
+_MANY = 8  # files that are fetched at a time
 _PART = "part-"  # of a folder that is no copy yet, or no longer
 _held: dict[Path, int] = {}  # copies that this process reads, each an open folder under a lock that ends with us
 
@@ -70,10 +72,14 @@ def _place() -> Path:
     return place
 
 
+def _files(fs: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
+    """A model's files. What a run has beside a policy is none, and comes and goes: notes, a folder of checkpoints."""
+    found = fs.get_file_info(pafs.FileSelector(path))
+    return [info for info in found if info.is_file and info.base_name not in (BEGUN, RECORD)]
+
+
 def _name(uri: str, fs: pafs.FileSystem, path: str) -> str:
-    files = [info for info in fs.get_file_info(pafs.FileSelector(path, recursive=True)) if info.is_file]
-    # What the ledger notes beside a policy is not of the model, and comes and goes around its first reading.
-    there = sorted((info.path, info.size, info.mtime_ns) for info in files if info.base_name not in (BEGUN, RECORD))
+    there = sorted((info.base_name, info.size, info.mtime_ns) for info in _files(fs, path))
     return hashlib.sha256(json.dumps([uri, there]).encode()).hexdigest()
 
 
@@ -81,7 +87,9 @@ def _make(found: Path, fs: pafs.FileSystem, path: str) -> None:
     """Beside it, then moved: what has the name of a copy is whole."""
     part = Path(tempfile.mkdtemp(prefix=_PART, dir=found.parent))
     try:
-        pafs.copy_files(path, str(part), source_filesystem=fs)
+        with ThreadPoolExecutor(_MANY) as pool:
+            for _ in pool.map(lambda info: _fetch(fs, info.path, part / info.base_name), _files(fs, path)):
+                pass
         part.rename(found)
     except OSError as error:
         # Where a file system has locks for one node only and several share the folder, another may have been first.
@@ -90,6 +98,10 @@ def _make(found: Path, fs: pafs.FileSystem, path: str) -> None:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     _hold(found)
+
+
+def _fetch(fs: pafs.FileSystem, path: str, to: Path) -> None:
+    pafs.copy_files(path, str(to), source_filesystem=fs)
 
 
 def _hold(found: Path) -> bool:

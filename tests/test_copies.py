@@ -33,9 +33,10 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(tmp_path):
-    (tmp_path / "model/more").mkdir(parents=True)
+    (tmp_path / "model/checkpoints").mkdir(parents=True)
+    (tmp_path / "model/checkpoints/half").write_text("of a training")
     (tmp_path / "model/config.json").write_text("{}")
-    (tmp_path / "model/more/weights").write_text("1")
+    (tmp_path / "model/weights").write_text("1")
     return tmp_path / "model"
 
 
@@ -60,7 +61,8 @@ def test_processes_share_one_copy_that_nobody_else_can_open(here, model):
     said = [process.stdout.readline().strip() for process in started]
     assert {copy(model)} == set(map(Path, said))
     assert os.listdir(copy(model).parent) == [copy(model).name]
-    assert (copy(model) / "more/weights").read_text() == "1"
+    assert (copy(model) / "weights").read_text() == "1"
+    assert not (copy(model) / "checkpoints").exists()
     assert {path.stat().st_mode & 0o777 for path in (copy(model), *copy(model).parents[:2])} == {0o700}
     for process in started:
         process.communicate("\n")
@@ -70,10 +72,10 @@ def test_a_changed_model_and_another_one_are_other_copies(here, model):
     first = copy(model)
     (model / "record.json").write_text("{}")  # a policy's is written when it was looked at
     assert copy(model) == first
-    (model / "more/weights").write_text("2")
-    assert (copy(model) / "more/weights").read_text() == "2"
+    (model / "weights").write_text("2")
+    assert (copy(model) / "weights").read_text() == "2"
     assert copy(model) != first != copy(model, "far://other")
-    assert (first / "more/weights").read_text() == "1"
+    assert (first / "weights").read_text() == "1"
 
 
 def test_a_copy_goes_when_nobody_reads_it_and_nobody_asked_in_a_day(here, model):
