@@ -142,13 +142,14 @@ def write(rows: Dataset | Iterable[pa.Table], table: Draft) -> Iterator[int]:
             yield row["rows"]
         return
     except ray.exceptions.RayError as error:
-        failed = error.with_traceback(None)
-    # A pipeline's engines go with the last reference to it, and an error that is kept keeps those of its frames.
+        # Of an error in a worker Ray Data brings the text alone.
+        told = re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(error))
+        failed = UserError(told[1]) if told else error.with_traceback(None)
+        # A pipeline's engines go with the last reference to it, and an error that is kept keeps those of its frames.
+        error.__context__ = error.__cause__ = None
     del counts
     gc.collect()
-    # Of an error in a worker Ray Data brings the text alone.
-    told = re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(failed))
-    raise UserError(told[1]) if told else failed
+    raise failed
 
 
 def _write(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
