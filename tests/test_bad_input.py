@@ -419,7 +419,7 @@ def test_any_reply_of_a_server_is_a_sample_or_an_error(http, body):
     engine, said = http
     said["body"] = body if isinstance(body, bytes) else json.dumps(body).encode()
     engine.unserved = 0
-    (reply,) = engine.generate([Prompt(user("Who?"), max_tokens=4)])
+    (reply,) = engine.ask([Prompt(user("Who?"), max_tokens=4)])
     assert (reply.error is None) == bool(reply.samples)
 
 
