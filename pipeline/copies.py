@@ -86,10 +86,13 @@ def _name(uri: str, fs: pafs.FileSystem, path: str) -> str:
 def _make(found: Path, fs: pafs.FileSystem, path: str) -> None:
     """Beside it, then moved: what has the name of a copy is whole."""
     part = Path(tempfile.mkdtemp(prefix=_PART, dir=found.parent))
+
+    def fetch(info: pafs.FileInfo) -> None:
+        pafs.copy_files(info.path, str(part / info.base_name), source_filesystem=fs)
+
     try:
         with ThreadPoolExecutor(_MANY) as pool:
-            for _ in pool.map(lambda info: _fetch(fs, info.path, part / info.base_name), _files(fs, path)):
-                pass
+            list(pool.map(fetch, _files(fs, path)))
         part.rename(found)
     except OSError as error:
         # Where a file system has locks for one node only and several share the folder, another may have been first.
@@ -98,10 +101,6 @@ def _make(found: Path, fs: pafs.FileSystem, path: str) -> None:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     _hold(found)
-
-
-def _fetch(fs: pafs.FileSystem, path: str, to: Path) -> None:
-    pafs.copy_files(path, str(to), source_filesystem=fs)
 
 
 def _hold(found: Path) -> bool:
