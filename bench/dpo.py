@@ -2,7 +2,7 @@
 
 Same model (random weights), pairs, token ids, order, precision and threads. A step is the whole of it on both sides:
 batches, forward, loss, backward, clipping, AdamW, metrics. Ours runs before and after TRL's, so that a machine which
-grows slower in between does not decide. TRL's settings are in `make_trl`; its batch size is the fastest of a trial.
+grows slower in between does not decide. TRL's settings are in `trl_side.py`; its batch size is the fastest of a trial.
 
 Both sides run as Python starts them. glibc gives large blocks back to the kernel at each free and asks for them again,
 and the page faults cost TRL, whose blocks are larger, more than us: a third of its time in the virtual machine where
@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from bench import memory, scale, sides
+from bench import memory, scale, sides, trl_side
 from bench.show import machine, show, spread
 from bench.sides import Shape, Work
 from pipeline.dpo import weights
@@ -135,8 +135,8 @@ _FIGURES = ("pairs_per_second_ratio", "grad_rel_error", "loss_abs_error", "uniqu
 def compare(work: Work, batch_size: int) -> tuple[dict[str, Any], Any]:
     """One shape: ours, TRL's, ours. Returns the row, and TRL's trainer as it is afterwards."""
     ours = sides.train_ours(work)
-    trainer = sides.make_trl(work, batch_size)
-    theirs = sides.train_trl(trainer)
+    trainer = trl_side.make(work, batch_size)
+    theirs = trl_side.train(trainer)
     again = sides.train_ours(work)
     seconds = ours.seconds + again.seconds
     row = {
@@ -165,7 +165,7 @@ def fastest_batch_size(work: Work) -> tuple[int, dict[int, float]]:
     took: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(2):
         for size in sizes:
-            took[size] += sides.train_trl(sides.make_trl(work, size)).seconds
+            took[size] += trl_side.train(trl_side.make(work, size)).seconds
     medians = {size: statistics.median(seconds) for size, seconds in took.items()}
     return min(sizes, key=lambda size: medians[size]), medians
 
@@ -192,7 +192,7 @@ def gradient_errors(work: Work, trainer: Any) -> dict[str, float]:
     for state, when in ((first, ""), (trained, "_trained")):
         for each in (model, precise, trainer.model):
             each.load_state_dict(state)
-        ours, theirs = sides.our_gradient(model, examples, tokens), sides.trl_gradient(trainer, 0)
+        ours, theirs = sides.our_gradient(model, examples, tokens), trl_side.gradient(trainer, 0)
         exact = sides.our_gradient(precise, precisely, tokens)
         errors[f"grad_rel_error{when}"] = error(ours, theirs)
         errors[f"grad_float64_ours{when}"] = error(ours, exact)
@@ -209,7 +209,7 @@ def flop_ratio(work: Work, trainer: Any) -> float:
     model = weights.load(work.model, "float32")
     for step in (
         lambda: sides.our_gradient(model, work.plan[0].examples, work.tokens_per_batch),
-        lambda: sides.trl_gradient(trainer, 0),
+        lambda: trl_side.gradient(trainer, 0),
     ):
         with FlopCounterMode(display=False) as counter:
             step()

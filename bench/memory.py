@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import sides
+from bench import sides, trl_side
 from bench.sides import Shape, Trained, Work
 
 
@@ -87,7 +87,7 @@ def peak(
         train: Callable[[], Any] = run.play
     else:
         work = Work(Path(model), sides.make_examples(form, 2, vocabulary), form, tokens_per_batch)
-        train = sides.make_trl(work, batch_size).train
+        train = trl_side.make(work, batch_size).train
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # from now on VmHWM counts anew

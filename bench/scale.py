@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from bench import sides
+from bench import sides, trl_side
 from bench.show import show, spread
 from bench.sides import SETTINGS, Shape, Work
 from pipeline.dpo import attention, last_layer
@@ -149,7 +149,7 @@ def trl_steps(row: dict[str, Any], config: LlamaConfig, work: Work, device: str)
 
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=PROJECTIONS) if row["weights"] == "lora" else None
     useful = flops(make(config, "sdpa", "meta", lora=lora is not None), work.plan[WARM_UP].examples)
-    trainer = sides.make_trl(
+    trainer = trl_side.make(
         work,
         work.tokens_per_batch,
         make(config, "sdpa", device, lora=False),
@@ -159,7 +159,7 @@ def trl_steps(row: dict[str, Any], config: LlamaConfig, work: Work, device: str)
         bf16=True,
     )
     _reset_peak(device)
-    return sides.train_trl(trainer).seconds[WARM_UP - 1 :], useful
+    return trl_side.train(trainer).seconds[WARM_UP - 1 :], useful
 
 
 def make(config: LlamaConfig, attention_kind: str, device: str, *, lora: bool) -> PreTrainedModel:
