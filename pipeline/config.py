@@ -143,7 +143,7 @@ class Summaries(Settings):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Positive = 256
-    logprobs: bool = False  # keep the engine's log-probability of every sample; else of one article in 16, to compare
+    logprobs: bool = False  # keep every sample's log-probability by the engine; else those of its first batch
     max_skipped: Share = 0.5
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.config import Config
+from pipeline.drift import COMPARED
 from pipeline.exam import BASELINES
 from pipeline.ledger import Artifact
 from pipeline.lengths import Asked, Lengths
 from pipeline.rates import Measured, Rates
-from pipeline.sampling import COMPARED
 from pipeline.stage import Stage
 
 
@@ -87,7 +87,7 @@ class Counts:
         elif name == "policy":
             tally = self._trained(rows, given)
         elif name == "drift":
-            line.rows = round(rows * COMPARED)  # of the others no log-probability is kept
+            line.rows = round(rows * COMPARED)  # of those that come in
         elif measured:  # a stage that is not known here: as its records say
             tally = {what: rows * count / max(1, measured.rows) for what, count in measured.tally.items()}
         if measured and tally.get("tokens_in") and (cached := measured.each("tokens_cached", "tokens_in")):

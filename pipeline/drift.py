@@ -1,11 +1,12 @@
 """Drift: how far the policy that wrote for a round has gone from the base, as KL(policy || base) on what it sampled.
 
-The sampler gave the log-probability of the summaries of one article in 16 under the policy itself; here the base scores
-the same token ids by the trainer's code. The mean difference estimates the KL, without bias where summaries were drawn
-at temperature 1 and top_p 1; drawn otherwise it is the mean over what was drawn. Left out: a round whose writer is the
-base, and the policy that the round trains, which has sampled nothing yet.
+Of one article in 16 the trainer's code scores the sampled token ids twice, by the policy that wrote them and by the
+base. The mean difference estimates the KL, without bias where summaries were drawn at temperature 1 and top_p 1; drawn
+otherwise it is the mean over what was drawn. Left out: a round whose writer is the base, and the policy that the round
+trains, which has sampled nothing yet.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,40 +19,55 @@ from ray.data import Dataset
 from pipeline.engines.pool import Pool
 from pipeline.hardware import Trainer
 from pipeline.rows import Outcome, Row
-from pipeline.sampling import is_compared
 from pipeline.stage import stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+COMPARED = 1 / 16  # of the articles
 _COLUMNS = ["article_id", "split", "writer", "prompt_ids", "summaries"]
 
 
-@stage("drift", version=1, settings=("policy.dtype",), uses=("scorer", "trainer"), writes=("base_logps",), whole=True)
-def compare_with_base(rows: Dataset, base: str, *, dtype: str, scorer: Pool, trainer: Trainer) -> Dataset:
-    """Add `base_logps`, aligned with `summaries`, to the one article in 16 whose samples have a `logp`; leave the rest.
+@stage(
+    "drift",
+    version=2,
+    settings=("policy.dtype",),
+    uses=("scorer", "base_scorer", "trainer"),
+    writes=("policy_logps", "base_logps"),
+    whole=True,
+)
+def compare_with_base(
+    rows: Dataset, policy: str, base: str, *, dtype: str, scorer: Pool, base_scorer: Pool, trainer: Trainer
+) -> Dataset:
+    """Add `policy_logps` and `base_logps`, aligned with `summaries`, to one article in 16; leave the rest.
 
     Args:
         rows: articles with the policy's summaries.
-        base: the build id of the base, which `scorer` holds.
-        dtype: of its weights.
+        policy, base: the build ids of the writer, which `scorer` holds, and of the base, which `base_scorer` does.
+        dtype: of their weights.
         trainer: for `tokens_per_batch`.
     """
-    some = rows.select_columns(_COLUMNS).map_batches(_with_logps, batch_format="pyarrow", batch_size=None)
-    return scorer.map(some, partial(_score, trainer.tokens_per_batch), compare_with_base.writes)
+    some = rows.select_columns(_COLUMNS).map_batches(_compared, batch_format="pyarrow", batch_size=None)
+    by_policy, by_base = (partial(_score, trainer.tokens_per_batch, column) for column in compare_with_base.writes)
+    # One after the other: a device that holds one model need not hold two.
+    scored = scorer.map(some, by_policy, compare_with_base.writes[:1]).materialize()
+    return base_scorer.map(scored, by_base, compare_with_base.writes[1:])
 
 
-def _with_logps(table: pa.Table) -> pa.Table:
-    table = table.filter(pa.array([is_compared(i) for i in table["article_id"].to_pylist()], pa.bool_()))
-    known = [all(s["logp"] is not None for s in summaries) for summaries in table["summaries"].to_pylist()]
-    return table.filter(pa.array(known, pa.bool_()))  # an engine need not have given them
+def is_compared(article_id: str) -> bool:
+    """Whether an article is one of those, one in 16, on which the policy is compared with the base."""
+    return zlib.crc32(article_id.encode()) < COMPARED * 2**32
 
 
-def _score(tokens_per_batch: int, model: "PreTrainedModel", rows: list[Row]) -> list[Outcome]:
+def _compared(table: pa.Table) -> pa.Table:
+    return table.filter(pa.array(map(is_compared, table["article_id"].to_pylist()), pa.bool_()))
+
+
+def _score(tokens_per_batch: int, column: str, model: "PreTrainedModel", rows: list[Row]) -> list[Outcome]:
     from pipeline.dpo.logps import frozen_logps
 
     articles = [(row["prompt_ids"], [summary["token_ids"] for summary in row["summaries"]]) for row in rows]
-    return [{"base_logps": values} for values in frozen_logps(model, articles, tokens_per_batch)]
+    return [{column: values} for values in frozen_logps(model, articles, tokens_per_batch)]
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,7 @@ def estimate(rows: Sequence[Row]) -> Drift | None:
     gaps, tokens, counts = np.array(
         [
             (
-                sum(s["logp"] - base for s, base in zip(row["summaries"], row["base_logps"], strict=True)),
+                sum(ours - base for ours, base in zip(row["policy_logps"], row["base_logps"], strict=True)),
                 sum(len(s["token_ids"]) for s in row["summaries"]),
                 len(row["summaries"]),
             )

@@ -28,13 +28,16 @@ def equip(
     """What `Stage.uses` asks for.
 
     Args:
-        names: policy_engine, judge_engine, second_engine, model, scorer, trainer, folder, progress, logging.
+        names: policy_engine, judge_engine, second_engine, model, scorer, base_scorer, trainer, folder, progress,
+            logging.
         config: its hardware above all.
-        inputs: of the stage; the policy among them is `model`, and what `policy_engine` and `scorer` run.
+        inputs: of the stage; the first policy among them is `model`, and what `policy_engine` and `scorer` run; the
+            last is what `base_scorer` runs.
         root, address: of the artifact that is to be made.
         tick: what shows the progress.
     """
-    policy = next((artifact.record for artifact in inputs if "model" in artifact.record), {})
+    policies = [artifact.record for artifact in inputs if "model" in artifact.record]
+    policy = policies[0] if policies else {}
     hired = "served" in policy
     model = locate(policy["model"]) if policy and not hired else None
     # Another seed for every table, so that no two rounds draw alike; the run's name has no part in it.
@@ -44,7 +47,8 @@ def equip(
         "judge_engine": lambda: _judge_engine(config, "judge", seed),
         "second_engine": lambda: _judge_engine(config, "second_judge", seed),
         "model": lambda: model,
-        "scorer": lambda: _scorer(config, model, policy.get("digest")),
+        "scorer": lambda: _scorer(config, policy),
+        "base_scorer": lambda: _scorer(config, policies[-1]),
         "trainer": lambda: config.hardware.trainer,
         "folder": lambda: f"{root}/{address}",
         "progress": lambda: partial(_step, tick),
@@ -82,9 +86,8 @@ def _judge_engine(config: Config | Alignment, which: str, seed: int) -> Pool:
     return Pool(partial(_vllm, model, judge.dtype, judge.max_model_len, seed, hardware), hardware)
 
 
-def _scorer(config: Config | Alignment, model: str | None, digest: str | None) -> Pool:
-    """Frozen references, on the hardware that will train: the values then come from the same kernels."""
-    assert model is not None and digest is not None, "a stage that scores has a policy among its inputs"
+def _scorer(config: Config | Alignment, policy: dict[str, Any]) -> Pool:
+    """A frozen policy, on the hardware that will train: the values then come from the same kernels."""
     trainer = config.hardware.trainer
     hardware = EngineHardware(
         # In a pipeline beside the engines it takes the place that is there, and more as they end.
@@ -92,8 +95,9 @@ def _scorer(config: Config | Alignment, model: str | None, digest: str | None) -
         gpus_per_replica=trainer.gpus_per_worker,
         cpus_per_replica=trainer.cpus_per_worker,
     )
+    load = partial(load_reference, locate(policy["model"]), config.policy.dtype, policy["digest"], trainer)
     # One batch fills the model's threads or its GPU, and two would need the memory of two.
-    return Pool(partial(load_reference, model, config.policy.dtype, digest, trainer), hardware, at_once=1)
+    return Pool(load, hardware, at_once=1)
 
 
 def _vllm(model: str, dtype: str, max_model_len: int | None, seed: int, hardware: EngineHardware) -> Engine:

@@ -130,7 +130,7 @@ class Plan(Survey):
         for who, engine in (("judge", "judge_engine"), ("second_judge", "second_engine")):
             if engine in stage.uses and (judge := getattr(config, who)) and judge.model and not judge.served:
                 engines.append(hardware.judge.replicas.max * hardware.judge.gpus_per_replica)
-        scores = "scorer" in stage.uses and config.references.source == "trainer"
+        scores = stage.name == "drift" or ("scorer" in stage.uses and config.references.source == "trainer")
         if scores or (not stage.writes and "trainer" in stage.uses):
             engines.append(hardware.trainer.workers * hardware.trainer.gpus_per_worker)
         return (sum(engines) if hardware.together else max(engines)) if engines else 0.0

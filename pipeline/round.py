@@ -148,7 +148,7 @@ def play(played: Sequence[Round], material: Material, run: Survey) -> Round:
         return _fruitless(current, pairs, run)
     replayed = make(replay, pairs, *earlier) if earlier else None
     references = make(anchor, replayed, behind) if replayed else rest[0]
-    drift = make(compare_with_base, summaries, base) if number else None
+    drift = make(compare_with_base, summaries, start, base) if number else None
     policy = make(train, references, start, *reference)
     _, results = stream((sit, material.exam, policy), (evaluate,))
     second = second_opinion(results, run, current.next_folder)

@@ -63,6 +63,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "base_summaries": pa.list_(_SUMMARY),  # by the base, until they are paired with the policy's
     "base_scores": pa.list_(_SCORE),  # aligned with base_summaries
     "base_writer": pa.string(),  # build id of the base
+    "policy_logps": pa.list_(pa.float32()),  # aligned with summaries: of each under its writer, in nats
     "base_logps": pa.list_(pa.float32()),  # aligned with summaries: of each under the base, in nats
     "second_questions": pa.list_(_QUESTION),  # of the second judge; empty where it had too few good ones
     "second_scores": pa.list_(_SCORE),  # aligned with summaries

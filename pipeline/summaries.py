@@ -19,7 +19,7 @@ _BESIDE = ("base_writer", "base_summaries", "base_scores")
 _summaries = partial(
     stage,
     "summaries",
-    version=2,
+    version=3,
     settings=("summaries", "policy", "seed"),
     uses=("policy_engine",),
     split="train",

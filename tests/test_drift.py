@@ -8,12 +8,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.dpo import weights
 from pipeline.dpo.logps import plain_logps
-from pipeline.drift import compare_with_base, estimate
+from pipeline.drift import compare_with_base, estimate, is_compared
 from pipeline.engines.pool import Pool
 from pipeline.hardware import EngineHardware, Trainer
 from pipeline.references import load_reference
 from pipeline.rows import dataset
-from pipeline.sampling import is_compared
 
 VOCABULARY, PROMPT = 11, [1, 2, 3]
 
@@ -39,7 +38,7 @@ def models(tmp_path_factory):
 
 
 @torch.no_grad()
-def test_the_base_scores_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, models):
+def test_both_score_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, models):
     """Summaries of one token, of which the KL is a sum over the vocabulary."""
     base, policy = (weights.load(folder, "float32", article_tree=False) for folder in models)
     last = torch.tensor([PROMPT])
@@ -49,17 +48,21 @@ def test_the_base_scores_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, m
     rows = []
     for i in range(1600):
         tokens = torch.multinomial(p.exp(), 4, replacement=True, generator=draw).tolist()
-        summaries = [{"text": "", "token_ids": [t], "finish_reason": "stop", "logp": float(p[t])} for t in tokens]
+        summaries = [{"text": "", "token_ids": [t], "finish_reason": "stop", "logp": None} for t in tokens]
         rows.append({"article_id": f"a{i}", "article": "", "split": "train", "writer": "w", "prompt_ids": PROMPT})
         rows[-1]["summaries"] = summaries
-    rows[0]["article_id"] = next(f"b{i}" for i in range(1000) if is_compared(f"b{i}"))
-    rows[0]["summaries"] = [summary | {"logp": None} for summary in rows[0]["summaries"]]
-    pool = Pool(partial(load_reference, models[0], "float32", weights.digest(models[0]), Trainer()), EngineHardware())
-    found = compare_with_base(dataset(rows), "base", dtype="float32", scorer=pool, trainer=Trainer()).take_all()
-    assert {row["article_id"] for row in found} == {f"a{i}" for i in range(1, 1600) if is_compared(f"a{i}")}
+    by_policy, by_base = (
+        Pool(partial(load_reference, model, "float32", weights.digest(model), Trainer()), EngineHardware(), at_once=1)
+        for model in reversed(models)
+    )
+    found = compare_with_base(
+        dataset(rows), "policy", "base", dtype="float32", scorer=by_policy, base_scorer=by_base, trainer=Trainer()
+    ).take_all()
+    assert {row["article_id"] for row in found} == {f"a{i}" for i in range(1600) if is_compared(f"a{i}")}
     for row in found[:5]:
         tokens = [list(summary["token_ids"]) for summary in row["summaries"]]
-        assert row["base_logps"] == pytest.approx(plain_logps(base, PROMPT, tokens).tolist(), abs=1e-4)
+        for column, model in (("policy_logps", policy), ("base_logps", base)):
+            assert row[column] == pytest.approx(plain_logps(model, PROMPT, tokens).tolist(), abs=1e-4)
     drift = estimate(found)
     assert drift.articles == len(found) > 60
     assert abs(drift.per_summary - exact) < 4 * drift.per_summary_error < exact
@@ -69,7 +72,8 @@ def test_the_base_scores_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, m
 def test_the_kl_is_the_mean_difference_with_the_articles_as_units():
     def article(*gaps, tokens=4):
         return {
-            "summaries": [{"logp": -5.0, "token_ids": [1] * tokens} for _ in gaps],
+            "summaries": [{"token_ids": [1] * tokens} for _ in gaps],
+            "policy_logps": [-5.0 for _ in gaps],
             "base_logps": [-5.0 - gap for gap in gaps],
         }
 

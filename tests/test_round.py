@@ -121,6 +121,7 @@ def test_step_0_is_the_reference(played):
         training = records(run)[f"round-{number:02d}/policy"]["training"]
         assert training["step0_loss"] == pytest.approx(math.log(2), abs=1e-4)
         assert training["step0_max_abs_margin"] < 1e-3
+        assert 0 < training["passport"]["vllm_vs_trainer_max"] < 1e-3  # of the articles of the engine's first batch
 
 
 def test_each_round_writes_with_the_policy_of_the_one_before(played):

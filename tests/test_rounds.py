@@ -86,7 +86,8 @@ def drifted(gap):
     return {
         "article_id": "a",
         "split": "train",
-        "summaries": [{"text": "", "token_ids": [1, 2], "finish_reason": "stop", "logp": gap - 9.0}],
+        "summaries": [{"text": "", "token_ids": [1, 2], "finish_reason": "stop"}],
+        "policy_logps": [gap - 9.0],
         "base_logps": [-9.0],
         "skipped": None,
     }
@@ -182,7 +183,7 @@ def test_kl_is_measured_from_the_second_round_on_and_can_end_the_run(walk):
     played, run = walk([0, 40, 80, 90], "stop.max_kl=5", drift=[4.0, 6.5])
     assert [one.standing.figures.kl for one in played[1:]] == pytest.approx([0.0, 4.0, 6.5])
     assert "round-01/drift" not in run.made
-    assert run.made["round-02/drift"] == ("round-02/summaries", "round-00/policy")
+    assert run.made["round-02/drift"] == ("round-02/summaries", "round-01/policy", "round-00/policy")
     assert played[-1].ended == "Stopped after round 3: stop.max_kl=5.0: the writer is 6.50 nats a summary from the base"
     played, _ = walk([0, 40, 80], "stop.max_kl=5", name="unknown")
     assert played[-1].standing.figures.kl is None and played[-1].ended is None
