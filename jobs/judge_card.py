@@ -3,10 +3,14 @@
 import json
 from collections.abc import Sequence
 
+from jobs.play import check_servers
 from jobs.submitted import warn_of_what_ray_removes
 from pipeline import articles, folder, ledger, models
 from pipeline.progress import Display
 from pipeline.reading import load
+
+# A judge whose questions no run would use, or whose answers nobody can read, is the very one to have a card of.
+_NO_LIMITS = ("questions.max_skipped=1", "scores.max_unread=1")
 
 
 def examine(path: str, overrides: Sequence[str]) -> None:
@@ -15,7 +19,7 @@ def examine(path: str, overrides: Sequence[str]) -> None:
     Raises:
         UserError: see the modules that check: reading, articles, models, ledger, folder, run.
     """
-    settings = load(path, overrides)
+    settings = load(path, [*overrides, *_NO_LIMITS])
     if settings.judge.model and not settings.judge.served:
         models.check("judge.model", settings.judge.model)
     articles.check(settings.articles)
@@ -29,7 +33,9 @@ def examine(path: str, overrides: Sequence[str]) -> None:
     from pipeline.run import Run
     from pipeline.survey import Survey
 
-    audition(Survey(settings, book))  # what the run would refuse, before Ray starts
+    survey = Survey(settings, book)
+    audition(survey)  # what the run would refuse, before Ray starts
+    check_servers(settings, survey.unmade)
     with book.lock(display.warn):
         with connected(settings.hardware) as hardware:
             questions, leads = audition(Run(settings.model_copy(update={"hardware": hardware}), book, display))

@@ -47,7 +47,7 @@ def plan(
         UserError: settings that a run would refuse; a model that cannot fit; a rate's folder without a run.
     """
     settings = load(path, overrides)
-    preference.check(settings.pairs, settings.judge.questions)
+    preference.check(settings.pairs, settings.judge.questions, settings.judge.logprobs)
     book = Ledger(settings.run)
     folder.check(book, settings)
     known = Rates([there(name) for name in rates] or [book], settings)
@@ -172,7 +172,7 @@ def _total(lines: Sequence[Line]) -> dict[str, Any]:
         "seconds": sum(line.seconds or 0 for line in new),
         "gpu_hours": sum(line.gpu_hours or 0 for line in new),
         "dollars": sum(line.dollars or 0 for line in new),
-        "untimed": [line.address for line in new if line.seconds is None and line.tally.get("tokens_in")],
+        "untimed": [line.address for line in new if line.untimed],
     }
 
 
@@ -189,7 +189,7 @@ def _notes(
         notes.append(
             "≤: at most, by the settings' limits; records of a small round would tell what replies really take"
         )
-    if _total(made.lines)["untimed"]:
+    if any(line.untimed for line in new):
         notes.append(_SMALL)
     if any(line.seconds is not None and not line.start_known for line in new):
         notes.append("some rates have an engine's start in them: on more rows it will be faster than this")

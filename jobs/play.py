@@ -30,7 +30,7 @@ def check(path: str, overrides: Sequence[str], display: Display) -> tuple[config
         if judge and judge.model and not judge.served:
             models.check(f"{name}.model", judge.model)
     articles.check(settings.articles)
-    preference.check(settings.pairs, settings.judge.questions)
+    preference.check(settings.pairs, settings.judge.questions, settings.judge.logprobs)
     loggers.check(settings.report_to)
     refuse(settings, installed())
     warn_of_what_ray_removes(settings, display)
@@ -44,7 +44,7 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     display = Display()
     settings, book = check(path, overrides, display)
     survey = _survey(settings, book, remake)
-    _check_servers(settings, survey.unmade)
+    check_servers(settings, survey.unmade)
     to_remake = survey.to_remake()
     with book.lock(display.warn):
         folder.write(book, settings)
@@ -67,7 +67,7 @@ def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) ->
     return survey
 
 
-def _check_servers(settings: config.Config, unmade: Mapping[str, Stage]) -> None:
+def check_servers(settings: config.Config, unmade: Mapping[str, Stage]) -> None:
     """See that each server that has something to do serves: a run that is finished needs none."""
     from pipeline.engines.http import check
 

@@ -94,7 +94,9 @@ _LETTER = re.compile(r"\(?[A-J]\)?[.:]?|(\([A-J]\)|[A-J][):]) .*", re.IGNORECASE
 _DOTTED = re.compile(r"[A-J]\. .*")  # `A. Oslo`; but so does `J. Smith` begin, and so only if all options do
 _OTHERS = re.compile(
     r"\b(all|none|any|both|neither|either|some) of the above\b|\b(all|none|any|both|neither|either) of these\b"
-    r"|\b(both|neither|either) [A-J] (and|or|nor) [A-J]\b|\b(option|answer|choice) [A-J]\b",
+    # A letter is a capital, and no word: "answer a letter", "the choice I made".
+    r"|\b(both|neither|either) (?-i:[A-J]) (and|or|nor) (?-i:[A-J])\b"
+    r"|\b(option|answer|choice) (?-i:[A-HJ]\b|I\b(?! [a-z]))",
     re.IGNORECASE,
 )
 

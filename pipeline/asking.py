@@ -51,7 +51,7 @@ def _read(judge: Judge, reply: Reply, count: int) -> list[Question | Skip]:
     """What was read of each of `count` questions, those not written included; none where there was no reply."""
     if not reply.samples:
         return []
-    read = judge.read_questions(reply.samples[0].text)
+    read = judge.read_questions(reply.samples[0].text)[:count]  # a server's judge may write more than it is asked for
     if reply.samples[0].finish_reason == "length":
         # The last option of a reply that was cut off may be half a word, and still look like an option.
         read = [*read[:-1], Skip("question cut off")]

@@ -34,8 +34,8 @@ def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Reco
         of each letter among the answers of both checks, `keys`: among the right ones, which we shuffle;
         `letters_p`: how likely the two differ so much if no letter is favoured. With `judge.logprobs`
         `confidence_right` and `confidence_wrong`: the mean probability of such answers from the whole article, and
-        how many there are. What a summary costs is of each time that one was judged; seconds are those of the
-        stages, engine start included.
+        how many there are. What a summary costs is of each time that one was judged; seconds are those in
+        which an engine had some of them to judge, added up over engines, without their start.
     """
     asked, scored = questions["tally"], _sum(examined)
     cost = _sum(judged)
@@ -49,6 +49,7 @@ def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Reco
         "checked": asked.get("checked", 0),
         "agreement": _share(scored["same again"], scored["asked again"]),
         "asked_again": scored["asked again"],
+        "unsure_twice": scored["unsure twice"],
         "parse_rate": _share(answers - unread, answers),
         "answers": answers,
         "unsure": _share(scored["unsure"], scored["answers"] - scored["unread"]),
@@ -66,7 +67,7 @@ def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Reco
         "summaries_judged": cost["judged"],
         "tokens_in_per_summary": _share(cost["tokens_in"], times),
         "tokens_out_per_summary": _share(cost["tokens_out"], times),
-        "seconds_per_summary": _share(sum(record["seconds"] for record in judged), times),
+        "seconds_per_summary": _share(cost["engine ms"] / 1000, times),
         "prefix_cache_hit_rate": _share(cost["tokens_cached"], cost["tokens_in"]),
     }
 
@@ -98,7 +99,8 @@ def lines(card: Mapping[str, Any]) -> list[list[str]]:
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in card["questions_dropped"].items())
     letters, keys = (" ".join(f"{x} {_percent(share, 0)}" for x, share in card[n].items()) for n in ("letters", "keys"))
     chance = "" if card["letters_p"] is None else f"p = {card['letters_p']:.2g} if it favours none"
-    checked, again = f"{card['checked']:,} questions", f"{card['asked_again']:,} answers"
+    checked = f"{card['checked']:,} questions"
+    again = f"{card['asked_again']:,} answers, without {card['unsure_twice']:,} unsure twice"
     judged = f"{card['summaries_judged']:,} summaries"
     return [
         ["", "judge", "of"],

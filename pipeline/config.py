@@ -94,7 +94,7 @@ class Judge(Settings):
     questions: Positive = 5
     options: Annotated[int, Field(ge=2, le=10)] = 5
     question_temperature: Annotated[float, Field(ge=0)] = 0.0
-    logprobs: bool = False  # keep how sure each answer is, and a soft score beside the count; costs a few percent
+    logprobs: bool = False  # keep how sure each answer is, and a soft score beside the count; slower by a tenth
 
     @model_validator(mode="after")
     def _can_judge(self) -> "Judge":
@@ -267,6 +267,14 @@ class Config(Settings):
             )
         if self.pairs.weighting == "margin" and not self.judge.logprobs:
             raise ValueError("pairs.weighting is margin, which needs what judge.logprobs=true keeps: set it too")
+        one_each = self.pairs.selection == "best_worst" or (
+            self.pairs.max_per_article == 1 and self.pairs.selection != "all"
+        )
+        if self.pairs.weighting == "margin" and one_each:
+            raise ValueError(
+                "pairs.weighting is margin, which weighs an article's pairs against each other, and by "
+                "pairs.selection or pairs.max_per_article each has one: have more of them, or set it to none"
+            )
         if self.references.source == "sampler" and not self.summaries.logprobs:
             raise ValueError("references.source is sampler, which needs what summaries.logprobs=true keeps: set it too")
         if self.references.source == "sampler" and (self.pairs.replay or self.pairs.rejected == "base"):
@@ -274,8 +282,14 @@ class Config(Settings):
                 "references.source is sampler, and pairs.replay or pairs.rejected=base brings in summaries that "
                 "another policy sampled: use references.source=trainer"
             )
-        second = self.second_judge.served if self.second_judge else None
-        check_served(self.judge.served, second, self.compare, self.hardware)
+        second = self.second_judge
+        check_served(
+            self.judge.served,
+            second.served if second else None,
+            self.compare,
+            self.hardware,
+            second_here=bool(second and second.model and not second.served),
+        )
         check_reference(self.references, self.training)
         for name, longest in (("summaries", self.summaries.max_tokens), ("evaluation", self.evaluation.max_tokens)):
             if self.policy.max_model_len is not None and longest >= self.policy.max_model_len:

@@ -46,6 +46,11 @@ class Line:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def untimed(self) -> bool:
+        """It asks a model, and there is no rate that would say for how long."""
+        return self.seconds is None and bool(self.tally.get("tokens_in"))
+
+    @property
     def gpu_hours(self) -> float | None:
         return None if self.seconds is None else self.seconds * self.gpus / 3600
 

@@ -107,7 +107,8 @@ def _vllm(model: str, dtype: str, max_model_len: int | None, seed: int, hardware
 
     # Engines with one seed would draw alike: two replicas the same samples of like prompts, and an engine that took the
     # place of a dead one what that one drew.
-    one_of_many = f"{seed}/{ray.get_runtime_context().get_actor_id()}/{os.getpid()}"
+    actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None  # asked, it would start a Ray
+    one_of_many = f"{seed}/{actor}/{os.getpid()}"
     return VllmEngine(fetch(model), dtype, max_model_len, zlib.crc32(one_of_many.encode()), hardware)
 
 

@@ -22,7 +22,7 @@ from pipeline.stats import WinRate, win_rate
 
 @stage(
     "evaluation",
-    version=5,
+    version=6,
     settings=("evaluation.ask_again", "judge", "seed"),
     contents=("judge.model",),
     uses=("judge_engine",),
@@ -41,7 +41,7 @@ def evaluate(rows: Dataset, *, ask_again: float, judge: JudgeSettings, seed: int
 
 @stage(
     "evaluation",
-    version=5,
+    version=6,
     settings=("judge", "seed"),
     contents=("judge.model",),
     uses=("judge_engine",),

@@ -151,9 +151,17 @@ def _told(questions: Sequence[Question], answers: Sequence[Answer]) -> list[str 
 
 
 def _agreement(first: Sequence[str | None], second: Sequence[str | None]) -> dict[str, int]:
-    """Of the answers that could be read both times: how many there are, and how many mean the same."""
+    """Of the answers that could be read both times: how many chose an option at least once, and how many the same.
+
+    Unsure twice is no sign that the order does not matter: a judge that is always unsure would always agree.
+    """
     both = [(one, other) for one, other in zip(first, second, strict=True) if one is not None and other is not None]
-    return {"asked again": len(both), "same again": sum(one == other for one, other in both)}
+    chose = [pair for pair in both if pair != (UNSURE, UNSURE)]
+    return {
+        "asked again": len(chose),
+        "same again": sum(one == other for one, other in chose),
+        "unsure twice": len(both) - len(chose),
+    }
 
 
 def _score(questions: Sequence[Question], answered: Answered, summary: str, article: str) -> Row:

@@ -21,7 +21,7 @@ from pipeline.ledger import Artifact, Ledger
 from pipeline.lengths import measure
 from pipeline.rates import Measured, Rates, work
 from pipeline.stage import Stage
-from pipeline.survey import Survey
+from pipeline.survey import UNMADE, Survey
 
 _SAMPLE = 200  # articles that are tokenized
 
@@ -65,8 +65,9 @@ class Plan(Survey):
 
     def refuse(self, address: str, changed: list[str]) -> Artifact:
         """A run would stop here; this goes on, to say what it would take to make it again."""
+        done = "made" if self.ledger.find(address) else "begun"
         made = self.make(*self._asked_for, address)
-        self.lines[-1].notes.append(f"made by another recipe ({'; '.join(changed)}): run with --remake {address}")
+        self.lines[-1].notes.append(f"{done} by another recipe ({'; '.join(changed)}): run with --remake {address}")
         return made
 
     def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
@@ -75,7 +76,7 @@ class Plan(Survey):
         record = self._expect(stage, inputs, line)
         self.lines.append(line)
         self.unmade[address] = stage
-        return Artifact(self.ledger.root, address, {"build": "(to be made)", **record})
+        return Artifact(self.ledger.root, address, {"build": UNMADE, **record})
 
     def _sample(self, texts: Iterable[str]) -> None:
         """Evenly from all, whatever order they are in."""

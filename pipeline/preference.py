@@ -105,11 +105,12 @@ def source(name: str) -> str | None:
     return spec.origin if spec else None
 
 
-def check(settings: Pairs, questions: int) -> None:
+def check(settings: Pairs, questions: int, logprobs: bool) -> None:
     """Try a preference of the user's on a grid of scores: what it does wrong is better known before a run than in it.
 
     Args:
         questions: how many can be right.
+        logprobs: scores have a `soft` and `answer_logps` that are not None.
 
     Raises:
         UserError: as `preference` does; or it fails, gives no 1, 0 or -1, depends on the order of the two, or
@@ -118,7 +119,9 @@ def check(settings: Pairs, questions: int) -> None:
     if settings.preference in SHIPPED:
         return
     rule, name = preference(settings), settings.preference
-    grid = [_score(correct, words, questions) for correct in range(questions + 1) for words in (0, 5, 8, 20, 60)]
+    grid = [
+        _score(correct, words, questions, logprobs) for correct in range(questions + 1) for words in (0, 5, 8, 20, 60)
+    ]
     verdicts: dict[tuple[int, int], int] = {}
     for (i, a), (j, b) in product(enumerate(grid), repeat=2):
         said = _verdict(rule, a, b, settings)
@@ -152,9 +155,14 @@ def _verdict(rule: Rule, a: Score, b: Score, settings: Pairs) -> int:
         ) from None
 
 
-def _score(correct: int, words: int, questions: int) -> dict[str, Any]:
-    answers = ["A"] * correct + ["unsure"] * (questions - correct)
-    return {"answers": answers, "correct": correct, "unread": 0, "words": words, "invalid_chars": 0}
+def _score(correct: int, words: int, questions: int, logprobs: bool) -> dict[str, Any]:
+    """All that a row's score has (`rows.COLUMNS`), of a judge that is sure of itself."""
+    score = {"answers": ["A"] * correct + ["unsure"] * (questions - correct), "correct": correct, "unread": 0}
+    score |= {"words": words, "invalid_chars": 0}
+    return score | {
+        "answer_logps": [0.0] * questions if logprobs else None,
+        "soft": float(correct) if logprobs else None,
+    }
 
 
 def _pair(*scores: Score) -> str:

@@ -6,6 +6,7 @@ settings there are (`config.py`).
 
 import difflib
 import os
+import re
 import reprlib
 from collections.abc import Sequence
 from datetime import date
@@ -182,7 +183,9 @@ def _say(problem: Any, kind: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{name} is missing: set it in the file, or on the command line as {name}=…"
     if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
+        said = str(problem["ctx"]["error"])
+        # Both judges are checked by one section's rules, which name the first.
+        return re.sub(r"\bjudge\.", "second_judge.", said) if location[:1] == ["second_judge"] else said
     if problem["type"] == "invalid_key" or location[-1:] == ["[key]"]:
         where = ".".join(map(str, location[:-2])) or "the configuration"
         return f"{where} has the name {_shown(problem['input'])}: a name is text; put it in quotes"

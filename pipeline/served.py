@@ -4,7 +4,7 @@ Left out: where the server is (`hardware.py`), and speaking to it (`engines/http
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -25,12 +25,26 @@ class Served(Settings):
     @field_validator("extra_body")
     @classmethod
     def _adds_what_may_be(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in value:
-            if re.sub(r"[\W_]", "", name.lower()) in ("key", "apikey", "authorization", "headers"):
+        for name in _names(value):
+            if _is_key(name):
                 raise ValueError(f"extra_body has {name!r}: a key is read from the environment, see api_key_env")
+        for name in value:
             if name in ("model", "messages", "n", "stream"):
                 raise ValueError(f"extra_body has {name!r}, which is ours to say: leave it out")
         return value
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Of a section and all in it."""
+    if isinstance(value, dict):
+        yield from map(str, value)
+    for inside in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _names(inside)
+
+
+def _is_key(name: str) -> bool:
+    plain = re.sub(r"[\W_]", "", name.lower())
+    return plain in ("key", "headers", "extraheaders") or "apikey" in plain or "authorization" in plain
 
 
 class Compared(Served):
@@ -41,12 +55,21 @@ class Compared(Served):
 
 
 def check_served(
-    judge: Served | None, second_judge: Served | None, compare: Mapping[str, Compared], hardware: Hardware
+    judge: Served | None,
+    second_judge: Served | None,
+    compare: Mapping[str, Compared],
+    hardware: Hardware,
+    *,
+    second_here: bool,
 ) -> None:
-    """Raise ValueError where a model is to be served by no server, or a column has an impossible name."""
+    """Raise ValueError where a model is to be served by no server, or a column has an impossible name.
+
+    Args:
+        second_here: the second judge is a model that runs on `hardware.judge`.
+    """
     served: dict[str, Served] = {f"compare.{name}": model for name, model in compare.items()}
     served |= {f"{name}.served": model for name, model in (("judge", judge), ("second_judge", second_judge)) if model}
-    if judge and (hardware.judge.gpus_per_replica or hardware.judge.replicas.max > 1):
+    if judge and not second_here and (hardware.judge.gpus_per_replica or hardware.judge.replicas.max > 1):
         raise ValueError("judge.served is set: hardware.judge has no use for gpus_per_replica, nor for replicas")
     for name, model in served.items():
         if model.server not in hardware.servers:

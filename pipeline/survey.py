@@ -147,9 +147,11 @@ class Survey:
                 share, what = tally.get("unread", 0) / max(1, tally.get("answers", 0)), "answers could not be read"
             if share > limit:
                 reasons = "".join(f"\n  {count:,} {reason}" for reason, count in record["skipped"].items())
+                card = "; rondo judge-card says how good the judge is" if "judge_engine" in stage.uses else ""
                 return (
                     f"{artifact.address}: {share:.1%} of {what}, and {name} allows {limit:.1%}{reasons}\n"
                     f"Look at {artifact.uri}/, mend the cause and --remake {artifact.address}, or go on with {name}=…"
+                    f"{card}"
                 )
         return None
 

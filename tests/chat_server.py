@@ -30,6 +30,11 @@ class Server:
     def __init__(self, script, models=("judge",), key=None, delay=0.0):
         self.engine, self.models, self.key, self.delay = ScriptedEngine(script), models, key, delay
         self.tries, self.times, self.bodies, self.now, self.most = Counter(), {}, [], 0, 0
+        self.up = 0.0  # when it serves again, by its loop's clock
+
+    def down(self, seconds):
+        """Serve nobody for so long."""
+        self.up = self.loop.time() + seconds
 
     def __enter__(self):
         self.loop, ready = asyncio.new_event_loop(), threading.Event()
@@ -79,6 +84,8 @@ class Server:
         self.most = max(self.most, self.now)
         try:
             await asyncio.sleep(self.delay)
+            if self.loop.time() < self.up:
+                return web.Response(status=503)
             fault, colon, _ = text.partition(":")
             always = fault.endswith("!")
             if colon and hasattr(self, f"_{fault.strip('!')}") and (always or self.tries[text] == 1):
@@ -119,6 +126,15 @@ class Server:
 
     async def _busy(self, request, reply):
         return web.Response(status=429, headers={"Retry-After": "1"})
+
+    async def _prose(self, request, reply):
+        """No JSON in the text, though it was asked for; and paid for."""
+        reply["choices"][0]["message"]["content"] = "As you wish."
+        return web.json_response(reply)
+
+    async def _endless(self, request, reply):
+        reply["usage"]["prompt_tokens"] = 1e30
+        return web.json_response(reply)
 
     async def _until(self, request, reply):
         date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)

@@ -142,6 +142,14 @@ def test_the_reference_setting_is_the_published_one():
         ("run=s3://key:secret@bucket/run", "run holds a user or a password: put credentials in the environment"),
         ("second_judge={kind: cloze, questions: 3}", "questions.min_questions is 4 and second_judge.questions only 3"),
         ("second_judge={kind: clozer}", "second_judge.kind is 'clozer': input should be 'mcq' or 'cloze'"),
+        (
+            "second_judge={model: m, wording: plan}",
+            "second_judge.wording is 'plan'; there are plain, newsroom",
+        ),
+        (
+            "second_judge={kind: cloze, model: m}",
+            "second_judge.kind is cloze, which needs no model, and second_judge.model is set",
+        ),
         ("second_judge={knd: cloze}", "second_judge has no 'knd' (did you mean kind?)"),
         ("questions.min_questions=6", "questions.min_questions is 6 and judge.questions only 5"),
         ("pairs.preference=accuracy", "pairs.preference is 'accuracy'; there are accuracy_then_length, accuracy_only,"),
@@ -227,6 +235,14 @@ def test_a_file_that_is_not_there_or_not_yaml(tmp_path):
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError):
         load(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("one", ["pairs.selection=best_worst", "pairs.max_per_article=1"])
+def test_one_pair_of_an_article_cannot_be_weighed_against_others(one):
+    weighing = ["judge.logprobs=true", "pairs.weighting=margin"]
+    with pytest.raises(UserError, match="weighs an article's pairs against each other, and by pairs.selection or"):
+        load(DEMO, [*weighing, one])
+    assert load(DEMO, [*weighing, "pairs.max_per_article=1", "pairs.selection=all"]).pairs.weighting == "margin"
 
 
 def test_overrides_reach_where_they_point():

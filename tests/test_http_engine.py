@@ -66,15 +66,15 @@ def test_what_passes_is_tried_again(server, fault):
 @pytest.mark.parametrize(
     ("fault", "reason", "tries"),
     [
-        ("broken", "HTTP 500", 3),
-        ("hang", "timed out", 3),
-        ("drip", "timed out", 3),
-        ("cut", "reply unreadable", 3),
-        ("short", "connection failed", 3),
-        ("reset", "connection failed", 3),
-        ("shape", "reply unreadable", 3),
-        ("fewer", "reply unreadable", 3),
-        ("tomorrow", "HTTP 429", 1),
+        ("broken", "HTTP 500", 6),
+        ("hang", "timed out", 6),
+        ("drip", "timed out", 6),
+        ("cut", "reply unreadable", 6),
+        ("short", "connection failed", 6),
+        ("reset", "connection failed", 6),
+        ("shape", "reply unreadable", 6),
+        ("fewer", "reply unreadable", 6),
+        ("tomorrow", "HTTP 429", 2),
         ("poison", "HTTP 400", 1),
         ("filter", "content filter", 1),
         ("refusal_of_model", "refused by the model", 1),
@@ -84,7 +84,9 @@ def test_what_does_not_pass_costs_its_own_prompt_alone(server, fault, reason, tr
     poisonous = f"{fault}!: secret words"
     replies = engine(server, timeout=0.5).generate([ask("one"), ask(poisonous), ask("three")])
     assert [reply.error for reply in replies] == [None, reason, None]
-    assert server.tries[poisonous] == tries
+    assert server.tries[poisonous] == tries, (
+        "as often as is asked for, and so once more if it may be the server's fault"
+    )
     assert [len(reply.samples) for reply in replies] == [1, 0, 1]
 
 
@@ -99,7 +101,8 @@ def test_the_server_says_how_much_later_to_come_again(server, fault, least, most
 def test_waits_grow_and_differ(server):
     several = [ask(f"broken!: {i}") for i in range(4)]
     engine(server, tries=4).generate([ask("one"), *several])
-    waits = [[b - a for a, b in itertools.pairwise(times)] for times in server.times.values() if len(times) > 1]
+    firsts = [times[:4] for times in server.times.values() if len(times) > 3]  # before they are asked once more
+    waits = [[b - a for a, b in itertools.pairwise(times)] for times in firsts]
     for first, second, third in waits:
         assert 0.25 <= first < 0.75
         assert 0.5 <= second < 1.25
@@ -131,8 +134,8 @@ def test_no_more_at_a_time_than_asked_and_never_fewer_while_some_wait():
     """A prompt that hangs holds up one place of four: in waves of four, only three others would come beside it."""
     with Server(script, delay=0.05) as server:
         patient = engine(server, concurrency=4, timeout=3, tries=1)
-        replies = patient.generate([ask("hang: x"), *(ask(f"{i}") for i in range(36))])
-        (hung,), *others, _ = server.times.values()  # the last is whether the server serves anything at all
+        replies = patient.generate([ask("hang!: x"), *(ask(f"{i}") for i in range(36))])
+        (hung, _), *others, _ = server.times.values()  # the last is whether the server serves anything at all
         assert max(others) < [hung + 3]
         assert server.most == 4
         assert [reply.error for reply in replies] == ["timed out"] + [None] * 36
@@ -166,9 +169,32 @@ def test_prompts_that_alone_are_not_served_are_their_own_fault(server):
             "HTTP 500",
             "connection failed",
         ]
-    assert server.tries["Reply with one word."] == 3
+    assert server.tries["Reply with one word."] == 6, "before they are asked again, and before they are given up"
     assert [reply.error for reply in tried.generate([ask("poison!: z"), ask("one")])] == ["HTTP 400", None]
-    assert server.tries["Reply with one word."] == 3
+    assert server.tries["Reply with one word."] == 6
+
+
+@pytest.mark.parametrize("down", [0.3, 0.9, 1.6])
+def test_a_server_that_is_gone_for_a_while_costs_no_prompt(server, down):
+    """Longer than the prompts under way are tried for, and shorter than it takes to call the server gone."""
+    tried = engine(server, concurrency=4, tries=2)
+    server.down(down)
+    replies = tried.generate([ask(f"{i}") for i in range(60)])
+    assert [reply.error for reply in replies] == [None] * 60
+    assert (max(server.tries.values()) > 2) == (down > 0.75), "else the second try would have been enough"
+
+
+def test_what_was_paid_for_is_counted_whatever_came_of_it(server):
+    prices = {"judge": {"input": 1, "output": 1}}
+    served = Served(server="ours", structured_outputs="json_schema")
+    once, never = (
+        tokens(engine(server, served, prices=prices).generate([ask(text, regex="Q1 A")]))
+        for text in ("prose: x", "prose!: x")
+    )
+    assert once == {"tokens_in": 16, "tokens_cached": 6, "tokens_out": 10, "retries": 1, "micro_usd": 26}
+    assert never == {"tokens_in": 54, "tokens_cached": 18, "tokens_out": 30, "retries": 4, "micro_usd": 84}
+    (reply,) = engine(server).generate([ask("endless: x")])
+    assert (reply.error, reply.usage["tokens_in"]) == (None, 1 << 31), "no table holds more"
 
 
 def test_poisonous_prompts_in_a_row_stop_nothing(server):
@@ -328,6 +354,13 @@ def test_settings_of_served_models():
     assert config.compare == {"gpt-4o": Compared(server="ours", model="gpt-4o")}
 
 
+def test_a_second_judge_may_need_the_gpus_that_a_served_first_one_has_no_use_for():
+    gpu = ["hardware.judge.gpus_per_replica=1", "hardware.ray_cpus=null"]
+    assert settings(SERVED, "second_judge={model: m}", *gpu).hardware.judge.gpus_per_replica == 1
+    with pytest.raises(UserError, match="hardware.judge has no use for gpus_per_replica"):
+        settings(SERVED, "second_judge={model: m, served: {server: ours}}", *gpu)
+
+
 def test_a_served_judge_is_asked_by_one_actor_whatever_hardware_the_other_judge_has():
     from pipeline.equipment import equip
 
@@ -358,6 +391,10 @@ SERVED = "judge.served.server=ours"
         (
             [SERVED, f"judge.served.extra_body={{api_key: {KEY}}}"],
             "extra_body has 'api_key': a key is read from the env",
+        ),
+        (
+            [SERVED, f"judge.served.extra_body={{extra: [{{X-Api-Key: {KEY}}}]}}"],
+            "extra_body has 'X-Api-Key': a key is read from the env",
         ),
         ([SERVED, f"judge.served.api_key={KEY}"], "judge.served has no 'api_key'; it has server, structured_outputs"),
         ([SERVED, "judge.served.extra_body={stream: true}"], "extra_body has 'stream', which is ours to say"),

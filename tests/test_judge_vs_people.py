@@ -120,6 +120,20 @@ def test_people_who_count_facts_agree_with_the_judge(tmp_path):
     assert result["pairs_alike"]["relevance"]["share"] == 1
 
 
+def test_a_judges_engine_outside_of_ray_starts_no_ray(monkeypatch):
+    import ray
+
+    import pipeline.engines.vllm
+    from pipeline.equipment import equip
+
+    monkeypatch.setattr(pipeline.engines.vllm, "VllmEngine", lambda *args: args)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: pytest.fail("Ray was asked, which starts one"))
+    config = load(ROOT / "configs/demo.yaml")
+    pool = equip(("judge_engine",), config, (), "", "judge_vs_people", None)["judge_engine"]
+    assert pool.make_engine()[0] == str(ROOT / "newsroom/models/judge")
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out.json"
     monkeypatch.setattr(sys, "argv", ["judge_vs_people", str(CONFIG), str(SAMPLE), "seed=1", "--json", str(out)])

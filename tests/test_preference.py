@@ -124,7 +124,7 @@ def test_a_function_of_the_users_is_tried_and_used(mine):
     pairs = mine(
         "good_preference", "def mine(a, b, settings): return (a['words'] > b['words']) - (a['words'] < b['words'])"
     )
-    check(pairs, 5)
+    check(pairs, 5, logprobs=False)
     assert rules(pairs)["strict"](score(0, 9), score(5, 8), pairs) == 1
 
 
@@ -146,8 +146,22 @@ def test_a_function_of_the_users_is_tried_and_used(mine):
 def test_a_function_that_will_not_do_is_refused_before_the_run(mine, body, complaint):
     pairs = mine("bad_preference", body)
     with pytest.raises(UserError, match=complaint):
-        check(pairs, 5)
-    assert check(Pairs(), 5) is None
+        check(pairs, 5, logprobs=False)
+    assert check(Pairs(), 5, logprobs=False) is None
+
+
+def test_a_function_of_the_soft_score_needs_log_probabilities(mine):
+    pairs = mine(
+        "soft_preference",
+        """
+        def mine(a, b, settings):
+            sure = [sum(logp > -0.1 for logp in score['answer_logps']) for score in (a, b)]
+            return (a['soft'] > b['soft']) - (a['soft'] < b['soft']) if sure[0] == sure[1] else 0
+        """,
+    )
+    check(pairs, 5, logprobs=True)
+    with pytest.raises(UserError, match="fails for 0 right in 0 words .*TypeError: 'NoneType' object is not iterable"):
+        check(pairs, 5, logprobs=False)
 
 
 def test_a_changed_function_is_another_recipe(mine):

@@ -14,7 +14,9 @@ import os
 import random
 import re
 import threading
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -45,8 +47,9 @@ class HttpEngine:
         server: where it is, the variable with its key, how wide and how patiently to ask.
 
     What may pass (429, 5xx, no connection, no whole reply in time, one that cannot be read) is tried again after a
-    growing time with jitter, on top of what Retry-After asks for. A prompt that is still not served gets a Reply with
-    an error, if the server then serves another. Samples have no token ids; replies have the server's `usage`.
+    growing time with jitter, on top of what Retry-After asks for. A prompt that is still not served is asked again once
+    the server serves another, and gets a Reply with an error if it is not served then either. Samples have no token
+    ids; replies have the server's `usage`, that of tries which came to nothing included.
 
     Raises:
         UserError: no key in the environment; from `generate`: the server has served none of the last prompts, nor a
@@ -74,11 +77,18 @@ class HttpEngine:
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
         replies = self.ask(prompts)
-        if self.unserved and any(reply.error for reply in replies):
-            # Rows without a reply are set aside for good: for their own fault, and never because the server is gone.
+        # Rows without a reply are set aside for good: for their own fault, and never because the server was gone. So
+        # who went unserved is asked once more, and then only counts as served badly if the server serves others.
+        for last in (False, True):
+            left = [i for i, reply in enumerate(replies) if isinstance(reply, _Unserved)]
+            if not left:
+                break
             (harmless,) = self.ask([_HARMLESS])
-            if self.unserved and harmless.error:
+            if self.unserved and isinstance(harmless, _Unserved):
                 raise self._serves_nobody()
+            if not last:
+                for i, reply in zip(left, self.ask([prompts[i] for i in left]), strict=True):
+                    replies[i] = replace(reply, usage=_sum(replies[i].usage, reply.usage))
         return replies
 
     def ask(self, prompts: Sequence[Prompt]) -> list[Reply]:
@@ -114,22 +124,28 @@ class HttpEngine:
 
     async def _patiently(self, client: httpx.AsyncClient, prompt: Prompt) -> Reply:
         body = self._body(prompt)
+        spent: dict[str, int] = {}  # by the tries before, which are paid for too
         for attempt in itertools.count(1):
             if self.unserved >= self.server.concurrency + _PATIENCE:
                 raise self._serves_nobody()
             try:
-                reply = self._read(prompt, await self._try(client, body), attempt - 1)
+                reply = self._read(prompt, await self._try(client, body))
                 self.unserved = 0
-                return reply
+                return replace(reply, usage=_sum(spent, reply.usage))
             except _Refused as error:
                 refused = error
+                spent = _sum(spent, error.usage)
             if not refused.again or attempt == self.server.tries or refused.wait > self.server.max_wait:
                 break
             # Half of it at least: all who failed together must not come back together, whatever they were told.
             backoff = min(self.server.max_wait, _FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
             await asyncio.sleep(refused.wait + backoff)
-        self.unserved, self.reason = (0, "") if refused.of_the_prompt else (self.unserved + 1, refused.reason)
-        return Reply([], error=refused.reason)
+            spent = _sum(spent, {"retries": 1})
+        if refused.of_the_prompt:
+            self.unserved, self.reason = 0, ""
+            return Reply([], error=refused.reason, usage=spent)
+        self.unserved, self.reason = self.unserved + 1, refused.reason
+        return _Unserved([], error=refused.reason, usage=spent)
 
     async def _try(self, client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -179,9 +195,10 @@ class HttpEngine:
         body |= self.served.extra_body
         return {name: value for name, value in body.items() if value is not None}
 
-    def _read(self, prompt: Prompt, said: dict[str, Any], attempt: int) -> Reply:
+    def _read(self, prompt: Prompt, said: dict[str, Any]) -> Reply:
+        usage: dict[str, int] = {}
         try:
-            usage = self._usage(said.get("usage") or {}) | ({"retries": attempt} if attempt else {})
+            usage = self._usage(said.get("usage") or {})
             ends = [choice["finish_reason"] for choice in said["choices"]]
             if "content_filter" in ends:
                 return Reply([], error="content filter", usage=usage)
@@ -192,13 +209,13 @@ class HttpEngine:
             if len(samples) != prompt.n or any(end not in _FINISHED for end in ends):
                 raise ValueError("not the samples that were asked for")
         except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError):
-            raise _Refused("reply unreadable") from None
+            raise _Refused("reply unreadable", usage=usage) from None
         return Reply([], samples, usage["tokens_cached"], usage=usage)
 
     def _usage(self, said: dict[str, Any]) -> dict[str, int]:
         """Tokens, and the millionths of a dollar that they cost: a price per million tokens, times tokens."""
-        tokens = int(said.get("prompt_tokens") or 0), int(said.get("completion_tokens") or 0)
-        cached = int((said.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+        tokens = _count(said.get("prompt_tokens")), _count(said.get("completion_tokens"))
+        cached = _count((said.get("prompt_tokens_details") or {}).get("cached_tokens"))
         usage = {"tokens_in": tokens[0], "tokens_cached": cached, "tokens_out": tokens[1]}
         if price := self.server.prices.get(self.model):
             of_cached = price.input if price.cached is None else price.cached
@@ -207,11 +224,35 @@ class HttpEngine:
         return usage
 
 
-class _Refused(Exception):
-    """A try that brought nothing. `wait`: the seconds that the server asks for."""
+class _Unserved(Reply):
+    """What a prompt gets that was given up, and that nobody refused for what it says."""
 
-    def __init__(self, reason: str, again: bool = True, of_the_prompt: bool = False, wait: float = 0.0):
+
+class _Refused(Exception):
+    """A try that brought nothing. `wait`: the seconds that the server asks for; `usage`: what it counted."""
+
+    def __init__(
+        self,
+        reason: str,
+        again: bool = True,
+        of_the_prompt: bool = False,
+        wait: float = 0.0,
+        usage: dict[str, int] | None = None,
+    ):
         self.reason, self.again, self.of_the_prompt, self.wait = reason, again, of_the_prompt, wait
+        self.usage = usage or {}
+
+
+def _sum(*counts: dict[str, int] | None) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for some in counts:
+        total.update(some or {})
+    return dict(total)
+
+
+def _count(said: Any) -> int:
+    """A count of tokens as a server says it, within what one reply can have taken."""
+    return min(max(0, int(said or 0)), 1 << 31)
 
 
 def _sample(choice: dict[str, Any], unwrap: bool) -> Sample:

@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,12 +82,14 @@ class _Actor:
         self.taking_all_of_it = threading.Lock()
         # Said at the first call, where it is this row's error and ends the run. Here it would be one more dead actor.
         self.hopeless: str | None = ray.get(notes.start.remote(self.me))
-        self.untold: dict[str, int] = {}
+        self.untold: Counter[str] = Counter()
+        self.telling = threading.Lock()
+        self.clock = _Clock()
         if not self.hopeless:
             began = time.monotonic()
             self.engine = make_engine()
             # Told with the first rows: a rate measured on few of them would else be that of the start.
-            self.untold = {"engine starts": 1, "engine start ms": round(1000 * (time.monotonic() - began))}
+            self.untold.update({"engine starts": 1, "engine start ms": round(1000 * (time.monotonic() - began))})
             ray.get(notes.ready.remote(self.me))
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -126,6 +129,8 @@ class _Actor:
                 self.room.release(self.at_once)
 
     def _run(self, names: list[str], rows: list[Row]) -> Sequence[Outcome]:
+        with self.telling:
+            self.clock.enter()
         try:
             outcomes = self.step(self.engine, rows)
         except (RuntimeError, MemoryError) as error:
@@ -134,11 +139,31 @@ class _Actor:
             ray.get(self.notes.failed.remote(self.me, names, _short(error)))
             os._exit(1)  # with the engine and whatever it holds: Ray starts this actor again, and retries its calls
         self.notes.done.remote(self.me, names)
-        for outcome in outcomes:
-            if self.untold and not isinstance(outcome, Skip):
-                told, self.untold = self.untold, {}
-                outcome["tally"] = {**outcome.get("tally", {}), **told}
+        heir = next((outcome for outcome in outcomes if not isinstance(outcome, Skip)), None)
+        with self.telling:
+            self.untold["engine ms"] += self.clock.leave()
+            if heir is not None:
+                heir["tally"] = {**heir.get("tally", {}), **self.untold}
+                self.untold.clear()
         return outcomes
+
+
+class _Clock:
+    """How long an engine has had something to do, whichever of its threads brought it. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self.inside, self.seen = 0, 0.0
+
+    def enter(self) -> None:
+        if not self.inside:
+            self.seen = time.monotonic()
+        self.inside += 1
+
+    def leave(self) -> int:
+        """Milliseconds since another thread left, or since the first came."""
+        self.inside -= 1
+        before, self.seen = self.seen, time.monotonic()
+        return round(1000 * (self.seen - before))
 
 
 def _short(error: BaseException) -> str:
