@@ -34,7 +34,7 @@ class _Sampler:
     compared: bool = False
 
     def __call__(self, engine: Engine, rows: list[Row]) -> list[Outcome]:
-        # Only the first batch: vLLM takes log-probabilities of all that run beside one that asks, 0.4 times slower.
+        # Only the first batch: vLLM takes log-probabilities of all that runs beside one that asks, and is slower.
         prompt = self.prompt if self.compared else replace(self.prompt, logprobs=True)
         self.compared = True
         return sample_rows(prompt, self.writer, engine, rows)
