@@ -4,7 +4,8 @@ A round's tables (articles, questions, summaries, scores, pairs, references) are
 engines that answer from a script at once. Each size is a process of its own: seconds and microseconds a row, and the
 most memory that the driver had. Beside it, in turn, the same functions over the same rows in Ray Data alone, which
 keeps nothing but what `write_parquet` writes: what Rondo takes beyond it is its ledger, records and row checkpoints.
-Left out: training, and engines (`sampling.py`, `judging.py`).
+`--trace` says how much of that memory are Python's own objects, in the most that there were of them; what grows beside
+them is Ray's. Left out: training, and engines (`sampling.py`, `judging.py`).
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,7 +145,7 @@ def of_ray_data(config: Any) -> list[str]:
 SIDES = {"rondo": of_rondo, "ray data": of_ray_data}
 
 
-def child(side: str, articles: int) -> None:
+def child(side: str, articles: int, trace: bool) -> None:
     """One side, one size, in this process: prints its figures as JSON."""
     from pipeline.cluster import connected
 
@@ -155,18 +157,20 @@ def child(side: str, articles: int) -> None:
         config = configure(folder, articles)
         with connected(config.hardware):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            if trace:
+                tracemalloc.start()
             began = time.monotonic()
             stages = SIDES[side](config)
             seconds = time.monotonic() - began
+            objects = {"python_mib": tracemalloc.get_traced_memory()[1] / 2**20} if trace else {}
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(
-        json.dumps({"seconds": seconds, "driver_mib": most / 1024, "grown_mib": (most - before) / 1024, "at": stages})
-    )
+    memory = {"driver_mib": most / 1024, "grown_mib": (most - before) / 1024} | objects
+    print(json.dumps({"seconds": seconds, **memory, "at": stages}))
 
 
-def measure(side: str, articles: int) -> dict[str, Any]:
+def measure(side: str, articles: int, trace: bool) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, __file__, "--child", side, "--articles", str(articles)],
+        [sys.executable, __file__, "--child", side, "--articles", str(articles), *["--trace"] * trace],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -180,17 +184,18 @@ def main() -> None:
     parser.add_argument("--articles", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--against", type=int, default=100_000, help="the size at which both sides are timed")
     parser.add_argument("--runs", type=int, default=3, help="of each side at that size; other sizes are timed once")
+    parser.add_argument("--trace", action="store_true", help="how much memory Python's objects take; all is slower")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child, options.articles[0])
+        child(options.child, options.articles[0], options.trace)
         return
     rows: list[dict[str, Any]] = []
     for articles in sorted({*options.articles, options.against}):
         for _ in range(options.runs if articles == options.against else 1):
             for side in SIDES if articles == options.against else ("rondo",):
-                found = measure(side, articles)
+                found = measure(side, articles, options.trace)
                 rows.append({"side": side, "articles": articles, **found})
                 print(f"{side}: {articles:,} articles, {found['seconds']:.1f} s ({', '.join(found['at'])})", flush=True)
     ours, theirs = (
@@ -207,6 +212,7 @@ def main() -> None:
                 "µs an article": f"{row['seconds'] / row['articles'] * 1e6:.0f}",
                 "driver, MiB": f"{row['driver_mib']:.0f}",
                 "grown by, MiB": f"{row['grown_mib']:.0f}",
+                **({"Python's objects, MiB": f"{row['python_mib']:.1f}"} if options.trace else {}),
             }
             for row in rows
         ],

@@ -13,9 +13,9 @@ of 128), each in a Python of its own:
 Each side first gets a few articles. When their summaries are there, everything is started and warm, the others are let
 in, and the clock of `steady` starts; that of `whole` has run since the side's first line. Ray is started before both,
 and bare vLLM's imports are after. Rondo asks for the log-probabilities of an engine's first batch, which is these few
-articles here: what that costs is in `whole`. Summaries `per_cpu_second`, of all processes of a side, are nearly the same on a busy
-machine, where the others are not. What an engine does between two batches is asked apart, with summaries of many
-lengths: `engine_idle_share`. Left out: the sides themselves (`samplers.py`), judging, quality, several engines.
+articles here: what that costs is in `whole`. Summaries `per_cpu_second`, of all processes of a side, are nearly the
+same on a busy machine, where the others are not. What an engine does between two batches is asked apart, with summaries
+of many lengths: `engine_idle_share`. Left out: the sides themselves (`samplers.py`), judging, quality, several engines.
 """
 
 import argparse

@@ -47,8 +47,10 @@ class Measured:
         self.kept += record.get("kept", 0)
         self.tally.update({k: v for k, v in record.get("tally", {}).items() if isinstance(v, int)})
         self.hardware = hardware
+        # A table that was cut off has the seconds of its last making, in which it got the rows that were missing.
+        whole = record["in"] / (record["in"] - record.get("resumed", 0)) if "in" in record else 1.0
         # Tables that were made as one pipeline have its seconds each: together they took them once.
-        seconds = record["seconds"] / (1 + len(record.get("together_with", ())))
+        seconds = whole * record["seconds"] / (1 + len(record.get("together_with", ())))
         self.seconds += seconds
         if training := record.get("training"):
             self.tally.update(tokens_in=training["tokens"], steps=training["steps"])
@@ -107,7 +109,8 @@ class Rates:
         hardware, added = Hardware.model_validate(theirs.get("hardware", {})), 0
         for record in records(ledger):
             recipe = record["recipe"]
-            if "seconds" in record and all(
+            timed = "seconds" in record and record.get("in", -1) != record.get("resumed", 0)
+            if timed and all(
                 theirs.get(who) is None or _same(theirs[who], getattr(ours, who)) for who in _asked(recipe)
             ):
                 kind = recipe["stage"], frozenset(recipe["settings"])

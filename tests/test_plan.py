@@ -106,6 +106,18 @@ def test_rates_are_those_of_a_smaller_run(tmp_path):
     assert lines["round-01/references"].rows == round(lines["round-01/pairs"].rows / 2)
 
 
+def test_the_seconds_of_a_resumed_table_are_those_of_its_last_rows(tmp_path):
+    run = config(f"run={tmp_path}/run", "articles.limit=120", "rounds=1")
+    play(run)
+    book = Ledger(run.run)
+    for address, share in (("round-01/scores", 0.75), ("round-01/summaries", 1)):
+        record = book.find(address).record
+        book.finish(address, record | {"resumed": round(share * record["in"])})
+    found = {name: measured for (name, _), measured in Rates([book], run).measured.items()}
+    assert (found["scores"].seconds, found["references"].seconds) == (40, 10)
+    assert "summaries" not in found, "its rows were there before the driver was"
+
+
 def test_what_is_there_is_reused_and_what_is_stale_is_said(tmp_path):
     run = f"run={tmp_path}/run"
     play(config(run, "articles.limit=120", "rounds=1"))
