@@ -243,7 +243,11 @@ def tables(run: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return pq.read_table(path, partitioning=None).to_pylist()
+    """Without the engine's log-probabilities: those are of the first batch of every engine that was ever started."""
+    rows = pq.read_table(path, partitioning=None).to_pylist()
+    for summary in (summary for row in rows for summary in row.get("summaries") or ()):
+        del summary["logp"]
+    return rows
 
 
 def compare(run: Path, calm: Path, tally: Tally) -> None:
