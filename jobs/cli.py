@@ -181,15 +181,13 @@ def _stopped() -> NoReturn:
 
 
 def _explain(error: Exception) -> None:
-    import click
-
     # A library that is interrupted may well fail over that, with an error of its own.
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, click.exceptions.Abort | KeyboardInterrupt):
+        if isinstance(cause, typer.Abort | KeyboardInterrupt):
             _stopped()
         cause = cause.__context__
-    if isinstance(error, click.ClickException):
+    if isinstance(error, typer.TyperException) and hasattr(error, "show"):  # a mistake in the command line
         error.show()
         sys.exit(error.exit_code)
     from pipeline.config import UserError

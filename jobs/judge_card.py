@@ -6,11 +6,23 @@ from collections.abc import Sequence
 from jobs.play import check_servers
 from jobs.submitted import warn_of_what_ray_removes
 from pipeline import articles, folder, ledger, models
+from pipeline.config import UserError
+from pipeline.ledger import Artifact
 from pipeline.progress import Display
 from pipeline.reading import load
+from pipeline.survey import Survey
 
 # A judge whose questions no run would use, or whose answers nobody can read, is the very one to have a card of.
 _NO_LIMITS = ("questions.max_skipped=1", "scores.max_unread=1")
+
+
+class _Alone(Survey):
+    def refuse(self, address: str, changed: list[str]) -> Artifact:
+        """A card is no reason to make anything of a run again."""
+        raise UserError(
+            f"{self.ledger.root}/{address} was made by another recipe ({'; '.join(changed)}): give the card a folder "
+            f"of its own, such as run={self.ledger.root}-card"
+        )
 
 
 def examine(path: str, overrides: Sequence[str]) -> None:
@@ -31,9 +43,8 @@ def examine(path: str, overrides: Sequence[str]) -> None:
     from pipeline.cluster import connected
     from pipeline.round import audition
     from pipeline.run import Run
-    from pipeline.survey import Survey
 
-    survey = Survey(settings, book)
+    survey = _Alone(settings, book)
     audition(survey)  # what the run would refuse, before Ray starts
     check_servers(settings, survey.unmade)
     with book.lock(display.warn):

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from pipeline.config import Alignment, Config, UserError
-from pipeline.folder import settings
+from pipeline.folder import CONFIG, settings
 from pipeline.ledger import Artifact, Ledger
 from pipeline.progress import Display, summary
 from pipeline.said import printable
@@ -87,7 +87,8 @@ def _table(ledger: Ledger, stage: str) -> Artifact:
     files = ledger.fs.get_file_info(pafs.FileSelector(ledger.base, recursive=True, allow_not_found=True))
     made = [info.path[len(ledger.base) + 1 : -len("/record.json")] for info in files if info.base_name == "record.json"]
     if not made:
-        raise UserError(f"{ledger.root} holds no run")
+        begun = "has nothing finished yet: rondo status says what comes next"
+        raise UserError(f"{ledger.root} {'holds no run' if ledger.read(CONFIG) is None else begun}")
     matching = sorted(address for address in made if re.fullmatch(rf"(.*/)?{re.escape(stage)}", address))
     if not matching:
         raise UserError(f"{ledger.root} has no {stage!r}; it has {', '.join(sorted(made))}")
@@ -100,8 +101,9 @@ def _table(ledger: Ledger, stage: str) -> Artifact:
 
 def _print(console: Console, row: dict[str, Any]) -> None:
     console.print(Text(printable(f"{row['article_id']}  ({row['split']})"), style="bold"))
-    article = printable(" ".join(row["article"].split()))
-    console.print(Padding(Text(article if len(article) < 900 else article[:900] + " …", style="dim"), (0, 2)))
+    if row.get("article"):  # drift has none: it is about the summaries
+        article = printable(" ".join(row["article"].split()))
+        console.print(Padding(Text(article if len(article) < 900 else article[:900] + " …", style="dim"), (0, 2)))
     for number, question in enumerate(row.get("questions") or [], 1):
         line = Text(printable(f"Q{number} {question['question']} "))
         for i, option in enumerate(question["options"]):
@@ -114,8 +116,9 @@ def _print(console: Console, row: dict[str, Any]) -> None:
             said = " ".join(answer or "unread" for answer in score["answers"])
             soft = "" if score.get("soft") is None else f", soft {score['soft']:.2f}"
             head.append(f"  {score['correct']} right ({said}){soft}, {score['words']} words", style="")
-        if row.get("reference_logps") and row["reference_logps"][number] is not None:
-            head.append(f", reference logp {row['reference_logps'][number]:.2f}", style="")
+        for whose in ("reference", "policy", "base"):
+            if row.get(f"{whose}_logps") and row[f"{whose}_logps"][number] is not None:
+                head.append(f", {whose} logp {row[f'{whose}_logps'][number]:.2f}", style="")
         if written.get("writer"):
             head.append(f", written by {written['writer']}", style="yellow")
         if written["finish_reason"] != "stop":

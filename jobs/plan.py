@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import anatomy, folder, memory, preference
+from pipeline import anatomy, folder, memory, models, preference
 from pipeline.config import Config, UserError
 from pipeline.counts import Line
 from pipeline.ledger import Ledger
@@ -47,6 +47,10 @@ def plan(
         UserError: settings that a run would refuse; a model that cannot fit; a rate's folder without a run.
     """
     settings = load(path, overrides)
+    for name in ("policy", "judge", "second_judge"):
+        asked = getattr(settings, name)
+        if asked and asked.model and not getattr(asked, "served", None):
+            models.could_be(f"{name}.model", asked.model)
     preference.check(settings.pairs, settings.judge.questions, settings.judge.logprobs)
     book = Ledger(settings.run)
     folder.check(book, settings)
@@ -61,7 +65,10 @@ def plan(
     notes = _notes(settings, made, needs, unknown, each)
     estimate = _Estimate(settings.run, made.lines, needs, notes, each)
     if out is not None:
-        Path(out).write_text(json.dumps(estimate.told(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        try:
+            Path(out).write_text(json.dumps(estimate.told(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json is {out!r}, which cannot be written: {error.strerror}") from None
     _show(Console(highlight=False), estimate)
 
 
@@ -181,7 +188,7 @@ def _notes(
 ) -> list[str]:
     new = [line for line in made.lines if line.state != "made"]
     notes = [f"{line.address}: {note}" for line in new for note in line.notes]
-    if new and made.counts.lengths.sample:
+    if new and any(line.tally.get("tokens_in") for line in new):
         notes.append(
             f"tokens are means of {made.counts.lengths.sample} articles, by the models' own tokenizers and templates"
         )
@@ -225,10 +232,12 @@ def _show(console: Console, estimate: _Estimate) -> None:
         table.add_row(*_cells(line), style="dim" if line.state == "made" else "")
     table.add_section()
     gpus = f"{total['gpu_hours']:,.2f}" if total["gpu_hours"] else ""
+    most = "≤ " if any(line.at_most for line in estimate.lines if line.state != "made") else ""
+    tokens = [_number(total[name], most) for name in ("tokens_in", "tokens_out")]
     table.add_row(
-        "to make in all", "", "", f"{total['prompts']:,}", _number(total["tokens_in"]), _number(total["tokens_out"]),
+        "to make in all", "", "", f"{total['prompts']:,}", *tokens,
         duration(total["seconds"]) if total["seconds"] else "", gpus,
-        f"${total['dollars']:,.2f}" if total["dollars"] else "", style="bold",
+        f"{most}${total['dollars']:,.2f}" if total["dollars"] else "", style="bold",
     )  # fmt: skip
     console.print(table)
     if estimate.needs:
@@ -256,7 +265,7 @@ def _cells(line: Line) -> list[str]:
         _number(tally.get("tokens_out"), most if new else ""),
         duration(line.seconds) if line.seconds is not None else "",
         f"{line.gpu_hours:,.2f}" if line.gpu_hours else "",
-        f"${line.dollars:,.2f}" if line.dollars else "",
+        f"{most if new else ''}${line.dollars:,.2f}" if line.dollars else "",
     ]
 
 

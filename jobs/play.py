@@ -26,6 +26,7 @@ def check(path: str, overrides: Sequence[str], display: Display) -> tuple[config
     """
     settings = load(path, overrides)
     models.check("policy.model", settings.policy.model)
+    models.check_lora(settings.policy.model, settings.training.lora)
     for name, judge in (("judge", settings.judge), ("second_judge", settings.second_judge)):
         if judge and judge.model and not judge.served:
             models.check(f"{name}.model", judge.model)
@@ -69,7 +70,7 @@ def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) ->
 
 def check_servers(settings: config.Config, unmade: Mapping[str, Stage]) -> None:
     """See that each server that has something to do serves: a run that is finished needs none."""
-    from pipeline.engines.http import check
+    from pipeline.engines.probe import check
 
     for name, engine in (("judge", "judge_engine"), ("second_judge", "second_engine")):
         judge = getattr(settings, name)

@@ -64,6 +64,7 @@ def carry_out(settings: Alignment, display: Display, remake: str | None = None) 
     """
     fingerprint.cache_clear()  # a notebook may have changed a file since it last called
     models.check("policy.model", settings.policy.model)
+    models.check_lora(settings.policy.model, settings.training.lora)
     loggers.check(settings.report_to)
     own_pairs.check(settings.pairs, settings.policy.model)
     book = Ledger(settings.run)

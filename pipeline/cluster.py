@@ -31,6 +31,7 @@ def connected(hardware: Hardware) -> Iterator[Hardware]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes past every Python logger
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # an address where nobody answers is so for 10 minutes else
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # 2 s, else, are lost at each end of a training
     import ray
     from ray.data import DataContext

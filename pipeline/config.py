@@ -6,9 +6,7 @@ Left out: reading them from a file (`reading.py`), and anything that a result do
 """
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,7 +15,7 @@ from pipeline.hardware import Hardware
 from pipeline.learning import References, Training, check_reference
 from pipeline.said import printable, redacted
 from pipeline.served import Compared, Served, check_served
-from pipeline.settings import Natural, Positive, Settings, Share
+from pipeline.settings import Natural, Positive, Settings, Share, check_places
 from pipeline.stopping import Stop
 
 Dtype = Literal["float32", "bfloat16"]
@@ -47,6 +45,15 @@ class Articles(Settings):
     # same: read once. new: each round takes `limit` articles that no round before it had, of a corpus that may have
     # grown since; held-out ones are the first round's.
     each_round: Literal["same", "new"] = "same"
+
+    @model_validator(mode="after")
+    def _has_room(self) -> "Articles":
+        if self.min_words > self.max_words:
+            raise ValueError(
+                f"articles.min_words is {self.min_words} and articles.max_words {self.max_words}: "
+                "no article could be used"
+            )
+        return self
 
 
 class Policy(Settings):
@@ -116,11 +123,20 @@ class Judge(Settings):
                 "judge.logprobs is true, and replies held by json_schema have JSON's tokens, not the answers': set "
                 "judge.served.structured_outputs to regex or null"
             )
+        if self.kind == "cloze":
+            for name in (
+                "wording",
+                "questions_prompt",
+                "answers_prompt",
+                "question_temperature",
+                "dtype",
+                "max_model_len",
+            ):
+                if getattr(self, name) != Judge.model_fields[name].default:
+                    raise ValueError(f"judge.{name} is set, and judge.kind is cloze, which asks no model: remove it")
         for name, places in (("questions_prompt", ("{article}",)), ("answers_prompt", ("{questions}", "{passage}"))):
             if (prompt := getattr(self, name)) is None:
                 continue
-            if self.kind == "cloze":
-                raise ValueError(f"judge.{name} is set, and judge.kind is cloze, which asks no model: remove it")
             if missing := [place for place in places if place not in prompt]:
                 raise ValueError(f"judge.{name} must say where these go: {', '.join(missing)}")
         if self.wording not in WORDINGS:
@@ -185,21 +201,6 @@ class Pairs(Settings):
         return value
 
 
-def check_places(places: Mapping[str, str]) -> None:
-    """Raise ValueError where a path, a URI or a name, given by its setting's name, holds a secret."""
-    for name, place in places.items():
-        if place != place.strip() or not place.isprintable():
-            raise ValueError(f"{name} is {place!r:.80}: it should have no control characters, and no space around it")
-        try:
-            parts = urlsplit(place)
-        except ValueError:
-            raise ValueError(f"{name} is no path, URI or name: {place!r:.80}") from None
-        if "@" in parts.netloc:
-            raise ValueError(f"{name} holds a user or a password: put credentials in the environment instead")
-        if re.search(r"(?i)(key|token|secret|password|signature|credential)[^&=]*=", parts.query):
-            raise ValueError(f"{name} holds a key or a token: put credentials in the environment instead")
-
-
 class Evaluation(Settings):
     """Greedy summaries of the held-out articles."""
 
@@ -254,11 +255,14 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _is_possible(self) -> "Config":
-        for name, judge in (("judge", self.judge), ("second_judge", self.second_judge)):
+        for name, judge, comes_of_it in (
+            ("judge", self.judge, "every article would be skipped"),
+            ("second_judge", self.second_judge, "of no article would there be a second opinion"),
+        ):
             if judge and self.questions.min_questions > judge.questions:
                 raise ValueError(
                     f"questions.min_questions is {self.questions.min_questions} and {name}.questions only "
-                    f"{judge.questions}: every article would be skipped"
+                    f"{judge.questions}: {comes_of_it}"
                 )
         if self.pairs.threshold > self.questions.min_questions:
             raise ValueError(

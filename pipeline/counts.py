@@ -131,21 +131,22 @@ class Counts:
         self, stage: Stage, who: str, rows: int, given: dict[str, float], reply: "_Reply", line: Line
     ) -> dict[str, float]:
         """Answers from each summary; equal ones of an article are judged once."""
-        passages = given.get("summaries", float(rows))
+        passages = given.get("summaries", given.get("judged", float(rows)))  # of a second judge, what the first judged
         if stage.name == "scores":
             summaries = given.get("summaries", rows * self.settings.summaries.n)
             distinct = reply.measured.each("judged") if reply.measured else None
             passages = summaries if distinct is None else min(summaries, rows * distinct)
+        tally = {"judged": passages}
         if stage.name == "evaluation":
             passages += self.settings.evaluation.ask_again * rows
         if getattr(self.settings, who).model:
             line.prompts += round(passages)
         asked: Asked | None = getattr(self.lengths, who)
         if asked is None:
-            return {}
+            return tally
         each = asked.answers + self._shown(asked) + self._summary(asked, line)
         said = reply.of(asked.answer_limit, "judged")
-        return {"tokens_in": passages * each, "tokens_out": passages * said}
+        return tally | {"tokens_in": passages * each, "tokens_out": passages * said}
 
     def _referred(self, rows: int, given: dict[str, float], measured: Measured | None, line: Line) -> dict[str, float]:
         """Article trees of what is paired: at most of all summaries."""

@@ -122,10 +122,11 @@ def _cut_off(row: Row) -> bool:
     return row["summaries"][0]["finish_reason"] == "length"
 
 
-def describe(rows: Sequence[Row], settings: Report) -> dict[str, Any]:
+def describe(rows: Sequence[Row], settings: Report, threshold: int) -> dict[str, Any]:
     """The reference setting's table for one writer. Compression is the summary's words over the article's.
 
-    Articles with an unread answer are counted in `unread`, and left out of the rest.
+    Articles with an unread answer are counted in `unread`, and left out of the rest. `accuracy` is the share with
+    `threshold` or more right, as `pairs.threshold` says, and `accuracy_above` that with more than so many.
     """
     read = [row for row in rows if row["scores"][0]["unread"] == 0]
     scores = [row["scores"][0] for row in read]
@@ -139,8 +140,8 @@ def describe(rows: Sequence[Row], settings: Report) -> dict[str, Any]:
         "unread": len(rows) - len(read),
         "questions_mean": float(np.mean([len(score["answers"]) for score in scores])),
         "correct_mean": float(correct.mean()),
-        "accuracy_ge_3": float((correct >= 3).mean()),
-        "accuracy_ge_4": float((correct >= 4).mean()),
+        "accuracy": float((correct >= threshold).mean()),
+        "accuracy_above": float((correct > threshold).mean()),
         "words_median": float(np.median(words)),
         "compression_median": float(np.median(compression)),
         "compression_mean": float(compression.mean()),

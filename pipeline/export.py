@@ -4,6 +4,7 @@ Text tokenized again need not be the ids that were sampled, so it is counted for
 nothing is ever tokenized again. Left out: pairs that came from elsewhere, of which the file is there already.
 """
 
+import contextlib
 import json
 import re
 import uuid
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from judges.base import Prompt, user
@@ -45,27 +47,44 @@ def export(config: Config, ledger: Ledger, out: str, number: int | None = None) 
         number: of the round; None: all.
 
     Raises:
-        UserError: no such round, or no pair in any.
+        UserError: no such round, or no pair in any; a file that cannot be written, or is not to be JSONL by its name.
     """
+    if not out.endswith((".jsonl", ".json")):
+        raise UserError(f"--out is {out!r}: it should be the name of a JSONL file, such as pairs.jsonl")
     found = _tables(ledger)
     if number is not None and number not in found:
         there = f"pairs of round {', '.join(map(str, found))}" if found else "no pairs yet"
         raise UserError(f"{ledger.root} has no pairs of round {number}; it has {there}")
     rounds = tuple(found) if number is None else (number,)
     tokens = of_model(config.policy.model)
-    fs, path = open_place(out)
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     pairs = same = 0
-    with fs.open_output_stream(temporary) as stream:
+    with _replacing(out) as stream:
         for row in (row for number in rounds for row in _rows(ledger, found[number])):
             for line, is_same in _lines(row, config.policy.instruction, tokens):
                 stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 pairs, same = pairs + 1, same + is_same
-    if not pairs:
-        fs.delete_file(temporary)
-        raise UserError(f"{ledger.root} has no pairs to export: nothing was preferred yet")
-    fs.move(temporary, path)
+        if not pairs:
+            raise UserError(f"{ledger.root} has no pairs to export: nothing was preferred yet")
     return Exported(rounds, pairs, same)
+
+
+@contextlib.contextmanager
+def _replacing(out: str) -> Iterator[Any]:
+    """A stream to a file that takes the place of `out` when the block has ended well. Else nothing is left of it."""
+    try:
+        fs, path = open_place(out)
+        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        if fs.get_file_info(path).type == pafs.FileType.Directory:
+            raise IsADirectoryError("it is a folder")
+        try:
+            with fs.open_output_stream(temporary) as stream:
+                yield stream
+            fs.move(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                fs.delete_file(temporary)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"--out is {out!r}, which cannot be written: {error}") from None
 
 
 def _tables(ledger: Ledger) -> dict[int, Artifact]:

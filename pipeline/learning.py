@@ -91,7 +91,7 @@ class Training(Settings):
 
     @model_validator(mode="after")
     def _mixes_losses(self) -> "Training":
-        some_take = {"label_smoothing": self.label_smoothing, "simpo_gamma": self.simpo_gamma}
+        some_take = {name: getattr(self, name) for name in ("beta", "label_smoothing", "simpo_gamma")}
         check_mixture(
             [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type,
             loss_weights=self.loss_weights,

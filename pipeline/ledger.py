@@ -61,6 +61,8 @@ class Ledger:
             fs, base = open_place(root)
         except Exception as error:  # an unknown scheme, no credentials, …: pyarrow has no common class for them
             raise UserError(f"run is {self.root!r}, which cannot be opened: {error}") from None
+        if isinstance(fs, pafs.LocalFileSystem) and os.path.isfile(base):
+            raise UserError(f"run is {self.root!r}, a file: it should be a run's folder")
         object.__setattr__(self, "root", root.rstrip("/"))
         object.__setattr__(self, "fs", fs)
         object.__setattr__(self, "base", base)

@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipeline import copies, inside
+from pipeline.anatomy import Unknown, examine
 from pipeline.config import UserError
+from pipeline.learning import Lora
 from pipeline.ledger import open_place
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")
@@ -73,6 +75,7 @@ def check(setting: str, name: str) -> None:
     if scheme and scheme != "file":
         return  # fetched where it is needed
     name = rest if scheme else name
+    could_be(setting, name)
     folder = name if _exists(name) else _from_hub(setting, name)
     adapter = adapter_config(folder)
     if adapter is None and not Path(folder, "config.json").is_file():
@@ -102,6 +105,48 @@ def check(setting: str, name: str) -> None:
         inside.complete(f"{setting} is {name!r}", Path(folder), trained, speaks=setting.endswith(".model"))
 
 
+def check_lora(name: str, lora: Lora | None) -> None:
+    """See that a policy that `check` has let pass can be trained as the settings say: all of it, or an adapter.
+
+    A model at a URI is fetched where it is needed, and looked at there.
+
+    Raises:
+        UserError: an adapter without `training.lora`, or with another; or names of layers that the model has not.
+    """
+    if "://" in name:
+        return
+    adapter = adapter_config(name if _exists(name) else fetch(name))
+    if adapter is not None and lora is None:
+        raise UserError(
+            f"policy.model is {name!r}, a LoRA adapter, and training.lora is not set, which trains all weights: set "
+            "it, or `rondo merge` the adapter and start from the merged model"
+        )
+    if lora is None:
+        return
+    if adapter is not None:
+        own = {
+            "r": adapter["r"],
+            "lora_alpha": adapter.get("lora_alpha"),
+            "use_rslora": adapter.get("use_rslora", False),
+        }
+        if unlike := [f"{key} {value}" for key, value in own.items() if value != getattr(lora, key)]:
+            raise UserError(
+                f"policy.model is {name!r}, an adapter with {', '.join(unlike)}, which training.lora does not have: it "
+                "is trained on as it is. Set training.lora so, or `rondo merge` it and start from the merged model"
+            )
+    elif lora.target_modules != "all-linear":
+        try:
+            shapes = examine(name).shapes
+        except Unknown:
+            return
+        there = {key.split(".")[-2] for key, shape in shapes.items() if len(shape) == 2 and key.endswith(".weight")}
+        if missing := sorted(set(lora.target_modules) - there):
+            raise UserError(
+                f"training.lora.target_modules has {', '.join(missing)}, and {name!r} has no such layers; "
+                f"it has {', '.join(sorted(there))}"
+            )
+
+
 def _exists(name: str) -> bool:
     try:
         return bool(name) and Path(name).exists()
@@ -109,9 +154,13 @@ def _exists(name: str) -> bool:
         return False
 
 
-def _from_hub(setting: str, name: str) -> str:
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+def could_be(setting: str, name: str) -> None:
+    """Raise UserError of a name that is no URI's, of no folder that is there, and can be of no model on the hub."""
+    if "://" not in name and not _exists(name) and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise UserError(f"{setting} is {name!r}: there is no such folder, and it is no name on the hub (owner/name)")
+
+
+def _from_hub(setting: str, name: str) -> str:
     try:
         return fetch(name)
     except Exception as error:  # offline, gated, misspelt: a dozen classes, one meaning

@@ -53,8 +53,8 @@ def check_mixture(
 
     Args:
         losses: names that `loss_names` has passed.
-        given: of the settings that only some losses take (`label_smoothing`, `simpo_gamma`), those that are not at
-            their default.
+        given: of the settings that only some losses take (`beta`, `label_smoothing`, `simpo_gamma`), those that are not
+            at their default.
 
     Raises:
         ValueError: the first thing wrong, and what to do about it.

@@ -125,16 +125,27 @@ class Plan(Survey):
     def _gpus(self, stage: Stage, inputs: Sequence[Artifact]) -> float:
         """GPUs in use while a stage runs."""
         hardware, config = self.settings.hardware, self.settings
-        engines = []
-        if "policy_engine" in stage.uses and not any(a.address.startswith("compare/") for a in inputs):
+        engines, uses = [], self._held(stage)
+        if "policy_engine" in uses and not any(a.address.startswith("compare/") for a in inputs):
             engines.append(hardware.policy.replicas.max * hardware.policy.gpus_per_replica)
         for who, engine in (("judge", "judge_engine"), ("second_judge", "second_engine")):
-            if engine in stage.uses and (judge := getattr(config, who)) and judge.model and not judge.served:
+            if engine in uses and (judge := getattr(config, who)) and judge.model and not judge.served:
                 engines.append(hardware.judge.replicas.max * hardware.judge.gpus_per_replica)
-        scores = stage.name == "drift" or ("scorer" in stage.uses and config.references.source == "trainer")
+        scores = stage.name == "drift" or ("scorer" in uses and config.references.source == "trainer")
         if scores or (not stage.writes and "trainer" in stage.uses):
             engines.append(hardware.trainer.workers * hardware.trainer.gpus_per_worker)
         return (sum(engines) if hardware.together else max(engines)) if engines else 0.0
+
+    def _held(self, stage: Stage) -> set[str]:
+        """What a stage uses; where its table is made in a pipeline with others, also what those do."""
+        chain: set[str] = set()
+        if self.settings.hardware.together:
+            replayed = self.settings.pairs.replay
+            if stage.name in ("summaries", "scores") or (stage.name == "references" and not replayed):
+                chain = {"policy_engine", "judge_engine", *([] if replayed else ["scorer"])}
+            elif stage.name in ("exam", "evaluation"):
+                chain = {"policy_engine", "judge_engine"}
+        return chain | set(stage.uses)
 
     def _price(self, stage: Stage, inputs: Sequence[Artifact], measured: Measured | None, line: Line) -> None:
         asks = {"policy_engine", "judge_engine", "second_engine", "scorer", "trainer"} & set(stage.uses)
@@ -147,11 +158,12 @@ class Plan(Survey):
                 line.start_known = measured.started > 0
         if self.price is not None and line.gpu_hours is not None:
             line.dollars = line.gpu_hours * self.price
-        judge = self.settings.judge
-        if "judge_engine" in stage.uses and judge.served:
-            price = self.settings.hardware.servers[judge.served.server].prices.get(judge.model or "")
-            if price is not None and "tokens_in" in line.tally:
-                line.dollars = (line.dollars or 0.0) + _cost(price, line.tally)
+        for who, engine in (("judge", "judge_engine"), ("second_judge", "second_engine")):
+            judge = getattr(self.settings, who)
+            if engine in stage.uses and judge.served:
+                price = self.settings.hardware.servers[judge.served.server].prices.get(judge.model or "")
+                if price is not None and "tokens_in" in line.tally:
+                    line.dollars = (line.dollars or 0.0) + _cost(price, line.tally)
 
     def _width(self, stage: Stage, measured: Measured) -> float | None:
         """How many times as many engines there are as were measured; None where they are of another kind."""

@@ -29,20 +29,22 @@ def draw(metrics: dict[str, Any], writers: list[tuple[str, dict[str, Any]]]) -> 
             ]
             left.errorbar(x, y, yerr=error, marker="o", capsize=4, color=colour, label=f"{rule} rule")
     left.axhline(0.5, color="grey", linewidth=1, linestyle=":")
-    left.set(title=f"Win rate against the base, {metrics['confidence']:.0%} interval", xlabel="round", ylim=(0, 1))
+    left.set(
+        title=f"Win rate against the base, {metrics['confidence'] * 100:g} % interval", xlabel="round", ylim=(0, 1)
+    )
     left.set_xticks([r["round"] for r in metrics["rounds"]])
     left.set_xlim(0.5, max(1, len(metrics["rounds"])) + 0.5)
     left.yaxis.set_major_formatter(PercentFormatter(1))
     if metrics["rounds"]:
         left.legend(loc="lower right", frameon=False)
     for name, values in writers:
-        if "accuracy_ge_3" in values:
+        if "accuracy" in values:
             colour = "#0b6e4f" if name.startswith("round") else "#555555"
-            right.scatter(values["compression_median"], values["accuracy_ge_3"], color=colour)
+            right.scatter(values["compression_median"], values["accuracy"], color=colour)
             right.annotate(
-                name, (values["compression_median"], values["accuracy_ge_3"]), xytext=(6, 4), textcoords="offset points"
+                name, (values["compression_median"], values["accuracy"]), xytext=(6, 4), textcoords="offset points"
             )
-    right.set(title="Accuracy ≥3 over length", xlabel="compression, median", ylim=(-0.05, 1.05))
+    right.set(title=f"Accuracy ≥{metrics['threshold']} over length", xlabel="compression, median", ylim=(-0.05, 1.05))
     right.margins(x=0.2)
     for axis in (right.xaxis, right.yaxis):
         axis.set_major_formatter(PercentFormatter(1))

@@ -49,15 +49,16 @@ class Measured:
         self.hardware = hardware
         # A table that was cut off has the seconds of its last making, in which it got the rows that were missing.
         whole = record["in"] / (record["in"] - record.get("resumed", 0)) if "in" in record else 1.0
-        # Tables that were made as one pipeline have its seconds each: together they took them once.
-        seconds = whole * record["seconds"] / (1 + len(record.get("together_with", ())))
+        # Tables that were made as one pipeline have its seconds each: together they took them once. Pairs ask nobody.
+        tables = 1 + sum(not address.endswith("/pairs") for address in record.get("together_with", ()))
+        seconds = whole * record["seconds"] / tables
         self.seconds += seconds
         if training := record.get("training"):
             self.tally.update(tokens_in=training["tokens"], steps=training["steps"])
             self.started += max(0.0, seconds - training["seconds"])
         elif starts := record.get("tally", {}).get("engine starts"):
             # Replicas start together; where a stage has two engines that take turns, one start is left in the rate.
-            self.started += min(seconds, record["tally"]["engine start ms"] / 1000 / starts)
+            self.started += min(seconds, record["tally"]["engine start ms"] / 1000 / starts / tables)
 
     @property
     def share_kept(self) -> float:

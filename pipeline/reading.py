@@ -32,7 +32,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: a file that is not there or not YAML, an unknown name, a wrong type, an impossible combination;
             one line for each.
     """
-    return parse(put(_read(path), overrides))
+    raw = _read(path)
+    if isinstance(raw.get("pairs"), str):
+        raise UserError(f"{path} has pairs of its own ({raw['pairs']}): it is for `rondo train`, which has no rounds")
+    return parse(put(raw, overrides))
 
 
 def load_alignment(path: str | Path, overrides: Sequence[str] = ()) -> Alignment:

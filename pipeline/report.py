@@ -26,8 +26,8 @@ from pipeline.said import markdown, printable
 
 _FEW = 30  # articles under which a bootstrap interval is not to be trusted
 _METRICS = (
-    ("accuracy_ge_3", "accuracy ≥3", "{:.1%}"),
-    ("accuracy_ge_4", "accuracy ≥4", "{:.1%}"),
+    ("accuracy", "accuracy ≥{threshold}", "{:.1%}"),
+    ("accuracy_above", "accuracy >{threshold}", "{:.1%}"),
     ("correct_mean", "right, mean", "{:.2f}"),
     ("questions_mean", "questions, mean", "{:.2f}"),
     ("words_median", "words, median", "{:.0f}"),
@@ -65,16 +65,16 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
     last = played[-1]
     assert last.standing is not None, "what was played can be measured"
     opinions = _opinions(played, ledger)
+    how = config.report, config.pairs.threshold
     metrics: dict[str, Any] = {
         "run": ledger.root,
+        "threshold": config.pairs.threshold,
         "confidence": config.report.confidence,
-        "base": describe(base, config.report),
+        "base": describe(base, *how),
         "baselines": {
-            name: describe(some, config.report) | {"vs_base": against(some, base)} for name, some in baselines.items()
+            name: describe(some, *how) | {"vs_base": against(some, base)} for name, some in baselines.items()
         },
-        "compared": {
-            name: describe(some, config.report) | {"vs_base": against(some, base)} for name, some in compared.items()
-        },
+        "compared": {name: describe(some, *how) | {"vs_base": against(some, base)} for name, some in compared.items()},
         "rounds": [],
         "champion": last.standing.champion,
         "stopped": last.ended,
@@ -97,7 +97,7 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
             {
                 "round": current.number,
                 "previous": before,
-                **describe(ours, config.report),
+                **describe(ours, *how),
                 "vs_base": against(ours, base),
                 "vs_previous": against(ours, previous),
                 **_progress(current),
@@ -235,7 +235,8 @@ def _quality(metrics: dict[str, Any]) -> list[list[str]]:
     names, columns = zip(*_writers(metrics), strict=True)
     lines = [["", *names], ["articles", *(str(values["n"]) for values in columns)]]
     lines.append(["  with an answer unread", *(str(values["unread"]) for values in columns)])
-    for key, label, shape in _METRICS:
+    for key, name, shape in _METRICS:
+        label = name.format(threshold=metrics["threshold"])
         lines.append([label, *(shape.format(values[key]) if key in values else "–" for values in columns)])
     return lines
 

@@ -65,7 +65,8 @@ def appraise(played: "Sequence[Round]", config: Config, ledger: Ledger) -> Stand
     def against(other: "Round") -> WinRate | None:
         return compare(rows[current.number], rows[other.number], config.pairs, config.report, config.seed)["strict"]
 
-    described = describe(rows[current.number], config.report)
+    how = config.report, config.pairs.threshold
+    described = describe(rows[current.number], *how)
     drift = estimate(tables.read(ledger, current.drift)) if current.drift else None
     assert current.pairs is not None, "a trained round has pairs"
     figures = Figures(
@@ -74,7 +75,7 @@ def appraise(played: "Sequence[Round]", config: Config, ledger: Ledger) -> Stand
         pair_yield=current.pairs.record["kept"] / current.pairs.record["in"],
         kl=0.0 if current.start == 0 else drift.per_summary if drift else None,
         words=described.get("words_median"),
-        base_words=describe(rows[0], config.report).get("words_median"),
+        base_words=describe(rows[0], *how).get("words_median"),
         invalid_chars=described.get("invalid_chars"),
     )
     challenge = against(champion)

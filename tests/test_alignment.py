@@ -335,6 +335,16 @@ def test_a_round_that_is_not_there_is_refused(played, tmp_path):
         export(config, ledger, str(tmp_path / "out.jsonl"), number=3)
     with pytest.raises(UserError, match="has no pairs to export"):
         export(config, Ledger(str(tmp_path / "empty")), str(tmp_path / "out.jsonl"))
+    (tmp_path / "folder.jsonl").mkdir()
+    there = sorted(tmp_path.iterdir())
+    for out, line in (
+        ("none/out.jsonl", "which cannot be written"),
+        ("folder.jsonl", "which cannot be written: it is a folder"),
+        ("out.csv", "it should be the name of a JSONL file"),
+    ):
+        with pytest.raises(UserError, match=f"--out is .*{line}"):
+            export(config, ledger, str(tmp_path / out))
+    assert sorted(tmp_path.iterdir()) == there, "nothing half written is left"
     assert not list(tmp_path.glob("out.jsonl*"))
 
 

@@ -22,6 +22,7 @@ from driving import environment
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from jobs.cli import main
 from judges.base import LETTERS, UNSURE, Prompt, Question, Skip, user
 from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge
@@ -456,13 +457,45 @@ def test_a_checkpoint_of_more_workers_is_good(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
+        (["run"], "Missing argument 'CONFIG'."),
+        (["show", "runs/demo"], "Missing argument 'STAGE'."),
+        (["run", str(DEMO), "--remke", "x"], "No such option: --remke (Possible options: --remake)"),
+        (["show", "runs/demo", "pairs", "--rows", "0"], "Invalid value for '--rows': "),
+        (["plan", str(DEMO), "--price", "abc"], "Invalid value for '--price': "),
+    ],
+)
+def test_a_mistake_in_the_command_line_is_told_with_its_usage(monkeypatch, capsys, arguments, line):
+    monkeypatch.setattr(sys, "argv", ["rondo", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("Usage: ") and line in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
         (["run", "none.yaml"], "error: no configuration at none.yaml; there are "),
         (["run", str(DEMO), "rounds=yes"], "error: rounds is true: it is no setting to be turned on or off"),
         (["run", str(DEMO), "policy.model=/none"], "error: policy.model is '/none': there is no such folder"),
         (["run", str(DEMO), "articles.path=README.md"], "error: articles.path is 'README.md': it should end in"),
         (["show", "/none", "\x1b[31mscores"], "error: /none holds no run"),
+        (
+            ["run", "configs/own_pairs.yaml"],
+            "error: configs/own_pairs.yaml has pairs of its own (pairs.jsonl): it is for",
+        ),
+        (
+            ["run", str(DEMO), "training.lora={target_modules: [q_prj]}"],
+            "error: training.lora.target_modules has q_prj, ",
+        ),
+        (["show", str(DEMO), "pairs"], f"error: run is '{DEMO}', a file: it should be a run's folder"),
+        (
+            ["plan", str(DEMO), "judge.model=newsroom/models/jugde"],
+            "error: judge.model is 'newsroom/models/jugde': there",
+        ),
     ],
-    ids=["no file", "yes", "no model", "no articles", "no run"],
+    ids=["no file", "yes", "no model", "no articles", "no run", "own pairs", "no layer", "a file", "no judge"],
 )
 def test_the_command_says_so_in_one_line(tmp_path, arguments, line):
     extra = [f"run={tmp_path}/run"] if arguments[0] == "run" else []

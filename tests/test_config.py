@@ -122,6 +122,16 @@ def test_the_reference_setting_is_the_published_one():
         ("training.lora.target_modules=[]", "target_modules is []: it should be all-linear"),
         ("policy.dtype=float16", "policy.dtype is 'float16': input should be 'float32' or 'bfloat16'"),
         ("policy.instruction=Summarize!", "policy.instruction must say where the article goes: {article}"),
+        (
+            "second_judge={kind: cloze, wording: newsroom}",
+            "second_judge.wording is set, and second_judge.kind is cloze, which asks no model: remove it",
+        ),
+        ("second_judge={kind: cloze, questions: 2}", "2: of no article would there be a second opinion"),
+        (
+            "training={loss_type: sft, beta: 0.7}",
+            "training.beta is 0.7, which does nothing with training.loss_type sft",
+        ),
+        ("articles.max_words=10", "articles.min_words is 20 and articles.max_words 10: no article could be used"),
         ("judge.kind=cloze", "judge.kind is cloze, which needs no model, and judge.model is set"),
         ("judge.model=null", "judge.kind is mcq and judge.model is missing"),
         ("judge.wording=plan", "judge.wording is 'plan'; there are plain, newsroom"),

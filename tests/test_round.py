@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -212,6 +213,8 @@ def test_status_and_show(played):
     assert shown.returncode == 0, shown.stderr
     assert "over summary" in shown.stdout
     assert "right" in shown.stdout
+    drift = rondo("show", run, "drift", "--rows", "1")
+    assert re.search(r"policy logp -\d+\.\d\d, base logp -\d+\.\d\d", drift.stdout), drift.stderr
     missing = rondo("show", run, "pears")
     assert missing.returncode == 2
     assert "has no 'pears'; it has articles" in missing.stderr
