@@ -122,7 +122,7 @@ def judge_card(config: ConfigFile, overrides: Overrides = None) -> None:
     """How far the configuration's judge can be trusted on its articles, without a policy.
 
     It asks about each article, and answers from the whole article, from nothing and twice from the first sentences;
-    articles.limit=100 makes it some articles. In a run's folder, questions that are there are used.
+    articles.limit=100 makes it some articles. In the folder of a run about the same articles its questions are used.
     """
     from jobs.judge_card import examine
 

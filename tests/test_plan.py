@@ -10,10 +10,11 @@ from keeping import keep
 from jobs.plan import plan, refuse
 from pipeline import folder
 from pipeline.config import UserError
+from pipeline.hardware import Hardware
 from pipeline.ledger import Ledger
 from pipeline.memory import GIB
 from pipeline.plan import Plan
-from pipeline.rates import Rates, there
+from pipeline.rates import Measured, Rates, there
 from pipeline.reading import load
 from pipeline.round import rounds
 from pipeline.survey import Survey
@@ -116,6 +117,34 @@ def test_the_seconds_of_a_resumed_table_are_those_of_its_last_rows(tmp_path):
     found = {name: measured for (name, _), measured in Rates([book], run).measured.items()}
     assert (found["scores"].seconds, found["references"].seconds) == (40, 10)
     assert "summaries" not in found, "its rows were there before the driver was"
+
+
+def test_tables_of_one_pipeline_share_its_seconds_and_its_start():
+    found, others = Measured(), ["r/scores", "r/pairs", "r/references"]
+    tally = {"tokens_in": 100, "engine starts": 1, "engine start ms": 9000}
+    found.add({"in": 10, "kept": 10, "seconds": 60, "together_with": others, "tally": tally}, Hardware())
+    assert (found.seconds, found.started) == (20, 3)  # of the four tables that of the pairs asks nobody
+    assert found.time(200, width=1) == 3 + 17 * 2
+
+
+def test_a_pipeline_holds_the_gpus_of_all_its_tables(tmp_path):
+    each = ["hardware.policy.gpus_per_replica=1", "hardware.judge.gpus_per_replica=1", "hardware.ray_cpus=null"]
+    own = [f"run={tmp_path}/none", "articles.limit=120", "rounds=1", *each, "hardware.trainer.gpus_per_worker=1"]
+    for together, gpus in (("true", 3), ("false", 1)):
+        lines = planned(config(*own, f"hardware.together={together}"))
+        assert [lines[f"round-01/{name}"].gpus for name in ("summaries", "scores", "references")] == [gpus] * 3
+        assert lines["round-01/exam"].gpus == min(gpus, 2) and lines["round-01/policy"].gpus == 1
+
+
+def test_a_second_judge_at_a_server_is_counted_and_costs(tmp_path):
+    prices = "prices: {newsroom/models/judge: {input: 1, output: 1}}"
+    second = "second_judge={model: newsroom/models/judge, wording: newsroom, served: {server: o}}"
+    server = f"hardware.servers.o={{base_url: 'http://127.0.0.1:1/v1', {prices}}}"
+    lines = planned(config(f"run={tmp_path}/none", "articles.limit=120", "rounds=1", second, server))
+    scored = lines["round-00/second_scores"]
+    assert scored.prompts == 3 * scored.rows  # the base's summary, and the two baselines
+    assert scored.dollars > 0 and lines["second_questions"].dollars > 0
+    assert lines["round-01/second_scores"].prompts == lines["round-01/second_scores"].rows
 
 
 def test_what_is_there_is_reused_and_what_is_stale_is_said(tmp_path):
