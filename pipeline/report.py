@@ -27,7 +27,7 @@ from pipeline.said import markdown, printable
 _FEW = 30  # articles under which a bootstrap interval is not to be trusted
 _METRICS = (
     ("accuracy", "accuracy ≥{threshold}", "{:.1%}"),
-    ("accuracy_above", "accuracy >{threshold}", "{:.1%}"),
+    ("accuracy_above", "accuracy ≥{more}", "{:.1%}"),
     ("correct_mean", "right, mean", "{:.2f}"),
     ("questions_mean", "questions, mean", "{:.2f}"),
     ("words_median", "words, median", "{:.0f}"),
@@ -236,7 +236,7 @@ def _quality(metrics: dict[str, Any]) -> list[list[str]]:
     lines = [["", *names], ["articles", *(str(values["n"]) for values in columns)]]
     lines.append(["  with an answer unread", *(str(values["unread"]) for values in columns)])
     for key, name, shape in _METRICS:
-        label = name.format(threshold=metrics["threshold"])
+        label = name.format(threshold=metrics["threshold"], more=metrics["threshold"] + 1)
         lines.append([label, *(shape.format(values[key]) if key in values else "–" for values in columns)])
     return lines
 
