@@ -126,7 +126,7 @@ def check_lora(name: str, lora: Lora | None) -> None:
     if adapter is not None:
         own = {
             "r": adapter["r"],
-            "lora_alpha": adapter.get("lora_alpha"),
+            "lora_alpha": adapter.get("lora_alpha", 8),  # PEFT's own
             "use_rslora": adapter.get("use_rslora", False),
         }
         if unlike := [f"{key} {value}" for key, value in own.items() if value != getattr(lora, key)]:

@@ -26,7 +26,7 @@ from pipeline.dpo.logps import completion_logps
 from pipeline.dpo.loop import Run
 from pipeline.dpo.tree import grow
 from pipeline.learning import Lora
-from pipeline.models import check
+from pipeline.models import check, check_lora
 
 VOCABULARY = 65
 LORA = Lora(r=3, lora_alpha=6).model_dump()
@@ -196,6 +196,25 @@ def test_an_adapter_is_trained_on_as_it_is(base: Path, tmp_path: Path, lora: Any
     weights.start(out, "float32", LORA, seed=0)
     with pytest.raises(ValueError, match=message):
         weights.start(out, "float32", lora, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("adapted", "lora", "message"),
+    [
+        (True, None, "a LoRA adapter, and training.lora is not set, which trains all weights"),
+        (True, {"r": 4}, "an adapter with r 3, which training.lora does not have"),
+        (True, {"use_rslora": True}, "an adapter with use_rslora False, which training.lora does not have"),
+        (False, {"target_modules": ["qproj", "q_proj"]}, "target_modules has qproj, and .* it has down_proj, "),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_starts(
+    base: Path, tmp_path: Path, adapted: bool, lora: Any, message: str
+) -> None:
+    policy = trained(base, tmp_path / "adapter") if adapted else base
+    own = Lora(**LORA)
+    check_lora(str(policy), own)
+    with pytest.raises(UserError, match=message):
+        check_lora(str(policy), lora and Lora(**{**LORA, **lora}))
 
 
 def test_the_head_cannot_be_adapted(base: Path, tmp_path: Path) -> None:
