@@ -8,6 +8,7 @@ running. Left out: what runs there.
 import logging
 import os
 import secrets
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,12 +27,12 @@ def connected(hardware: Hardware) -> Iterator[Hardware]:
         The hardware settings, with smaller shares of CPUs where a cluster that was joined has fewer than they ask.
 
     Raises:
-        UserError: the hardware settings ask for more GPUs than this machine has, and there is no cluster to join.
+        UserError: the hardware settings ask for more GPUs than this machine has, and there is no cluster to join; or
+            nobody answers at RAY_ADDRESS.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes past every Python logger
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # an address where nobody answers is so for 10 minutes else
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # 2 s, else, are lost at each end of a training
     import ray
     from ray.data import DataContext
@@ -43,12 +44,14 @@ def connected(hardware: Hardware) -> Iterator[Hardware]:
     how: dict[str, Any] = {} if joined else {"address": "local", "num_cpus": own, "include_dashboard": False}
     if not joined:
         _keep_token()
+    elif not there:
+        _knock(os.environ["RAY_ADDRESS"])
     try:
         if not there:
             with _muted():
                 ray.init(**how, logging_level="error", log_to_driver=False)
     except ConnectionError as error:
-        raise UserError(f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']!r}, and no Ray answers there: {error}") from None
+        raise _nobody(os.environ["RAY_ADDRESS"], error) from None
     try:
         gpus = ray.cluster_resources().get("GPU", 0)
         if not joined and hardware.gpus() > gpus:
@@ -67,6 +70,20 @@ def connected(hardware: Hardware) -> Iterator[Hardware]:
     finally:
         if not there:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See that somebody listens at an address that says where: Ray would try for ten minutes, and say nothing."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
+        except OSError as error:
+            raise _nobody(address, error) from None
+
+
+def _nobody(address: str, error: Exception) -> UserError:
+    return UserError(f"RAY_ADDRESS is {address!r}, and no Ray answers there: {error}")
 
 
 def _keep_token() -> None:
