@@ -20,6 +20,7 @@ from pipeline.engines.pool import Pool
 from pipeline.hardware import Trainer
 from pipeline.rows import Outcome, Row
 from pipeline.stage import stage
+from pipeline.tables import made
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +51,7 @@ def compare_with_base(
     some = rows.select_columns(_COLUMNS).map_batches(_compared, batch_format="pyarrow", batch_size=None)
     by_policy, by_base = (partial(_score, trainer.tokens_per_batch, column) for column in compare_with_base.writes)
     # One after the other: a device that holds one model need not hold two.
-    scored = scorer.map(some, by_policy, compare_with_base.writes[:1]).materialize()
+    scored = made(scorer.map(some, by_policy, compare_with_base.writes[:1]))
     return base_scorer.map(scored, by_base, compare_with_base.writes[1:])
 
 

@@ -142,14 +142,29 @@ def write(rows: Dataset | Iterable[pa.Table], table: Draft) -> Iterator[int]:
             yield row["rows"]
         return
     except ray.exceptions.RayError as error:
-        # Of an error in a worker Ray Data brings the text alone.
-        told = re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(error))
-        failed = UserError(told[1]) if told else error.with_traceback(None)
-        # A pipeline's engines go with the last reference to it, and an error that is kept keeps those of its frames.
-        error.__context__ = error.__cause__ = None
+        failed = _bare(error)
     del counts
     gc.collect()
     raise failed
+
+
+def made(rows: Dataset) -> Dataset:
+    """The rows, all of them there, and the engines gone that made them. Raises UserError as `write` does."""
+    try:
+        return rows.materialize()
+    except ray.exceptions.RayError as error:
+        failed = _bare(error)
+    del rows
+    gc.collect()
+    raise failed
+
+
+def _bare(error: Exception) -> Exception:
+    """An error without what it comes of: a pipeline's engines go with the last reference to it, frames' included."""
+    # Of an error in a worker Ray Data brings the text alone.
+    told = re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(error))
+    error.__context__ = error.__cause__ = None
+    return UserError(told[1]) if told else error.with_traceback(None)
 
 
 def _write(rows: pa.Table, uri: str, attempt: str) -> pa.Table:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from pipeline.config import UserError
 from pipeline.dpo import weights
 from pipeline.dpo.logps import plain_logps
 from pipeline.drift import compare_with_base, estimate, is_compared
@@ -67,6 +68,21 @@ def test_both_score_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, models
     assert drift.articles == len(found) > 60
     assert abs(drift.per_summary - exact) < 4 * drift.per_summary_error < exact
     assert drift.per_token == pytest.approx(drift.per_summary), "of one token each"
+
+
+class Refusing:
+    def __getattr__(self, name):
+        raise UserError("these weights are under lock and key")
+
+
+def test_what_the_first_of_both_has_to_say_is_told_in_one_line(ray_cluster):
+    row = {"article_id": next(f"a{i}" for i in range(99) if is_compared(f"a{i}")), "split": "train", "writer": "w"}
+    row |= {"article": "", "prompt_ids": PROMPT, "summaries": [{"text": "", "token_ids": [1], "finish_reason": "stop"}]}
+    pool = Pool(Refusing, EngineHardware(), at_once=1)
+    with pytest.raises(UserError, match="^these weights are under lock and key$"):
+        compare_with_base(
+            dataset([row]), "policy", "base", dtype="float32", scorer=pool, base_scorer=pool, trainer=Trainer()
+        )
 
 
 def test_the_kl_is_the_mean_difference_with_the_articles_as_units():
