@@ -42,6 +42,13 @@ def test_a_row_is_shown_as_it_is():
     assert said(on).count(TOLD) == 6
 
 
+def test_a_row_of_drift_is_shown_without_its_article():
+    on = console()
+    row = {"article_id": "a", "split": "train", "summaries": [{"text": "Ana led.", "finish_reason": "stop"}]}
+    _print(on, row | {"policy_logps": [-3.25], "base_logps": [-4.5]})
+    assert "summary 0, policy logp -3.25, base logp -4.50" in said(on) and "Ana led." in said(on)
+
+
 @pytest.mark.parametrize("show", ["say", "warn", "line"])
 def test_lines_of_a_run_are_shown_as_they_are(show):
     on = console()
