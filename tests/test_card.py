@@ -184,6 +184,28 @@ def test_same_shares_at_the_5_percent_points_of_chi_square(kinds, point):
     assert same_shares([n + d, n - d, *rest], [n - d, n + d, *rest]) == pytest.approx(0.05, rel=1e-5)
 
 
+def test_what_a_card_cannot_be_made_of_is_told_before_ray_starts(tmp_path, monkeypatch):
+    from jobs.judge_card import examine
+    from pipeline.config import UserError
+    from pipeline.ledger import Ledger
+
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("pipeline.cluster.connected", lambda hardware: pytest.fail("Ray was started"))
+    demo, own = "configs/demo.yaml", [f"run={tmp_path}", "articles.limit=40"]
+    served = [
+        "judge={model: j, wording: newsroom, served: {server: o}}",
+        "hardware.servers.o.base_url=http://127.0.0.1:1",
+    ]
+    with pytest.raises(UserError, match="hardware.servers.o.base_url is .*, and no server answers there"):
+        examine(demo, [*own, *served])
+    Ledger(str(tmp_path)).finish("articles", {"build": "b", "recipe": {"settings": {"articles": {"limit": 480}}}})
+    with pytest.raises(
+        UserError, match=r"made by another recipe .*: give the card a folder of its own, such as run=\S+-card"
+    ):
+        examine(demo, own)
+
+
 def test_a_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path, monkeypatch):
     """Of 4 questions as many as can be asked are to be good, and the cloze judge finds no more than that in some."""
     from jobs.judge_card import examine
