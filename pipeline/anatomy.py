@@ -96,15 +96,18 @@ class Anatomy:
         large = self.vocabulary * self.hidden
         return sum(n for n in (math.prod(shape) for shape in self.shapes.values()) if n >= large)
 
+    @property
+    def matrices(self) -> list[tuple[str, tuple[int, ...]]]:
+        """The last name of its layer, such as q_proj, and the shape of each weight that is a matrix."""
+        there = self.shapes.items()
+        return [(name.split(".")[-2], shape) for name, shape in there if name.endswith(".weight") and len(shape) == 2]
+
     def lora(self, r: int, targets: str | tuple[str, ...]) -> int:
         """Parameters that an adapter of rank `r` would have: a row and a column of each linear layer it goes to."""
         return sum(
             r * sum(shape)
-            for name, shape in self.shapes.items()
-            if name.endswith(".weight")
-            and len(shape) == 2
-            and math.prod(shape) < self.vocabulary * self.hidden
-            and (targets == "all-linear" or name.split(".")[-2] in targets)
+            for layer, shape in self.matrices
+            if math.prod(shape) < self.vocabulary * self.hidden and (targets == "all-linear" or layer in targets)
         )
 
 

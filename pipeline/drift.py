@@ -6,7 +6,6 @@ otherwise it is the mean over what was drawn. Left out: a round whose writer is 
 trains, which has sampled nothing yet.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from ray.data import Dataset
 
 from pipeline.engines.pool import Pool
 from pipeline.hardware import Trainer
-from pipeline.rows import Outcome, Row
+from pipeline.rows import Outcome, Row, drawn
 from pipeline.stage import stage
 from pipeline.tables import made
 
@@ -57,7 +56,7 @@ def compare_with_base(
 
 def is_compared(article_id: str) -> bool:
     """Whether an article is one of those, one in 16, on which the policy is compared with the base."""
-    return zlib.crc32(article_id.encode()) < COMPARED * 2**32
+    return drawn(article_id, COMPARED)
 
 
 def _compared(table: pa.Table) -> pa.Table:

@@ -7,7 +7,6 @@ nothing is ever tokenized again. Left out: pairs that came from elsewhere, of wh
 import contextlib
 import json
 import re
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from pipeline import parts
 from pipeline.config import Config, UserError
 from pipeline.engines.plain import marks_of, plain
 from pipeline.formats import Preference
-from pipeline.ledger import Artifact, Ledger, open_place
+from pipeline.ledger import Artifact, Ledger, open_place, replacing
 from pipeline.rows import Row
 from pipeline.sampling import about
 from pipeline.tokens import PairIds, Tokens, of_model
@@ -58,7 +57,7 @@ def export(config: Config, ledger: Ledger, out: str, number: int | None = None) 
     rounds = tuple(found) if number is None else (number,)
     tokens = of_model(config.policy.model)
     pairs = same = 0
-    with _replacing(out) as stream:
+    with _written(out) as stream:
         for row in (row for number in rounds for row in _rows(ledger, found[number])):
             for line, is_same in _lines(row, config.policy.instruction, tokens):
                 stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
@@ -69,20 +68,14 @@ def export(config: Config, ledger: Ledger, out: str, number: int | None = None) 
 
 
 @contextlib.contextmanager
-def _replacing(out: str) -> Iterator[Any]:
-    """A stream to a file that takes the place of `out` when the block has ended well. Else nothing is left of it."""
+def _written(out: str) -> Iterator[Any]:
+    """A stream to the file; what the file system has against it, it has against `--out`."""
     try:
         fs, path = open_place(out)
-        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
         if fs.get_file_info(path).type == pafs.FileType.Directory:
             raise IsADirectoryError("it is a folder")
-        try:
-            with fs.open_output_stream(temporary) as stream:
-                yield stream
-            fs.move(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                fs.delete_file(temporary)
+        with replacing(fs, path) as stream:
+            yield stream
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"--out is {out!r}, which cannot be written: {error}") from None
 

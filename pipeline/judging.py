@@ -7,7 +7,6 @@ asks. Left out: which summary is better (`preference.py`).
 import itertools
 import math
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,7 @@ from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
 from pipeline.config import Judge as JudgeSettings
 from pipeline.engines.base import Engine, Reply, tokens
-from pipeline.rows import Outcome, Row
+from pipeline.rows import Outcome, Row, drawn
 
 
 def make_judge(settings: JudgeSettings, seed: int) -> McqJudge | ClozeJudge:
@@ -138,8 +137,7 @@ def _reordered(question: Question) -> Question:
 
 
 def _drawn(row: Row, share: float) -> bool:
-    name = f"{row['article_id']}\n{row.get('writer')}"
-    return bool(row["summaries"]) and zlib.crc32(name.encode("utf-8", "surrogatepass")) < share * 2**32
+    return bool(row["summaries"]) and drawn(f"{row['article_id']}\n{row.get('writer')}", share)
 
 
 def _told(questions: Sequence[Question], answers: Sequence[Answer]) -> list[str | None]:

@@ -96,15 +96,11 @@ class Ledger:
         if self.claim:
             self.claim.check()
         target = self.path(address)
-        temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             self.fs.create_dir(target.rsplit("/", 1)[0])
-            with self.fs.open_output_stream(temporary) as stream:
+            with replacing(self.fs, target) as stream:
                 stream.write(text.encode())
-            self.fs.move(temporary, target)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                self.fs.delete_file(temporary)  # half a file on a full disk is room that others need
             raise UserError(f"{self.root}/{address} cannot be written: {error}") from error
 
     def _delete(self, how: Callable[[str], None], address: str) -> None:
@@ -227,6 +223,20 @@ def differences(was: Any, now: Any, name: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
+
+
+@contextlib.contextmanager
+def replacing(fs: pafs.FileSystem, path: str) -> Iterator[Any]:
+    """A stream to a file that takes the place of `path` when the block has ended well: whole, or not at all."""
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with fs.open_output_stream(temporary) as stream:
+            yield stream
+        fs.move(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fs.delete_file(temporary)  # half a file on a full disk is room that others need
+        raise
 
 
 def open_place(place: str) -> tuple[pafs.FileSystem, str]:

@@ -115,7 +115,7 @@ def check_lora(name: str, lora: Lora | None) -> None:
     """
     if "://" in name:
         return
-    adapter = adapter_config(name if _exists(name) else fetch(name))
+    adapter = adapter_config(fetch(name))
     if adapter is not None and lora is None:
         raise UserError(
             f"policy.model is {name!r}, a LoRA adapter, and training.lora is not set, which trains all weights: set "
@@ -136,10 +136,9 @@ def check_lora(name: str, lora: Lora | None) -> None:
             )
     elif lora.target_modules != "all-linear":
         try:
-            shapes = examine(name).shapes
+            there = {layer for layer, _ in examine(name).matrices}
         except Unknown:
             return
-        there = {key.split(".")[-2] for key, shape in shapes.items() if len(shape) == 2 and key.endswith(".weight")}
         if missing := sorted(set(lora.target_modules) - there):
             raise UserError(
                 f"training.lora.target_modules has {', '.join(missing)}, and {name!r} has no such layers; "

@@ -40,6 +40,7 @@ class Plan(Survey):
         self.settings, self.rates, self.price = config, rates, price
         self.lines: list[Line] = []
         self.corpus: list[str] = []
+        self.pipeline: set[str] = set()  # what the tables use that are walked over as one pipeline
 
     @functools.cached_property
     def counts(self) -> Counts:
@@ -62,6 +63,13 @@ class Plan(Survey):
     def produce(self, stage: Stage, *inputs: Artifact, into: str = "") -> Artifact:
         self._asked_for = stage, inputs
         return super().produce(stage, *inputs, into=into)
+
+    def chain(self, *links: Sequence[Any], into: str = "") -> tuple[Artifact, ...]:
+        """Tables that are made as one pipeline hold what all of them use, until the last is made."""
+        self.pipeline = {use for stage, *_ in links for use in stage.uses} if self.settings.hardware.together else set()
+        made = super().chain(*links, into=into)
+        self.pipeline = set()
+        return made
 
     def refuse(self, address: str, changed: list[str]) -> Artifact:
         """A run would stop here; this goes on, to say what it would take to make it again."""
@@ -125,7 +133,7 @@ class Plan(Survey):
     def _gpus(self, stage: Stage, inputs: Sequence[Artifact]) -> float:
         """GPUs in use while a stage runs."""
         hardware, config = self.settings.hardware, self.settings
-        engines, uses = [], self._held(stage)
+        engines, uses = [], self.pipeline | set(stage.uses)
         if "policy_engine" in uses and not any(a.address.startswith("compare/") for a in inputs):
             engines.append(hardware.policy.replicas.max * hardware.policy.gpus_per_replica)
         for who, engine in (("judge", "judge_engine"), ("second_judge", "second_engine")):
@@ -135,17 +143,6 @@ class Plan(Survey):
         if scores or (not stage.writes and "trainer" in stage.uses):
             engines.append(hardware.trainer.workers * hardware.trainer.gpus_per_worker)
         return (sum(engines) if hardware.together else max(engines)) if engines else 0.0
-
-    def _held(self, stage: Stage) -> set[str]:
-        """What a stage uses; where its table is made in a pipeline with others, also what those do."""
-        chain: set[str] = set()
-        if self.settings.hardware.together:
-            replayed = self.settings.pairs.replay
-            if stage.name in ("summaries", "scores") or (stage.name == "references" and not replayed):
-                chain = {"policy_engine", "judge_engine", *([] if replayed else ["scorer"])}
-            elif stage.name in ("exam", "evaluation"):
-                chain = {"policy_engine", "judge_engine"}
-        return chain | set(stage.uses)
 
     def _price(self, stage: Stage, inputs: Sequence[Artifact], measured: Measured | None, line: Line) -> None:
         asks = {"policy_engine", "judge_engine", "second_engine", "scorer", "trainer"} & set(stage.uses)

@@ -4,6 +4,7 @@ A row is an article, from the first table to the last; its columns accrete. Left
 (`tables.py`) and which stage adds what (the stages).
 """
 
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -115,6 +116,11 @@ def each(rows: Dataset, function: Callable[[Row], Outcome], writes: Sequence[str
 
 def _one_by_one(function: Callable[[Row], Outcome], rows: list[Row]) -> list[Outcome]:
     return [function(row) for row in rows]
+
+
+def drawn(name: str, share: float) -> bool:
+    """Whether a row is among a share of all, by the hash of its name: the same ones in every run."""
+    return zlib.crc32(name.encode("utf-8", "surrogatepass")) < share * 2**32
 
 
 def dataset(rows: list[Row]) -> Dataset:

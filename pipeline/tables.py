@@ -8,7 +8,7 @@ of, and when (`run.py`).
 import gc
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,35 +136,35 @@ def write(rows: Dataset | Iterable[pa.Table], table: Draft) -> Iterator[int]:
         for some in rows:
             yield _write(some, table.uri, table.attempt)["rows"][0].as_py()
         return
-    counts = rows.map_batches(_write, fn_args=(table.uri, table.attempt), batch_format="pyarrow", batch_size=None)
-    try:
-        for row in counts.iter_rows():
-            yield row["rows"]
-        return
-    except ray.exceptions.RayError as error:
-        failed = _bare(error)
-    del counts
-    gc.collect()
-    raise failed
+
+    def counts() -> Iterator[Row]:
+        how: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
+        return rows.map_batches(_write, fn_args=(table.uri, table.attempt), **how).iter_rows()
+
+    yield from (row["rows"] for row in _played(counts))
 
 
 def made(rows: Dataset) -> Dataset:
     """The rows, all of them there, and the engines gone that made them. Raises UserError as `write` does."""
+    return next(_played(lambda: iter([rows.materialize()])))
+
+
+def _played(play: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """What comes of a pipeline that `play` makes and runs, and its error without what keeps its engines.
+
+    They go with the last reference to it, and an error that is kept keeps those of its frames.
+    """
     try:
-        return rows.materialize()
+        yield from play()
+        return
     except ray.exceptions.RayError as error:
-        failed = _bare(error)
-    del rows
+        # Of an error in a worker Ray Data brings the text alone.
+        told = re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(error))
+        failed = UserError(told[1]) if told else error.with_traceback(None)
+        error.__context__ = error.__cause__ = None
+    del play
     gc.collect()
     raise failed
-
-
-def _bare(error: Exception) -> Exception:
-    """An error without what it comes of: a pipeline's engines go with the last reference to it, frames' included."""
-    # Of an error in a worker Ray Data brings the text alone.
-    told = re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(error))
-    error.__context__ = error.__cause__ = None
-    return UserError(told[1]) if told else error.with_traceback(None)
 
 
 def _write(rows: pa.Table, uri: str, attempt: str) -> pa.Table:

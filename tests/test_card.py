@@ -13,6 +13,7 @@ from pipeline.engines.scripted import ScriptedEngine
 from pipeline.judging import _reordered, make_judge, score_summaries
 from pipeline.stats import same_shares
 
+ROOT = Path(__file__).parents[1]
 JUDGE = config.Judge(model="none", questions=4, options=4, wording="plain")
 NAMES = ("Ana", "Ben", "Carla", "Dan")
 
@@ -184,13 +185,18 @@ def test_same_shares_at_the_5_percent_points_of_chi_square(kinds, point):
     assert same_shares([n + d, n - d, *rest], [n - d, n + d, *rest]) == pytest.approx(0.05, rel=1e-5)
 
 
+def cloze(folder, *overrides):
+    """A configuration of the judge without a model, and its settings for some of the newsroom's articles."""
+    places = [f"articles.path={ROOT}/newsroom/articles.jsonl", f"policy.model={ROOT}/newsroom/models/policy"]
+    return str(ROOT / "configs/articles_cpu.yaml"), [*places, f"run={folder}", "articles.limit=40", *overrides]
+
+
 def test_what_a_card_cannot_be_made_of_is_told_before_ray_starts(tmp_path, monkeypatch):
     from jobs.judge_card import examine
     from pipeline.config import UserError
     from pipeline.ledger import Ledger
 
-    root = Path(__file__).parents[1]
-    monkeypatch.chdir(root)
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr("pipeline.cluster.connected", lambda hardware: pytest.fail("Ray was started"))
     demo, own = "configs/demo.yaml", [f"run={tmp_path}", "articles.limit=40"]
     served = [
@@ -206,15 +212,11 @@ def test_what_a_card_cannot_be_made_of_is_told_before_ray_starts(tmp_path, monke
         examine(demo, own)
 
 
-def test_a_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path, monkeypatch):
+def test_a_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path):
     """Of 4 questions as many as can be asked are to be good, and the cloze judge finds no more than that in some."""
     from jobs.judge_card import examine
 
-    root = Path(__file__).parents[1]
-    settings = ["articles.path", "policy.model"], [root / "newsroom/articles.jsonl", root / "newsroom/models/policy"]
-    overrides = [f"{name}={place}" for name, place in zip(*settings, strict=True)]
-    overrides += [f"run={tmp_path}", "articles.limit=40", "judge.questions=20", "questions.min_questions=20"]
-    examine(str(root / "configs/articles_cpu.yaml"), overrides)
+    examine(*cloze(tmp_path, "judge.questions=20", "questions.min_questions=20"))
     found = json.loads((tmp_path / "judge_card.json").read_text())
     assert found["summaries_judged"] == 0 and found["questions_asked"] > 0 and found["ceiling"] == 1
 
@@ -222,10 +224,7 @@ def test_a_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path, mon
 def test_a_card_alone(ray_cluster, tmp_path, capsys):
     from jobs.judge_card import examine
 
-    root = Path(__file__).parents[1]
-    settings = ["articles.path", "policy.model"], [root / "newsroom/articles.jsonl", root / "newsroom/models/policy"]
-    overrides = [f"{name}={place}" for name, place in zip(*settings, strict=True)]
-    examine(str(root / "configs/articles_cpu.yaml"), [*overrides, f"run={tmp_path}", "articles.limit=40"])
+    examine(*cloze(tmp_path))
     found = json.loads((tmp_path / "judge_card.json").read_text())
     assert found["floor"] == 0 and found["floor_unsure"] == 1 and found["parse_rate"] == found["agreement"] == 1
     assert 20 < found["summaries_judged"] <= 40

@@ -77,18 +77,21 @@ class HttpEngine:
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
         replies = self.ask(prompts)
         # Rows without a reply are set aside for good: for their own fault, and never because the server was gone. So
-        # who went unserved is asked once more, and then only counts as served badly if the server serves others.
-        for last in (False, True):
-            left = [i for i, reply in enumerate(replies) if isinstance(reply, _Unserved)]
-            if not left:
-                break
+        # who went unserved is asked once more, and both times only what the server serves others for is theirs.
+        if left := self._given_up(replies):
+            for i, reply in zip(left, self.ask([prompts[i] for i in left]), strict=True):
+                replies[i] = replace(reply, usage=_sum(replies[i].usage, reply.usage))
+            self._given_up(replies)
+        return replies
+
+    def _given_up(self, replies: Sequence[Reply]) -> list[int]:
+        """The places of prompts that went unserved by a server that serves others. Raises UserError: it does not."""
+        left = [i for i, reply in enumerate(replies) if isinstance(reply, _Unserved)]
+        if left:
             (harmless,) = self.ask([_HARMLESS])
             if self.unserved and isinstance(harmless, _Unserved):
                 raise self._serves_nobody()
-            if not last:
-                for i, reply in zip(left, self.ask([prompts[i] for i in left]), strict=True):
-                    replies[i] = replace(reply, usage=_sum(replies[i].usage, reply.usage))
-        return replies
+        return left
 
     def ask(self, prompts: Sequence[Prompt]) -> list[Reply]:
         """What came of each prompt, whether for its own fault or the server's.
