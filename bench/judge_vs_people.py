@@ -29,12 +29,12 @@ from bench.show import show
 from pipeline import sources
 from pipeline.asking import question_articles
 from pipeline.config import Config, UserError
+from pipeline.config.loader import load_config
 from pipeline.engines.base import Engine
 from pipeline.equipment import equip
 from pipeline.judging import make_judge, score_summaries
 from pipeline.preference import preference
 from pipeline.progress import Display, Tick
-from pipeline.reading import load
 
 RATINGS = ("relevance", "consistency", "coherence", "fluency")
 BATCH = 64  # articles that the engine is given at a time
@@ -52,7 +52,7 @@ class Rated:
 
 def main() -> None:
     options = _options()
-    settings = load(options.config, options.overrides)
+    settings = load_config(options.config, options.overrides)
     unseen = Tick(Display().console, None, "", None, "")
     pool = equip(("judge_engine",), settings, (), "", "judge_vs_people", unseen)["judge_engine"]
     result = compare(read(options.file), settings, pool.make_engine())

@@ -237,8 +237,8 @@ def make_random_model(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _engine(model: str, options: argparse.Namespace) -> Engine:
+    from pipeline.config.hardware import EngineHardware
     from pipeline.engines.vllm import VllmEngine
-    from pipeline.hardware import EngineHardware
 
     hardware = EngineHardware(gpus_per_replica=int(options.device == "cuda"), kvcache_space=2)
     return VllmEngine(model, "float32" if options.device == "cpu" else "bfloat16", 2048, 0, hardware)

@@ -54,9 +54,9 @@ def judge_says(prompt: Any, sample: int) -> str:
 
 
 def configure(folder: Path, articles: int) -> Any:
-    from pipeline.reading import parse
+    from pipeline.config.loader import parse_config
 
-    return parse(
+    return parse_config(
         {
             "run": str(folder / "run"),
             "articles": {"path": str(folder / "articles.jsonl"), "eval_fraction": 0.001},

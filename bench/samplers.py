@@ -19,18 +19,18 @@ MAX_MODEL_LEN = 1024
 
 
 def rondo(*, folder: str, at_once: int = 2, lengths: str = "equal", **how: Any) -> dict[str, Any]:
-    from pipeline import config
     from pipeline.cluster import connected
+    from pipeline.config import run
+    from pipeline.config.hardware import EngineHardware, Hardware
     from pipeline.engines.pool import Pool
-    from pipeline.hardware import EngineHardware, Hardware
     from pipeline.summaries import write
 
     gpus = float(how["device"] == "cuda")
     hardware = EngineHardware(gpus_per_replica=gpus, batch_size=how["batch_size"], kvcache_space=how["kvcache"])
     log = Path(folder, f"steps-{time.monotonic_ns()}")
     model = str(Path(folder, lengths))
-    policy = config.Policy(model=model, dtype=how["dtype"], max_model_len=MAX_MODEL_LEN, instruction=INSTRUCTION)
-    settings = config.Summaries(n=how["k"], max_tokens=how["max_tokens"], temperature=1.0, top_p=1.0)
+    policy = run.PolicySettings(model=model, dtype=how["dtype"], max_model_len=MAX_MODEL_LEN, instruction=INSTRUCTION)
+    settings = run.Summaries(n=how["k"], max_tokens=how["max_tokens"], temperature=1.0, top_p=1.0)
     with connected(Hardware(policy=hardware, ray_cpus=4)):
         began = time.time()
         pool = Pool(partial(recorded, model, how["dtype"], hardware, str(log)), hardware, at_once)
@@ -64,7 +64,7 @@ def ray_data_llm(*, folder: str, caching: bool = True, **how: Any) -> dict[str, 
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     from pipeline.cluster import connected
-    from pipeline.hardware import Hardware
+    from pipeline.config.hardware import Hardware
 
     gpu = how["device"] == "cuda"
     max_tokens = how["max_tokens"]

@@ -7,9 +7,9 @@ from jobs.play import check_servers
 from jobs.submitted import warn_of_what_ray_removes
 from pipeline import articles, folder, ledger, models
 from pipeline.config import UserError
+from pipeline.config.loader import load_config
 from pipeline.ledger import Artifact
 from pipeline.progress import Display
-from pipeline.reading import load
 from pipeline.survey import Survey
 
 # A judge whose questions no run would use, or whose answers nobody can read, is the very one to have a card of.
@@ -31,7 +31,7 @@ def examine(path: str, overrides: Sequence[str]) -> None:
     Raises:
         UserError: see the modules that check: reading, articles, models, ledger, folder, run.
     """
-    settings = load(path, [*overrides, *_NO_LIMITS])
+    settings = load_config(path, [*overrides, *_NO_LIMITS])
     if settings.judge.model and not settings.judge.served:
         models.check("judge.model", settings.judge.model)
     articles.check(settings.articles)

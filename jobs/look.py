@@ -9,10 +9,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from pipeline.config import Alignment, Config, UserError
+from pipeline.config.sanitize import printable
 from pipeline.folder import CONFIG, settings
 from pipeline.ledger import Artifact, Ledger
 from pipeline.progress import Display, summary
-from pipeline.said import printable
 from pipeline.stage import Stage
 from pipeline.survey import UNMADE, Survey
 

@@ -14,13 +14,13 @@ from rich.table import Table
 
 from pipeline import anatomy, folder, memory, models, preference
 from pipeline.config import Config, UserError
+from pipeline.config.loader import load_config
 from pipeline.counts import Line
 from pipeline.ledger import Ledger
 from pipeline.memory import GIB, Need, Row
 from pipeline.plan import Plan
 from pipeline.progress import duration
 from pipeline.rates import Rates, there
-from pipeline.reading import load
 
 _SMALL = (
     "no rate yet: play a small round first, such as run=runs/small articles.limit=100 rounds=1, and name it by --rates"
@@ -46,7 +46,7 @@ def plan(
     Raises:
         UserError: settings that a run would refuse; a model that cannot fit; a rate's folder without a run.
     """
-    settings = load(path, overrides)
+    settings = load_config(path, overrides)
     for name in ("policy", "judge", "second_judge"):
         asked = getattr(settings, name)
         if asked and asked.model and not getattr(asked, "served", None):

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING
 
 from jobs.plan import installed, refuse
 from jobs.submitted import warn_of_what_ray_removes
-from pipeline import articles, config, folder, ledger, loggers, models, preference
+from pipeline import articles, folder, ledger, loggers, models, preference
+from pipeline.config import Config
+from pipeline.config.loader import load_config
 from pipeline.progress import Display
-from pipeline.reading import load
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
     from pipeline.survey import Survey
 
 
-def check(path: str, overrides: Sequence[str], display: Display) -> tuple[config.Config, ledger.Ledger]:
+def check(path: str, overrides: Sequence[str], display: Display) -> tuple[Config, ledger.Ledger]:
     """All that can be wrong with the settings, found before Ray starts.
 
     Returns:
@@ -24,7 +25,7 @@ def check(path: str, overrides: Sequence[str], display: Display) -> tuple[config
     Raises:
         UserError: see the modules that check: reading, articles, policy, ledger, folder.
     """
-    settings = load(path, overrides)
+    settings = load_config(path, overrides)
     models.check("policy.model", settings.policy.model)
     models.check_lora(settings.policy.model, settings.training.lora)
     for name, judge in (("judge", settings.judge), ("second_judge", settings.second_judge)):
@@ -57,7 +58,7 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
             _play(settings.model_copy(update={"hardware": hardware}), book, display, remake)
 
 
-def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) -> "Survey":
+def _survey(settings: Config, book: ledger.Ledger, remake: str | None) -> "Survey":
     """Refuse what a run would refuse, before Ray starts and before anything of an earlier run is touched."""
     from pipeline.round import rounds
     from pipeline.survey import Survey
@@ -68,7 +69,7 @@ def _survey(settings: config.Config, book: ledger.Ledger, remake: str | None) ->
     return survey
 
 
-def check_servers(settings: config.Config, unmade: Mapping[str, Stage]) -> None:
+def check_servers(settings: Config, unmade: Mapping[str, Stage]) -> None:
     """See that each server that has something to do serves: a run that is finished needs none."""
     from pipeline.engines.probe import check
 
@@ -81,7 +82,7 @@ def check_servers(settings: config.Config, unmade: Mapping[str, Stage]) -> None:
             check(f"compare.{name}", other.model, other, settings.hardware)
 
 
-def _play(settings: config.Config, book: ledger.Ledger, display: Display, remake: str | None) -> None:
+def _play(settings: Config, book: ledger.Ledger, display: Display, remake: str | None) -> None:
     from pipeline import report, standing
     from pipeline.examples import examples as choose
     from pipeline.round import Round, rounds

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from jobs.submitted import warn_of_what_ray_removes
 from pipeline.alignment import Aligned, carry_out
+from pipeline.config.loader import load_alignment
 from pipeline.own_pairs import AGAIN, BOTH_WAYS, MOVED
 from pipeline.progress import Display
-from pipeline.reading import load_alignment
 
 
 def train(path: str, overrides: Sequence[str], remake: str | None) -> None:

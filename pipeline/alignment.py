@@ -18,12 +18,12 @@ from typing import Any
 
 from pipeline import folder, loggers, models, own_pairs
 from pipeline.config import Alignment, UserError
+from pipeline.config.loader import parse_alignment
 from pipeline.contents import fingerprint
 from pipeline.ledger import Artifact, Ledger
 from pipeline.own_pairs import collect
 from pipeline.policy import adopt, train
 from pipeline.progress import Display
-from pipeline.reading import parse_alignment
 from pipeline.references import anchor
 from pipeline.run import Run
 from pipeline.survey import Survey

@@ -17,7 +17,8 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from pipeline import sources
-from pipeline.config import Articles, UserError
+from pipeline.config import UserError
+from pipeline.config.run import Articles
 from pipeline.rows import COLUMNS
 from pipeline.seen import Seen
 from pipeline.sources import UNREADABLE, utf8

@@ -10,7 +10,7 @@ from collections import Counter
 
 from judges.base import UNSURE, Answer, Judge, Question, Skip
 from pipeline.card import DROPPED, KEY, RIGHT, SAID, SURE, WRONG
-from pipeline.config import Questions
+from pipeline.config.run import Questions
 from pipeline.engines.base import Engine, Reply, tokens
 from pipeline.judging import Answered, answer, confidence
 from pipeline.rows import Outcome, Row

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import UserError
-from pipeline.hardware import Hardware
+from pipeline.config.hardware import Hardware
 
 
 @contextmanager
@@ -100,18 +100,6 @@ def _keep_token() -> None:
         file.write(secrets.token_hex(32))
     if path.stat().st_uid == os.getuid():
         path.chmod(0o600)
-
-
-def beside_driver() -> dict[str, Any]:
-    """Options of an actor that keeps something for its driver: on its node, so that no other takes it along.
-
-    It asks for no CPU. Killed, it is started again, with nothing in it.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
 
 
 @contextmanager

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
+from pipeline.config.hardware import TrainerHardware
 from pipeline.engines.pool import Pool
-from pipeline.hardware import Trainer
 from pipeline.rows import Outcome, Row, drawn
 from pipeline.stage import stage
 from pipeline.tables import made
@@ -37,7 +37,7 @@ _COLUMNS = ["article_id", "split", "writer", "prompt_ids", "summaries"]
     whole=True,
 )
 def compare_with_base(
-    rows: Dataset, policy: str, base: str, *, dtype: str, scorer: Pool, base_scorer: Pool, trainer: Trainer
+    rows: Dataset, policy: str, base: str, *, dtype: str, scorer: Pool, base_scorer: Pool, trainer: TrainerHardware
 ) -> Dataset:
     """Add `policy_logps` and `base_logps`, aligned with `summaries`, to one article in 16; leave the rest.
 

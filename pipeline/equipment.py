@@ -10,16 +10,16 @@ from functools import partial
 from typing import Any
 
 from pipeline.config import Alignment, Config
+from pipeline.config.hardware import EngineHardware, Replicas, Server
+from pipeline.config.servers import ComparedModel, ServedModel
 from pipeline.engines.base import Engine
 from pipeline.engines.pool import Pool
-from pipeline.hardware import EngineHardware, Replicas, Server
 from pipeline.judging import make_judge
 from pipeline.ledger import Artifact
 from pipeline.loggers import opened
 from pipeline.models import fetch, locate
 from pipeline.progress import Tick
 from pipeline.references import load_reference
-from pipeline.served import Compared, Served
 
 
 def equip(
@@ -64,11 +64,11 @@ def _policy_engine(config: Config | Alignment, model: str | None, seed: int) -> 
 
 
 def _hired_engine(config: Config | Alignment, policy: dict[str, Any]) -> Pool:
-    served = Compared.model_validate(policy["served"])
+    served = ComparedModel.model_validate(policy["served"])
     return _served_pool(policy["model"], served, config, config.hardware.policy)
 
 
-def _served_pool(model: str, served: Served, config: Config | Alignment, hardware: EngineHardware) -> Pool:
+def _served_pool(model: str, served: ServedModel, config: Config | Alignment, hardware: EngineHardware) -> Pool:
     """A model at a server, asked by one actor, so that its concurrency is the whole."""
     one = hardware.model_copy(update={"replicas": Replicas(min=1, max=1), "gpus_per_replica": 0})
     return Pool(partial(_served, model, served, config.hardware.servers[served.server]), one)
@@ -112,7 +112,7 @@ def _vllm(model: str, dtype: str, max_model_len: int | None, seed: int, hardware
     return VllmEngine(fetch(model), dtype, max_model_len, zlib.crc32(one_of_many.encode()), hardware)
 
 
-def _served(model: str, served: Served, server: Server) -> Engine:
+def _served(model: str, served: ServedModel, server: Server) -> Engine:
     from pipeline.engines.http import HttpEngine
 
     return HttpEngine(model, served, server)

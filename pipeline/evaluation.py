@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from ray.data import Dataset
 
-from pipeline.config import Judge as JudgeSettings
-from pipeline.config import Pairs, Report
+from pipeline.config.run import JudgeSettings, Pairs, Report
 from pipeline.engines.pool import Pool
 from pipeline.judging import make_judge, score_summaries
 from pipeline.preference import Rule, rules

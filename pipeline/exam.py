@@ -10,7 +10,7 @@ from functools import partial
 from ray.data import Dataset
 
 from judges.base import Prompt, Skip, user
-from pipeline.config import Baselines, Policy
+from pipeline.config.run import Baselines, PolicySettings
 from pipeline.engines.base import Engine
 from pipeline.engines.pool import Pool
 from pipeline.rows import Outcome, Row, each
@@ -31,7 +31,9 @@ _exam = partial(
 
 
 @_exam(settings=("evaluation.max_tokens", "policy", "seed"))
-def sit(rows: Dataset, writer: str, *, max_tokens: int, policy: Policy, seed: int, policy_engine: Pool) -> Dataset:
+def sit(
+    rows: Dataset, writer: str, *, max_tokens: int, policy: PolicySettings, seed: int, policy_engine: Pool
+) -> Dataset:
     """Add `summaries`, of one each, to the held-out articles.
 
     Args:
@@ -47,7 +49,7 @@ def sit_base(
     writer: str,
     *,
     max_tokens: int,
-    policy: Policy,
+    policy: PolicySettings,
     baselines: Baselines,
     seed: int,
     policy_engine: Pool,

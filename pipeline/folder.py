@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from pipeline.config import Alignment, Config, UserError
+from pipeline.config.loader import apply_overrides, parse_alignment, parse_config, parse_yaml
 from pipeline.ledger import Ledger
-from pipeline.reading import from_yaml, parse, parse_alignment, put
 
 CONFIG = "config.yaml"
 _COMMAND = {True: "`rondo train`, on pairs from elsewhere", False: "`rondo run`, in rounds"}
@@ -29,8 +29,8 @@ def settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Alignmen
     own = _is_alignment(raw)
     if own and isinstance(policy := raw.get("policy"), dict):
         policy.pop("instruction", None)  # which earlier versions took, and kept, to no effect
-    raw = put(raw, overrides) | {"run": ledger.root}
-    return parse_alignment(raw) if own else parse(raw)
+    raw = apply_overrides(raw, overrides) | {"run": ledger.root}
+    return parse_alignment(raw) if own else parse_config(raw)
 
 
 def check(ledger: Ledger, given: Config | Alignment) -> None:
@@ -53,7 +53,7 @@ def _read(ledger: Ledger) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        raw = from_yaml(text)
+        raw = parse_yaml(text)
     except ValueError:
         raw = None
     if not isinstance(raw, dict):

@@ -14,7 +14,7 @@ from judges.base import LETTERS, UNSURE, Answer, Judge, Question, Skip, line_log
 from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
-from pipeline.config import Judge as JudgeSettings
+from pipeline.config.run import JudgeSettings
 from pipeline.engines.base import Engine, Reply, tokens
 from pipeline.rows import Outcome, Row, drawn
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from judges.base import Judge, Prompt, Question, user
 from pipeline.config import Config
-from pipeline.config import Judge as JudgeSettings
+from pipeline.config.run import JudgeSettings
 from pipeline.judging import make_judge
 from pipeline.models import adapter_config, fetch
 from pipeline.sampling import about

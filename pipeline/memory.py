@@ -8,9 +8,9 @@ caches of other kinds (latent, sliding: theirs are smaller), and what other prog
 from dataclasses import dataclass
 
 from pipeline.anatomy import Anatomy
-from pipeline.config import Policy
-from pipeline.hardware import EngineHardware, Trainer
-from pipeline.learning import Training
+from pipeline.config.hardware import EngineHardware, TrainerHardware
+from pipeline.config.run import PolicySettings
+from pipeline.config.training import Training
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -95,7 +95,7 @@ class Row:
     scored: int
 
 
-def training(model: Anatomy, policy: Policy, settings: Training, trainer: Trainer, row: Row) -> Need:
+def training(model: Anatomy, policy: PolicySettings, settings: Training, trainer: TrainerHardware, row: Row) -> Need:
     """A training worker, at the worst moment of a step of several rows."""
     size, workers = BYTES[policy.dtype], trainer.workers
     trained = _trained(model, settings)
@@ -132,7 +132,7 @@ def _trained(model: Anatomy, settings: Training) -> int:
     return model.adapted or model.lora(settings.lora.r, settings.lora.target_modules)
 
 
-def _layer(model: Anatomy, size: int, trainer: Trainer) -> int:
+def _layer(model: Anatomy, size: int, trainer: TrainerHardware) -> int:
     """Bytes that autograd keeps of a token in a layer, between forward and backward."""
     # Of each of two norms its input (in float32), that scaled, and its output; and what the attention's output
     # projection is given.
@@ -149,7 +149,7 @@ def _network(model: Anatomy, size: int) -> int:
     return 4 * size * model.inner
 
 
-def _activations(model: Anatomy, size: int, trainer: Trainer, row: Row) -> int:
+def _activations(model: Anatomy, size: int, trainer: TrainerHardware, row: Row) -> int:
     if trainer.gradient_checkpointing:
         return row.tokens * size * model.hidden * model.layers
     # The last layer's network sees what is scored only (`dpo/last_layer.py`).
@@ -190,7 +190,7 @@ def engine_refusal(
 
 
 def training_refusal(
-    model: Anatomy, policy: Policy, settings: Training, trainer: Trainer, row: Row, memory: float
+    model: Anatomy, policy: PolicySettings, settings: Training, trainer: TrainerHardware, row: Row, memory: float
 ) -> str | None:
     """Why training cannot be held by GPUs of so many bytes, activations aside, and what to do; None where it can."""
     need = training(model, policy, settings, trainer, row)

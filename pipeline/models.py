@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 from pipeline import copies, inside
 from pipeline.anatomy import Unknown, examine
 from pipeline.config import UserError
-from pipeline.learning import Lora
+from pipeline.config.training import Lora
 from pipeline.ledger import open_place
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")

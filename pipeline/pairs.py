@@ -15,7 +15,7 @@ from ray import cloudpickle
 from ray.data import Dataset
 
 from judges.base import Skip
-from pipeline.config import Pairs
+from pipeline.config.run import Pairs
 from pipeline.mixing import joined
 from pipeline.preference import SHIPPED, Rule, preference
 from pipeline.rows import Outcome, Row, each

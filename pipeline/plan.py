@@ -15,8 +15,8 @@ from typing import Any
 from pipeline import parts
 from pipeline.articles import read
 from pipeline.config import Config
+from pipeline.config.hardware import Price
 from pipeline.counts import Counts, Line
-from pipeline.hardware import Price
 from pipeline.ledger import Artifact, Ledger
 from pipeline.lengths import measure
 from pipeline.rates import Measured, Rates, work

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 from pipeline.config import UserError
-from pipeline.hardware import Trainer
-from pipeline.learning import References, Training
+from pipeline.config.hardware import TrainerHardware
+from pipeline.config.servers import ComparedModel
+from pipeline.config.training import References, Training
 from pipeline.ledger import Artifact
 from pipeline.loggers import Log
 from pipeline.models import fetch, locate
-from pipeline.served import Compared
 from pipeline.stage import Stage, stage
 
 
@@ -39,7 +39,7 @@ def hire(name: str) -> Stage:
     return Stage("policy", partial(_hired, name), version=1, settings=(f"compare.{name}",))
 
 
-def _hired(name: str, **settings: Compared) -> dict[str, Any]:
+def _hired(name: str, **settings: ComparedModel) -> dict[str, Any]:
     return {"model": settings[name].model, "served": settings[name].model_dump()}
 
 
@@ -59,7 +59,7 @@ def train(
     references: References,
     dtype: str,
     seed: int,
-    trainer: Trainer,
+    trainer: TrainerHardware,
     folder: str,
     progress: Callable[[dict[str, Any]], None],
     logging: Callable[[dict[str, Any]], AbstractContextManager[Log]],

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
-from pipeline.config import Pairs, UserError
+from pipeline.config import UserError
+from pipeline.config.run import Pairs
 
 Score = Mapping[str, Any]  # a row of the column `scores`
 Rule = Callable[[Score, Score, Pairs], int]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from pipeline.said import printable
+from pipeline.config.sanitize import printable
 
 _EVERY = 20.0  # seconds between plain lines
 

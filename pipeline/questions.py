@@ -8,8 +8,7 @@ from functools import partial
 from ray.data import Dataset
 
 from pipeline.asking import question_articles
-from pipeline.config import Judge as JudgeSettings
-from pipeline.config import Questions
+from pipeline.config.run import JudgeSettings, Questions
 from pipeline.engines.pool import Pool
 from pipeline.judging import make_judge
 from pipeline.stage import stage

@@ -13,8 +13,8 @@ import pyarrow.fs as pafs
 import yaml
 
 from pipeline.config import Config, UserError
+from pipeline.config.hardware import Hardware
 from pipeline.folder import CONFIG
-from pipeline.hardware import Hardware
 from pipeline.ledger import RECORD, Ledger
 from pipeline.stage import Stage
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from ray.data import Dataset
 
+from pipeline.config.hardware import TrainerHardware
+from pipeline.config.training import References
 from pipeline.engines.pool import Pool
-from pipeline.hardware import Trainer
-from pipeline.learning import References
 from pipeline.rows import Outcome, Row, each
 from pipeline.stage import stage
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     writes=("reference_logps", "reference_digest"),
 )
 def anchor(
-    rows: Dataset, digest: str, *, dtype: str, references: References, scorer: Pool, trainer: Trainer
+    rows: Dataset, digest: str, *, dtype: str, references: References, scorer: Pool, trainer: TrainerHardware
 ) -> Dataset:
     """Add `reference_logps`, aligned with `summaries`, and the digest of the weights that gave them.
 
@@ -56,7 +56,7 @@ def _sampled(digest: str, row: Row) -> Outcome:
     return {"reference_logps": [summary["logp"] for summary in row["summaries"]], "reference_digest": digest}
 
 
-def load_reference(name: str, dtype: str, digest: str, trainer: Trainer) -> "PreTrainedModel":
+def load_reference(name: str, dtype: str, digest: str, trainer: TrainerHardware) -> "PreTrainedModel":
     """The frozen reference, on the device of a training worker.
 
     Raises:

@@ -12,7 +12,7 @@ from functools import partial, reduce
 import pyarrow as pa
 from ray.data import Dataset
 
-from pipeline.config import Pairs
+from pipeline.config.run import Pairs
 from pipeline.mixing import foreign, joined
 from pipeline.rows import COLUMNS, Row
 from pipeline.stage import stage

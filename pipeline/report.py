@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import card, tables
-from pipeline.config import Config, Judge
+from pipeline.config import Config
+from pipeline.config.run import JudgeSettings
+from pipeline.config.sanitize import escape_markdown, printable
 from pipeline.evaluation import agree, compare, describe, entrant, verdicts
 from pipeline.exam import BASELINES
 from pipeline.ledger import Ledger
@@ -22,7 +24,6 @@ from pipeline.plot import draw
 from pipeline.preference import rules
 from pipeline.round import Round
 from pipeline.rows import Row
-from pipeline.said import markdown, printable
 
 _FEW = 30  # articles under which a bootstrap interval is not to be trusted
 _METRICS = (
@@ -123,7 +124,7 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
     return metrics
 
 
-def _name(judge: Judge) -> str:
+def _name(judge: JudgeSettings) -> str:
     return judge.model or judge.kind
 
 
@@ -303,7 +304,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    made.filters |= {"text": markdown, "code": lambda text: printable(text).replace("`", "'")}
+    made.filters |= {"text": escape_markdown, "code": lambda text: printable(text).replace("`", "'")}
     return made
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import parts, tables
-from pipeline.cluster import beside_driver
 from pipeline.config import Alignment, Config, UserError
+from pipeline.config.hardware import driver_node_options
 from pipeline.equipment import equip
 from pipeline.ledger import Artifact, Ledger, now, remove
 from pipeline.progress import Display, Tick, summary
@@ -187,7 +187,7 @@ def _told(ticks: Sequence[Tick], drafts: Sequence[tables.Draft]) -> Iterator[Any
     """
     import ray
 
-    seen, over = ray.remote(tables.Seen).options(**beside_driver()).remote(), threading.Event()
+    seen, over = ray.remote(tables.Seen).options(**driver_node_options()).remote(), threading.Event()
     shown = list(zip(ticks, drafts, strict=True))[:-1]
 
     def show() -> None:

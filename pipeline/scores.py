@@ -8,7 +8,7 @@ from functools import partial
 
 from ray.data import Dataset
 
-from pipeline.config import Judge as JudgeSettings
+from pipeline.config.run import JudgeSettings
 from pipeline.engines.pool import Pool
 from pipeline.judging import make_judge, score_summaries
 from pipeline.stage import stage

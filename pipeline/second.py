@@ -11,8 +11,7 @@ from ray.data import Dataset
 
 from judges.base import Judge, Skip
 from pipeline.asking import question_articles
-from pipeline.config import Judge as JudgeSettings
-from pipeline.config import Questions
+from pipeline.config.run import JudgeSettings, Questions
 from pipeline.engines.base import Engine
 from pipeline.engines.pool import Pool
 from pipeline.judging import make_judge, score_summaries

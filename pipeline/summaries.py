@@ -9,7 +9,7 @@ from typing import Any
 from ray.data import Dataset
 
 from judges.base import Prompt, user
-from pipeline.config import Policy, Summaries
+from pipeline.config.run import PolicySettings, Summaries
 from pipeline.engines.pool import Pool
 from pipeline.rows import Row, each
 from pipeline.sampling import SAMPLED, sample
@@ -29,7 +29,7 @@ _summaries = partial(
 
 @_summaries(writes=SAMPLED)
 def write(
-    rows: Dataset, writer: str, *, summaries: Summaries, policy: Policy, seed: int, policy_engine: Pool
+    rows: Dataset, writer: str, *, summaries: Summaries, policy: PolicySettings, seed: int, policy_engine: Pool
 ) -> Dataset:
     """Add `summaries` by the current policy to each article.
 

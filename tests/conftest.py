@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import s3_server
 
-from pipeline.hardware import Hardware
+from pipeline.config.hardware import Hardware
 
 # No test is about time, and machines are noisy.
 hypothesis.settings.register_profile("untimed", deadline=None)

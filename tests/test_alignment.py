@@ -22,12 +22,13 @@ from transformers import AutoTokenizer
 from jobs.cli import main
 from judges.base import fill, user
 from pipeline import align, folder
-from pipeline.config import Policy, UserError
+from pipeline.config import UserError
+from pipeline.config.loader import load_alignment, load_config, parse_alignment
+from pipeline.config.run import PolicySettings
 from pipeline.export import export
 from pipeline.formats import Preference
 from pipeline.ledger import Ledger
 from pipeline.own_pairs import collect
-from pipeline.reading import load, load_alignment, parse_alignment
 from pipeline.rows import COLUMNS
 from pipeline.tokens import of_model
 
@@ -258,7 +259,7 @@ def played(tmp_path, request):
         model = str(tmp_path / "model")
         shutil.copytree(POLICY, model)
         Path(model, "chat_template.jinja").unlink()
-    config = load(ROOT / "configs/demo.yaml", [f"policy.model={model}", f"run={tmp_path}/run"])
+    config = load_config(ROOT / "configs/demo.yaml", [f"policy.model={model}", f"run={tmp_path}/run"])
     ledger, tokens = Ledger(config.run), of_model(model)
     folder.write(ledger, config)
     for number, articles in ((1, ["The roof was red.", "Nobody came {article}."]), (2, ["The bill was 21 million."])):
@@ -350,7 +351,7 @@ def test_a_round_that_is_not_there_is_refused(played, tmp_path):
 
 def test_the_instruction_of_rounds_is_left_aside(tmp_path):
     demo = load_alignment(ROOT / "configs/demo.yaml", ["pairs=x.jsonl"])
-    assert demo.policy.instruction == Policy(model=POLICY).instruction
+    assert demo.policy.instruction == PolicySettings(model=POLICY).instruction
     ledger = Ledger(str(tmp_path))
     folder.write(ledger, demo)
     text = ledger.read("config.yaml").replace("Write a very short summary", "Summarize in an earlier version")

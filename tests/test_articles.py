@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.articles import NothingNew, check, is_eval, read, read_more
-from pipeline.config import Articles, UserError
+from pipeline.config import UserError
+from pipeline.config.run import Articles
 from pipeline.rows import dataset
 from pipeline.seen import Seen
 

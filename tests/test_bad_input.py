@@ -27,13 +27,14 @@ from judges.base import LETTERS, UNSURE, Prompt, Question, Skip, user
 from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
-from pipeline import articles, formats, models, own_pairs, reading, sources
-from pipeline.config import Articles, Config, UserError
+from pipeline import articles, formats, models, own_pairs, sources
+from pipeline.config import Config, UserError, loader
+from pipeline.config.hardware import Server
+from pipeline.config.run import Articles
+from pipeline.config.servers import ServedModel
 from pipeline.dpo import checkpoint, weights
 from pipeline.engines.http import HttpEngine
-from pipeline.hardware import Server
 from pipeline.ledger import Ledger
-from pipeline.served import Served
 from pipeline.tokens import of_model
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ def test_settings(tmp_path, text, overrides, line):
         path = tmp_path / "bad.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with told(line, path):
-        reading.load(path, overrides)
+        loader.load_config(path, overrides)
 
 
 @pytest.mark.parametrize(
@@ -88,13 +89,13 @@ def test_settings(tmp_path, text, overrides, line):
 def test_a_file_of_settings_that_is_none(tmp_path, make, line):
     make(tmp_path / "bad.yaml")
     with told(line, tmp_path / "bad.yaml"):
-        reading.load(tmp_path / "bad.yaml")
+        loader.load_config(tmp_path / "bad.yaml")
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 5000, ""], ids=["NUL", "long", "empty"])
 def test_a_name_of_settings_that_is_none(name):
     with told("cannot be opened: "):
-        reading.load(name)
+        loader.load_config(name)
 
 
 _words = st.sampled_from(
@@ -110,9 +111,9 @@ _words = st.sampled_from(
 @example("a: 0x_\nb: 1__0\nc: 190:20:30\nd: 2001-13-45")
 def test_any_text_is_settings_or_a_user_error(text):
     with contextlib.suppress(ValueError):
-        raw = reading.from_yaml(text)
+        raw = loader.parse_yaml(text)
         with contextlib.suppress(UserError):
-            assert isinstance(reading.parse(raw), Config)
+            assert isinstance(loader.parse_config(raw), Config)
 
 
 @given(st.lists(_words | st.text(max_size=4), max_size=8).map("".join))
@@ -121,7 +122,7 @@ def test_any_text_is_settings_or_a_user_error(text):
 @example("run=2001-13-45")
 def test_any_override_is_a_setting_or_a_user_error(text):
     with contextlib.suppress(UserError):
-        reading.parse(reading.put(yaml.safe_load(DEMO.read_text()), [text]))
+        loader.parse_config(loader.apply_overrides(yaml.safe_load(DEMO.read_text()), [text]))
 
 
 # Articles
@@ -236,8 +237,8 @@ def test_pickles_beside_good_weights_are_not_read(folder):
 
 def test_vllm_reads_no_pickle(folder):
     """Where a folder changed after it was looked at."""
+    from pipeline.config.hardware import EngineHardware
     from pipeline.engines.vllm import VllmEngine
-    from pipeline.hardware import EngineHardware
 
     bad_models.pickled(folder)
     with pytest.raises(RuntimeError, match="Cannot find any model weights"):
@@ -395,7 +396,7 @@ _server = st.recursive(
 def http():
     """An engine whose server replies whatever is put into `said`."""
     said = {}
-    engine = HttpEngine("judge", Served(server="s"), Server(base_url="http://unused/v1", tries=1, concurrency=4))
+    engine = HttpEngine("judge", ServedModel(server="s"), Server(base_url="http://unused/v1", tries=1, concurrency=4))
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=said["body"]))
     engine.clients = [httpx.AsyncClient(base_url="http://unused/v1", transport=transport) for _ in range(4)]
     yield engine, said

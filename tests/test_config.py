@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from judges.base import Question
 from pipeline.config import Config, UserError
+from pipeline.config.loader import apply_overrides, load_alignment, load_config, parse_config
 from pipeline.judging import make_judge
-from pipeline.reading import load, load_alignment, parse, put
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 DEMO = next(path for path in CONFIGS if path.stem == "demo")
@@ -25,7 +25,7 @@ def test_every_shipped_configuration_is_valid(path):
     if path == OWN_PAIRS:
         assert load_alignment(path).pairs == "pairs.jsonl"
     else:
-        assert load(path).rounds >= 1
+        assert load_config(path).rounds >= 1
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -33,7 +33,7 @@ def test_every_shipped_configuration_can_train_on_own_pairs(path):
     own = load_alignment(path, ["pairs=mine.jsonl", "training.beta=0.5"])
     assert (own.pairs, own.training.beta) == ("mine.jsonl", 0.5)
     if path != OWN_PAIRS:
-        whole = load(path)
+        whole = load_config(path)
         policy = whole.policy.model_copy(update={"instruction": own.policy.instruction})  # only rounds use it
         assert (own.run, own.policy, own.hardware) == (whole.run, policy, whole.hardware)
 
@@ -64,7 +64,7 @@ def test_a_wrong_setting_for_own_pairs_is_refused_in_one_line(overrides, line):
 
 @pytest.mark.parametrize("name", ["document_qa.yaml", "document_qa_cpu.yaml"])
 def test_another_task_is_a_matter_of_settings(name):
-    config = load(DEMO.with_name(name))
+    config = load_config(DEMO.with_name(name))
     judge = make_judge(config.judge, config.seed)
     (asked,) = judge.ask_questions("The roof is red.\n\nQuestion: What colour?").messages
     assert "The roof is red.\n\nQuestion: What colour?" in asked["content"]
@@ -77,7 +77,7 @@ def test_another_task_is_a_matter_of_settings(name):
 
 
 def test_the_reference_setting_is_the_published_one():
-    config = load(DEMO.with_name("cnn_mistral7b.yaml"))
+    config = load_config(DEMO.with_name("cnn_mistral7b.yaml"))
     assert (config.articles.limit, config.seed, config.summaries.n) == (21000, 21, 10)
     assert (config.summaries.temperature, config.summaries.top_p) == (0.8, 0.95)
     assert (config.pairs.threshold, config.pairs.min_word_gap, config.pairs.max_per_article) == (3, 3, 3)
@@ -175,7 +175,7 @@ def test_the_reference_setting_is_the_published_one():
 )
 def test_a_wrong_setting_is_refused_in_one_line(override, line):
     with pytest.raises(UserError) as caught:
-        load(DEMO, [override])
+        load_config(DEMO, [override])
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -197,7 +197,7 @@ def test_a_wrong_setting_is_refused_in_one_line(override, line):
 )
 def test_a_mixture_that_makes_no_sense_is_refused(training, line):
     with pytest.raises(UserError) as caught:
-        parse(DEMO_SETTINGS | {"training": training})
+        parse_config(DEMO_SETTINGS | {"training": training})
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -214,55 +214,55 @@ def test_a_mixture_that_makes_no_sense_is_refused(training, line):
     ],
 )
 def test_losses_and_mixtures_are_read_and_written_down(training):
-    config = parse(DEMO_SETTINGS | {"training": training})
+    config = parse_config(DEMO_SETTINGS | {"training": training})
     written = config.model_dump(mode="json")
     assert written["training"] | training == written["training"]
-    assert parse(yaml.safe_load(yaml.safe_dump(written))) == config
+    assert parse_config(yaml.safe_load(yaml.safe_dump(written))) == config
 
 
 def test_one_loss_in_a_list_is_the_same_recipe_as_by_itself():
-    assert load(DEMO, ["training.loss_type=[ipo]"]) == load(DEMO, ["training.loss_type=ipo"])
+    assert load_config(DEMO, ["training.loss_type=[ipo]"]) == load_config(DEMO, ["training.loss_type=ipo"])
 
 
 def test_every_wrong_setting_is_named_at_once():
     with pytest.raises(UserError) as caught:
-        load(DEMO, ["rounds=two", "training.beta=-1", "x=1"])
+        load_config(DEMO, ["rounds=two", "training.beta=-1", "x=1"])
     assert len(str(caught.value).split("\n")) == 3
 
 
 def test_what_is_missing_is_named():
     with pytest.raises(UserError, match=r"articles\.path is missing: set it in the file, or on the command line"):
-        parse({"run": "r", "articles": {}, "policy": {"model": "m"}, "judge": {"kind": "cloze"}})
+        parse_config({"run": "r", "articles": {}, "policy": {"model": "m"}, "judge": {"kind": "cloze"}})
 
 
 def test_a_file_that_is_not_there_or_not_yaml(tmp_path):
     with pytest.raises(UserError, match="no configuration at"):
-        load(tmp_path / "none.yaml")
+        load_config(tmp_path / "none.yaml")
     for text in ("a: [", "- 1\n- 2", "\x00", ""):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(UserError):
-            load(tmp_path / "bad.yaml")
+            load_config(tmp_path / "bad.yaml")
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError):
-        load(tmp_path / "bad.yaml")
+        load_config(tmp_path / "bad.yaml")
 
 
 @pytest.mark.parametrize("one", ["pairs.selection=best_worst", "pairs.max_per_article=1"])
 def test_one_pair_of_an_article_cannot_be_weighed_against_others(one):
     weighing = ["judge.logprobs=true", "pairs.weighting=margin"]
     with pytest.raises(UserError, match="weighs an article's pairs against each other, and by pairs.selection or"):
-        load(DEMO, [*weighing, one])
-    assert load(DEMO, [*weighing, "pairs.max_per_article=1", "pairs.selection=all"]).pairs.weighting == "margin"
+        load_config(DEMO, [*weighing, one])
+    assert load_config(DEMO, [*weighing, "pairs.max_per_article=1", "pairs.selection=all"]).pairs.weighting == "margin"
 
 
 def test_overrides_reach_where_they_point():
-    config = load(DEMO, ["training.beta=0.05", "rounds=3", "hardware.trainer.workers=2"])
+    config = load_config(DEMO, ["training.beta=0.05", "rounds=3", "hardware.trainer.workers=2"])
     assert (config.training.beta, config.rounds, config.hardware.trainer.workers) == (0.05, 3, 2)
 
 
 def test_settings_written_down_are_read_back_the_same():
-    config = load(DEMO, ["training.lora.target_modules=[q_proj, v_proj]"])
-    assert parse(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+    config = load_config(DEMO, ["training.lora.target_modules=[q_proj, v_proj]"])
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
 
 @given(
@@ -276,10 +276,10 @@ def test_settings_written_down_are_read_back_the_same():
 def test_nothing_but_a_user_error_comes_of_any_value(value, name):
     raw = DEMO_SETTINGS | {name: value}
     with contextlib.suppress(UserError):
-        parse(raw)
+        parse_config(raw)
 
 
 @given(st.text(max_size=20))
 def test_any_override_is_a_setting_or_a_user_error(text):
     with contextlib.suppress(UserError):
-        put({}, [text])
+        apply_overrides({}, [text])

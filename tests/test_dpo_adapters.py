@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from pipeline.config import UserError
+from pipeline.config.training import Lora
 from pipeline.contents import fingerprint
 from pipeline.dpo import weights
 from pipeline.dpo.example import Example
 from pipeline.dpo.logps import completion_logps
 from pipeline.dpo.loop import Run
 from pipeline.dpo.tree import grow
-from pipeline.learning import Lora
 from pipeline.models import check, check_lora
 
 VOCABULARY = 65

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from training import Folders, settings
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from pipeline.config.hardware import TrainerHardware
 from pipeline.dpo import passport, weights
 from pipeline.dpo.example import Example
 from pipeline.dpo.logps import completion_logps, plain_logps
@@ -26,7 +27,6 @@ from pipeline.dpo.plan import split
 from pipeline.dpo.rows import read
 from pipeline.dpo.sharding import Policy
 from pipeline.dpo.tree import forest
-from pipeline.hardware import Trainer
 from pipeline.rows import COLUMNS
 
 LAYOUT = {"article_tree", "gradient_checkpointing", "torch_compile"}
@@ -355,7 +355,7 @@ def by_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[s
         "model_path": model_path.as_uri(),
         "out_path": (folder / "out").as_uri(),
         "settings": SETTINGS,
-        "hardware": Trainer(workers=2, tokens_per_batch=60, save_steps=3),
+        "hardware": TrainerHardware(workers=2, tokens_per_batch=60, save_steps=3),
         "checkpoint_path": (folder / "checkpoints").as_uri(),
         "reference_digest": rows[0]["reference_digest"],
     }
@@ -418,7 +418,7 @@ def test_a_killed_controller_and_a_killed_queue_cost_a_few_steps(
                 killed.append(one_of(name))
                 os.kill(killed[-1], signal.SIGKILL)
 
-    hardware = Trainer(tokens_per_batch=60, save_steps=3)
+    hardware = TrainerHardware(tokens_per_batch=60, save_steps=3)
     answer = by_ray(rows, model_path, tmp_path, hardware=hardware, on_progress=kill_both)
 
     steps = [line["step"] for line in seen if "loss" in line]
@@ -431,7 +431,7 @@ def test_what_is_wrong_comes_back_as_it_was_said(
     ray_cluster: None, rows: list, model_path: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="are of weights .*, and they should be of other"):
-        by_ray(rows, model_path, tmp_path, hardware=Trainer(), reference_digest="other")
+        by_ray(rows, model_path, tmp_path, hardware=TrainerHardware(), reference_digest="other")
 
 
 @pytest.fixture(scope="module")

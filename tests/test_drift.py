@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.config import UserError
+from pipeline.config.hardware import EngineHardware, TrainerHardware
 from pipeline.dpo import weights
 from pipeline.dpo.logps import plain_logps
 from pipeline.drift import compare_with_base, estimate, is_compared
 from pipeline.engines.pool import Pool
-from pipeline.hardware import EngineHardware, Trainer
 from pipeline.references import load_reference
 from pipeline.rows import dataset
 
@@ -53,11 +53,21 @@ def test_both_score_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, models
         rows.append({"article_id": f"a{i}", "article": "", "split": "train", "writer": "w", "prompt_ids": PROMPT})
         rows[-1]["summaries"] = summaries
     by_policy, by_base = (
-        Pool(partial(load_reference, model, "float32", weights.digest(model), Trainer()), EngineHardware(), at_once=1)
+        Pool(
+            partial(load_reference, model, "float32", weights.digest(model), TrainerHardware()),
+            EngineHardware(),
+            at_once=1,
+        )
         for model in reversed(models)
     )
     found = compare_with_base(
-        dataset(rows), "policy", "base", dtype="float32", scorer=by_policy, base_scorer=by_base, trainer=Trainer()
+        dataset(rows),
+        "policy",
+        "base",
+        dtype="float32",
+        scorer=by_policy,
+        base_scorer=by_base,
+        trainer=TrainerHardware(),
     ).take_all()
     assert {row["article_id"] for row in found} == {f"a{i}" for i in range(1600) if is_compared(f"a{i}")}
     for row in found[:5]:
@@ -81,7 +91,7 @@ def test_what_the_first_of_both_has_to_say_is_told_in_one_line(ray_cluster):
     pool = Pool(Refusing, EngineHardware(), at_once=1)
     with pytest.raises(UserError, match="^these weights are under lock and key$"):
         compare_with_base(
-            dataset([row]), "policy", "base", dtype="float32", scorer=pool, base_scorer=pool, trainer=Trainer()
+            dataset([row]), "policy", "base", dtype="float32", scorer=pool, base_scorer=pool, trainer=TrainerHardware()
         )
 
 

@@ -12,11 +12,11 @@ import pytest
 from judges.base import Prompt, user
 from pipeline import sampling, tables
 from pipeline.config import UserError
+from pipeline.config.hardware import EngineHardware
 from pipeline.engines.attempts import TRIES, Attempts
 from pipeline.engines.base import EngineDied
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
-from pipeline.hardware import EngineHardware
 from pipeline.rows import dataset
 
 POLICY = Path(__file__).parents[1] / "newsroom" / "models" / "policy"

@@ -12,14 +12,14 @@ import torch
 from chat_server import Server
 
 from judges.base import Prompt, user
+from pipeline.config.hardware import EngineHardware
+from pipeline.config.hardware import Server as EngineServer
+from pipeline.config.servers import ServedModel
 from pipeline.dpo import weights
 from pipeline.dpo.logps import plain_logps
 from pipeline.engines.base import tokens
 from pipeline.engines.http import HttpEngine
 from pipeline.engines.scripted import ScriptedEngine
-from pipeline.hardware import EngineHardware
-from pipeline.hardware import Server as EngineServer
-from pipeline.served import Served
 
 POLICY = Path(__file__).parents[1] / "newsroom" / "models" / "policy"
 ARTICLE = "Summarize.\nOfficials said the scene was in Lima. The team was headed by Ana Santos."
@@ -43,7 +43,7 @@ def vllm():
 @pytest.fixture(scope="module")
 def http():
     with Server(_script) as server:
-        yield HttpEngine("judge", Served(server="ours"), EngineServer(base_url=server.url))
+        yield HttpEngine("judge", ServedModel(server="ours"), EngineServer(base_url=server.url))
 
 
 @pytest.fixture(scope="module", params=["scripted", "vllm", "http"])
@@ -231,8 +231,8 @@ def adapters(tmp_path_factory):
     """Two rounds' adapters on one base, as the trainer writes them, of the rank that vLLM must round up."""
     import torch
 
+    from pipeline.config.training import Lora
     from pipeline.dpo import weights
-    from pipeline.learning import Lora
 
     lora = Lora(r=4, lora_alpha=8).model_dump()
     folders = []

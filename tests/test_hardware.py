@@ -5,14 +5,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.hardware import EngineHardware, Hardware, Replicas, Trainer
+from pipeline.config.hardware import EngineHardware, Hardware, Replicas, TrainerHardware
 
 engines = st.builds(EngineHardware, replicas=st.integers(1, 4), cpus_per_replica=st.sampled_from([0.25, 0.5, 1, 2, 4]))
 hardware = st.builds(
     Hardware,
     policy=engines,
     judge=engines,
-    trainer=st.builds(Trainer, workers=st.integers(1, 4), cpus_per_worker=st.sampled_from([0.5, 1, 2])),
+    trainer=st.builds(TrainerHardware, workers=st.integers(1, 4), cpus_per_worker=st.sampled_from([0.5, 1, 2])),
     together=st.booleans(),
 )
 
@@ -90,4 +90,4 @@ def test_replicas_that_make_no_sense(replicas, message):
 )
 def test_what_a_trainer_cannot_have(settings, message):
     with pytest.raises(ValidationError, match=message):
-        Trainer(**settings)
+        TrainerHardware(**settings)

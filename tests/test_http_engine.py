@@ -23,14 +23,13 @@ from keeping import keep
 from judges.base import Prompt, Question, line_logps, user
 from judges.mcq import McqJudge
 from judges.prompts import NEWSROOM
-from pipeline import hardware
-from pipeline.config import UserError
+from pipeline.config import UserError, hardware
+from pipeline.config.loader import load_config
+from pipeline.config.servers import ComparedModel, ServedModel
 from pipeline.engines.base import tokens
 from pipeline.engines.http import HttpEngine, retry_after
 from pipeline.engines.probe import check
 from pipeline.judging import score_summaries
-from pipeline.reading import load
-from pipeline.served import Compared, Served
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -49,7 +48,7 @@ def server():
 
 def engine(server, served=None, **settings):
     quick = {"timeout": 2, "tries": 3} | settings
-    return HttpEngine("judge", served or Served(server="ours"), hardware.Server(base_url=server.url, **quick))
+    return HttpEngine("judge", served or ServedModel(server="ours"), hardware.Server(base_url=server.url, **quick))
 
 
 def ask(text="hello", **changes):
@@ -188,7 +187,7 @@ def test_a_server_that_is_gone_for_a_while_costs_no_prompt(server, down):
 
 def test_what_was_paid_for_is_counted_whatever_came_of_it(server):
     prices = {"judge": {"input": 1, "output": 1}}
-    served = Served(server="ours", structured_outputs="json_schema")
+    served = ServedModel(server="ours", structured_outputs="json_schema")
     once, never = (
         tokens(engine(server, served, prices=prices).generate([ask(text, regex="Q1 A")]))
         for text in ("prose: x", "prose!: x")
@@ -220,7 +219,7 @@ def test_samples_log_probabilities_usage_and_cost(server):
 
 @pytest.mark.parametrize("form", ["regex", "json_schema", None])
 def test_the_form_of_a_reply_is_asked_for_as_the_server_can(server, form):
-    served = Served(server="ours", structured_outputs=form, extra_body={"seed": 7, "top_p": None})
+    served = ServedModel(server="ours", structured_outputs=form, extra_body={"seed": 7, "top_p": None})
     replies = engine(server, served).generate([ask("free"), ask("held", regex="Q1 [A-E]")])
     assert [reply.samples[0].text for reply in replies] == ["said 0", "Q1 A" if form else "said 0"]
     bodies = {body["messages"][0]["content"]: body for body in server.bodies}
@@ -233,13 +232,13 @@ def test_the_form_of_a_reply_is_asked_for_as_the_server_can(server, form):
 
 
 def test_tokens_of_json_are_not_those_of_the_reply(server):
-    served = Served(server="ours", structured_outputs="json_schema")
+    served = ServedModel(server="ours", structured_outputs="json_schema")
     (reply,) = engine(server, served).generate([ask("held", regex="Q1 A", logprobs=True)])
     assert reply.samples[0].token_logps is None
 
 
 def test_a_held_reply_that_was_cut_off_is_left_unread(server):
-    served = Served(server="ours", structured_outputs="json_schema")
+    served = ServedModel(server="ours", structured_outputs="json_schema")
     (reply,) = engine(server, served).generate([replace(ask("held", regex="Q1 A"), max_tokens=2)])
     assert reply.samples[0].finish_reason == "length"
 
@@ -260,7 +259,7 @@ def test_judging_keeps_the_row_and_says_why_a_summary_has_no_answers():
 
 def _scored(tmp_path, **place):
     """Thirty rows through a served judge under Ray Data, written as a stage's are."""
-    from pipeline import config
+    from pipeline.config import run
     from pipeline.engines.pool import Pool
     from pipeline.equipment import _served
     from pipeline.rows import dataset
@@ -278,10 +277,10 @@ def _scored(tmp_path, **place):
         for i in range(30)
     ]
     pool = Pool(
-        partial(_served, "judge", Served(server="ours"), hardware.Server(tries=2, concurrency=4, **place)),
+        partial(_served, "judge", ServedModel(server="ours"), hardware.Server(tries=2, concurrency=4, **place)),
         hardware.EngineHardware(),
     )
-    settings = config.Judge(model="judge", questions=1, options=2)
+    settings = run.JudgeSettings(model="judge", questions=1, options=2)
     made = judge(dataset(rows), judge=settings, seed=0, judge_engine=pool)
     return keep(made, f"{tmp_path}/scores")
 
@@ -320,16 +319,16 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, caplog, capfd)
         for value in ("", KEY, f"{KEY}x", f"{KEY}\x07", f"{KEY}é"):
             monkeypatch.setenv("OUR_KEY", value)
             try:
-                check("judge", "judge", Served(server="ours"), place)
+                check("judge", "judge", ServedModel(server="ours"), place)
                 said.append("served")
             except UserError as error:
                 said.append(str(error))
         monkeypatch.setenv("OUR_KEY", f"{KEY}\n")  # as `cat` of a file gives it
-        tried = HttpEngine("judge", Served(server="ours"), place.servers["ours"])
+        tried = HttpEngine("judge", ServedModel(server="ours"), place.servers["ours"])
         replies = tried.generate([ask(), ask("broken!: x"), ask("poison!: x"), ask("reset!: x")])
         said += [repr(replies), repr(vars(tried)), repr(tried.clients[0].headers)]
         monkeypatch.setenv("OUR_KEY", f"{KEY}x")
-        refused = HttpEngine("judge", Served(server="ours"), place.servers["ours"])
+        refused = HttpEngine("judge", ServedModel(server="ours"), place.servers["ours"])
         said.append(place.model_dump_json())
         for prompts in ([ask()], [ask(f"{i}") for i in range(60)]):
             with pytest.raises(UserError, match=r"served none of \d+ prompts in a row \(HTTP 401\)") as caught:
@@ -347,13 +346,13 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, caplog, capfd)
 
 def settings(*overrides):
     there = "hardware.servers.ours.base_url=http://127.0.0.1:1/v1"
-    return load(DEMO, ["judge.dtype=bfloat16", "judge.max_model_len=null", there, *overrides])
+    return load_config(DEMO, ["judge.dtype=bfloat16", "judge.max_model_len=null", there, *overrides])
 
 
 def test_settings_of_served_models():
     config = settings("judge.served.server=ours", "compare.gpt-4o={model: gpt-4o, server: ours}")
-    assert config.judge.served == Served(server="ours")
-    assert config.compare == {"gpt-4o": Compared(server="ours", model="gpt-4o")}
+    assert config.judge.served == ServedModel(server="ours")
+    assert config.compare == {"gpt-4o": ComparedModel(server="ours", model="gpt-4o")}
 
 
 def test_a_second_judge_may_need_the_gpus_that_a_served_first_one_has_no_use_for():
@@ -457,7 +456,7 @@ def test_where_a_server_is_and_how_it_is_asked_is_in_no_recipe(tmp_path):
 def test_a_served_model_is_looked_for_at_its_server(server):
     def checked(model="judge", url=server.url, logprobs=False, **served):
         place = hardware.Hardware(servers={"ours": {"base_url": url}})
-        check("judge", model, Served(server="ours", **served), place, logprobs)
+        check("judge", model, ServedModel(server="ours", **served), place, logprobs)
 
     checked()
     checked(url=f"{server.url}/")
@@ -484,8 +483,8 @@ def test_a_server_that_cannot_hold_replies_to_a_form_is_found_out():
         with pytest.raises(
             UserError, match=r"structured_outputs is regex, and \S+ does not keep to it: set it to json_"
         ):
-            check("judge", "judge", Served(server="ours"), place)
-        check("judge", "judge", Served(server="ours", structured_outputs=None), place)
+            check("judge", "judge", ServedModel(server="ours"), place)
+        check("judge", "judge", ServedModel(server="ours", structured_outputs=None), place)
 
 
 def rondo(*arguments, **environment):
@@ -560,7 +559,7 @@ def place(newsroom, monkeypatch):
 
 @pytest.mark.slow
 def test_the_newsroom_judge_at_vllms_own_server(place):
-    served = Served(server="ours")
+    served = ServedModel(server="ours")
     check("judge", "judge", served, place)
     judge = McqJudge(wording=NEWSROOM)
     lines = (ROOT / "newsroom" / "articles.jsonl").read_text(encoding="utf-8").splitlines()[:8]

@@ -15,9 +15,9 @@ from judges.prompts import WORDINGS
 from newsroom import tasks
 from newsroom.make_models import HERE
 from newsroom.world import article
+from pipeline.config.hardware import EngineHardware
 from pipeline.engines.plain import KNOWN, marks_of, plain
 from pipeline.engines.vllm import VllmEngine, token_ids
-from pipeline.hardware import EngineHardware
 from pipeline.sampling import about
 
 # Chat templates as Qwen, Llama 3, Mistral, Gemma and Zephyr have them: their marks are special tokens or plain letters,

@@ -15,8 +15,8 @@ from bench import judge_vs_people
 from bench.judge_vs_people import RATINGS, compare, kendall, read, spearman
 from judges.cloze import ClozeJudge
 from pipeline.config import UserError
+from pipeline.config.loader import load_config
 from pipeline.engines.scripted import ScriptedEngine
-from pipeline.reading import load
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "bench/people_sample.jsonl"
@@ -107,7 +107,7 @@ def test_people_who_count_facts_agree_with_the_judge(tmp_path):
         rated.summaries = [". ".join(sentences[:n]) for n in (1, 6, 12, len(sentences))]
         rated.ratings = [{"relevance": float(n)} for n in range(4)]
     articles[3].article = "Nothing to ask."
-    settings = load(CONFIG, ["pairs.preference=accuracy_only", "questions.min_questions=4"])
+    settings = load_config(CONFIG, ["pairs.preference=accuracy_only", "questions.min_questions=4"])
     judge = ClozeJudge(settings.judge.questions, settings.judge.options, settings.seed)
     result = compare(articles, settings, ScriptedEngine(judge.reply))
     assert (result["articles"], result["summaries"]) == (3, 12)
@@ -129,7 +129,7 @@ def test_a_judges_engine_outside_of_ray_starts_no_ray(monkeypatch):
     monkeypatch.setattr(pipeline.engines.vllm, "VllmEngine", lambda *args: args)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: pytest.fail("Ray was asked, which starts one"))
-    config = load(ROOT / "configs/demo.yaml")
+    config = load_config(ROOT / "configs/demo.yaml")
     pool = equip(("judge_engine",), config, (), "", "judge_vs_people", None)["judge_engine"]
     assert pool.make_engine()[0] == str(ROOT / "newsroom/models/judge")
 

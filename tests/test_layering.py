@@ -61,8 +61,8 @@ def test_only_the_worker_imports_ray_for_training():
     [
         ("jobs.cli", {"ray", "torch", "vllm", "pydantic", "pyarrow"}),
         ("pipeline", {"ray", "torch", "vllm", "pyarrow", "pydantic"}),
-        ("pipeline.config", {"ray", "torch", "vllm", "pyarrow"}),
-        ("pipeline.reading", {"ray", "torch", "vllm", "pyarrow"}),
+        ("pipeline.config.run", {"ray", "torch", "vllm", "pyarrow"}),
+        ("pipeline.config.loader", {"ray", "torch", "vllm", "pyarrow"}),
         ("pipeline.formats", {"ray", "torch", "vllm", "transformers"}),
         ("pipeline.preference", {"ray", "torch", "vllm", "pyarrow"}),
         ("pipeline.ledger", {"ray", "torch", "vllm"}),

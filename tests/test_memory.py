@@ -10,11 +10,12 @@ from training import settings
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline import anatomy, memory
-from pipeline.config import Policy, UserError
+from pipeline.config import UserError
+from pipeline.config.hardware import EngineHardware, TrainerHardware
+from pipeline.config.run import PolicySettings
+from pipeline.config.training import Training
 from pipeline.dpo.example import Example
 from pipeline.dpo.loop import Run
-from pipeline.hardware import EngineHardware, Trainer
-from pipeline.learning import Training
 from pipeline.memory import GIB, Row
 
 LORA = {"r": 8, "lora_alpha": 16}
@@ -83,10 +84,10 @@ def test_the_key_value_cache_holds_what_is_left(tmp_path):
 
 def test_a_training_that_cannot_be_held_is_refused_with_a_way_on(tmp_path):
     small = anatomy.examine(headers(tmp_path / "8b", LLAMA_8B))
-    policy, row = Policy(model="8b"), Row(8192, 2000)
+    policy, row = PolicySettings(model="8b"), Row(8192, 2000)
 
     def refused(gib, workers=1, **training):
-        trainer = Trainer(workers=workers, gpus_per_worker=1, gradient_checkpointing=True)
+        trainer = TrainerHardware(workers=workers, gpus_per_worker=1, gradient_checkpointing=True)
         return memory.training_refusal(small, policy, Training(**training), trainer, row, gib * GIB)
 
     # bf16 weights with float32 masters, two moments and a gradient: 18 bytes a parameter.
@@ -147,10 +148,12 @@ def test_training_takes_what_is_said(tmp_path, hidden, layers, vocabulary, dtype
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     tokens = 1800  # three articles of 300 + 6 x 50
-    trainer = Trainer(tokens_per_batch=tokens, gradient_checkpointing=changes.get("gradient_checkpointing", False))
+    trainer = TrainerHardware(
+        tokens_per_batch=tokens, gradient_checkpointing=changes.get("gradient_checkpointing", False)
+    )
     said = memory.training(
         anatomy.examine(str(tmp_path / "model")),
-        Policy(model="model", dtype=dtype),
+        PolicySettings(model="model", dtype=dtype),
         Training(lora=changes.get("lora")),
         trainer,
         Row(tokens, tokens // 2),

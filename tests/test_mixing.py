@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Pairs
+from pipeline.config.run import Pairs
 from pipeline.mixing import foreign, joined
 from pipeline.pairs import _pair_with_base
 from pipeline.preference import accuracy_then_length

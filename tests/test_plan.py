@@ -10,12 +10,12 @@ from keeping import keep
 from jobs.plan import plan, refuse
 from pipeline import folder
 from pipeline.config import UserError
-from pipeline.hardware import Hardware
+from pipeline.config.hardware import Hardware
+from pipeline.config.loader import load_config
 from pipeline.ledger import Ledger
 from pipeline.memory import GIB
 from pipeline.plan import Plan
 from pipeline.rates import Measured, Rates, there
-from pipeline.reading import load
 from pipeline.round import rounds
 from pipeline.survey import Survey
 
@@ -28,7 +28,7 @@ def _in_the_checkout(monkeypatch):
 
 
 def config(*overrides):
-    return load(DEMO, overrides)
+    return load_config(DEMO, overrides)
 
 
 def planned(settings, rates=(), price=None):

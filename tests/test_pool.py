@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.hardware import EngineHardware
 from pipeline.engines.pool import Pool
-from pipeline.hardware import EngineHardware
 from pipeline.rows import dataset
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

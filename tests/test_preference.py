@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from judges.base import Skip
 from pipeline import pairs as stage
-from pipeline.config import PREFERENCES, Pairs, UserError
+from pipeline.config import UserError
+from pipeline.config.run import PREFERENCES, Pairs
 from pipeline.contents import fingerprint
 from pipeline.preference import (
     SHIPPED,

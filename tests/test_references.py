@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from judges.base import LETTERS
-from pipeline.config import Judge, Pairs
+from pipeline.config.hardware import EngineHardware, TrainerHardware
+from pipeline.config.run import JudgeSettings, Pairs
+from pipeline.config.training import References
 from pipeline.dpo import weights
 from pipeline.dpo.logps import plain_logps
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
-from pipeline.hardware import EngineHardware, Trainer
-from pipeline.learning import References
 from pipeline.pairs import pair
 from pipeline.references import anchor, load_reference
 from pipeline.rows import dataset
@@ -40,7 +40,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 def scorer(model_path: str, digest: str | None = None, **hardware) -> Pool:
     digest = digest or weights.digest(model_path)
     return Pool(
-        partial(load_reference, model_path, "float32", digest, Trainer()), EngineHardware(**hardware), at_once=1
+        partial(load_reference, model_path, "float32", digest, TrainerHardware()), EngineHardware(**hardware), at_once=1
     )
 
 
@@ -65,7 +65,7 @@ def articles(count: int) -> list[dict]:
 def anchored(rows: list[dict], pool: Pool, source: str) -> list[dict]:
     found = anchor(
         dataset(rows), "the digest", dtype="float32", references=References(source=source), scorer=pool,
-        trainer=Trainer(tokens_per_batch=30),
+        trainer=TrainerHardware(tokens_per_batch=30),
     )  # fmt: skip
     return sorted(found.take_all(), key=lambda row: row["article_id"])
 
@@ -97,7 +97,7 @@ def test_a_flipped_weight_is_not_the_reference(model_path: str, tmp_path: Path) 
     tensors[name].view(-1)[7] *= -1
     save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="holds weights .* and its record says"):
-        load_reference(str(tmp_path / "model"), "float32", weights.digest(model_path), Trainer())
+        load_reference(str(tmp_path / "model"), "float32", weights.digest(model_path), TrainerHardware())
 
 
 def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None:
@@ -122,12 +122,12 @@ def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None
         row["summaries"] = [row["summaries"][0] | {"text": f"{word} {which}"} for word in ("good", "bad")]
     one_at_a_time = EngineHardware(batch_size=1, cpus_per_replica=0.5)
     scored = judge(
-        dataset(rows).repartition(count), judge=Judge(model="none", questions=1, options=2), seed=0,
+        dataset(rows).repartition(count), judge=JudgeSettings(model="none", questions=1, options=2), seed=0,
         judge_engine=Pool(lambda: ScriptedEngine(waits_for_the_first), one_at_a_time, at_once=1),
     )  # fmt: skip
     paired = pair(scored, pairs=Pairs(threshold=1, min_words=1), seed=0)
     stream = iter(anchor(
-        paired, "digest", dtype="float32", references=References(), trainer=Trainer(),
+        paired, "digest", dtype="float32", references=References(), trainer=TrainerHardware(),
         scorer=scorer(model_path, batch_size=1, cpus_per_replica=0.5),
     ).iter_rows())  # fmt: skip
 

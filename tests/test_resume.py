@@ -13,9 +13,9 @@ from ray.data.expressions import col
 
 from judges.base import Prompt, Skip, user
 from pipeline.config import Config, UserError
+from pipeline.config.hardware import EngineHardware
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
-from pipeline.hardware import EngineHardware
 from pipeline.ledger import Ledger
 from pipeline.progress import Display
 from pipeline.rows import COLUMNS, each

@@ -13,13 +13,13 @@ from rich.console import Console
 from pipeline import report, standing, tables
 from pipeline.articles import NothingNew, read_first, read_more
 from pipeline.config import UserError
+from pipeline.config.loader import apply_overrides, parse_config
+from pipeline.config.sanitize import escape_markdown
 from pipeline.ledger import Ledger
 from pipeline.progress import Display
-from pipeline.reading import parse, put
 from pipeline.round import rounds
 from pipeline.rows import COLUMNS
 from pipeline.run import Run
-from pipeline.said import markdown
 from pipeline.survey import Survey
 
 ARTICLES = 100
@@ -113,7 +113,7 @@ def settings(root, skills, *overrides):
         "policy": {"model": "m"},
         "judge": {"kind": "cloze"},
     }
-    return parse(put(whole, overrides))
+    return parse_config(apply_overrides(whole, overrides))
 
 
 def champions(played):
@@ -369,7 +369,7 @@ def test_the_report_has_the_rounds_the_champion_and_why_it_stopped(walk):
     assert "| 2 | round 1 | 100 | 60.0 % | 60 | – | 3 | 1.5 | 30.0% [2" in text
     assert "The champion is the policy of round 1: " in text
     assert "in 3 comparisons, which flatters it" in text
-    assert markdown(played[-1].ended) in text
+    assert escape_markdown(played[-1].ended) in text
 
 
 def test_what_a_growing_corpus_has_not_yet_leaves_nothing_behind(ray_cluster, tmp_path):

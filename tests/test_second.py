@@ -3,17 +3,17 @@
 import pytest
 
 from judges.cloze import ClozeJudge
-from pipeline import config
+from pipeline.config import run
+from pipeline.config.hardware import EngineHardware
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.evaluation import agree, entrant, verdicts
-from pipeline.hardware import EngineHardware
 from pipeline.preference import accuracy_only
 from pipeline.report import _second, _unconfirmed, _wins
 from pipeline.rows import dataset
 from pipeline.second import ask_second, judge_second
 
-SECOND = config.Judge(kind="cloze", questions=4)
+SECOND = run.JudgeSettings(kind="cloze", questions=4)
 ARTICLE = """Ana Santos leads Northwind. The firm hired 93 people in Lima last year. Ben Costa left Bluepeak.
 Carla Weber spoke in Oslo. Dan Okafor paid 12 million to Ironwood. Eva Rossi saw 45 cars. Farid Khan bought 7 boats.
 Grace Xu met 61 pilots, and Hugo Lopez met 88 more."""
@@ -28,7 +28,7 @@ def judged(ray_cluster):
         for name, text in (("rich", ARTICLE), ("poor", "Nothing happened."))
     ]
     settings = {"second_judge": SECOND, "seed": 0, "second_engine": pool}
-    asked = ask_second(dataset(articles), questions=config.Questions(min_questions=3), **settings).take_all()
+    asked = ask_second(dataset(articles), questions=run.Questions(min_questions=3), **settings).take_all()
     columns = ("article_id", "article", "split", "questions", "second_questions")
     first = {"answers": ["A"], "correct": 1, "unread": 0, "words": 3, "invalid_chars": 0}
     rows = [
@@ -70,17 +70,17 @@ def test_agreement_is_counted_over_what_both_judged():
 def test_verdicts_are_of_articles_that_both_have_read():
     ours = [row("a", "x", 3), row("b", "x", 1), row("c", "x", 2, unread=1), row("d", "x", 1)]
     theirs = [row("a", "y", 1), row("b", "y", 1), row("c", "y", 1), row("e", "y", 1)]
-    assert verdicts(ours, theirs, config.Pairs(), accuracy_only) == {"a": 1, "b": 0}
+    assert verdicts(ours, theirs, run.Pairs(), accuracy_only) == {"a": 1, "b": 0}
 
 
 def test_its_win_rate_stands_beside_the_first_ones():
-    settings = config.Config(
+    settings = run.Config(
         run="x",
-        articles=config.Articles(path="x"),
-        policy=config.Policy(model="x"),
-        judge=config.Judge(model="x"),
+        articles=run.Articles(path="x"),
+        policy=run.PolicySettings(model="x"),
+        judge=run.JudgeSettings(model="x"),
         second_judge=SECOND,
-        pairs=config.Pairs(preference="accuracy_only"),
+        pairs=run.Pairs(preference="accuracy_only"),
     )
     ours, theirs = (entrant([row(i, who, right) for i in "abcd"], 0) for who, right in (("new", 4), ("old", 2)))
     opinions = {(i, "new"): row(i, "new", 1)["scores"] for i in "abc"}

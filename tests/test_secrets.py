@@ -10,7 +10,7 @@ from chat_server import Server
 from driving import PACE, ROOT, environment
 
 from pipeline.config import UserError
-from pipeline.said import markdown, printable, redacted
+from pipeline.config.sanitize import escape_markdown, printable, redact
 
 SECRETS = {
     "OPENAI_API_KEY": "sk-proj-Zq81xOpenAiKey0042",
@@ -79,7 +79,7 @@ def test_what_a_library_quotes_of_a_secret_is_not_passed_on(monkeypatch):
     assert said == "401 for (HF_TOKEN) ((AWS_SECRET_ACCESS_KEY))"
     monkeypatch.setenv("A_KEY", "run")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallelism")
-    assert redacted("run with parallelism") == "run with parallelism", "a short value, and a name that is no secret's"
+    assert redact("run with parallelism") == "run with parallelism", "a short value, and a name that is no secret's"
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_markdown_shows_a_text_as_it_is(text):
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("commonmark").enable("table")
-    block, inline, _ = reader.parse(f"x {markdown(text)}")
+    block, inline, _ = reader.parse(f"x {escape_markdown(text)}")
     assert block.type == "paragraph_open"
     assert {token.type for token in inline.children} <= {"text", "text_special"}
     assert "".join(token.content for token in inline.children) == f"x {' '.join(text.split())}"
-    row = reader.render(f"| a | b |\n|---|---|\n| x {markdown(text)} | y |\n")
+    row = reader.render(f"| a | b |\n|---|---|\n| x {escape_markdown(text)} | y |\n")
     assert row.count("<td>") == 2 and "<script" not in row and "<img" not in row and "<a" not in row

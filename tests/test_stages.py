@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judges.base import LETTERS, UNSURE, Prompt, Question, Skip, user
-from pipeline import config
+from pipeline.config import run
+from pipeline.config.hardware import EngineHardware
 from pipeline.engines.base import Reply, Sample
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.evaluation import compare, entrant, evaluate
 from pipeline.exam import _sit, lead, shorten, sit, sit_base
-from pipeline.hardware import EngineHardware
 from pipeline.judging import soft
 from pipeline.pairs import pair
 from pipeline.questions import ask
@@ -25,8 +25,8 @@ from pipeline.summaries import write
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-POLICY = config.Policy(model="none", instruction="Summarize: {article}")
-JUDGE = config.Judge(model="none", questions=3, wording="plain")
+POLICY = run.PolicySettings(model="none", instruction="Summarize: {article}")
+JUDGE = run.JudgeSettings(model="none", questions=3, wording="plain")
 NAMES = ["Ana", "Ben", "Carla", "Dan", "Eva"]
 
 
@@ -72,7 +72,7 @@ def asked(rows=None, script=newsroom, **settings):
     made = ask(
         dataset(rows or articles()),
         judge=JUDGE,
-        questions=config.Questions(min_questions=2, **settings),
+        questions=run.Questions(min_questions=2, **settings),
         seed=0,
         judge_engine=pool(script),
     )
@@ -140,7 +140,7 @@ def sampled(rows, script, n=4):
     return write(
         dataset(rows),
         "build-1",
-        summaries=config.Summaries(n=n, max_tokens=60),
+        summaries=run.Summaries(n=n, max_tokens=60),
         policy=POLICY,
         seed=0,
         policy_engine=pool(script),
@@ -169,7 +169,7 @@ def test_summaries_are_kept_as_sampled():
 def test_an_engine_gives_the_log_probabilities_of_its_first_batch_unasked(asked_for, expected):
     """vLLM takes them of all that runs beside a prompt that asks: one article in 16 made sampling a fifth slower."""
     engine = Pool(lambda: ScriptedEngine(facts), EngineHardware(batch_size=3), at_once=1)
-    settings = config.Summaries(n=4, max_tokens=60, logprobs=asked_for)
+    settings = run.Summaries(n=4, max_tokens=60, logprobs=asked_for)
     rows = write(dataset(articles()), "b", summaries=settings, policy=POLICY, seed=0, policy_engine=engine).take_all()
     known = [[summary["logp"] is not None for summary in row["summaries"]] for row in rows]
     assert known.count([True] * 4) == expected
@@ -278,7 +278,7 @@ def test_a_soft_score_is_never_above_the_count(answers):
 
 
 def test_pairs_prefer_what_the_judge_preferred(judged):
-    settings = config.Pairs(threshold=3, min_words=1)
+    settings = run.Pairs(threshold=3, min_words=1)
     rows = [{k: v for k, v in row.items() if k not in ("skipped", "tally")} for row in judged]
     made = [plain(row) for row in pair(dataset(rows), settings).take_all()]
     assert all(row["skipped"] is None for row in made)
@@ -304,7 +304,7 @@ def test_evaluation_is_one_greedy_summary_an_article():
 
 
 def test_baselines_are_judged_like_the_policy():
-    rows = examined(sit_base, baselines=config.Baselines(lead_sentences=1, shorten_to=0.5))
+    rows = examined(sit_base, baselines=run.Baselines(lead_sentences=1, shorten_to=0.5))
     assert len({row["article_id"] for row in rows}) == len(rows) == 8
     base, led, short = (entrant(rows, place) for place in range(3))
     assert all(len(row["summaries"]) == len(row["scores"]) == 1 for row in (*base, *led, *short))
@@ -319,7 +319,7 @@ def test_baselines_are_judged_like_the_policy():
 def test_a_cut_off_summary_made_shorter_is_cut_off_too():
     engine = ScriptedEngine(lambda prompt, sample: "Ana led it.")
     for tokens, ends in ((5, ["length", "stop", "length"]), (50, ["stop"] * 3)):
-        (outcome,) = _sit(Prompt(user("{article}"), tokens), "w", config.Baselines(), engine, articles(1))
+        (outcome,) = _sit(Prompt(user("{article}"), tokens), "w", run.Baselines(), engine, articles(1))
         assert [summary["finish_reason"] for summary in outcome["summaries"]] == ends
 
 
@@ -330,7 +330,7 @@ def test_a_summary_cut_off_never_wins():
 
     long, short = row("stop", 4, 30), row("length", 4, 5)
     for ours, theirs, wins, losses in ((short, long, 0, 0), (long, short, 0, 0), (row("stop", 4, 5), long, 1, 0)):
-        for rate in compare([ours], [theirs], config.Pairs(), config.Report(), 0).values():
+        for rate in compare([ours], [theirs], run.Pairs(), run.Report(), 0).values():
             assert (rate.wins, rate.losses) == (wins, losses)
 
 
@@ -338,7 +338,7 @@ def test_an_unread_answer_leaves_its_article_out_of_the_comparison():
     read = {"article_id": "a", "summaries": [{"finish_reason": "stop"}]}
     ours = read | {"scores": [{"correct": 4, "words": 9, "unread": 1}]}
     theirs = read | {"scores": [{"correct": 0, "words": 9, "unread": 0}]}
-    assert compare([ours], [theirs], config.Pairs(), config.Report(), 0) == {"strict": None, "reference": None}
+    assert compare([ours], [theirs], run.Pairs(), run.Report(), 0) == {"strict": None, "reference": None}
 
 
 def test_a_question_cut_off_is_not_used():

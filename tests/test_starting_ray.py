@@ -101,7 +101,7 @@ def test_an_address_where_nobody_answers_is_told_at_once(monkeypatch):
 
     from pipeline.cluster import connected
     from pipeline.config import UserError
-    from pipeline.hardware import Hardware
+    from pipeline.config.hardware import Hardware
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

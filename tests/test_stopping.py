@@ -3,9 +3,10 @@
 import pytest
 
 from pipeline.config import UserError
-from pipeline.reading import parse
+from pipeline.config.loader import parse_config
+from pipeline.config.stopping import Stop
 from pipeline.stats import WinRate
-from pipeline.stopping import Figures, Stop, breaches, reasons
+from pipeline.stopping import Figures, breaches, reasons
 
 HEALTHY = {"pair_yield": 0.6, "kl": 5.0, "words": 30.0, "base_words": 28.0, "invalid_chars": 0.0}
 
@@ -104,6 +105,6 @@ def test_a_policy_is_out_of_bounds_by_its_own_summaries_alone():
 def test_what_cannot_be_is_refused_in_one_line(setting, line):
     whole = {"run": "r", "articles": {"path": "a.jsonl"}, "policy": {"model": "m"}, "judge": {"kind": "cloze"}}
     with pytest.raises(UserError) as caught:
-        parse(whole | setting)
+        parse_config(whole | setting)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.learning import References, Training
+from pipeline.config.training import References, Training
 
 
 def settings(**changes: Any) -> dict[str, Any]:

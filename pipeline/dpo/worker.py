@@ -27,11 +27,10 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from pipeline.cluster import beside_driver
+from pipeline.config.hardware import TrainerHardware, driver_node_options
 from pipeline.dpo import passport
 from pipeline.dpo.loop import Run
 from pipeline.dpo.rows import read
-from pipeline.hardware import Trainer
 from pipeline.ledger import open_place, remove
 from pipeline.models import locate
 
@@ -53,7 +52,7 @@ def train(
     model_path: str,
     out_path: str,
     settings: dict[str, Any],
-    hardware: Trainer,
+    hardware: TrainerHardware,
     checkpoint_path: str,
     reference_digest: str | None,
     reference_path: str | None = None,
@@ -114,7 +113,7 @@ def _train(
     model_path: str,
     out_path: str,
     settings: dict[str, Any],
-    hardware: Trainer,
+    hardware: TrainerHardware,
     storage: str,
     reference_digest: str | None,
     reference_path: str | None,
@@ -126,7 +125,7 @@ def _train(
     fs.create_dir(place, recursive=True)
     with fs.open_output_stream(f"{place}/{_OWNER}") as stream:
         stream.write(token.encode())
-    progress = Queue(actor_options=beside_driver()) if on_progress else None
+    progress = Queue(actor_options=driver_node_options()) if on_progress else None
     trainer = TorchTrainer(
         _worker,
         train_loop_config={

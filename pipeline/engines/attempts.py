@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.cluster import beside_driver
+from pipeline.config.hardware import driver_node_options
 
 TRIES = 3
 _VAIN_STARTS = 9  # of an actor that brings no row to an end: its engine is to blame, and no row
@@ -91,5 +91,5 @@ def kept() -> Any:
     driver = (here.gcs_address, here.get_job_id())
     if driver not in _of_driver:
         _of_driver.clear()
-        _of_driver[driver] = ray.remote(Attempts).options(**beside_driver(), max_task_retries=-1).remote()
+        _of_driver[driver] = ray.remote(Attempts).options(**driver_node_options(), max_task_retries=-1).remote()
     return _of_driver[driver]

@@ -24,10 +24,10 @@ import httpx
 
 from judges.base import Prompt, user
 from pipeline.config import UserError
+from pipeline.config.hardware import Server
+from pipeline.config.servers import ServedModel
 from pipeline.engines.base import Reply, Sample
 from pipeline.engines.plain import KNOWN, plain
-from pipeline.hardware import Server
-from pipeline.served import Served
 
 _FIRST_WAIT = 0.5  # seconds before the second try; doubled for each one after it
 _AGAIN = {408, 409, 425, 429}  # and every 5xx
@@ -55,7 +55,7 @@ class HttpEngine:
             harmless one.
     """
 
-    def __init__(self, model: str, served: Served, server: Server):
+    def __init__(self, model: str, served: ServedModel, server: Server):
         self.model, self.served, self.server = model, served, server
         # One client for each request under way, taken and put back: httpx's own pool goes over all its connections
         # for every request, and 128 at a time it is a fifth as fast.

@@ -22,9 +22,9 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from judges.base import Skip
 from pipeline.config import UserError
+from pipeline.config.hardware import EngineHardware
 from pipeline.engines.attempts import kept
 from pipeline.engines.base import Engine, EngineFactory
-from pipeline.hardware import EngineHardware
 from pipeline.rows import Outcome, Row, apply
 
 Step = Callable[[Engine, list[Row]], Sequence[Outcome]]

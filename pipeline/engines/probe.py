@@ -10,12 +10,12 @@ import httpx
 
 from judges.base import Prompt, user
 from pipeline.config import UserError
+from pipeline.config.hardware import Hardware
+from pipeline.config.servers import ServedModel
 from pipeline.engines.http import HttpEngine, headers
-from pipeline.hardware import Hardware
-from pipeline.served import Served
 
 
-def check(setting: str, model: str, served: Served, hardware: Hardware, logprobs: bool = False) -> None:
+def check(setting: str, model: str, served: ServedModel, hardware: Hardware, logprobs: bool = False) -> None:
     """Ask the server for its models and for one short reply, before anything starts.
 
     Args:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from judges.base import Prompt
+from pipeline.config.hardware import EngineHardware
 from pipeline.engines.base import EngineDied, Reply, Sample
 from pipeline.engines.plain import marks_of, plain
 from pipeline.engines.stepping import Stepper
-from pipeline.hardware import EngineHardware
 from pipeline.models import adapter_config, fetch
 
 _ENVIRONMENT = {

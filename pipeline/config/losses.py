@@ -27,7 +27,7 @@ LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
 REFERENCE_FREE = frozenset({"sft", "simpo", "orpo"})
 
 
-def loss_names(value: object) -> str | tuple[str, ...]:
+def parse_loss_type(value: object) -> str | tuple[str, ...]:
     """`training.loss_type` as it was written, checked: one name, or two and more of them.
 
     One name in a list becomes the name, so that both ways of writing it are one recipe.

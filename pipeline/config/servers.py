@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.hardware import Hardware
-from pipeline.settings import Settings
+from pipeline.config.base import Settings
+from pipeline.config.hardware import Hardware
 
 
-class Served(Settings):
+class ServedModel(Settings):
     """A model at an OpenAI-compatible server. Where that is, its key and how wide to ask are the hardware's."""
 
     server: str  # a name in hardware.servers
@@ -47,17 +47,17 @@ def _is_key(name: str) -> bool:
     return plain in ("key", "headers", "extraheaders") or "apikey" in plain or "authorization" in plain
 
 
-class Compared(Served):
+class ComparedModel(ServedModel):
     """A model at a server that summarizes the held-out articles too, and is judged beside the policy."""
 
     model: str  # as the server names it
     structured_outputs: None = None  # summaries are free text
 
 
-def check_served(
-    judge: Served | None,
-    second_judge: Served | None,
-    compare: Mapping[str, Compared],
+def check_servers(
+    judge: ServedModel | None,
+    second_judge: ServedModel | None,
+    compare: Mapping[str, ComparedModel],
     hardware: Hardware,
     *,
     second_here: bool,
@@ -67,7 +67,7 @@ def check_served(
     Args:
         second_here: the second judge is a model that runs on `hardware.judge`.
     """
-    served: dict[str, Served] = {f"compare.{name}": model for name, model in compare.items()}
+    served: dict[str, ServedModel] = {f"compare.{name}": model for name, model in compare.items()}
     served |= {f"{name}.served": model for name, model in (("judge", judge), ("second_judge", second_judge)) if model}
     if judge and not second_here and (hardware.judge.gpus_per_replica or hardware.judge.replicas.max > 1):
         raise ValueError("judge.served is set: hardware.judge has no use for gpus_per_replica, nor for replicas")

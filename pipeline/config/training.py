@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.objective import REFERENCE_FREE, check_mixture, loss_names
-from pipeline.settings import Positive, Settings, Share
+from pipeline.config.base import Positive, Settings, Share
+from pipeline.config.losses import REFERENCE_FREE, check_mixture, parse_loss_type
 
 
 class References(Settings):
@@ -78,7 +78,7 @@ class Training(Settings):
     @field_validator("loss_type", mode="before")
     @classmethod
     def _names_losses(cls, value: object) -> str | tuple[str, ...]:
-        return loss_names(value)
+        return parse_loss_type(value)
 
     @model_validator(mode="after")
     def _can_tell_the_best(self) -> "Training":
@@ -101,7 +101,7 @@ class Training(Settings):
         return self
 
 
-def check_reference(references: References, training: Training) -> None:
+def check_references(references: References, training: Training) -> None:
     """Raise ValueError where a loss compares with a reference that is not to be there."""
     losses = [training.loss_type] if isinstance(training.loss_type, str) else training.loss_type
     if references.source == "none" and (comparing := [loss for loss in losses if loss not in REFERENCE_FREE]):

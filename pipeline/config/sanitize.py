@@ -14,7 +14,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u
 _MARKS = re.compile(r"[\\`*_{}\[\]<>#|~$&]")
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """The text with the name in place of the value of every environment variable that is a secret by its name."""
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and value in text and _SECRET.search(name):
@@ -31,7 +31,7 @@ def printable(text: str) -> str:
     return _CONTROL.sub("�", text)
 
 
-def markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """The text as Markdown that shows it, on one line: no HTML, link, image, table cell or heading comes of it.
 
     >>> markdown("a | <b>\\n# c")

@@ -16,12 +16,13 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Alignment, Config, UserError
+from pipeline.config.errors import UserError
+from pipeline.config.run import Alignment, Config
 
 Kind = TypeVar("Kind", Config, Alignment)
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read the settings of a run: a YAML file, dotted overrides on top, all of it checked.
 
     Args:
@@ -35,7 +36,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     raw = _read(path)
     if isinstance(raw.get("pairs"), str):
         raise UserError(f"{path} has pairs of its own ({raw['pairs']}): it is for `rondo train`, which has no rounds")
-    return parse(put(raw, overrides))
+    return parse_config(apply_overrides(raw, overrides))
 
 
 def load_alignment(path: str | Path, overrides: Sequence[str] = ()) -> Alignment:
@@ -51,10 +52,10 @@ def load_alignment(path: str | Path, overrides: Sequence[str] = ()) -> Alignment
         raw = {name: value for name, value in raw.items() if name not in only_rounds}
         if isinstance(policy := raw.get("policy"), dict):
             raw["policy"] = {name: value for name, value in policy.items() if name != "instruction"}
-    return parse_alignment(put(raw, overrides))
+    return parse_alignment(apply_overrides(raw, overrides))
 
 
-def parse(raw: dict[str, Any]) -> Config:
+def parse_config(raw: dict[str, Any]) -> Config:
     """Check settings that are already in memory. Raises UserError as `load` does."""
     return _checked(Config, raw)
 
@@ -82,7 +83,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{str(path)!r:.200} cannot be opened: {reason}") from None
     try:
-        raw = from_yaml(text)
+        raw = parse_yaml(text)
     except ValueError as error:
         raise UserError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(raw, dict):
@@ -107,7 +108,7 @@ class _Loader(yaml.SafeLoader):
 _MOST = 100_000  # values in one file, each counted as often as an alias repeats it
 
 
-def from_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """What YAML text says. Raises ValueError: it is none, or says more than any settings need; in one line."""
     try:
         value = yaml.load(text, _Loader)
@@ -134,7 +135,7 @@ def _size(value: Any, sizes: dict[int, int]) -> int:
     return sizes[id(value)]
 
 
-def put(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Put dotted overrides, such as `training.beta=0.05`, over settings that are in memory."""
     for override in overrides:
         _override(raw, override)
@@ -154,7 +155,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise UserError(f"{name}: {parent} is a value ({_shown(section)}), not a section")
     try:
-        section[leaf] = from_yaml(value)
+        section[leaf] = parse_yaml(value)
     except ValueError:
         raise UserError(f"{name}: {value!r:.80} is not a YAML value; quote it, as in {name}='\"…\"'") from None
 

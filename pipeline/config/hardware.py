@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.settings import Settings
+from pipeline.config.base import Settings
 
 
 class Replicas(Settings):
@@ -55,7 +55,7 @@ class EngineHardware(Settings):
         return self
 
 
-class Trainer(Settings):
+class TrainerHardware(Settings):
     """Ray Train workers."""
 
     workers: Annotated[int, Field(gt=0)] = 1
@@ -69,7 +69,7 @@ class Trainer(Settings):
     save_steps: Annotated[int, Field(gt=0)] = 50  # updates between checkpoints
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Trainer":
+    def _fits_together(self) -> "TrainerHardware":
         if self.torch_compile and self.gradient_checkpointing:
             raise ValueError(
                 "hardware.trainer has torch_compile and gradient_checkpointing: a compiled layer that is run again may "
@@ -138,7 +138,7 @@ class Server(Settings):
 class Hardware(Settings):
     policy: EngineHardware = EngineHardware()
     judge: EngineHardware = EngineHardware()
-    trainer: Trainer = Trainer()
+    trainer: TrainerHardware = TrainerHardware()
     # By a name of yours, which judge.served and compare.* use.
     servers: dict[str, Server] = Field(default_factory=dict)
     # Policy, judge and the reference each have their own place: summaries, scores and references run as one pipeline,
@@ -204,3 +204,15 @@ class Hardware(Settings):
         engines.append(self.trainer.gpus_per_worker)
         trainers = self.trainer.workers * self.trainer.gpus_per_worker
         return max(sum(engines) if self.together else max(engines), trainers)
+
+
+def driver_node_options() -> dict[str, Any]:
+    """Options of an actor that keeps something for its driver: on its node, so that no other takes it along.
+
+    It asks for no CPU. Killed, it is started again, with nothing in it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}

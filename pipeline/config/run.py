@@ -11,25 +11,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from judges.prompts import WORDINGS
-from pipeline.hardware import Hardware
-from pipeline.learning import References, Training, check_reference
-from pipeline.said import printable, redacted
-from pipeline.served import Compared, Served, check_served
-from pipeline.settings import Natural, Positive, Settings, Share, check_places
-from pipeline.stopping import Stop
+from pipeline.config.base import Natural, Positive, Settings, Share, check_places
+from pipeline.config.hardware import Hardware
+from pipeline.config.servers import ComparedModel, ServedModel, check_servers
+from pipeline.config.stopping import Stop
+from pipeline.config.training import References, Training, check_references
 
 Dtype = Literal["float32", "bfloat16"]
 PREFERENCES = ("accuracy_then_length", "accuracy_only", "length_matched", "accuracy_then_any_length")
 Logger = Literal["tensorboard", "wandb", "mlflow"]
-
-
-class UserError(ValueError):
-    """What a person wrote cannot be done. The message says what was found, what was expected, and what to do."""
-
-    status = 2  # of the command that it ends
-
-    def __init__(self, message: str):
-        super().__init__(printable(redacted(message)))
 
 
 class Articles(Settings):
@@ -56,7 +46,7 @@ class Articles(Settings):
         return self
 
 
-class Policy(Settings):
+class PolicySettings(Settings):
     """The model that is trained: a Hugging Face folder or name; with `training.lora` also a LoRA adapter's."""
 
     model: str
@@ -79,18 +69,18 @@ class Policy(Settings):
         return data
 
     @model_validator(mode="after")
-    def _instruction_has_article(self) -> "Policy":
+    def _instruction_has_article(self) -> "PolicySettings":
         if "{article}" not in self.instruction:
             raise ValueError("policy.instruction must say where the article goes: {article}")
         return self
 
 
-class Judge(Settings):
+class JudgeSettings(Settings):
     """Who asks and answers. `mcq` is an LLM; `cloze` blanks out names and numbers and needs no model."""
 
     kind: Literal["mcq", "cloze"] = "mcq"
     model: str | None = None
-    served: Served | None = None  # None: vLLM runs the model here
+    served: ServedModel | None = None  # None: vLLM runs the model here
     dtype: Dtype = "bfloat16"
     max_model_len: Positive | None = None
     wording: str = "plain"
@@ -104,7 +94,7 @@ class Judge(Settings):
     logprobs: bool = False  # keep how sure each answer is, and a soft score beside the count; slower by a tenth
 
     @model_validator(mode="after")
-    def _can_judge(self) -> "Judge":
+    def _can_judge(self) -> "JudgeSettings":
         if self.kind == "mcq" and not self.model:
             raise ValueError("judge.kind is mcq and judge.model is missing: name a model, or use judge.kind=cloze")
         if self.kind == "cloze" and self.model:
@@ -132,7 +122,7 @@ class Judge(Settings):
                 "dtype",
                 "max_model_len",
             ):
-                if getattr(self, name) != Judge.model_fields[name].default:
+                if getattr(self, name) != JudgeSettings.model_fields[name].default:
                     raise ValueError(f"judge.{name} is set, and judge.kind is cloze, which asks no model: remove it")
         for name, places in (("questions_prompt", ("{article}",)), ("answers_prompt", ("{questions}", "{passage}"))):
             if (prompt := getattr(self, name)) is None:
@@ -235,9 +225,11 @@ class Config(Settings):
     stop: Stop = Stop()
     seed: Natural = 0
     articles: Articles
-    policy: Policy
-    judge: Judge
-    second_judge: Judge | None = None  # scores the evaluations too, by questions of its own; None: no second opinion
+    policy: PolicySettings
+    judge: JudgeSettings
+    second_judge: JudgeSettings | None = (
+        None  # scores the evaluations too, by questions of its own; None: no second opinion
+    )
     questions: Questions = Questions()
     summaries: Summaries = Summaries()
     scores: Scores = Scores()
@@ -246,7 +238,7 @@ class Config(Settings):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     baselines: Baselines = Baselines()
-    compare: dict[str, Compared] = Field(
+    compare: dict[str, ComparedModel] = Field(
         default_factory=dict
     )  # models at servers, by the name of their column in the report
     report: Report = Report()
@@ -287,14 +279,14 @@ class Config(Settings):
                 "another policy sampled: use references.source=trainer"
             )
         second = self.second_judge
-        check_served(
+        check_servers(
             self.judge.served,
             second.served if second else None,
             self.compare,
             self.hardware,
             second_here=bool(second and second.model and not second.served),
         )
-        check_reference(self.references, self.training)
+        check_references(self.references, self.training)
         for name, longest in (("summaries", self.summaries.max_tokens), ("evaluation", self.evaluation.max_tokens)):
             if self.policy.max_model_len is not None and longest >= self.policy.max_model_len:
                 raise ValueError(
@@ -325,7 +317,7 @@ class Alignment(Settings):
     seed: Natural = 0
     pairs: str  # a file by path or URI, or hf:OWNER/NAME[/CONFIG][:SPLIT]; `formats.py` says which columns are known
     max_skipped: Share = 0.5  # of the rows of that file; more stops the run
-    policy: Policy
+    policy: PolicySettings
     references: References = References()
     training: Training = Training()
     report_to: tuple[Logger, ...] = ()
@@ -333,10 +325,10 @@ class Alignment(Settings):
 
     @model_validator(mode="after")
     def _is_possible(self) -> "Alignment":
-        if self.policy.instruction != Policy.model_fields["instruction"].default:
+        if self.policy.instruction != PolicySettings.model_fields["instruction"].default:
             raise ValueError("policy.instruction is set, and pairs from elsewhere have prompts of their own: remove it")
         if self.references.source == "sampler":
             raise ValueError("references.source is sampler, and nothing is sampled here: set it to trainer, or none")
-        check_reference(self.references, self.training)
+        check_references(self.references, self.training)
         check_places({"run": self.run, "pairs": self.pairs, "policy.model": self.policy.model})
         return self
