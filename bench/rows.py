@@ -91,13 +91,13 @@ def of_rondo(config: Any) -> list[str]:
     """Make the tables as a run makes them."""
     import pipeline.run
     from pipeline.articles import read
-    from pipeline.ledger import Artifact, Ledger
     from pipeline.pairs import pair
     from pipeline.progress import Display
     from pipeline.questions import ask
     from pipeline.references import anchor
     from pipeline.run import Run
     from pipeline.scores import judge
+    from pipeline.storage.ledger import Artifact, Ledger
     from pipeline.summaries import write
 
     pipeline.run.equip = lambda names, config, *_: {name: given(config)[name] for name in names}

@@ -2,14 +2,14 @@
 
 from pipeline.config import Alignment, UserError
 from pipeline.export import export as write
-from pipeline.folder import settings
-from pipeline.ledger import Ledger
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.run_folder import read_settings
 
 
 def export(folder: str, out: str, number: int | None) -> None:
     """Export the pairs of a run. Raises UserError: no run of rounds there, no pairs in it."""
     ledger = Ledger(folder)
-    config = settings(ledger)
+    config = read_settings(ledger)
     if isinstance(config, Alignment):
         raise UserError(f"{folder} learned from pairs that came from elsewhere: they are in {config.pairs}")
     done = write(config, ledger, out, number)

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 from jobs.play import check_servers
 from jobs.submitted import warn_of_what_ray_removes
-from pipeline import articles, folder, ledger, models
+from pipeline import articles
 from pipeline.config import UserError
 from pipeline.config.loader import load_config
-from pipeline.ledger import Artifact
 from pipeline.progress import Display
+from pipeline.storage import ledger, run_folder
+from pipeline.storage.ledger import Artifact
+from pipeline.storage.model_files import hub
 from pipeline.survey import Survey
 
 # A judge whose questions no run would use, or whose answers nobody can read, is the very one to have a card of.
@@ -33,12 +35,12 @@ def examine(path: str, overrides: Sequence[str]) -> None:
     """
     settings = load_config(path, [*overrides, *_NO_LIMITS])
     if settings.judge.model and not settings.judge.served:
-        models.check("judge.model", settings.judge.model)
+        hub.check_model("judge.model", settings.judge.model)
     articles.check(settings.articles)
     display = Display()
     warn_of_what_ray_removes(settings, display)
     book = ledger.Ledger(settings.run)
-    folder.check(book, settings)
+    run_folder.check_command(book, settings)
     from pipeline import card, report
     from pipeline.cluster import connected
     from pipeline.round import audition

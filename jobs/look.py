@@ -10,10 +10,10 @@ from rich.text import Text
 
 from pipeline.config import Alignment, Config, UserError
 from pipeline.config.sanitize import printable
-from pipeline.folder import CONFIG, settings
-from pipeline.ledger import Artifact, Ledger
 from pipeline.progress import Display, summary
 from pipeline.stage import Stage
+from pipeline.storage.ledger import Artifact, Ledger
+from pipeline.storage.run_folder import CONFIG, read_settings
 from pipeline.survey import UNMADE, Survey
 
 
@@ -45,7 +45,7 @@ class _Told(Survey):
 def status(folder: str, overrides: Sequence[str]) -> None:
     """Say of every stage of a run whether it is made, stale or not made."""
     ledger = Ledger(folder)
-    config = settings(ledger, overrides)
+    config = read_settings(ledger, overrides)
     display = Display()
     display.say(folder, style="bold")
     told = _Told(config, ledger, display)
@@ -63,11 +63,11 @@ def status(folder: str, overrides: Sequence[str]) -> None:
 
 def show(folder: str, stage: str, count: int, article: str | None) -> None:
     """Print a few rows of a table."""
-    from pipeline import tables
+    from pipeline.storage import tables
 
     ledger = Ledger(folder)
     table = _table(ledger, stage)
-    rows, address = tables.read(ledger, table), table.address
+    rows, address = tables.read_table(ledger, table), table.address
     if article is not None:
         rows = [row for row in rows if row["article_id"] == article]
         if not rows:
@@ -82,10 +82,7 @@ def show(folder: str, stage: str, count: int, article: str | None) -> None:
 
 def _table(ledger: Ledger, stage: str) -> Artifact:
     """The table at an address as written, or the latest round's of that stage."""
-    import pyarrow.fs as pafs
-
-    files = ledger.fs.get_file_info(pafs.FileSelector(ledger.base, recursive=True, allow_not_found=True))
-    made = [info.path[len(ledger.base) + 1 : -len("/record.json")] for info in files if info.base_name == "record.json"]
+    made = ledger.addresses()
     if not made:
         begun = "has nothing finished yet: rondo status says what comes next"
         raise UserError(f"{ledger.root} {'holds no run' if ledger.read(CONFIG) is None else begun}")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline import models
 from pipeline.config import UserError
+from pipeline.storage.model_files import hub
 
 
 def merge(adapter: str, out: str) -> None:
@@ -12,13 +12,13 @@ def merge(adapter: str, out: str) -> None:
     Raises:
         UserError: there is no such adapter or its base is not there, or `out` is there already.
     """
-    models.check("ADAPTER", adapter)
+    hub.check_model("ADAPTER", adapter)
     if "://" in out or Path(out).exists():
         raise UserError(f"--out is {out!r}: it should be a path on this machine that is not there yet")
     from pipeline.dpo import weights
 
     try:
-        weights.merge(models.fetch(adapter), out)
+        weights.merge(hub.fetch(adapter), out)
     except ValueError as error:
         raise UserError(f"ADAPTER is {adapter!r}: {error}") from None
     print(f"{out} holds the merged model")

@@ -12,15 +12,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import anatomy, folder, memory, models, preference
+from pipeline import memory, preference
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
 from pipeline.counts import Line
-from pipeline.ledger import Ledger
 from pipeline.memory import GIB, Need, Row
 from pipeline.plan import Plan
 from pipeline.progress import duration
 from pipeline.rates import Rates, there
+from pipeline.storage import run_folder
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.model_files import hub, shapes
 
 _SMALL = (
     "no rate yet: play a small round first, such as run=runs/small articles.limit=100 rounds=1, and name it by --rates"
@@ -50,10 +52,10 @@ def plan(
     for name in ("policy", "judge", "second_judge"):
         asked = getattr(settings, name)
         if asked and asked.model and not getattr(asked, "served", None):
-            models.could_be(f"{name}.model", asked.model)
+            hub.check_name(f"{name}.model", asked.model)
     preference.check(settings.pairs, settings.judge.questions, settings.judge.logprobs)
     book = Ledger(settings.run)
-    folder.check(book, settings)
+    run_folder.check_command(book, settings)
     known = Rates([there(name) for name in rates] or [book], settings)
     made = Plan(settings, book, known, price)
     from pipeline.round import rounds
@@ -148,9 +150,9 @@ def _examined(
         if used is not None and engine not in used:
             continue
         try:
-            model = anatomy.examine(asked.model)
+            model = shapes.read_shapes(asked.model)
             needs.append(memory.engine(who, model, asked.dtype, asked.max_model_len, place))
-        except anatomy.Unknown as error:
+        except shapes.UnknownShapes as error:
             unknown.append(f"{who}: what {asked.model} takes is unknown ({error})")
             continue
         if each is not None and place.gpus_per_replica:
@@ -158,11 +160,11 @@ def _examined(
     trainer = hardware.trainer
     if used is None or "trainer" in used:
         try:
-            model = anatomy.examine(settings.policy.model)
+            model = shapes.read_shapes(settings.policy.model)
             needs.append(memory.training(model, settings.policy, settings.training, trainer, row))
             if each is not None and trainer.gpus_per_worker:
                 refusals.append(memory.training_refusal(model, settings.policy, settings.training, trainer, row, each))
-        except anatomy.Unknown as error:
+        except shapes.UnknownShapes as error:
             unknown.append(f"training: what {settings.policy.model} takes is unknown ({error})")
     if any(refusals):
         raise UserError("\n".join(filter(None, refusals)))

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from jobs.plan import installed, refuse
 from jobs.submitted import warn_of_what_ray_removes
-from pipeline import articles, folder, ledger, loggers, models, preference
+from pipeline import articles, loggers, preference
 from pipeline.config import Config
 from pipeline.config.loader import load_config
 from pipeline.progress import Display
 from pipeline.stage import Stage
+from pipeline.storage import ledger, run_folder
+from pipeline.storage.model_files import hub
 
 if TYPE_CHECKING:
     from pipeline.survey import Survey
@@ -26,18 +28,18 @@ def check(path: str, overrides: Sequence[str], display: Display) -> tuple[Config
         UserError: see the modules that check: reading, articles, policy, ledger, folder.
     """
     settings = load_config(path, overrides)
-    models.check("policy.model", settings.policy.model)
-    models.check_lora(settings.policy.model, settings.training.lora)
+    hub.check_model("policy.model", settings.policy.model)
+    hub.check_lora(settings.policy.model, settings.training.lora)
     for name, judge in (("judge", settings.judge), ("second_judge", settings.second_judge)):
         if judge and judge.model and not judge.served:
-            models.check(f"{name}.model", judge.model)
+            hub.check_model(f"{name}.model", judge.model)
     articles.check(settings.articles)
     preference.check(settings.pairs, settings.judge.questions, settings.judge.logprobs)
     loggers.check(settings.report_to)
     refuse(settings, installed())
     warn_of_what_ray_removes(settings, display)
     book = ledger.Ledger(settings.run)
-    folder.check(book, settings)
+    run_folder.check_command(book, settings)
     return settings, book
 
 
@@ -49,7 +51,7 @@ def play(path: str, overrides: Sequence[str], remake: str | None) -> None:
     check_servers(settings, survey.unmade)
     to_remake = survey.to_remake()
     with book.lock(display.warn):
-        folder.write(book, settings)
+        run_folder.write_settings(book, settings)
         display.say(f"{book.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}", style="bold")
         from pipeline.cluster import connected
 

@@ -16,9 +16,9 @@ from typing import NoReturn
 
 from jobs.play import check
 from pipeline.config import UserError
-from pipeline.ledger import Artifact, Ledger
-from pipeline.lock import InUse
 from pipeline.progress import Display, duration
+from pipeline.storage.ledger import Artifact, Ledger
+from pipeline.storage.lock import InUse
 from pipeline.timetable import Timetable, zone
 
 _PATIENCE = 90  # seconds that a child has to let go of Ray and of the run's lock, once it is asked to end

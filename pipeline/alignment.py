@@ -16,16 +16,18 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from pipeline import folder, loggers, models, own_pairs
+from pipeline import loggers, own_pairs
 from pipeline.config import Alignment, UserError
 from pipeline.config.loader import parse_alignment
 from pipeline.contents import fingerprint
-from pipeline.ledger import Artifact, Ledger
 from pipeline.own_pairs import collect
 from pipeline.policy import adopt, train
 from pipeline.progress import Display
 from pipeline.references import anchor
 from pipeline.run import Run
+from pipeline.storage import run_folder
+from pipeline.storage.ledger import Artifact, Ledger
+from pipeline.storage.model_files import hub
 from pipeline.survey import Survey
 
 
@@ -63,17 +65,17 @@ def carry_out(settings: Alignment, display: Display, remake: str | None = None) 
         UserError: a model or a file that is not there or cannot be used, a folder in use or made by other settings.
     """
     fingerprint.cache_clear()  # a notebook may have changed a file since it last called
-    models.check("policy.model", settings.policy.model)
-    models.check_lora(settings.policy.model, settings.training.lora)
+    hub.check_model("policy.model", settings.policy.model)
+    hub.check_lora(settings.policy.model, settings.training.lora)
     loggers.check(settings.report_to)
     own_pairs.check(settings.pairs, settings.policy.model)
     book = Ledger(settings.run)
-    folder.check(book, settings)
+    run_folder.check_command(book, settings)
     survey = Survey(settings, book, remake)
     learn(survey)
     to_remake = survey.to_remake()
     with book.lock(display.warn):
-        folder.write(book, settings)
+        run_folder.write_settings(book, settings)
         display.say(f"{book.root}: {settings.policy.model} on {settings.pairs}", style="bold")
         from pipeline.cluster import connected
 
@@ -133,7 +135,7 @@ def align(
     settings = parse_alignment(raw)
     if not isinstance(pairs, str | PathLike):
         book = Ledger(run)
-        folder.check(book, settings)  # a folder that is refused is left as it is
+        run_folder.check_command(book, settings)  # a folder that is refused is left as it is
         settings = settings.model_copy(update={"pairs": _write(pairs, book)})
     return carry_out(settings, Display(), remake)
 

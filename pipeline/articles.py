@@ -19,10 +19,10 @@ from ray.data import Dataset
 from pipeline import sources
 from pipeline.config import UserError
 from pipeline.config.run import Articles
-from pipeline.rows import COLUMNS
 from pipeline.seen import Seen
 from pipeline.sources import UNREADABLE, utf8
 from pipeline.stage import stage
+from pipeline.storage.schema import COLUMNS
 
 _ROWS = 1000  # articles a table
 _OPENING = 40  # words that two articles must share from the start to be near-copies

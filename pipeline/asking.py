@@ -13,7 +13,7 @@ from pipeline.card import DROPPED, KEY, RIGHT, SAID, SURE, WRONG
 from pipeline.config.run import Questions
 from pipeline.engines.base import Engine, Reply, tokens
 from pipeline.judging import Answered, answer, confidence
-from pipeline.rows import Outcome, Row
+from pipeline.storage.schema import Outcome, Row
 
 
 def question_articles(judge: Judge, count: int, settings: Questions, engine: Engine, rows: list[Row]) -> list[Outcome]:

@@ -13,8 +13,8 @@ import re
 
 import pyarrow.fs as pafs
 
-from pipeline.ledger import open_place
 from pipeline.preference import source
+from pipeline.storage.files import open_location
 
 _MIB = 1 << 20
 
@@ -26,7 +26,7 @@ def fingerprint(place: str | None) -> str | None:
         return None
     if re.fullmatch(r"[\w.]+:\w+", place):
         return fingerprint(source(place))
-    fs, path = open_place(place)
+    fs, path = open_location(place)
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
         return None

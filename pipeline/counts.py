@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pipeline.config import Config
 from pipeline.drift import COMPARED
 from pipeline.exam import BASELINES
-from pipeline.ledger import Artifact
 from pipeline.lengths import Asked, Lengths
 from pipeline.rates import Measured, Rates
 from pipeline.stage import Stage
+from pipeline.storage.ledger import Artifact
 
 
 @dataclass

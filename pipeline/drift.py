@@ -17,9 +17,9 @@ from ray.data import Dataset
 
 from pipeline.config.hardware import TrainerHardware
 from pipeline.engines.pool import Pool
-from pipeline.rows import Outcome, Row, drawn
 from pipeline.stage import stage
-from pipeline.tables import made
+from pipeline.storage.schema import Outcome, Row, is_drawn
+from pipeline.storage.streams import materialize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,13 +50,13 @@ def compare_with_base(
     some = rows.select_columns(_COLUMNS).map_batches(_compared, batch_format="pyarrow", batch_size=None)
     by_policy, by_base = (partial(_score, trainer.tokens_per_batch, column) for column in compare_with_base.writes)
     # One after the other: a device that holds one model need not hold two.
-    scored = made(scorer.map(some, by_policy, compare_with_base.writes[:1]))
+    scored = materialize(scorer.map(some, by_policy, compare_with_base.writes[:1]))
     return base_scorer.map(scored, by_base, compare_with_base.writes[1:])
 
 
 def is_compared(article_id: str) -> bool:
     """Whether an article is one of those, one in 16, on which the policy is compared with the base."""
-    return drawn(article_id, COMPARED)
+    return is_drawn(article_id, COMPARED)
 
 
 def _compared(table: pa.Table) -> pa.Table:

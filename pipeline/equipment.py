@@ -15,11 +15,11 @@ from pipeline.config.servers import ComparedModel, ServedModel
 from pipeline.engines.base import Engine
 from pipeline.engines.pool import Pool
 from pipeline.judging import make_judge
-from pipeline.ledger import Artifact
 from pipeline.loggers import opened
-from pipeline.models import fetch, locate
 from pipeline.progress import Tick
 from pipeline.references import load_reference
+from pipeline.storage.ledger import Artifact
+from pipeline.storage.model_files.hub import fetch, locate
 
 
 def equip(

@@ -14,9 +14,9 @@ from pipeline.config.run import JudgeSettings, Pairs, Report
 from pipeline.engines.pool import Pool
 from pipeline.judging import make_judge, score_summaries
 from pipeline.preference import Rule, rules
-from pipeline.rows import Row
 from pipeline.stage import stage
 from pipeline.stats import WinRate, win_rate
+from pipeline.storage.schema import Row
 
 
 @stage(

@@ -13,9 +13,9 @@ from judges.base import Prompt, Skip, user
 from pipeline.config.run import Baselines, PolicySettings
 from pipeline.engines.base import Engine
 from pipeline.engines.pool import Pool
-from pipeline.rows import Outcome, Row, each
 from pipeline.sampling import SAMPLED, sample_rows
 from pipeline.stage import stage
+from pipeline.storage.schema import Outcome, Row, map_rows
 
 BASELINES = ("lead", "shorten-only")  # in this order after the base's summary
 
@@ -75,7 +75,7 @@ def _sit(prompt: Prompt, writer: str, baselines: Baselines | None, engine: Engin
 @stage("leads", version=1, settings=("baselines.lead_sentences",), writes=SAMPLED)
 def recite(rows: Dataset, *, lead_sentences: int) -> Dataset:
     """Each article's lead for a summary: what a judge is tried on when there is no policy."""
-    return each(rows, partial(_recite, lead_sentences), SAMPLED)
+    return map_rows(rows, partial(_recite, lead_sentences), SAMPLED)
 
 
 def _recite(sentences: int, row: Row) -> Row:

@@ -6,10 +6,10 @@ Left out: everything that is counted (`report.py`).
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import tables
-from pipeline.ledger import Ledger
 from pipeline.round import Round
-from pipeline.rows import Row
+from pipeline.storage import tables
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.schema import Row
 
 
 def examples(played: Sequence[Round], ledger: Ledger, count: int = 1) -> list[dict[str, Any]]:
@@ -17,8 +17,8 @@ def examples(played: Sequence[Round], ledger: Ledger, count: int = 1) -> list[di
     before, after = played[0], played[-1]
     if after.policy is before.policy:
         return []  # nothing was trained
-    old = {r["article_id"]: r for r in tables.read(ledger, before.results)}
-    new = {r["article_id"]: r for r in tables.read(ledger, after.results)}
+    old = {r["article_id"]: r for r in tables.read_table(ledger, before.results)}
+    new = {r["article_id"]: r for r in tables.read_table(ledger, after.results)}
     both = sorted(set(old) & set(new), key=lambda i: (-_right(new[i]) + _right(old[i]), i))
     # The median article, not the best: a report shows what is typical.
     start = max(0, (len(both) - count) // 2)

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from judges.base import Prompt, user
-from pipeline import parts
 from pipeline.config import Config, UserError
 from pipeline.engines.plain import marks_of, plain
 from pipeline.formats import Preference
-from pipeline.ledger import Artifact, Ledger, open_place, replacing
-from pipeline.rows import Row
 from pipeline.sampling import about
+from pipeline.storage import parts
+from pipeline.storage.files import atomic_writer, open_location
+from pipeline.storage.ledger import Artifact, Ledger
+from pipeline.storage.schema import Row
 from pipeline.tokens import PairIds, Tokens, of_model
 
 
@@ -71,10 +72,10 @@ def export(config: Config, ledger: Ledger, out: str, number: int | None = None) 
 def _written(out: str) -> Iterator[Any]:
     """A stream to the file; what the file system has against it, it has against `--out`."""
     try:
-        fs, path = open_place(out)
+        fs, path = open_location(out)
         if fs.get_file_info(path).type == pafs.FileType.Directory:
             raise IsADirectoryError("it is a folder")
-        with replacing(fs, path) as stream:
+        with atomic_writer(fs, path) as stream:
             yield stream
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"--out is {out!r}, which cannot be written: {error}") from None
@@ -90,7 +91,7 @@ def _tables(ledger: Ledger) -> dict[int, Artifact]:
 
 def _rows(ledger: Ledger, table: Artifact) -> Iterator[Row]:
     for name in table.record["parts"]:
-        yield from parts.read(f"{ledger.root}/{table.address}", name).to_pylist()
+        yield from parts.read_part(f"{ledger.root}/{table.address}", name).to_pylist()
 
 
 def _lines(row: Row, instruction: str, tokens: Tokens) -> Iterator[tuple[dict[str, Any], bool]]:

@@ -16,7 +16,7 @@ from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
 from pipeline.config.run import JudgeSettings
 from pipeline.engines.base import Engine, Reply, tokens
-from pipeline.rows import Outcome, Row, drawn
+from pipeline.storage.schema import Outcome, Row, is_drawn
 
 
 def make_judge(settings: JudgeSettings, seed: int) -> McqJudge | ClozeJudge:
@@ -137,7 +137,7 @@ def _reordered(question: Question) -> Question:
 
 
 def _drawn(row: Row, share: float) -> bool:
-    return bool(row["summaries"]) and drawn(f"{row['article_id']}\n{row.get('writer')}", share)
+    return bool(row["summaries"]) and is_drawn(f"{row['article_id']}\n{row.get('writer')}", share)
 
 
 def _told(questions: Sequence[Question], answers: Sequence[Answer]) -> list[str | None]:

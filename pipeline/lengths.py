@@ -12,8 +12,8 @@ from judges.base import Judge, Prompt, Question, user
 from pipeline.config import Config
 from pipeline.config.run import JudgeSettings
 from pipeline.judging import make_judge
-from pipeline.models import adapter_config, fetch
 from pipeline.sampling import about
+from pipeline.storage.model_files.hub import adapter_config, fetch
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ caches of other kinds (latent, sliding: theirs are smaller), and what other prog
 
 from dataclasses import dataclass
 
-from pipeline.anatomy import Anatomy
 from pipeline.config.hardware import EngineHardware, TrainerHardware
 from pipeline.config.run import PolicySettings
 from pipeline.config.training import Training
+from pipeline.storage.model_files.shapes import ModelShapes
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -64,7 +64,7 @@ class Need:
         return surely <= memory * self.limit
 
 
-def engine(use: str, model: Anatomy, dtype: str, max_model_len: int | None, hardware: EngineHardware) -> Need:
+def engine(use: str, model: ModelShapes, dtype: str, max_model_len: int | None, hardware: EngineHardware) -> Need:
     """A vLLM engine: weights spread over its GPUs, and on each a key-value cache of what is left."""
     gpus = hardware.gpus_per_replica
     spread = max(1, int(gpus))
@@ -95,7 +95,9 @@ class Row:
     scored: int
 
 
-def training(model: Anatomy, policy: PolicySettings, settings: Training, trainer: TrainerHardware, row: Row) -> Need:
+def training(
+    model: ModelShapes, policy: PolicySettings, settings: Training, trainer: TrainerHardware, row: Row
+) -> Need:
     """A training worker, at the worst moment of a step of several rows."""
     size, workers = BYTES[policy.dtype], trainer.workers
     trained = _trained(model, settings)
@@ -126,13 +128,13 @@ def training(model: Anatomy, policy: PolicySettings, settings: Training, trainer
     return Need("training", model.name, model.parameters, trainer.gpus_per_worker, sure, about, limit=1.0)
 
 
-def _trained(model: Anatomy, settings: Training) -> int:
+def _trained(model: ModelShapes, settings: Training) -> int:
     if settings.lora is None:
         return model.parameters
     return model.adapted or model.lora(settings.lora.r, settings.lora.target_modules)
 
 
-def _layer(model: Anatomy, size: int, trainer: TrainerHardware) -> int:
+def _layer(model: ModelShapes, size: int, trainer: TrainerHardware) -> int:
     """Bytes that autograd keeps of a token in a layer, between forward and backward."""
     # Of each of two norms its input (in float32), that scaled, and its output; and what the attention's output
     # projection is given.
@@ -144,12 +146,12 @@ def _layer(model: Anatomy, size: int, trainer: TrainerHardware) -> int:
     return norms + attention * size + _network(model, size)
 
 
-def _network(model: Anatomy, size: int) -> int:
+def _network(model: ModelShapes, size: int) -> int:
     """Of these: the gate, its activation, up, and the product of the two."""
     return 4 * size * model.inner
 
 
-def _activations(model: Anatomy, size: int, trainer: TrainerHardware, row: Row) -> int:
+def _activations(model: ModelShapes, size: int, trainer: TrainerHardware, row: Row) -> int:
     if trainer.gradient_checkpointing:
         return row.tokens * size * model.hidden * model.layers
     # The last layer's network sees what is scored only (`dpo/last_layer.py`).
@@ -157,7 +159,7 @@ def _activations(model: Anatomy, size: int, trainer: TrainerHardware, row: Row) 
     return row.tokens * _layer(model, size, trainer) * model.layers - unseen
 
 
-def _head(model: Anatomy, size: int, trained: bool, row: Row) -> int:
+def _head(model: ModelShapes, size: int, trained: bool, row: Row) -> int:
     """Logits of a chunk, twice in backward and once more in bf16, and the gradient of the head."""
     logits = min(_CHUNK, row.scored * model.vocabulary)
     gradient = (8 if size == 4 else 4 + 2 * size) * model.vocabulary * model.hidden if trained else 0
@@ -165,7 +167,7 @@ def _head(model: Anatomy, size: int, trained: bool, row: Row) -> int:
 
 
 def engine_refusal(
-    setting: str, model: Anatomy, dtype: str, longest: int | None, hardware: EngineHardware, memory: float
+    setting: str, model: ModelShapes, dtype: str, longest: int | None, hardware: EngineHardware, memory: float
 ) -> str | None:
     """Why an engine cannot start on GPUs of so many bytes, and what to do; None where it can."""
     need = engine(setting, model, dtype, longest, hardware)
@@ -190,7 +192,7 @@ def engine_refusal(
 
 
 def training_refusal(
-    model: Anatomy, policy: PolicySettings, settings: Training, trainer: TrainerHardware, row: Row, memory: float
+    model: ModelShapes, policy: PolicySettings, settings: Training, trainer: TrainerHardware, row: Row, memory: float
 ) -> str | None:
     """Why training cannot be held by GPUs of so many bytes, activations aside, and what to do; None where it can."""
     need = training(model, policy, settings, trainer, row)

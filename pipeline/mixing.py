@@ -5,7 +5,7 @@ summary names its writer, and has no `logp`, which was that writer's and not thi
 mixed (`replay.py`, `pairs.py`).
 """
 
-from pipeline.rows import Row
+from pipeline.storage.schema import Row
 
 
 def foreign(row: Row) -> Row:

@@ -19,8 +19,8 @@ from judges.base import Skip
 from pipeline import formats, sources
 from pipeline.config import UserError
 from pipeline.formats import Preference, Text
-from pipeline.rows import COLUMNS, Row
 from pipeline.stage import stage
+from pipeline.storage.schema import COLUMNS, Row
 from pipeline.tokens import PairIds, Tokens, of_model
 
 # What the record tallies that a person may not expect of the file.

@@ -18,9 +18,9 @@ from judges.base import Skip
 from pipeline.config.run import Pairs
 from pipeline.mixing import joined
 from pipeline.preference import SHIPPED, Rule, preference
-from pipeline.rows import Outcome, Row, each
 from pipeline.selection import SELECTIONS, weights
 from pipeline.stage import stage
+from pipeline.storage.schema import Outcome, Row, map_rows
 
 _pairs = partial(stage, "pairs", version=2, settings=("pairs", "seed"), contents=("pairs.preference",))
 
@@ -28,13 +28,13 @@ _pairs = partial(stage, "pairs", version=2, settings=("pairs", "seed"), contents
 @_pairs(writes=("pairs",))
 def pair(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
     """Add `pairs`, indices into `summaries`, to each article that has any."""
-    return each(rows, partial(_pair, _rule(pairs), pairs, seed), pair.writes)
+    return map_rows(rows, partial(_pair, _rule(pairs), pairs, seed), pair.writes)
 
 
 @_pairs(writes=("summaries", "scores", "base_summaries", "base_scores", "pairs"))
 def pair_with_base(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
     """As `pair`, the chosen by the policy and the rejected by the base, whose summaries join the policy's."""
-    return each(rows, partial(_pair_with_base, _rule(pairs), pairs, seed), pair_with_base.writes)
+    return map_rows(rows, partial(_pair_with_base, _rule(pairs), pairs, seed), pair_with_base.writes)
 
 
 def _rule(pairs: Pairs) -> Rule:

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from pipeline import parts
 from pipeline.articles import read
 from pipeline.config import Config
 from pipeline.config.hardware import Price
 from pipeline.counts import Counts, Line
-from pipeline.ledger import Artifact, Ledger
 from pipeline.lengths import measure
 from pipeline.rates import Measured, Rates, work
 from pipeline.stage import Stage
+from pipeline.storage import parts
+from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.survey import UNMADE, Survey
 
 _SAMPLE = 200  # articles that are tokenized
@@ -188,4 +188,4 @@ def _cost(price: Price, tally: dict[str, float]) -> float:
 
 def _rows(ledger: Ledger, table: Artifact, column: str) -> Iterable[dict[str, Any]]:
     for name in table.record["parts"]:
-        yield from parts.read(f"{ledger.root}/{table.address}", name, [column]).to_pylist()
+        yield from parts.read_part(f"{ledger.root}/{table.address}", name, [column]).to_pylist()

@@ -13,10 +13,10 @@ from pipeline.config import UserError
 from pipeline.config.hardware import TrainerHardware
 from pipeline.config.servers import ComparedModel
 from pipeline.config.training import References, Training
-from pipeline.ledger import Artifact
 from pipeline.loggers import Log
-from pipeline.models import fetch, locate
 from pipeline.stage import Stage, stage
+from pipeline.storage.ledger import Artifact
+from pipeline.storage.model_files.hub import fetch, locate
 
 
 @stage("policy", version=1, settings=("policy.model",), contents=("policy.model",))

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow.fs as pafs
 import yaml
 
 from pipeline.config import Config, UserError
 from pipeline.config.hardware import Hardware
-from pipeline.folder import CONFIG
-from pipeline.ledger import RECORD, Ledger
 from pipeline.stage import Stage
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.run_folder import CONFIG
 
 Kind = tuple[str, frozenset[str]]
 
@@ -137,14 +136,11 @@ def records(ledger: Ledger) -> list[dict[str, Any]]:
     Raises:
         UserError: one is damaged.
     """
-    files = ledger.fs.get_file_info(pafs.FileSelector(ledger.base, recursive=True, allow_not_found=True))
-    found = []
-    for info in sorted(files, key=lambda info: info.path):
-        if info.base_name == RECORD:
-            artifact = ledger.find(info.path[len(ledger.base) + 1 : -len(RECORD) - 1])
-            if artifact is not None and isinstance(artifact.record["recipe"].get("settings"), dict):
-                found.append(artifact.record)
-    return found
+    return [
+        artifact.record
+        for artifact in ledger.artifacts()
+        if isinstance(artifact.record["recipe"].get("settings"), dict)
+    ]
 
 
 def there(folder: str) -> Ledger:

@@ -13,8 +13,8 @@ from ray.data import Dataset
 from pipeline.config.hardware import TrainerHardware
 from pipeline.config.training import References
 from pipeline.engines.pool import Pool
-from pipeline.rows import Outcome, Row, each
 from pipeline.stage import stage
+from pipeline.storage.schema import Outcome, Row, map_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,9 +44,9 @@ def anchor(
     """
     match references.source:
         case "none":
-            return each(rows, lambda row: dict.fromkeys(anchor.writes), anchor.writes)
+            return map_rows(rows, lambda row: dict.fromkeys(anchor.writes), anchor.writes)
         case "sampler":
-            return each(rows, partial(_sampled, digest), anchor.writes)
+            return map_rows(rows, partial(_sampled, digest), anchor.writes)
         case "trainer":
             return scorer.map(rows, partial(_score, digest, trainer.tokens_per_batch), anchor.writes)
 

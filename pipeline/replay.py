@@ -14,8 +14,8 @@ from ray.data import Dataset
 
 from pipeline.config.run import Pairs
 from pipeline.mixing import foreign, joined
-from pipeline.rows import COLUMNS, Row
 from pipeline.stage import stage
+from pipeline.storage.schema import COLUMNS, Row
 
 _PARTITIONS = 8  # of the shuffle: rows of pairs are few beside those of a corpus
 _NOW = -1  # as the source of this round's own rows; earlier tables are counted from 0

@@ -13,17 +13,18 @@ import jinja2
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import card, tables
+from pipeline import card
 from pipeline.config import Config
 from pipeline.config.run import JudgeSettings
 from pipeline.config.sanitize import escape_markdown, printable
 from pipeline.evaluation import agree, compare, describe, entrant, verdicts
 from pipeline.exam import BASELINES
-from pipeline.ledger import Ledger
 from pipeline.plot import draw
 from pipeline.preference import rules
 from pipeline.round import Round
-from pipeline.rows import Row
+from pipeline.storage import tables
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.schema import Row
 
 _FEW = 30  # articles under which a bootstrap interval is not to be trusted
 _METRICS = (
@@ -59,10 +60,10 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
         found = compare(ours, theirs, config.pairs, config.report, config.seed)
         return {rule: rate and rate.as_dict() for rule, rate in found.items()}
 
-    first = tables.read(ledger, played[0].results)
+    first = tables.read_table(ledger, played[0].results)
     base = entrant(first, 0)
     baselines = {name: entrant(first, place) for place, name in enumerate(BASELINES, 1)}
-    compared = {name: entrant(tables.read(ledger, results), 0) for name, results in played[0].compared.items()}
+    compared = {name: entrant(tables.read_table(ledger, results), 0) for name, results in played[0].compared.items()}
     last = played[-1]
     assert last.standing is not None, "what was played can be measured"
     opinions = _opinions(played, ledger)
@@ -92,7 +93,7 @@ def measure(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str
             if current.pairs:
                 metrics["notes"].append(f"Round {current.number} gave no pairs, and there was nothing to learn from.")
             continue
-        ours = entrant(tables.read(ledger, current.results), 0)
+        ours = entrant(tables.read_table(ledger, current.results), 0)
         training = current.policy.record["training"]
         metrics["rounds"].append(
             {
@@ -131,7 +132,7 @@ def _name(judge: JudgeSettings) -> str:
 def _opinions(played: Sequence[Round], ledger: Ledger) -> dict[tuple[str, str], list[Row]]:
     """Scores by the second judge, aligned with summaries, by article id and writer; of what it had questions about."""
     found = {current.second.build: current.second for current in played if current.second}
-    rows = [row for table in found.values() for row in tables.read(ledger, table)]
+    rows = [row for table in found.values() for row in tables.read_table(ledger, table)]
     return {(row["article_id"], row["writer"]): row["second_scores"] for row in rows if row["second_questions"]}
 
 
@@ -311,8 +312,7 @@ def environment() -> jinja2.Environment:
 def write(metrics: dict[str, Any], examples: list[dict[str, Any]], config: Config, ledger: Ledger) -> None:
     """Write metrics.json, report.md and report.png into the run's folder."""
     ledger.write("metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    with ledger.fs.open_output_stream(ledger.path("report.png")) as stream:
-        stream.write(draw(metrics, _writers(metrics)))
+    ledger.write("report.png", draw(metrics, _writers(metrics)))
     text = (
         environment()
         .get_template("report.md.j2")

@@ -10,7 +10,6 @@ from pipeline.config import Config
 from pipeline.drift import compare_with_base
 from pipeline.evaluation import evaluate, evaluate_leads
 from pipeline.exam import recite, sit, sit_base
-from pipeline.ledger import Artifact
 from pipeline.pairs import pair, pair_with_base
 from pipeline.policy import adopt, hire, train
 from pipeline.questions import ask
@@ -21,6 +20,7 @@ from pipeline.second import ask_second, judge_second
 from pipeline.stage import Stage
 from pipeline.standing import Standing, appraise
 from pipeline.stopping import Figures
+from pipeline.storage.ledger import Artifact
 from pipeline.summaries import write, write_beside
 from pipeline.survey import UNMADE, Survey
 

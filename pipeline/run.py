@@ -12,15 +12,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import parts, tables
 from pipeline.config import Alignment, Config, UserError
 from pipeline.config.hardware import driver_node_options
 from pipeline.equipment import equip
-from pipeline.ledger import Artifact, Ledger, now, remove
 from pipeline.progress import Display, Tick, summary
 from pipeline.stage import Stage
+from pipeline.storage import parts, streams, tables
+from pipeline.storage.files import remove_folder
+from pipeline.storage.ledger import Artifact, Ledger, utc_now
+from pipeline.storage.provenance import git_commit, package_versions
 from pipeline.survey import Survey, address_of
-from pipeline.versions import commit, packages
 
 
 class Run(Survey):
@@ -32,7 +33,7 @@ class Run(Survey):
 
     def reuse(self, found: Artifact) -> Artifact:
         if "training" in found.record:
-            remove(f"{found.uri}/checkpoints")  # in case it was cut off between its record and this
+            remove_folder(f"{found.uri}/checkpoints")  # in case it was cut off between its record and this
         self.display.line(found.address, f"reused  {summary(found.record)}", style="dim")
         return found
 
@@ -43,7 +44,7 @@ class Run(Survey):
             return self._stream([job])[0]
         with self.display.working([address], None, "rows" if stage.writes else "steps") as (tick,):
             if stage.writes:
-                given = [tables.of(self.ledger, each) if _is_table(each) else each for each in inputs]
+                given = [streams.stream_table(self.ledger, each) if _is_table(each) else each for each in inputs]
                 try:
                     said = self._whole(self._call(job, given, tick), job, tick)
                 except UserError:
@@ -56,11 +57,11 @@ class Run(Survey):
     def _whole(self, rows: Any, job: "_Job", tick: Tick) -> dict[str, Any]:
         """Write a table in one go, and say what its record should."""
         self.ledger.check_held()
-        table = tables.draft(job.made.uri, _name_of_attempt())
-        for count in tables.write(rows, table):
+        table = tables.begin_table(job.made.uri, _name_of_attempt())
+        for count in streams.write_rows(rows, table):
             tick.advance(count)
         self.ledger.check_held()
-        said = tables.finish(table, expected=None)
+        said = tables.finish_table(table, expected=None)
         assert said is not None, "nothing was expected of it"
         return said
 
@@ -91,7 +92,7 @@ class Run(Survey):
         """Make tables, each from the one before, as one pipeline; what was written before it was cut off stays."""
         began, there = time.monotonic(), -1
         # One pass is the rule; another one for as long as the last has added something that can be seen.
-        while there < (there := sum(len(parts.names(job.made.uri)["parts"]) for job in jobs)):
+        while there < (there := sum(len(parts.list_parts(job.made.uri)["parts"]) for job in jobs)):
             if (said := self._pass(jobs)) is not None:
                 return [self._finish(job, some, began, jobs) for job, some in zip(jobs, said, strict=True)]
         raise UserError(
@@ -104,7 +105,9 @@ class Run(Survey):
         drafts: list[tables.Draft] = []
         self.ledger.check_held()
         for job in jobs:
-            drafts.append(tables.draft(job.made.uri, _name_of_attempt(), within=drafts[-1].ids if drafts else None))
+            drafts.append(
+                tables.begin_table(job.made.uri, _name_of_attempt(), within=drafts[-1].ids if drafts else None)
+            )
         if dropped := sum(table.dropped for table in drafts):
             self.display.warn(f"{dropped} parts that cannot be used were removed: their articles are made again")
         source, first = jobs[0].inputs[0], jobs[0].stage.split
@@ -117,23 +120,23 @@ class Run(Survey):
             stream, there, kept = None, source.record["parts"], total
             for job, table, tick in zip(jobs, drafts, ticks, strict=True):
                 left, uri = kept - len(table.ids), job.inputs[0].uri
-                rest = tables.rows(uri, there, job.stage.split, but=table.ids) if left else None
+                rest = streams.stream_parts(uri, there, job.stage.split, but=table.ids) if left else None
                 # Of no rows come no rows, and no engine need start to say so.
                 given = rest.union(stream) if rest and stream else rest or stream
                 if given:
                     rows = self._call(job, (given, *job.inputs[1:]), tick)
                     if job is not jobs[-1]:
-                        stream = tables.tap(rows, table, seen)
+                        stream = streams.write_through(rows, table, seen)
                     else:
-                        for count in tables.write(rows, table):
+                        for count in streams.write_rows(rows, table):
                             tick.advance(count)
-                there, kept = table.adopted, parts.count(table.uri, table.adopted).kept
+                there, kept = table.adopted, parts.count_rows(table.uri, table.adopted).kept
         self.ledger.check_held()
         said: list[dict[str, Any]] = []
         expected = source.record["ids"]
         for job, table in zip(jobs, drafts, strict=True):
             split = job.stage.split
-            found = tables.finish(table, {s: n for s, n in expected.items() if split in (None, s)})
+            found = tables.finish_table(table, {s: n for s, n in expected.items() if split in (None, s)})
             if found is None:
                 return None
             said.append(found)
@@ -153,17 +156,19 @@ class Run(Survey):
             "build": job.made.build,
             "recipe": job.made.record["recipe"],
             **said,
-            "made": now(),
+            "made": utc_now(),
             "seconds": round(time.monotonic() - began, 2),
             **({"together_with": others} if others else {}),
             "writer": next((artifact.build for artifact in job.inputs if "model" in artifact.record), None),
             "judge": self.config.judge.model or self.config.judge.kind if isinstance(self.config, Config) else None,
-            "packages": packages(),
-            "commit": commit(),
+            "packages": package_versions(),
+            "commit": git_commit(),
         }
         artifact = self.ledger.finish(job.made.address, record)
         if job.stage.resumes:
-            remove(f"{artifact.uri}/checkpoints")  # thrice the weights, and of no use to a policy that is finished
+            remove_folder(
+                f"{artifact.uri}/checkpoints"
+            )  # thrice the weights, and of no use to a policy that is finished
         self.display.line(artifact.address, summary(record))
         self.check_limits(job.stage, artifact)
         return artifact
@@ -187,7 +192,7 @@ def _told(ticks: Sequence[Tick], drafts: Sequence[tables.Draft]) -> Iterator[Any
     """
     import ray
 
-    seen, over = ray.remote(tables.Seen).options(**driver_node_options()).remote(), threading.Event()
+    seen, over = ray.remote(streams.WriteProgress).options(**driver_node_options()).remote(), threading.Event()
     shown = list(zip(ticks, drafts, strict=True))[:-1]
 
     def show() -> None:

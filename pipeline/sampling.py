@@ -11,7 +11,7 @@ from ray.data import Dataset
 from judges.base import Prompt, Skip, fill, user
 from pipeline.engines.base import Engine, tokens
 from pipeline.engines.pool import Pool
-from pipeline.rows import Outcome, Row
+from pipeline.storage.schema import Outcome, Row
 
 SAMPLED = ("writer", "prompt_ids", "summaries")
 

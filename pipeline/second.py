@@ -15,8 +15,8 @@ from pipeline.config.run import JudgeSettings, Questions
 from pipeline.engines.base import Engine
 from pipeline.engines.pool import Pool
 from pipeline.judging import make_judge, score_summaries
-from pipeline.rows import Outcome, Row
 from pipeline.stage import stage
+from pipeline.storage.schema import Outcome, Row
 
 
 @stage(

@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.config import UserError
-from pipeline.ledger import open_place
+from pipeline.storage.files import open_location
 
 UNREADABLE = "unreadable"  # the one key of a row that could not be read; its value is the reason
 _ROWS = 1000  # rows of Parquet in memory at a time
@@ -41,7 +41,7 @@ def rows(place: str, setting: str, columns: Iterable[str] | None = None) -> Iter
         yield from _hugging_face(place[3:], setting)
         return
     try:
-        fs, inner = open_place(place)
+        fs, inner = open_location(place)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{setting} is {place!r:.200}, which cannot be opened: {_line(error)}") from None
     try:

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline import tables
 from pipeline.config import Config
 from pipeline.drift import Drift, estimate
 from pipeline.evaluation import compare, describe
-from pipeline.ledger import Artifact, Ledger
-from pipeline.rows import Row
 from pipeline.stats import WinRate
 from pipeline.stopping import Figures, breaches
+from pipeline.storage import tables
+from pipeline.storage.ledger import Artifact, Ledger
+from pipeline.storage.schema import Row
 
 if TYPE_CHECKING:
     from pipeline.round import Round
@@ -67,7 +67,7 @@ def appraise(played: "Sequence[Round]", config: Config, ledger: Ledger) -> Stand
 
     how = config.report, config.pairs.threshold
     described = describe(rows[current.number], *how)
-    drift = estimate(tables.read(ledger, current.drift)) if current.drift else None
+    drift = estimate(tables.read_table(ledger, current.drift)) if current.drift else None
     assert current.pairs is not None, "a trained round has pairs"
     figures = Figures(
         number=current.number,
@@ -86,7 +86,7 @@ def appraise(played: "Sequence[Round]", config: Config, ledger: Ledger) -> Stand
 
 def held_out(current: "Round", ledger: Ledger) -> list[Row]:
     """The rows of a round's evaluation that are its policy's own: beside the base's stand baselines."""
-    return [row for row in tables.read(ledger, current.results) if row["writer"] == current.policy.build]
+    return [row for row in tables.read_table(ledger, current.results) if row["writer"] == current.policy.build]
 
 
 def _is_made(*found: Artifact | None) -> bool:

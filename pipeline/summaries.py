@@ -11,9 +11,9 @@ from ray.data import Dataset
 from judges.base import Prompt, user
 from pipeline.config.run import PolicySettings, Summaries
 from pipeline.engines.pool import Pool
-from pipeline.rows import Row, each
 from pipeline.sampling import SAMPLED, sample
 from pipeline.stage import stage
+from pipeline.storage.schema import Row, map_rows
 
 _BESIDE = ("base_writer", "base_summaries", "base_scores")
 _summaries = partial(
@@ -51,7 +51,7 @@ def write(
 @_summaries(writes=(*_BESIDE, *SAMPLED))
 def write_beside(rows: Dataset, writer: str, **kwargs: Any) -> Dataset:
     """`write`, of articles that come with scored summaries by the base: those are kept, as `base_…`."""
-    return write(each(rows, _put_beside, _BESIDE), writer, **kwargs)
+    return write(map_rows(rows, _put_beside, _BESIDE), writer, **kwargs)
 
 
 def _put_beside(row: Row) -> Row:

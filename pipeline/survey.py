@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.config import Alignment, Config, UserError
 from pipeline.contents import fingerprint
-from pipeline.ledger import Artifact, Ledger, differences
 from pipeline.stage import Stage
+from pipeline.storage.ledger import Artifact, Ledger, differences
 
 UNMADE = "(to be made)"  # as a build: of what a survey finds is still to be made
 _LIMITS = ("max_skipped", "max_unread", "check_articles", "max_difference")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from judges.base import Skip
 from pipeline.config import UserError
 from pipeline.formats import Message, Preference
-from pipeline.models import adapter_config, fetch
+from pipeline.storage.model_files.hub import adapter_config, fetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from pipeline import tables
+from pipeline.storage import streams, tables
 
 
 def keep(rows: Iterable[pa.Table], uri: str) -> dict:
     """Write tables; gives what the record of the whole should say."""
-    begun = tables.draft(uri, "kept")
-    for _ in tables.write(rows, begun):
+    begun = tables.begin_table(uri, "kept")
+    for _ in streams.write_rows(rows, begun):
         pass
-    return tables.finish(begun, expected=None)
+    return tables.finish_table(begun, expected=None)

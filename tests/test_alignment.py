@@ -21,15 +21,16 @@ from transformers import AutoTokenizer
 
 from jobs.cli import main
 from judges.base import fill, user
-from pipeline import align, folder
+from pipeline import align
 from pipeline.config import UserError
 from pipeline.config.loader import load_alignment, load_config, parse_alignment
 from pipeline.config.run import PolicySettings
 from pipeline.export import export
 from pipeline.formats import Preference
-from pipeline.ledger import Ledger
 from pipeline.own_pairs import collect
-from pipeline.rows import COLUMNS
+from pipeline.storage import run_folder
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.schema import COLUMNS
 from pipeline.tokens import of_model
 
 ROOT = Path(__file__).parents[1]
@@ -261,7 +262,7 @@ def played(tmp_path, request):
         Path(model, "chat_template.jinja").unlink()
     config = load_config(ROOT / "configs/demo.yaml", [f"policy.model={model}", f"run={tmp_path}/run"])
     ledger, tokens = Ledger(config.run), of_model(model)
-    folder.write(ledger, config)
+    run_folder.write_settings(ledger, config)
     for number, articles in ((1, ["The roof was red.", "Nobody came {article}."]), (2, ["The bill was 21 million."])):
         rows = [row(config, tokens, f"{number}-{i}", article) for i, article in enumerate(articles)]
         if number == 2:  # sampled letter by letter: the same text tokenized again is shorter
@@ -353,17 +354,17 @@ def test_the_instruction_of_rounds_is_left_aside(tmp_path):
     demo = load_alignment(ROOT / "configs/demo.yaml", ["pairs=x.jsonl"])
     assert demo.policy.instruction == PolicySettings(model=POLICY).instruction
     ledger = Ledger(str(tmp_path))
-    folder.write(ledger, demo)
+    run_folder.write_settings(ledger, demo)
     text = ledger.read("config.yaml").replace("Write a very short summary", "Summarize in an earlier version")
     ledger.write("config.yaml", text)
-    assert folder.settings(ledger).policy == demo.policy
+    assert run_folder.read_settings(ledger).policy == demo.policy
     with pytest.raises(UserError, match="policy.instruction is set"):
-        folder.settings(ledger, ["policy.instruction=Say {article}"])
+        run_folder.read_settings(ledger, ["policy.instruction=Say {article}"])
 
 
 def test_a_folder_is_of_one_command(played):
     config, ledger, _ = played
     own = parse_alignment({"run": config.run, "pairs": "x.jsonl", "policy": {"model": POLICY}})
     with pytest.raises(UserError, match="was made by `rondo run`, in rounds: give this a folder of its own, run="):
-        folder.check(ledger, own)
-    folder.check(ledger, config)
+        run_folder.check_command(ledger, own)
+    run_folder.check_command(ledger, config)

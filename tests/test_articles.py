@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pipeline.articles import NothingNew, check, is_eval, read, read_more
 from pipeline.config import UserError
 from pipeline.config.run import Articles
-from pipeline.rows import dataset
 from pipeline.seen import Seen
+from pipeline.storage.schema import to_dataset
 
 WORDS = " ".join(f"word{i}" for i in range(30))
 
@@ -158,7 +158,7 @@ def test_real_articles_are_all_kept(shared_data):
 
 def reading_on(path, *taken, **settings):
     """What a later round reads, after the articles of those before it."""
-    before = [dataset([{"article_id": i, "article": text, "split": "train"} for i, text in some]) for some in taken]
+    before = [to_dataset([{"article_id": i, "article": text, "split": "train"} for i, text in some]) for some in taken]
     found = read_more(*before, articles=Articles(path=str(path), eval_fraction=0.3, each_round="new", **settings))
     return [row for table in found for row in table.to_pylist()]
 

@@ -27,14 +27,15 @@ from judges.base import LETTERS, UNSURE, Prompt, Question, Skip, user
 from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
-from pipeline import articles, formats, models, own_pairs, sources
+from pipeline import articles, formats, own_pairs, sources
 from pipeline.config import Config, UserError, loader
 from pipeline.config.hardware import Server
 from pipeline.config.run import Articles
 from pipeline.config.servers import ServedModel
 from pipeline.dpo import checkpoint, weights
 from pipeline.engines.http import HttpEngine
-from pipeline.ledger import Ledger
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.model_files import hub
 from pipeline.tokens import of_model
 
 ROOT = Path(__file__).parents[1]
@@ -182,16 +183,16 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(("spoil", "line"), named(bad_models.FOLDERS))
 def test_a_model(folder, spoil, line):
-    models.check("policy.model", str(folder))
+    hub.check_model("policy.model", str(folder))
     spoil(folder)
     with told(line):
-        models.check("policy.model", str(folder))
+        hub.check_model("policy.model", str(folder))
 
 
 @pytest.mark.parametrize(("spoil", "line"), named(bad_models.UNLOADABLE))
 def test_a_model_that_cannot_be_loaded(folder, spoil, line):
     spoil(folder)
-    models.check("policy.model", str(folder))
+    hub.check_model("policy.model", str(folder))
     with pytest.raises(ValueError, match=".") as caught:
         weights.digest(folder), weights.load(folder, "float32")
     assert line in str(caught.value) and "\n" not in str(caught.value)
@@ -203,19 +204,19 @@ def test_an_adapter(tmp_path, config, beside, line):
     (tmp_path / "adapter_config.json").write_text(text)
     beside(tmp_path)
     with told(line):
-        models.check("policy.model", str(tmp_path))
+        hub.check_model("policy.model", str(tmp_path))
 
 
 @pytest.mark.parametrize(("name", "line"), bad_models.NAMES, ids=[name[:20] for name, _ in bad_models.NAMES])
 def test_a_name_of_a_model(name, line):
     with pytest.raises(UserError, match=".") as caught:
-        models.check("policy.model", name)
+        hub.check_model("policy.model", name)
     assert line in str(caught.value)
 
 
 def test_code_beside_a_model_that_needs_none_is_not_run(folder):
     bad_models.set_json(folder, "config.json", auto_map=bad_models.code(folder))
-    models.check("policy.model", str(folder))
+    hub.check_model("policy.model", str(folder))
     assert type(weights.load(folder, "float32")).__name__ == "LlamaForCausalLM"
     assert of_model(str(folder)).chats
 
@@ -229,7 +230,7 @@ def test_code_of_a_tokenizer_is_not_run_and_nobody_is_asked(folder):
 def test_pickles_beside_good_weights_are_not_read(folder):
     for name in ("pytorch_model.bin", "optimizer.pt", "training_args.bin", "scheduler.pt", "tokenizer.pkl"):
         bad_models.evil(folder / name)
-    models.check("policy.model", str(folder))
+    hub.check_model("policy.model", str(folder))
     of_model(str(folder))
     assert weights.digest(folder) == weights.digest(bad_models.POLICY)
     weights.load(folder, "float32")

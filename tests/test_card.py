@@ -195,7 +195,7 @@ def cloze(folder, *overrides):
 def test_what_a_card_cannot_be_made_of_is_told_before_ray_starts(tmp_path, monkeypatch):
     from jobs.judge_card import examine
     from pipeline.config import UserError
-    from pipeline.ledger import Ledger
+    from pipeline.storage.ledger import Ledger
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("pipeline.cluster.connected", lambda hardware: pytest.fail("Ray was started"))

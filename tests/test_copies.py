@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from pipeline import copies
 from pipeline.config import UserError
+from pipeline.storage.model_files import node_cache
 
 ROOT = Path(__file__).parents[1]
 PROCESS = """
@@ -28,7 +28,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     yield tmp_path / "tmp"
-    copies.release()
+    node_cache.release_copies()
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def model(tmp_path):
 
 
 def copy(model, uri="far://model"):
-    return Path(copies.copy(uri, pafs.LocalFileSystem(), str(model)))
+    return Path(node_cache.local_copy(uri, pafs.LocalFileSystem(), str(model)))
 
 
 def start(here, model, uri="far://model"):
@@ -53,7 +53,7 @@ def start(here, model, uri="far://model"):
 
 
 def age(path):
-    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 2 * copies._UNUSED))
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 2 * node_cache._UNUSED))
 
 
 def test_processes_share_one_copy_that_nobody_else_can_open(here, model):
@@ -88,7 +88,7 @@ def test_a_copy_goes_when_nobody_reads_it_and_nobody_asked_in_a_day(here, model)
     last = copy(model, "far://last")
     assert set(read.parent.iterdir()) == {read, mine, fresh, last}
     reader.communicate("\n")
-    copies.release()
+    node_cache.release_copies()
     for old in (mine, fresh):
         age(old)
     assert copy(model, "far://mine") == mine  # asked for again

@@ -8,7 +8,7 @@ import pytest
 from test_resume import Work, break_once, check, play, settings
 
 from pipeline.config import UserError
-from pipeline.ledger import Ledger
+from pipeline.storage.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -26,7 +26,7 @@ from pipeline.dpo.example import Example
 from pipeline.dpo.logps import completion_logps
 from pipeline.dpo.loop import Run
 from pipeline.dpo.tree import grow
-from pipeline.models import check, check_lora
+from pipeline.storage.model_files.hub import check_lora, check_model
 
 VOCABULARY = 65
 LORA = Lora(r=3, lora_alpha=6).model_dump()
@@ -229,14 +229,14 @@ def test_the_head_cannot_be_adapted(base: Path, tmp_path: Path) -> None:
 
 def test_a_base_that_only_one_folder_knows_is_refused(base: Path, tmp_path: Path, monkeypatch: Any) -> None:
     out = trained(base, tmp_path / "adapter")
-    check("policy.model", str(out))
+    check_model("policy.model", str(out))
     path = out / "adapter_config.json"
     raw = json.loads(path.read_text())
     monkeypatch.chdir(base.parent)
     for name, message in ((base.name, "means nothing in another folder: write"), ("/gone", "whose base is '/gone'")):
         path.write_text(json.dumps(raw | {"base_model_name_or_path": name}))
         with pytest.raises(UserError, match=message):
-            check("policy.model", str(out))
+            check_model("policy.model", str(out))
 
 
 def examples(policy: Path, dtype: str = "float32") -> list[Example]:

@@ -27,7 +27,7 @@ from pipeline.dpo.plan import split
 from pipeline.dpo.rows import read
 from pipeline.dpo.sharding import Policy
 from pipeline.dpo.tree import forest
-from pipeline.rows import COLUMNS
+from pipeline.storage.schema import COLUMNS
 
 LAYOUT = {"article_tree", "gradient_checkpointing", "torch_compile"}
 PARTS = ("0.parquet", "1.parquet")

@@ -13,7 +13,7 @@ from pipeline.dpo.logps import plain_logps
 from pipeline.drift import compare_with_base, estimate, is_compared
 from pipeline.engines.pool import Pool
 from pipeline.references import load_reference
-from pipeline.rows import dataset
+from pipeline.storage.schema import to_dataset
 
 VOCABULARY, PROMPT = 11, [1, 2, 3]
 
@@ -61,7 +61,7 @@ def test_both_score_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, models
         for model in reversed(models)
     )
     found = compare_with_base(
-        dataset(rows),
+        to_dataset(rows),
         "policy",
         "base",
         dtype="float32",
@@ -91,7 +91,13 @@ def test_what_the_first_of_both_has_to_say_is_told_in_one_line(ray_cluster):
     pool = Pool(Refusing, EngineHardware(), at_once=1)
     with pytest.raises(UserError, match="^these weights are under lock and key$"):
         compare_with_base(
-            dataset([row]), "policy", "base", dtype="float32", scorer=pool, base_scorer=pool, trainer=TrainerHardware()
+            to_dataset([row]),
+            "policy",
+            "base",
+            dtype="float32",
+            scorer=pool,
+            base_scorer=pool,
+            trainer=TrainerHardware(),
         )
 
 

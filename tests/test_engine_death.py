@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from judges.base import Prompt, user
-from pipeline import sampling, tables
+from pipeline import sampling
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware
 from pipeline.engines.attempts import TRIES, Attempts
 from pipeline.engines.base import EngineDied
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
-from pipeline.rows import dataset
+from pipeline.storage import streams, tables
+from pipeline.storage.schema import to_dataset
 
 POLICY = Path(__file__).parents[1] / "newsroom" / "models" / "policy"
 
@@ -60,7 +61,7 @@ def articles(count, words=None):
 def sampled(rows, make_engine, batch_size):
     pool = Pool(make_engine, EngineHardware(cpus_per_replica=0.5, batch_size=batch_size))
     prompt = Prompt(user("{article}"), max_tokens=60, temperature=1.0, n=2)
-    return sampling.sample(dataset(rows), prompt, "build-1", pool)
+    return sampling.sample(to_dataset(rows), prompt, "build-1", pool)
 
 
 def test_only_the_poisonous_rows_are_lost(ray_cluster, tmp_path):
@@ -79,7 +80,7 @@ def test_only_the_poisonous_rows_are_lost(ray_cluster, tmp_path):
 def test_an_engine_that_kills_every_row_ends_the_run(ray_cluster, tmp_path):
     rows = sampled(articles(20), partial(Mortal, tmp_path, came=raises), 4)
     with pytest.raises(UserError, match="the engine died 9 times in a row and finished nothing between: EngineDied"):
-        list(tables.write(rows, tables.draft(str(tmp_path / "out"), "attempt")))
+        list(streams.write_rows(rows, tables.begin_table(str(tmp_path / "out"), "attempt")))
     assert len(list(tmp_path.glob("start-*"))) == 9
 
 
@@ -150,7 +151,7 @@ def test_vllm_killed_while_it_samples_loses_nothing(ray_cluster, tmp_path):
     rows = [{"article_id": story.id, "article": story.text, "split": "train"} for story in newsroom(96)]
     pool = Pool(partial(Recorded, tmp_path), EngineHardware(batch_size=16, cpus_per_replica=0.5))
     prompt = Prompt(user("Summarize.\n{article}"), max_tokens=160, temperature=1.0, n=8)
-    stream = iter(sampling.sample(dataset(rows), prompt, "build-1", pool).iter_rows())
+    stream = iter(sampling.sample(to_dataset(rows), prompt, "build-1", pool).iter_rows())
     found = [next(stream)]
     (started,) = tmp_path.glob("start-*")
     os.kill(int(started.name.split("-")[1]), signal.SIGKILL)

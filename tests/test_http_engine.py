@@ -262,8 +262,8 @@ def _scored(tmp_path, **place):
     from pipeline.config import run
     from pipeline.engines.pool import Pool
     from pipeline.equipment import _served
-    from pipeline.rows import dataset
     from pipeline.scores import judge
+    from pipeline.storage.schema import to_dataset
 
     question = {"question_id": "q", "question": "Who?", "options": ["Ana", "Ben"], "answer": 0}
     rows = [
@@ -281,7 +281,7 @@ def _scored(tmp_path, **place):
         hardware.EngineHardware(),
     )
     settings = run.JudgeSettings(model="judge", questions=1, options=2)
-    made = judge(dataset(rows), judge=settings, seed=0, judge_engine=pool)
+    made = judge(to_dataset(rows), judge=settings, seed=0, judge_engine=pool)
     return keep(made, f"{tmp_path}/scores")
 
 
@@ -426,9 +426,9 @@ def test_a_wrong_setting_of_a_served_model_is_refused_and_no_key_is_shown(overri
 
 
 def test_where_a_server_is_and_how_it_is_asked_is_in_no_recipe(tmp_path):
-    from pipeline.ledger import Ledger
     from pipeline.policy import hire
     from pipeline.questions import ask as questions
+    from pipeline.storage.ledger import Ledger
     from pipeline.survey import Survey
 
     def recipes(*more):

@@ -65,7 +65,7 @@ def test_only_the_worker_imports_ray_for_training():
         ("pipeline.config.loader", {"ray", "torch", "vllm", "pyarrow"}),
         ("pipeline.formats", {"ray", "torch", "vllm", "transformers"}),
         ("pipeline.preference", {"ray", "torch", "vllm", "pyarrow"}),
-        ("pipeline.ledger", {"ray", "torch", "vllm"}),
+        ("pipeline.storage.ledger", {"ray", "torch", "vllm"}),
         ("judges.mcq", {"ray", "torch", "vllm", "pydantic"}),
         ("pipeline.round", {"vllm"}),
     ],

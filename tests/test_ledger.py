@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import UserError
-from pipeline.ledger import Ledger, differences
+from pipeline.storage.ledger import Ledger, differences
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from pipeline.config import UserError
-from pipeline.ledger import Ledger
-from pipeline.lock import Claim, InUse, hold
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.lock import Claim, InUse, hold_lock
 
 RECORD = {"build": "b1", "recipe": {"stage": "pairs"}}
 
@@ -34,7 +34,7 @@ def locks(ledger):
 
 def claim_of(ledger, **changed):
     """A claim as a driver of our own writes it, with what is changed of it."""
-    with hold(ledger, print) as mine:
+    with hold_lock(ledger, print) as mine:
         claim = mine.content | changed
     ledger.write(f"lock-{claim['token']}.json", json.dumps(claim))
     return claim
@@ -70,7 +70,7 @@ def _race(root, barrier, rounds, wins):
     for number in range(rounds):
         barrier.wait()
         try:
-            with hold(Ledger(root), print):
+            with hold_lock(Ledger(root), print):
                 wins.put((number, os.getpid()))
                 barrier.wait()  # held until everybody has tried
         except InUse:
@@ -97,7 +97,7 @@ def test_of_drivers_that_come_at_the_same_moment_exactly_one_wins(ledger, driver
 def test_the_lock_of_a_killed_owner_is_taken_over_with_a_word(ledger, said):
     code = f"""
 import time
-from pipeline.ledger import Ledger
+from pipeline.storage.ledger import Ledger
 with Ledger({ledger.root!r}).lock(print):
     print("held", flush=True)
     time.sleep(600)
@@ -135,7 +135,7 @@ def test_a_lock_from_elsewhere_that_is_renewed_is_respected(ledger, said):
     thread = threading.Thread(target=live)
     thread.start()
     try:
-        with pytest.raises(InUse, match="in use by process 7 on elsewhere"), hold(ledger, said.append, stale=20):
+        with pytest.raises(InUse, match="in use by process 7 on elsewhere"), hold_lock(ledger, said.append, stale=20):
             pass
     finally:
         done.set()
@@ -148,7 +148,7 @@ def test_a_lock_from_elsewhere_that_is_renewed_is_respected(ledger, said):
 def test_a_lock_from_elsewhere_that_is_silent_is_taken_over(ledger, said):
     claim_of(ledger, machine="another", host="elsewhere", pid=7, since="2999-01-01T00:00:00Z")  # its clock is its own
     began = time.monotonic()
-    with hold(ledger, said.append, stale=1.0):
+    with hold_lock(ledger, said.append, stale=1.0):
         assert time.monotonic() - began >= 1.0
         assert "took over the lock of a driver that is gone (process 7 on elsewhere" in said[1]
         assert len(locks(ledger)) == 1
@@ -158,7 +158,7 @@ def test_a_lock_from_elsewhere_that_is_silent_is_taken_over(ledger, said):
 def test_a_lock_from_elsewhere_that_is_given_back_meanwhile_is_free(ledger, said):
     claim = claim_of(ledger, machine="another")
     threading.Timer(0.5, lambda: os.remove(ledger.path(f"lock-{claim['token']}.json"))).start()
-    with hold(ledger, said.append, stale=20):
+    with hold_lock(ledger, said.append, stale=20):
         pass
     assert not any("took over" in word for word in said)
 
@@ -183,7 +183,7 @@ def test_an_owner_that_lost_its_lock_is_stopped(ledger, said):
 
 
 def test_a_lost_lock_is_not_written_again(ledger, said):
-    with hold(ledger, said.append, beat=0.05) as mine:
+    with hold_lock(ledger, said.append, beat=0.05) as mine:
         while mine.content["beat"] < 2:  # it beats
             time.sleep(0.02)
         claim = mine.content | {"token": "ff", "machine": "another", "instead": [mine.token]}

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from training import settings
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from pipeline import anatomy, memory
+from pipeline import memory
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, TrainerHardware
 from pipeline.config.run import PolicySettings
@@ -17,6 +17,7 @@ from pipeline.config.training import Training
 from pipeline.dpo.example import Example
 from pipeline.dpo.loop import Run
 from pipeline.memory import GIB, Row
+from pipeline.storage.model_files import shapes
 
 LORA = {"r": 8, "lora_alpha": 16}
 LLAMA_70B = {
@@ -51,7 +52,7 @@ def headers(folder: Path, sizes: dict[str, int]) -> str:
 
 
 def test_a_model_is_known_by_its_headers(tmp_path):
-    large = anatomy.examine(headers(tmp_path / "70b", LLAMA_70B))
+    large = shapes.read_shapes(headers(tmp_path / "70b", LLAMA_70B))
 
     assert large.parameters == 70_553_706_496  # as its makers count it
     assert large.lora(8, "all-linear") == 103_546_880  # as PEFT counts it
@@ -59,7 +60,7 @@ def test_a_model_is_known_by_its_headers(tmp_path):
 
 
 def test_an_engine_that_cannot_start_is_refused_with_a_way_on(tmp_path):
-    large = anatomy.examine(headers(tmp_path / "70b", LLAMA_70B))
+    large = shapes.read_shapes(headers(tmp_path / "70b", LLAMA_70B))
 
     def refused(gpus, gib):
         place = EngineHardware(gpus_per_replica=gpus)
@@ -74,7 +75,7 @@ def test_an_engine_that_cannot_start_is_refused_with_a_way_on(tmp_path):
 
 
 def test_the_key_value_cache_holds_what_is_left(tmp_path):
-    small = anatomy.examine(headers(tmp_path / "8b", LLAMA_8B))
+    small = shapes.read_shapes(headers(tmp_path / "8b", LLAMA_8B))
     need = memory.engine("judge", small, "bfloat16", 8192, EngineHardware(gpus_per_replica=1))
 
     assert need.token == 128 * 1024  # 32 layers x 8 heads x 128, keys and values, bf16
@@ -83,7 +84,7 @@ def test_the_key_value_cache_holds_what_is_left(tmp_path):
 
 
 def test_a_training_that_cannot_be_held_is_refused_with_a_way_on(tmp_path):
-    small = anatomy.examine(headers(tmp_path / "8b", LLAMA_8B))
+    small = shapes.read_shapes(headers(tmp_path / "8b", LLAMA_8B))
     policy, row = PolicySettings(model="8b"), Row(8192, 2000)
 
     def refused(gib, workers=1, **training):
@@ -99,7 +100,7 @@ def test_a_training_that_cannot_be_held_is_refused_with_a_way_on(tmp_path):
 
 def test_a_folder_that_holds_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="no model folder"):
-        anatomy.examine(str(tmp_path))
+        shapes.read_shapes(str(tmp_path))
 
 
 def allocated(model: Path, dtype: str, tokens: int, **changes) -> int:
@@ -152,7 +153,7 @@ def test_training_takes_what_is_said(tmp_path, hidden, layers, vocabulary, dtype
         tokens_per_batch=tokens, gradient_checkpointing=changes.get("gradient_checkpointing", False)
     )
     said = memory.training(
-        anatomy.examine(str(tmp_path / "model")),
+        shapes.read_shapes(str(tmp_path / "model")),
         PolicySettings(model="model", dtype=dtype),
         Training(lora=changes.get("lora")),
         trainer,

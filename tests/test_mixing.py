@@ -11,7 +11,7 @@ from pipeline.mixing import foreign, joined
 from pipeline.pairs import _pair_with_base
 from pipeline.preference import accuracy_then_length
 from pipeline.replay import _lot, mix, replay
-from pipeline.rows import COLUMNS, dataset
+from pipeline.storage.schema import COLUMNS, to_dataset
 
 
 @st.composite
@@ -120,7 +120,7 @@ def test_replay_gives_each_article_once_and_a_share_of_the_earlier_rounds():
     now = [row("now", 3, [(1, 0)], f"a{i}") for i in range(30)]
     first = [row("r1", 2, [(1, 0)], f"a{i}") for i in range(20, 60)]
     second = [row("r2", 2, [(1, 0)], f"a{i}") for i in range(40)]
-    found = replay(dataset(now), dataset(first), dataset(second), pairs=Pairs(replay=0.5), seed=0).take_all()
+    found = replay(to_dataset(now), to_dataset(first), to_dataset(second), pairs=Pairs(replay=0.5), seed=0).take_all()
     ids = [one["article_id"] for one in found]
     assert len(ids) == len(set(ids)) and {f"a{i}" for i in range(30)} <= set(ids)
     tally = Counter()

@@ -8,15 +8,15 @@ from driving import PACE, ROOT, start
 from keeping import keep
 
 from jobs.plan import plan, refuse
-from pipeline import folder
 from pipeline.config import UserError
 from pipeline.config.hardware import Hardware
 from pipeline.config.loader import load_config
-from pipeline.ledger import Ledger
 from pipeline.memory import GIB
 from pipeline.plan import Plan
 from pipeline.rates import Measured, Rates, there
 from pipeline.round import rounds
+from pipeline.storage import run_folder
+from pipeline.storage.ledger import Ledger
 from pipeline.survey import Survey
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -67,7 +67,7 @@ def play(settings):
     book = Ledger(settings.run)
     for _ in rounds(Played(settings, book)):
         pass
-    folder.write(book, settings)
+    run_folder.write_settings(book, settings)
 
 
 def test_before_anything_is_made_rows_are_exact_and_replies_at_most(tmp_path):

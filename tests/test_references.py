@@ -20,8 +20,8 @@ from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
 from pipeline.pairs import pair
 from pipeline.references import anchor, load_reference
-from pipeline.rows import dataset
 from pipeline.scores import judge
+from pipeline.storage.schema import to_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -64,7 +64,7 @@ def articles(count: int) -> list[dict]:
 
 def anchored(rows: list[dict], pool: Pool, source: str) -> list[dict]:
     found = anchor(
-        dataset(rows), "the digest", dtype="float32", references=References(source=source), scorer=pool,
+        to_dataset(rows), "the digest", dtype="float32", references=References(source=source), scorer=pool,
         trainer=TrainerHardware(tokens_per_batch=30),
     )  # fmt: skip
     return sorted(found.take_all(), key=lambda row: row["article_id"])
@@ -122,7 +122,7 @@ def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None
         row["summaries"] = [row["summaries"][0] | {"text": f"{word} {which}"} for word in ("good", "bad")]
     one_at_a_time = EngineHardware(batch_size=1, cpus_per_replica=0.5)
     scored = judge(
-        dataset(rows).repartition(count), judge=JudgeSettings(model="none", questions=1, options=2), seed=0,
+        to_dataset(rows).repartition(count), judge=JudgeSettings(model="none", questions=1, options=2), seed=0,
         judge_engine=Pool(lambda: ScriptedEngine(waits_for_the_first), one_at_a_time, at_once=1),
     )  # fmt: skip
     paired = pair(scored, pairs=Pairs(threshold=1, min_words=1), seed=0)

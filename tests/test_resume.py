@@ -16,11 +16,11 @@ from pipeline.config import Config, UserError
 from pipeline.config.hardware import EngineHardware
 from pipeline.engines.pool import Pool
 from pipeline.engines.scripted import ScriptedEngine
-from pipeline.ledger import Ledger
 from pipeline.progress import Display
-from pipeline.rows import COLUMNS, each
 from pipeline.run import Run
 from pipeline.stage import Stage, stage
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.schema import COLUMNS, map_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -68,7 +68,7 @@ class Work:
         made = {
             "summaries": (lambda rows: pool(rows, self.write, SAMPLED), SAMPLED, "train"),
             "scores": (lambda rows: pool(rows, self.score, ("second_scores",)), ("second_scores",), None),
-            "pairs": (lambda rows: each(rows, self.pair, ("pairs",)), ("pairs",), None),
+            "pairs": (lambda rows: map_rows(rows, self.pair, ("pairs",)), ("pairs",), None),
             "references": (lambda rows: pool(rows, self.anchor, ANCHORED), ANCHORED, None),
         }
         self.stages = [
@@ -251,7 +251,9 @@ def test_rows_that_cannot_be_seen_from_here_are_no_table(tmp_path, work):
 
     @stage("scores", version=1, writes=("second_scores",))
     def elsewhere(rows):
-        return each(rows.filter(expr=col("article_id") != "a3"), lambda row: {"second_scores": []}, ("second_scores",))
+        return map_rows(
+            rows.filter(expr=col("article_id") != "a3"), lambda row: {"second_scores": []}, ("second_scores",)
+        )
 
     config = settings(tmp_path)
     run = Run(config, Ledger(config.run), Display())

@@ -10,16 +10,17 @@ import pytest
 from keeping import keep
 from rich.console import Console
 
-from pipeline import report, standing, tables
+from pipeline import report, standing
 from pipeline.articles import NothingNew, read_first, read_more
 from pipeline.config import UserError
 from pipeline.config.loader import apply_overrides, parse_config
 from pipeline.config.sanitize import escape_markdown
-from pipeline.ledger import Ledger
 from pipeline.progress import Display
 from pipeline.round import rounds
-from pipeline.rows import COLUMNS
 from pipeline.run import Run
+from pipeline.storage import tables
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.schema import COLUMNS
 from pipeline.survey import Survey
 
 ARTICLES = 100
@@ -390,6 +391,6 @@ def test_what_a_growing_corpus_has_not_yet_leaves_nothing_behind(ray_cluster, tm
     corpus.write_text("\n".join(lines))
     assert run().produce(read_first).build == first.build, "a corpus that has grown makes nothing stale"
     second = run().produce(read_more, first, into="round-02")
-    found = [row["article_id"] for row in tables.read(run().ledger, second)]
+    found = [row["article_id"] for row in tables.read_table(run().ledger, second)]
     assert sorted(found) == sorted(f"a{i}" for i in range(40, 60))
     assert run().produce(read_more, first, into="round-02").build == second.build

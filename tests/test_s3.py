@@ -14,9 +14,11 @@ import pytest
 import s3_server
 from test_resume import Work, break_once, check_counts, play, settings
 
-from pipeline import copies, models, tables
 from pipeline.config import UserError
-from pipeline.ledger import Ledger, open_place
+from pipeline.storage import tables
+from pipeline.storage.files import open_location
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.model_files import hub, node_cache
 
 
 @pytest.fixture(scope="module")
@@ -55,31 +57,31 @@ def test_a_chain_on_s3_goes_on_where_it_was_cut_off(bucket, tmp_path, together):
         assert work.computed("summaries") == noted
     ledger = Ledger(config.run)
     for table in made:
-        there = [row["article_id"] for row in tables.read(ledger, table)]
+        there = [row["article_id"] for row in tables.read_table(ledger, table)]
         assert len(there) == len(set(there)) == table.record["kept"]
 
 
 def test_processes_of_a_node_fetch_a_model_once_and_again_when_it_has_changed(bucket, tmp_path, monkeypatch):
-    fs, path = open_place(f"{bucket}/fetched")
+    fs, path = open_location(f"{bucket}/fetched")
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
     pafs.copy_files(str(tmp_path / "model"), path, destination_filesystem=fs)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    code = f"from pipeline.models import fetch; print(fetch('{bucket}/fetched'))"
+    code = f"from pipeline.storage.model_files.hub import fetch; print(fetch('{bucket}/fetched'))"
     command, environment = [sys.executable, "-c", code], os.environ | {"TMPDIR": str(tmp_path)}
     others = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    first = models.fetch(f"{bucket}/fetched")
+    first = hub.fetch(f"{bucket}/fetched")
     assert {other.communicate()[0].strip() for other in others} == {first}
     assert len(os.listdir(Path(first).parent)) == 1
 
     (tmp_path / "model/config.json").write_text('{"changed": true}')
     pafs.copy_files(str(tmp_path / "model"), path, destination_filesystem=fs)
-    assert models.fetch(f"{bucket}/fetched") == first
-    models.fetch.cache_clear()
-    again = models.fetch(f"{bucket}/fetched")
+    assert hub.fetch(f"{bucket}/fetched") == first
+    hub.fetch.cache_clear()
+    again = hub.fetch(f"{bucket}/fetched")
     assert Path(again, "config.json").read_text() == '{"changed": true}'
-    models.fetch.cache_clear()
-    copies.release()
+    hub.fetch.cache_clear()
+    node_cache.release_copies()
 
 
 def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket, tmp_path):

@@ -14,15 +14,15 @@ from rich.console import Console
 
 from jobs.schedule import Rounds, finished, schedule
 from pipeline.config import UserError
-from pipeline.ledger import Ledger
 from pipeline.progress import Display
+from pipeline.storage.ledger import Ledger
 
 RECORD = {"build": "b1", "recipe": {}}
 
 # Stands for `rondo run`: says which round it was asked for, and does as its first argument says.
 CHILD = """
 import os, signal, sys, time
-from pipeline.ledger import Ledger
+from pipeline.storage.ledger import Ledger
 what, root, rounds = sys.argv[1:]
 number = int(rounds.removeprefix("rounds="))
 if what == "play":

@@ -10,8 +10,8 @@ from pipeline.engines.scripted import ScriptedEngine
 from pipeline.evaluation import agree, entrant, verdicts
 from pipeline.preference import accuracy_only
 from pipeline.report import _second, _unconfirmed, _wins
-from pipeline.rows import dataset
 from pipeline.second import ask_second, judge_second
+from pipeline.storage.schema import to_dataset
 
 SECOND = run.JudgeSettings(kind="cloze", questions=4)
 ARTICLE = """Ana Santos leads Northwind. The firm hired 93 people in Lima last year. Ben Costa left Bluepeak.
@@ -28,7 +28,7 @@ def judged(ray_cluster):
         for name, text in (("rich", ARTICLE), ("poor", "Nothing happened."))
     ]
     settings = {"second_judge": SECOND, "seed": 0, "second_engine": pool}
-    asked = ask_second(dataset(articles), questions=run.Questions(min_questions=3), **settings).take_all()
+    asked = ask_second(to_dataset(articles), questions=run.Questions(min_questions=3), **settings).take_all()
     columns = ("article_id", "article", "split", "questions", "second_questions")
     first = {"answers": ["A"], "correct": 1, "unread": 0, "words": 3, "invalid_chars": 0}
     rows = [
@@ -38,7 +38,7 @@ def judged(ray_cluster):
         for row in asked
         for writer, text in (("whole", row["article"]), ("nothing", "Nothing."))
     ]
-    made = judge_second(dataset(rows), **settings).take_all()
+    made = judge_second(to_dataset(rows), **settings).take_all()
     return asked, {(row["article_id"], row["writer"]): row for row in made}
 
 

@@ -19,8 +19,8 @@ from pipeline.exam import _sit, lead, shorten, sit, sit_base
 from pipeline.judging import soft
 from pipeline.pairs import pair
 from pipeline.questions import ask
-from pipeline.rows import dataset
 from pipeline.scores import judge
+from pipeline.storage.schema import to_dataset
 from pipeline.summaries import write
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -70,7 +70,7 @@ def _body(text, tag):
 
 def asked(rows=None, script=newsroom, **settings):
     made = ask(
-        dataset(rows or articles()),
+        to_dataset(rows or articles()),
         judge=JUDGE,
         questions=run.Questions(min_questions=2, **settings),
         seed=0,
@@ -138,7 +138,7 @@ def test_one_bad_article_never_costs_its_batch():
 
 def sampled(rows, script, n=4):
     return write(
-        dataset(rows),
+        to_dataset(rows),
         "build-1",
         summaries=run.Summaries(n=n, max_tokens=60),
         policy=POLICY,
@@ -170,7 +170,9 @@ def test_an_engine_gives_the_log_probabilities_of_its_first_batch_unasked(asked_
     """vLLM takes them of all that runs beside a prompt that asks: one article in 16 made sampling a fifth slower."""
     engine = Pool(lambda: ScriptedEngine(facts), EngineHardware(batch_size=3), at_once=1)
     settings = run.Summaries(n=4, max_tokens=60, logprobs=asked_for)
-    rows = write(dataset(articles()), "b", summaries=settings, policy=POLICY, seed=0, policy_engine=engine).take_all()
+    rows = write(
+        to_dataset(articles()), "b", summaries=settings, policy=POLICY, seed=0, policy_engine=engine
+    ).take_all()
     known = [[summary["logp"] is not None for summary in row["summaries"]] for row in rows]
     assert known.count([True] * 4) == expected
     assert known.count([False] * 4) == 8 - expected
@@ -187,7 +189,7 @@ def test_a_row_keeps_every_column_it_came_with():
 
 
 def scored(rows, script=newsroom):
-    return judge(dataset(rows), judge=JUDGE, seed=0, judge_engine=pool(script))
+    return judge(to_dataset(rows), judge=JUDGE, seed=0, judge_engine=pool(script))
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +282,7 @@ def test_a_soft_score_is_never_above_the_count(answers):
 def test_pairs_prefer_what_the_judge_preferred(judged):
     settings = run.Pairs(threshold=3, min_words=1)
     rows = [{k: v for k, v in row.items() if k not in ("skipped", "tally")} for row in judged]
-    made = [plain(row) for row in pair(dataset(rows), settings).take_all()]
+    made = [plain(row) for row in pair(to_dataset(rows), settings).take_all()]
     assert all(row["skipped"] is None for row in made)
     for row in made:
         for p in row["pairs"]:
@@ -291,7 +293,7 @@ def examined(sitting=sit, **extra):
     columns = ("article_id", "article", "split", "questions")
     rows = [{name: row[name] for name in columns} for row in map(plain, asked())]
     engine = pool(lambda prompt, sample: facts(prompt, 2))
-    written = sitting(dataset(rows), "build-1", max_tokens=60, policy=POLICY, seed=0, policy_engine=engine, **extra)
+    written = sitting(to_dataset(rows), "build-1", max_tokens=60, policy=POLICY, seed=0, policy_engine=engine, **extra)
     made = evaluate(written, ask_again=0.0, judge=JUDGE, seed=0, judge_engine=pool(newsroom))
     return [plain(row) for row in made.take_all()]
 

@@ -259,7 +259,9 @@ def _here(model: str | Path) -> Path:
     """The folder on this machine."""
     if isinstance(model, Path) or os.path.isdir(model) or os.path.isabs(model):
         return Path(model)
-    from pipeline.models import fetch  # not above: a bench trains local folders with torch, transformers and PEFT alone
+    from pipeline.storage.model_files.hub import (
+        fetch,  # not above: a bench trains local folders with torch, transformers and PEFT alone
+    )
 
     return Path(fetch(model))
 

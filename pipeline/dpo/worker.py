@@ -31,8 +31,8 @@ from pipeline.config.hardware import TrainerHardware, driver_node_options
 from pipeline.dpo import passport
 from pipeline.dpo.loop import Run
 from pipeline.dpo.rows import read
-from pipeline.ledger import open_place, remove
-from pipeline.models import locate
+from pipeline.storage.files import open_location, remove_folder
+from pipeline.storage.model_files.hub import locate
 
 Failed = (ray.train.TrainingFailedError, ray.exceptions.RayActorError)  # of a worker, and of who watches them
 RETRIES = 3
@@ -121,7 +121,7 @@ def _train(
 ) -> dict[str, Any]:
     """`train`, for as long as Ray Train's controller lives."""
     token = uuid.uuid4().hex
-    fs, place = open_place(storage)
+    fs, place = open_location(storage)
     fs.create_dir(place, recursive=True)
     with fs.open_output_stream(f"{place}/{_OWNER}") as stream:
         stream.write(token.encode())
@@ -230,11 +230,11 @@ class _Shelf:
 
     @property
     def fs(self) -> FileSystem:
-        return open_place(self.place)[0]
+        return open_location(self.place)[0]
 
     @property
     def path(self) -> str:
-        return open_place(self.place)[1]
+        return open_location(self.place)[1]
 
     def check(self) -> None:
         """Raise RuntimeError if another driver has taken over."""
@@ -249,7 +249,7 @@ class _Shelf:
     def keep_best(self, name: str, folder: Path) -> None:
         self.check()
         if ray.train.get_context().get_world_rank() == 0:
-            remove(f"{self.place}/{name}")  # what is there may be of another number of workers
+            remove_folder(f"{self.place}/{name}")  # what is there may be of another number of workers
             self.fs.create_dir(f"{self.path}/{name}", recursive=True)
         dist.barrier()
         copy_files(str(folder), f"{self.path}/{name}", destination_filesystem=self.fs)
@@ -280,7 +280,7 @@ def _play(run: Run, out_path: str, scratch: str, shelf: "_Shelf") -> dict[str, A
     out = Path(out_path) if local else Path(scratch, "out")
     run.save(out)
     if run.rank == 0 and not local:
-        filesystem, inner = open_place(out_path)
+        filesystem, inner = open_location(out_path)
         filesystem.create_dir(inner, recursive=True)
         copy_files(str(out), inner, destination_filesystem=filesystem)
     return answer

@@ -25,7 +25,7 @@ from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware
 from pipeline.engines.attempts import kept
 from pipeline.engines.base import Engine, EngineFactory
-from pipeline.rows import Outcome, Row, apply
+from pipeline.storage.schema import Outcome, Row, apply_step
 
 Step = Callable[[Engine, list[Row]], Sequence[Outcome]]
 
@@ -95,7 +95,7 @@ class _Actor:
     def __call__(self, table: pa.Table) -> pa.Table:
         if self.hopeless:
             raise UserError(self.hopeless)
-        return apply(table, self._serve, self.writes)
+        return apply_step(table, self._serve, self.writes)
 
     def _serve(self, rows: list[Row]) -> Sequence[Outcome]:
         names = [f"{self.pool}/{row.get('article_id')}/{row.get('writer')}" for row in rows]

@@ -17,7 +17,7 @@ from pipeline.config.hardware import EngineHardware
 from pipeline.engines.base import EngineDied, Reply, Sample
 from pipeline.engines.plain import marks_of, plain
 from pipeline.engines.stepping import Stepper
-from pipeline.models import adapter_config, fetch
+from pipeline.storage.model_files.hub import adapter_config, fetch
 
 _ENVIRONMENT = {
     # The engine core shares our process: it dies with its actor, and no second Python start is paid.

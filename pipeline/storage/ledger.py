@@ -7,9 +7,7 @@ held (`lock.py`); what a stage does, and in which order (`round.py`).
 
 import contextlib
 import json
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +15,8 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipeline.config import UserError
-from pipeline.lock import Claim, hold
+from pipeline.storage.files import RunFiles
+from pipeline.storage.lock import Claim, hold_lock
 
 RECORD = "record.json"
 BEGUN = "begun.json"  # while an artifact is being made
@@ -43,73 +42,25 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """A run's folder.
+class Ledger(RunFiles):
+    """A run folder: its artifacts, each at its address, and the lock that lets one driver write.
 
     Attributes:
         root: a path or a URI.
+        claim: the lock, while this process holds it.
     """
 
-    root: str
-    fs: pafs.FileSystem = field(init=False, repr=False, compare=False)
-    base: str = field(init=False, repr=False, compare=False)
-    claim: Claim | None = field(init=False, repr=False, compare=False, default=None)  # while the run is held
+    claim: Claim | None = field(init=False, repr=False, compare=False, default=None)
 
-    def __post_init__(self) -> None:
-        root = self.root if "://" in self.root else os.path.abspath(self.root)
-        try:
-            fs, base = open_place(root)
-        except Exception as error:  # an unknown scheme, no credentials, …: pyarrow has no common class for them
-            raise UserError(f"run is {self.root!r}, which cannot be opened: {error}") from None
-        if isinstance(fs, pafs.LocalFileSystem) and os.path.isfile(base):
-            raise UserError(f"run is {self.root!r}, a file: it should be a run's folder")
-        object.__setattr__(self, "root", root.rstrip("/"))
-        object.__setattr__(self, "fs", fs)
-        object.__setattr__(self, "base", base)
-
-    # Files
-
-    def path(self, address: str) -> str:
-        """The address as this ledger's file system names it."""
-        return f"{self.base}/{address}"
-
-    def read(self, address: str) -> str | None:
-        """A text file's contents, or None where there is none.
+    def write(self, address: str, content: str | bytes) -> None:
+        """Write a file: whole, or not at all.
 
         Raises:
-            UserError: it cannot be read.
-        """
-        try:
-            with self.fs.open_input_stream(self.path(address)) as stream:
-                return stream.read().decode()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise UserError(f"{self.root}/{address} cannot be read: {error}") from error
-
-    def write(self, address: str, text: str) -> None:
-        """Write a text file: whole or not at all.
-
-        Raises:
-            UserError: it cannot be written there.
+            UserError: the file cannot be written, or another driver has taken the run.
         """
         if self.claim:
             self.claim.check()
-        target = self.path(address)
-        try:
-            self.fs.create_dir(target.rsplit("/", 1)[0])
-            with replacing(self.fs, target) as stream:
-                stream.write(text.encode())
-        except OSError as error:
-            raise UserError(f"{self.root}/{address} cannot be written: {error}") from error
-
-    def _delete(self, how: Callable[[str], None], address: str) -> None:
-        try:
-            how(self.path(address))
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except OSError as error:
-            raise UserError(f"{self.root}/{address} cannot be removed: {error}") from error
+        super().write(address, content)
 
     # Artifacts
 
@@ -128,14 +79,23 @@ class Ledger:
             ) from None
         return Artifact(self.root, address, record)
 
+    def addresses(self) -> list[str]:
+        """The addresses of all finished artifacts, sorted."""
+        ending = f"/{RECORD}"
+        return [name.removesuffix(ending) for name in self.files() if name.endswith(ending)]
+
+    def artifacts(self) -> list[Artifact]:
+        """All finished artifacts, in the order of their addresses. Raises UserError if a record is damaged."""
+        return [artifact for address in self.addresses() if (artifact := self.find(address))]
+
     def clear(self, address: str) -> None:
         """Remove what an unfinished or stale making left."""
         self.check_held()
         if self.fs.get_file_info(self.path(address)).type == pafs.FileType.NotFound:
             return
         # The record goes first: cut off half way, what is left must not look finished.
-        self._delete(self.fs.delete_file, f"{address}/{RECORD}")
-        self._delete(self.fs.delete_dir, address)
+        self.delete_file(f"{address}/{RECORD}")
+        self.delete_folder(address)
 
     def begin(self, address: str, begun: dict[str, Any]) -> None:
         """Note build and recipe of an artifact that is being made, for whoever has to go on with it."""
@@ -162,7 +122,7 @@ class Ledger:
         """Write the record: from now on the artifact is there."""
         self.check_held()
         self.write(f"{address}/{RECORD}", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        self._delete(self.fs.delete_file, f"{address}/{BEGUN}")
+        self.delete_file(f"{address}/{BEGUN}")
         return Artifact(self.root, address, record)
 
     # A remake that was asked for
@@ -177,7 +137,7 @@ class Ledger:
         if builds := {address: found.build for address in addresses if (found := self.find(address))}:
             self.write(REMAKE, json.dumps({a: self.to_remake(a) or build for a, build in builds.items()}))
         yield
-        self._delete(self.fs.delete_file, REMAKE)
+        self.delete_file(REMAKE)
 
     # The lock
 
@@ -191,7 +151,7 @@ class Ledger:
         Raises:
             InUse: a living driver holds it.
         """
-        with hold(self, say) as claim:
+        with hold_lock(self, say) as claim:
             object.__setattr__(self, "claim", claim)
             try:
                 yield
@@ -204,7 +164,7 @@ class Ledger:
             self.claim.check(thoroughly=True)
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time as records have it: UTC, ISO 8601, seconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -223,30 +183,3 @@ def differences(was: Any, now: Any, name: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
-
-
-@contextlib.contextmanager
-def replacing(fs: pafs.FileSystem, path: str) -> Iterator[Any]:
-    """A stream to a file that takes the place of `path` when the block has ended well: whole, or not at all."""
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        with fs.open_output_stream(temporary) as stream:
-            yield stream
-        fs.move(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            fs.delete_file(temporary)  # half a file on a full disk is room that others need
-        raise
-
-
-def open_place(place: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a path or a URI, and the place's name there, without a slash at its end."""
-    fs, path = pafs.FileSystem.from_uri(place if "://" in place else os.path.abspath(place))
-    return fs, path.rstrip("/")
-
-
-def remove(place: str) -> None:
-    """Remove a folder, if it is there."""
-    fs, path = open_place(place)
-    with contextlib.suppress(FileNotFoundError):
-        fs.delete_dir(path)

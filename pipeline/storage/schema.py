@@ -76,7 +76,7 @@ COLUMNS: dict[str, pa.DataType] = {
 }
 
 
-def apply(table: pa.Table, step: Callable[[list[Row]], Sequence[Outcome]], writes: Sequence[str]) -> pa.Table:
+def apply_step(table: pa.Table, step: Callable[[list[Row]], Sequence[Outcome]], writes: Sequence[str]) -> pa.Table:
     """Give `step` the rows that are not set aside, and add what it says of each to the table.
 
     Args:
@@ -104,10 +104,10 @@ def apply(table: pa.Table, step: Callable[[list[Row]], Sequence[Outcome]], write
     return table
 
 
-def each(rows: Dataset, function: Callable[[Row], Outcome], writes: Sequence[str]) -> Dataset:
+def map_rows(rows: Dataset, function: Callable[[Row], Outcome], writes: Sequence[str]) -> Dataset:
     """Apply a plain function of one row to every row."""
     return rows.map_batches(
-        apply,
+        apply_step,
         fn_args=(partial(_one_by_one, function), tuple(writes)),
         batch_format="pyarrow",
         batch_size=None,  # a block as it comes: waiting for more rows would hold up whoever is next
@@ -118,12 +118,12 @@ def _one_by_one(function: Callable[[Row], Outcome], rows: list[Row]) -> list[Out
     return [function(row) for row in rows]
 
 
-def drawn(name: str, share: float) -> bool:
+def is_drawn(name: str, share: float) -> bool:
     """Whether a row is among a share of all, by the hash of its name: the same ones in every run."""
     return zlib.crc32(name.encode("utf-8", "surrogatepass")) < share * 2**32
 
 
-def dataset(rows: list[Row]) -> Dataset:
+def to_dataset(rows: list[Row]) -> Dataset:
     """A dataset of rows given in memory, typed as `COLUMNS` says: what a test of a stage begins with."""
     import ray
 

@@ -19,7 +19,7 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _NO_WRITER = re.compile(r"(?<!LMHead)Model|Encoder|\w+For(MaskedLM|PreTraining|\w*Classification|QuestionAnswering)")
 
 
-def complete(said: str, folder: Path, trained: bool, speaks: bool) -> None:
+def check_model_folder(said: str, folder: Path, trained: bool, speaks: bool) -> None:
     """See that a folder has a whole model in it.
 
     Args:
@@ -32,8 +32,8 @@ def complete(said: str, folder: Path, trained: bool, speaks: bool) -> None:
         UserError: no config, tokenizer or weights that can be used; weights that are pickled, cut off or quantized; a
             model that needs code of its own; a tokenizer with more tokens than the model.
     """
-    config = read(folder / "config.json", said)
-    weights(said, folder)
+    config = read_json(folder / "config.json", said)
+    check_weights(said, folder)
     if speaks and not any(any(folder.glob(name)) for name in _TOKENIZERS):
         raise UserError(f"{said}, a model without a tokenizer: put its {_TOKENIZERS[0]} beside config.json")
     vocabulary = _vocabulary(said, folder)
@@ -61,7 +61,7 @@ def complete(said: str, folder: Path, trained: bool, speaks: bool) -> None:
         )
 
 
-def weights(said: str, folder: Path) -> None:
+def check_weights(said: str, folder: Path) -> None:
     """See that there are safetensors, all of them, none cut off. Raises UserError."""
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
@@ -74,7 +74,7 @@ def weights(said: str, folder: Path) -> None:
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = read(index, said).get("weight_map")
+        named = read_json(index, said).get("weight_map")
         files = {str(name) for name in named.values()} if isinstance(named, dict) else set()
         if missing := sorted(files - {path.name for path in paths}):
             raise UserError(f"{said}, of whose weights {len(missing)} files are missing, such as {missing[0]}")
@@ -86,7 +86,7 @@ def weights(said: str, folder: Path) -> None:
             raise UserError(f"{said}, whose {path.name} is cut off or damaged ({error}): fetch it again") from None
 
 
-def read(path: Path, said: str) -> dict[str, Any]:
+def read_json(path: Path, said: str) -> dict[str, Any]:
     """A JSON file that holds names and values. Raises UserError if it holds anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
