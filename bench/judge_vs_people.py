@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from bench.show import show
-from pipeline import sources
 from pipeline.asking import question_articles
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
+from pipeline.data import readers
 from pipeline.engines.base import Engine
 from pipeline.equipment import equip
 from pipeline.judging import make_judge, score_summaries
@@ -73,7 +73,7 @@ def read(place: str) -> list[Rated]:
         UserError: no such file, a row without the columns, lists that are not aligned.
     """
     found: dict[str, Rated] = {}
-    for number, row in enumerate(sources.rows(place, "FILE"), 1):
+    for number, row in enumerate(readers.read_rows(place, "FILE"), 1):
         for text, summary, ratings in _summaries(row, f"{place}, row {number}"):
             article = found.setdefault(str(row["id"]), Rated(str(row["id"]), text))
             article.summaries.append(summary)

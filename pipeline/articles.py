@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 from ray.data import Dataset
 
-from pipeline import sources
 from pipeline.config import UserError
 from pipeline.config.run import Articles
-from pipeline.seen import Seen
-from pipeline.sources import UNREADABLE, utf8
+from pipeline.data import readers
+from pipeline.data.dedup import SeenTexts
+from pipeline.data.readers import UNREADABLE, replace_surrogates
 from pipeline.stage import stage
 from pipeline.storage.schema import COLUMNS
 
@@ -48,7 +48,7 @@ def read(*, articles: Articles) -> Iterator[pa.Table]:
     """
     raw = iter(_checked(_source(articles), articles))
     found: Counter[str] = Counter()
-    yield from _tables(_rows(islice(raw, articles.limit), articles, Seen()), found)
+    yield from _tables(_rows(islice(raw, articles.limit), articles, SeenTexts()), found)
     for split in ("train", "eval"):
         if not found[split]:
             counts = ", ".join(f"{what}: {count:,}" for what, count in found.most_common())
@@ -77,14 +77,14 @@ def read_more(*taken: Dataset, articles: Articles) -> Iterator[pa.Table]:
         NothingNew: there is none to train on.
         UserError: as `read`.
     """
-    ids, openings = Seen(), Seen()
+    ids, openings = SeenTexts(), SeenTexts()
     for table in taken:
         for batch in table.select_columns(["article_id", "article"]).iter_batches(batch_format="pyarrow"):
             for article_id, article in zip(*(batch[name].to_pylist() for name in batch.column_names), strict=True):
                 ids.add(article_id)
                 openings.add(_opening(article))
     column = articles.id_column
-    new = (row for row in _checked(_source(articles), articles) if utf8(str(row.get(column))) not in ids)
+    new = (row for row in _checked(_source(articles), articles) if replace_surrogates(str(row.get(column))) not in ids)
     found: Counter[str] = Counter()
     held_back: list[pa.Table] = []  # of a round that is not played nothing is written
     for table in _tables(_up_to(_rows(new, articles, openings), articles.limit), found):
@@ -131,9 +131,9 @@ def _opening(article: str) -> str:
     return " ".join(re.findall(r"\w+", article.casefold())[:_OPENING])
 
 
-def _rows(raw: Iterable[dict[str, Any]], settings: Articles, openings: Seen) -> Iterator[dict[str, Any]]:
+def _rows(raw: Iterable[dict[str, Any]], settings: Articles, openings: SeenTexts) -> Iterator[dict[str, Any]]:
     """Checked rows. `openings` are of articles that are there already, and those found here are added."""
-    ids = Seen()
+    ids = SeenTexts()
     for number, row in enumerate(raw, 1):
         article_id, text = row.get(settings.id_column), row.get(settings.text_column)
         skipped = row.get(UNREADABLE)
@@ -146,7 +146,7 @@ def _rows(raw: Iterable[dict[str, Any]], settings: Articles, openings: Seen) -> 
         if skipped is None and not isinstance(text, str):
             skipped = "no text"
         article_id = f"row {number}" if article_id in (None, "") else str(article_id)
-        article = utf8(text) if isinstance(text, str) else ""
+        article = replace_surrogates(text) if isinstance(text, str) else ""
         words = article.split()
         new = ids.add(article_id)
         if skipped is not None:
@@ -163,7 +163,7 @@ def _rows(raw: Iterable[dict[str, Any]], settings: Articles, openings: Seen) -> 
             # Seen in both train and eval, a copy would make the held-out figures a lie.
             skipped = "near-copy of another article"
         split = "eval" if is_eval(article_id, settings.eval_fraction) else "train"
-        yield {"article_id": utf8(article_id), "article": article, "split": split, "skipped": skipped}
+        yield {"article_id": replace_surrogates(article_id), "article": article, "split": split, "skipped": skipped}
 
 
 def _checked(rows: Iterator[dict[str, Any]], settings: Articles) -> Iterator[dict[str, Any]]:
@@ -183,4 +183,4 @@ def _checked(rows: Iterator[dict[str, Any]], settings: Articles) -> Iterator[dic
 
 
 def _source(settings: Articles) -> Iterator[dict[str, Any]]:
-    return sources.rows(settings.path, "articles.path", (settings.id_column, settings.text_column))
+    return readers.read_rows(settings.path, "articles.path", (settings.id_column, settings.text_column))

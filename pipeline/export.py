@@ -16,14 +16,14 @@ import pyarrow.fs as pafs
 
 from judges.base import Prompt, user
 from pipeline.config import Config, UserError
+from pipeline.data.pair_tokenizer import PairIds, PairTokenizer, load_pair_tokenizer
+from pipeline.data.preference_formats import Preference
 from pipeline.engines.plain import marks_of, plain
-from pipeline.formats import Preference
 from pipeline.sampling import about
 from pipeline.storage import parts
 from pipeline.storage.files import atomic_writer, open_location
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.schema import Row
-from pipeline.tokens import PairIds, Tokens, of_model
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def export(config: Config, ledger: Ledger, out: str, number: int | None = None) 
         there = f"pairs of round {', '.join(map(str, found))}" if found else "no pairs yet"
         raise UserError(f"{ledger.root} has no pairs of round {number}; it has {there}")
     rounds = tuple(found) if number is None else (number,)
-    tokens = of_model(config.policy.model)
+    tokens = load_pair_tokenizer(config.policy.model)
     pairs = same = 0
     with _written(out) as stream:
         for row in (row for number in rounds for row in _rows(ledger, found[number])):
@@ -94,7 +94,7 @@ def _rows(ledger: Ledger, table: Artifact) -> Iterator[Row]:
         yield from parts.read_part(f"{ledger.root}/{table.address}", name).to_pylist()
 
 
-def _lines(row: Row, instruction: str, tokens: Tokens) -> Iterator[tuple[dict[str, Any], bool]]:
+def _lines(row: Row, instruction: str, tokens: PairTokenizer) -> Iterator[tuple[dict[str, Any], bool]]:
     """The row's pairs, and of each whether its text gives the ids that were sampled."""
     # As the policy was asked: an article that names special tokens was broken up.
     prompt = about(Prompt(user(instruction), max_tokens=0), row["article"])

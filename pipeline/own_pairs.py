@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from judges.base import Skip
-from pipeline import formats, sources
 from pipeline.config import UserError
-from pipeline.formats import Preference, Text
+from pipeline.data import preference_formats, readers
+from pipeline.data.pair_tokenizer import PairIds, PairTokenizer, load_pair_tokenizer
+from pipeline.data.preference_formats import Preference, Text
 from pipeline.stage import stage
 from pipeline.storage.schema import COLUMNS, Row
-from pipeline.tokens import PairIds, Tokens, of_model
 
 # What the record tallies that a person may not expect of the file.
 AGAIN = "pairs given again"
@@ -60,12 +60,12 @@ def collect(policy: str, *, pairs: str, max_model_len: int | None, model: str) -
     Raises:
         UserError: no such file, unknown columns, messages for a policy without a chat template, or no pair at all.
     """
-    tokens = of_model(model, max_model_len)
+    tokens = load_pair_tokenizer(model, max_model_len)
     prompts: dict[str, _Prompt] = {}
     skipped: list[Row] = []
     reasons: Counter[str] = Counter()
     for number, row in enumerate(_checked(pairs), 1):
-        pair = formats.read(row)
+        pair = preference_formats.parse_row(row)
         ids = pair if isinstance(pair, Skip) else _ids(pair, tokens, pairs)
         if isinstance(ids, Skip):
             reasons[ids.reason] += 1
@@ -90,24 +90,24 @@ def collect(policy: str, *, pairs: str, max_model_len: int | None, model: str) -
 def check(pairs: str, model: str) -> None:
     """Open the file and look at its first pair. Raises UserError as `collect` does."""
     for row in _checked(pairs):
-        if not isinstance(pair := formats.read(row), Skip):
-            _ids(pair, of_model(model), pairs)
+        if not isinstance(pair := preference_formats.parse_row(row), Skip):
+            _ids(pair, load_pair_tokenizer(model), pairs)
             return
 
 
 def _checked(pairs: str) -> Iterator[Row]:
     """The rows of the file, if the first readable one has the columns of a known format."""
-    rows = sources.rows(pairs, "pairs")
+    rows = readers.read_rows(pairs, "pairs")
     for row in rows:
-        if sources.UNREADABLE not in row and not formats.known(row):
+        if readers.UNREADABLE not in row and not preference_formats.has_known_columns(row):
             raise UserError(f"{pairs} has the columns {', '.join(map(str, row))}; {_KNOWN}: rename them")
         yield row
-        if sources.UNREADABLE not in row:
+        if readers.UNREADABLE not in row:
             break
     yield from rows
 
 
-def _ids(pair: Preference, tokens: Tokens, pairs: str) -> PairIds | Skip:
+def _ids(pair: Preference, tokens: PairTokenizer, pairs: str) -> PairIds | Skip:
     try:
         return tokens.of(pair)
     except UserError as error:

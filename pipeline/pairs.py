@@ -16,7 +16,7 @@ from ray.data import Dataset
 
 from judges.base import Skip
 from pipeline.config.run import Pairs
-from pipeline.mixing import joined
+from pipeline.data.merge_rows import merge_rows
 from pipeline.preference import SHIPPED, Rule, preference
 from pipeline.selection import SELECTIONS, weights
 from pipeline.stage import stage
@@ -56,7 +56,7 @@ def _pair(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
 
 def _pair_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
     base = {"writer": row["base_writer"], "summaries": row["base_summaries"], "scores": row["base_scores"]}
-    both = joined(row, row | base)
+    both = merge_rows(row, row | base)
     scores, own = both["scores"], len(row["summaries"])
     usable = _usable(both, settings)
     ours, theirs = [i for i in usable if i < own], [i for i in usable if i >= own]

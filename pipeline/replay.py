@@ -13,7 +13,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from pipeline.config.run import Pairs
-from pipeline.mixing import foreign, joined
+from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.stage import stage
 from pipeline.storage.schema import COLUMNS, Row
 
@@ -77,7 +77,7 @@ def mix(own: Sequence[Row], earlier: Sequence[Row]) -> tuple[Row, dict[str, int]
         earlier: those drawn from earlier rounds.
     """
     first, *others = [*own, *earlier]
-    made = reduce(joined, others, first if own else foreign(first))
+    made = reduce(merge_rows, others, first if own else mark_writer(first))
     return made, {
         "pairs": len(made["pairs"]),
         "replayed pairs": sum(len(row["pairs"]) for row in earlier),

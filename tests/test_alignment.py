@@ -25,13 +25,13 @@ from pipeline import align
 from pipeline.config import UserError
 from pipeline.config.loader import load_alignment, load_config, parse_alignment
 from pipeline.config.run import PolicySettings
+from pipeline.data.pair_tokenizer import load_pair_tokenizer
+from pipeline.data.preference_formats import Preference
 from pipeline.export import export
-from pipeline.formats import Preference
 from pipeline.own_pairs import collect
 from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.schema import COLUMNS
-from pipeline.tokens import of_model
 
 ROOT = Path(__file__).parents[1]
 POLICY = str(ROOT / "newsroom/models/policy")
@@ -261,7 +261,7 @@ def played(tmp_path, request):
         shutil.copytree(POLICY, model)
         Path(model, "chat_template.jinja").unlink()
     config = load_config(ROOT / "configs/demo.yaml", [f"policy.model={model}", f"run={tmp_path}/run"])
-    ledger, tokens = Ledger(config.run), of_model(model)
+    ledger, tokens = Ledger(config.run), load_pair_tokenizer(model)
     run_folder.write_settings(ledger, config)
     for number, articles in ((1, ["The roof was red.", "Nobody came {article}."]), (2, ["The bill was 21 million."])):
         rows = [row(config, tokens, f"{number}-{i}", article) for i, article in enumerate(articles)]

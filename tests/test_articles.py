@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.articles import NothingNew, check, is_eval, read, read_more
 from pipeline.config import UserError
 from pipeline.config.run import Articles
-from pipeline.seen import Seen
+from pipeline.data.dedup import SeenTexts
 from pipeline.storage.schema import to_dataset
 
 WORDS = " ".join(f"word{i}" for i in range(30))
@@ -206,7 +206,7 @@ def test_nothing_new_to_train_on_is_said(write):
 
 @given(st.lists(st.text(max_size=3), max_size=60))
 def test_seen_is_a_set(texts):
-    seen, known = Seen(), set()
+    seen, known = SeenTexts(), set()
     for text in texts:
         assert (text in seen) == (text in known)
         assert seen.add(text) == (text not in known)

@@ -27,16 +27,17 @@ from judges.base import LETTERS, UNSURE, Prompt, Question, Skip, user
 from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
-from pipeline import articles, formats, own_pairs, sources
+from pipeline import articles, own_pairs
 from pipeline.config import Config, UserError, loader
 from pipeline.config.hardware import Server
 from pipeline.config.run import Articles
 from pipeline.config.servers import ServedModel
+from pipeline.data import preference_formats, readers
+from pipeline.data.pair_tokenizer import load_pair_tokenizer
 from pipeline.dpo import checkpoint, weights
 from pipeline.engines.http import HttpEngine
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.model_files import hub
-from pipeline.tokens import of_model
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -146,7 +147,7 @@ def test_a_file_of_articles(tmp_path, name, data, line):
 @pytest.mark.parametrize(("place", "line"), bad_articles.PLACES, ids=[place[:20] for place, _ in bad_articles.PLACES])
 def test_a_place_of_articles(place, line):
     with told(line):
-        list(islice(sources.rows(place, "articles.path"), 1))
+        list(islice(readers.read_rows(place, "articles.path"), 1))
 
 
 @pytest.mark.parametrize(("row", "fate"), named(bad_articles.ROWS))
@@ -218,20 +219,20 @@ def test_code_beside_a_model_that_needs_none_is_not_run(folder):
     bad_models.set_json(folder, "config.json", auto_map=bad_models.code(folder))
     hub.check_model("policy.model", str(folder))
     assert type(weights.load(folder, "float32")).__name__ == "LlamaForCausalLM"
-    assert of_model(str(folder)).chats
+    assert load_pair_tokenizer(str(folder)).chats
 
 
 def test_code_of_a_tokenizer_is_not_run_and_nobody_is_asked(folder):
     bad_models.set_json(folder, "tokenizer_config.json", auto_map=bad_models.code(folder), tokenizer_class="Model")
     with told("cannot be loaded (trust_remote_code is off): "):
-        of_model(str(folder))
+        load_pair_tokenizer(str(folder))
 
 
 def test_pickles_beside_good_weights_are_not_read(folder):
     for name in ("pytorch_model.bin", "optimizer.pt", "training_args.bin", "scheduler.pt", "tokenizer.pkl"):
         bad_models.evil(folder / name)
     hub.check_model("policy.model", str(folder))
-    of_model(str(folder))
+    load_pair_tokenizer(str(folder))
     assert weights.digest(folder) == weights.digest(bad_models.POLICY)
     weights.load(folder, "float32")
 
@@ -261,7 +262,7 @@ def test_a_dataset_that_is_a_pickle_or_a_script(tmp_path, monkeypatch):
     (tmp_path / "mine" / "mine.py").write_text("open('PWNED', 'w')")
     monkeypatch.chdir(tmp_path)
     with told("and mine is a folder here: name one file in it, without hf:"):
-        list(sources.rows("hf:mine", "articles.path"))
+        list(readers.read_rows("hf:mine", "articles.path"))
 
 
 # Pairs
@@ -269,12 +270,12 @@ def test_a_dataset_that_is_a_pickle_or_a_script(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tokens():
-    return of_model(str(bad_models.POLICY))
+    return load_pair_tokenizer(str(bad_models.POLICY))
 
 
 @pytest.mark.parametrize(("row", "reason"), named(bad_pairs.ROWS))
 def test_a_row_of_pairs(tokens, row, reason):
-    pair = formats.read(row)
+    pair = preference_formats.parse_row(row)
     assert (pair if isinstance(pair, Skip) else tokens.of(pair)) == Skip(reason)
 
 
@@ -305,7 +306,7 @@ _columns = [
 @given(st.dictionaries(st.sampled_from([*_columns, "chat_template_kwargs"]), _json), _json, _json)
 @settings(max_examples=200, deadline=None)
 def test_any_row_is_a_pair_or_is_skipped(tokens, row, chosen, rejected):
-    pair = formats.read({"chosen": chosen, "rejected": rejected} | row)
+    pair = preference_formats.parse_row({"chosen": chosen, "rejected": rejected} | row)
     if not isinstance(pair, Skip):
         tokens.of(pair)
 

@@ -3,8 +3,8 @@
 import pytest
 
 from judges.base import Skip
-from pipeline.formats import Preference, known, read
-from pipeline.sources import UNREADABLE
+from pipeline.data.preference_formats import Preference, has_known_columns, parse_row
+from pipeline.data.readers import UNREADABLE
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASK = {"role": "user", "content": "What color is the sky?"}
@@ -75,8 +75,8 @@ def sharegpt(*messages):
     ],
 )
 def test_a_row_of_any_format_gives_the_same_messages(row, prompt):
-    assert known(row)
-    assert read(row) == Preference(prompt, [BLUE], [GREEN])
+    assert has_known_columns(row)
+    assert parse_row(row) == Preference(prompt, [BLUE], [GREEN])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_row_of_any_format_gives_the_same_messages(row, prompt):
     ],
 )
 def test_plain_text_stays_text(row, parts):
-    assert read(row) == Preference(*parts)
+    assert parse_row(row) == Preference(*parts)
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_plain_text_stays_text(row, parts):
 def test_an_implicit_prompt_is_the_one_that_trl_extracts(row):
     from trl.data_utils import extract_prompt
 
-    assert read(row) == Preference(**extract_prompt(row))
+    assert parse_row(row) == Preference(**extract_prompt(row))
 
 
 def test_what_the_chat_template_is_to_know_goes_with_the_row():
     row = {"prompt": [ASK], "chosen": [BLUE | {"reasoning": "…"}], "rejected": [GREEN]}
-    assert read(row).chosen == [BLUE | {"reasoning": "…"}]
+    assert parse_row(row).chosen == [BLUE | {"reasoning": "…"}]
     more = {"tools": '[{"type": "function"}]', "chat_template_kwargs": {"enable_thinking": False}}
-    assert read(row | more).template == {"tools": [{"type": "function"}], "enable_thinking": False}
+    assert parse_row(row | more).template == {"tools": [{"type": "function"}], "enable_thinking": False}
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_what_the_chat_template_is_to_know_goes_with_the_row():
     ],
 )
 def test_a_row_that_is_no_pair_says_why(row, reason):
-    assert read(row) == Skip(reason)
+    assert parse_row(row) == Skip(reason)

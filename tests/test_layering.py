@@ -63,7 +63,7 @@ def test_only_the_worker_imports_ray_for_training():
         ("pipeline", {"ray", "torch", "vllm", "pyarrow", "pydantic"}),
         ("pipeline.config.run", {"ray", "torch", "vllm", "pyarrow"}),
         ("pipeline.config.loader", {"ray", "torch", "vllm", "pyarrow"}),
-        ("pipeline.formats", {"ray", "torch", "vllm", "transformers"}),
+        ("pipeline.data.preference_formats", {"ray", "torch", "vllm", "transformers"}),
         ("pipeline.preference", {"ray", "torch", "vllm", "pyarrow"}),
         ("pipeline.storage.ledger", {"ray", "torch", "vllm"}),
         ("judges.mcq", {"ray", "torch", "vllm", "pydantic"}),

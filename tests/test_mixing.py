@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.run import Pairs
-from pipeline.mixing import foreign, joined
+from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.pairs import _pair_with_base
 from pipeline.preference import accuracy_then_length
 from pipeline.replay import _lot, mix, replay
@@ -62,22 +62,22 @@ def test_every_pair_is_still_between_the_same_two_summaries(own, first, second):
 
 @given(rows_of("now"), rows_of("r1"))
 def test_what_another_policy_wrote_names_it_and_has_no_log_probability_of_this_one(own, other):
-    for made in (joined(own, other), mix([], [other])[0]):
+    for made in (merge_rows(own, other), mix([], [other])[0]):
         for summary in made["summaries"]:
             writer = summary["text"].split()[0]
             assert (summary.get("writer"), summary["logp"]) == ((None, -1.0) if writer == "now" else (writer, None))
 
 
 def test_a_mark_once_made_is_kept():
-    twice = joined(row("now", 2, [(0, 1)]), joined(row("r1", 2, [(0, 1)]), row("base", 2, [(0, 1)])))
+    twice = merge_rows(row("now", 2, [(0, 1)]), merge_rows(row("r1", 2, [(0, 1)]), row("base", 2, [(0, 1)])))
     assert [summary.get("writer") for summary in twice["summaries"]] == [None, None, "r1", "r1", "base", "base"]
-    assert foreign(twice)["summaries"][0]["writer"] == "now"
+    assert mark_writer(twice)["summaries"][0]["writer"] == "now"
 
 
 @pytest.mark.parametrize("changed", [{"article_id": "b"}, {"prompt_ids": [1, 2]}])
 def test_rows_that_do_not_belong_together_are_not_joined(changed):
     with pytest.raises(ValueError, match="is not that of the row to join"):
-        joined(row("now", 2, []), row("r1", 2, []) | changed)
+        merge_rows(row("now", 2, []), row("r1", 2, []) | changed)
 
 
 def beside(own, base):

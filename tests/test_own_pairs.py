@@ -13,9 +13,9 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from judges.base import Skip
 from pipeline.config import UserError
-from pipeline.formats import Preference, read
+from pipeline.data.pair_tokenizer import PairTokenizer, load_pair_tokenizer
+from pipeline.data.preference_formats import Preference, parse_row
 from pipeline.own_pairs import check, collect
-from pipeline.tokens import Tokens, of_model
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -100,7 +100,7 @@ ROWS = [
 
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
 def test_the_ids_are_those_of_trl(style, row):
-    ids = Tokens(style).of(read(row))
+    ids = PairTokenizer(style).of(parse_row(row))
     assert (ids.prompt, ids.chosen, ids.rejected) == trl(style, row)
     for answered in (ids.chosen, ids.rejected):
         whole = ids.prompt + answered
@@ -111,10 +111,10 @@ def test_the_ids_are_those_of_trl(style, row):
 
 @pytest.mark.parametrize("row", [ROWS[0], ROWS[3]], ids=["messages", "text"])
 def test_the_ids_are_those_of_trl_for_a_checkpoint_of_others(shared_data, row):
-    tokens = of_model(str(shared_data / "models" / "stories260K"))
+    tokens = load_pair_tokenizer(str(shared_data / "models" / "stories260K"))
     if isinstance(row.get("prompt"), list):
         tokens.tokenizer.chat_template = LLAMA
-    ids = tokens.of(read(row))
+    ids = tokens.of(parse_row(row))
     assert (ids.prompt, ids.chosen, ids.rejected) == trl(tokens.tokenizer, row)
     assert ids.prompt.count(tokens.tokenizer.bos_token_id) == 1
 
@@ -123,7 +123,7 @@ def test_a_system_prompt_and_template_arguments_reach_the_template():
     thinks = tokenizer(THINKING)
     row = {"prompt": [SYSTEM, ASK], "chosen": answer("blue"), "rejected": answer("green")}
     row["chat_template_kwargs"] = {"enable_thinking": False}
-    ids = Tokens(thinks).of(read(row))
+    ids = PairTokenizer(thinks).of(parse_row(row))
     assert (ids.prompt, ids.chosen, ids.rejected) == trl(thinks, row)
     assert thinks.decode(ids.prompt).startswith("<|im_start|>system\nBe brief.<|im_end|>")
     assert thinks.decode(ids.prompt).endswith("<think></think>")
@@ -133,19 +133,19 @@ def test_a_system_prompt_and_template_arguments_reach_the_template():
 def test_text_that_a_template_has_written_gets_no_second_bos():
     adds = tokenizer(LLAMA, "<s>", adds_bos=True)
     asked = adds.apply_chat_template([ASK], tokenize=False, add_generation_prompt=True)
-    ids = Tokens(adds).of(Preference(asked, "blue", "green"))
-    by_messages = Tokens(adds).of(Preference([ASK], answer("blue"), answer("green")))
+    ids = PairTokenizer(adds).of(Preference(asked, "blue", "green"))
+    by_messages = PairTokenizer(adds).of(Preference([ASK], answer("blue"), answer("green")))
     assert (ids.prompt, ids.chosen) == (by_messages.prompt, by_messages.chosen)
     assert ids.prompt.count(adds.bos_token_id) == 1
 
 
 def test_where_letters_of_prompt_and_answer_make_one_token_the_answer_begins_before_it():
     text = tokenizer()
-    ids = Tokens(text).of(Preference("The sky is ", "blue.", "green."))
+    ids = PairTokenizer(text).of(Preference("The sky is ", "blue.", "green."))
     assert ids.moved
     assert text.decode(ids.prompt) == "The sky is"
     assert text.decode(ids.chosen) == " blue.</s>"
-    assert not Tokens(text).of(Preference("The sky is", " blue.", " green.")).moved
+    assert not PairTokenizer(text).of(Preference("The sky is", " blue.", " green.")).moved
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_where_letters_of_prompt_and_answer_make_one_token_the_answer_begins_bef
     ],
 )
 def test_a_pair_that_cannot_be_learned_from_says_why(template, room, pair, reason):
-    made = Tokens(tokenizer(template), room).of(pair)
+    made = PairTokenizer(tokenizer(template), room).of(pair)
     assert made == Skip(reason) if reason else not isinstance(made, Skip)
 
 
@@ -272,10 +272,10 @@ def test_nothing_disappears(collected):
 def test_an_adapter_has_the_tokenizer_and_the_room_of_its_base(tmp_path, policy):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": policy}))
-    tokens = of_model(str(tmp_path / "adapter"))
+    tokens = load_pair_tokenizer(str(tmp_path / "adapter"))
     assert (tokens.room, tokens.tokenizer.chat_template) == (64, CHATML)
     tokenizer(LLAMA, "<s>").save_pretrained(tmp_path / "adapter")
-    assert of_model(str(tmp_path / "adapter"), 32).tokenizer.chat_template == LLAMA
+    assert load_pair_tokenizer(str(tmp_path / "adapter"), 32).tokenizer.chat_template == LLAMA
 
 
 def test_a_model_length_that_is_set_counts(collected):

@@ -7,7 +7,7 @@ import hashlib
 import sqlite3
 
 
-class Seen:
+class SeenTexts:
     """A set of texts that can only grow, of 16-byte digests in a temporary database that goes with it."""
 
     def __init__(self) -> None:

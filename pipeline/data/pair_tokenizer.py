@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from judges.base import Skip
 from pipeline.config import UserError
-from pipeline.formats import Message, Preference
+from pipeline.data.preference_formats import Message, Preference
 from pipeline.storage.model_files.hub import adapter_config, fetch
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class PairIds:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class PairTokenizer:
     """A policy's tokenizer.
 
     Attributes:
@@ -121,7 +121,7 @@ class Tokens:
         return list(ids[start:])
 
 
-def of_model(model: str, max_model_len: int | None = None) -> Tokens:
+def load_pair_tokenizer(model: str, max_model_len: int | None = None) -> PairTokenizer:
     """The tokenizer of a model by path, URI or name, with its room: what is set, or what the model allows.
 
     An adapter without a tokenizer of its own has its base's.
@@ -140,7 +140,7 @@ def of_model(model: str, max_model_len: int | None = None) -> Tokens:
     except Exception as error:  # damaged, of an unknown kind, or code of its own: a dozen classes
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the tokenizer of {model} cannot be loaded (trust_remote_code is off): {reason}") from None
-    return Tokens(tokenizer, room)
+    return PairTokenizer(tokenizer, room)
 
 
 def _common(ids: list[int], others: list[int]) -> int:

@@ -8,7 +8,7 @@ mixed (`replay.py`, `pairs.py`).
 from pipeline.storage.schema import Row
 
 
-def foreign(row: Row) -> Row:
+def mark_writer(row: Row) -> Row:
     """The row with each summary marked as its writer's."""
     marked = [
         summary | {"writer": summary.get("writer") or row["writer"], "logp": None} for summary in row["summaries"]
@@ -16,7 +16,7 @@ def foreign(row: Row) -> Row:
     return row | {"summaries": marked}
 
 
-def joined(row: Row, other: Row) -> Row:
+def merge_rows(row: Row, other: Row) -> Row:
     """`row`, and after its own the summaries of `other`, a row of the same article, with their scores and pairs.
 
     Raises:
@@ -34,7 +34,7 @@ def joined(row: Row, other: Row) -> Row:
         for pair in other.get("pairs") or []
     ]
     return row | {
-        "summaries": [*row["summaries"], *foreign(other)["summaries"]],
+        "summaries": [*row["summaries"], *mark_writer(other)["summaries"]],
         "scores": [*row["scores"], *other["scores"]],
         "pairs": [*(row.get("pairs") or []), *moved],
     }

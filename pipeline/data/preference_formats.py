@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from judges.base import Skip
-from pipeline.sources import UNREADABLE, utf8
+from pipeline.data.readers import UNREADABLE, replace_surrogates
 
 Message = dict[str, Any]
 Text = str | list[Message]
@@ -55,12 +55,12 @@ class _Bad(Exception):
     """A row that is no preference pair, and why, in words that name no data."""
 
 
-def known(row: Mapping[str, Any]) -> bool:
+def has_known_columns(row: Mapping[str, Any]) -> bool:
     """Whether the columns are those of a format that can be read."""
     return "chosen" in row and "rejected" in row
 
 
-def read(row: Mapping[str, Any]) -> Preference | Skip:
+def parse_row(row: Mapping[str, Any]) -> Preference | Skip:
     """One row, of whatever format, as a pair; or why it is none."""
     if UNREADABLE in row:
         return Skip(row[UNREADABLE])
@@ -86,7 +86,7 @@ _Parts = tuple[Text | None, Any, Any]
 
 
 def _format(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], _Parts]:
-    if not known(row):
+    if not has_known_columns(row):
         raise _Bad("no chosen or no rejected")
     column = next((column for column in _FORMATS if column in row), None)
     if column is None:
@@ -137,7 +137,7 @@ _FORMATS: dict[str, Callable[[Mapping[str, Any]], _Parts]] = {
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise _Bad("wrong type")
-    return utf8(value)
+    return replace_surrogates(value)
 
 
 def _turn(role: str, content: Any) -> Message:

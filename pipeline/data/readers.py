@@ -23,7 +23,7 @@ _ROWS = 1000  # rows of Parquet in memory at a time
 _LINES = (".jsonl", ".jsonl.gz", ".ndjson")
 
 
-def rows(place: str, setting: str, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(place: str, setting: str, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a file or dataset, in order.
 
     Args:
@@ -69,7 +69,7 @@ def rows(place: str, setting: str, columns: Iterable[str] | None = None) -> Iter
         raise UserError(f"{place:.200} cannot be read: {_line(error)}; is it cut off or damaged?") from None
 
 
-def utf8(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """JSON can spell half a surrogate pair, which no UTF-8 file can hold and no tokenizer takes."""
     return text.encode("utf-8", "replace").decode()
 
