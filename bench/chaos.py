@@ -42,7 +42,7 @@ class Paced:
     """A scripted policy that takes its time: sentences of the article, by the number of the sample."""
 
     def __init__(self, pace: float):
-        from pipeline.engines.scripted import ScriptedEngine
+        from pipeline.inference.scripted import ScriptedEngine
 
         self.pace, self.engine = pace, ScriptedEngine(_summary)
 
@@ -61,14 +61,14 @@ def drive(config: str, pace: float) -> None:
     """Play a configuration as `rondo run` does, with `Paced` for vLLM."""
     import pipeline.run
     from jobs.cli import main
-    from pipeline.engines.pool import Pool
+    from pipeline.inference.pool import EnginePool
 
     equip = pipeline.run.equip
 
     def with_script(names: Any, settings: Any, *others: Any) -> dict[str, Any]:
         given = equip([name for name in names if name != "policy_engine"], settings, *others)
         if "policy_engine" in names:
-            given["policy_engine"] = Pool(partial(Paced, pace), settings.hardware.policy)
+            given["policy_engine"] = EnginePool(partial(Paced, pace), settings.hardware.policy)
         return given
 
     pipeline.run.equip = with_script

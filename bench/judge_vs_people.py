@@ -30,8 +30,8 @@ from pipeline.asking import question_articles
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
 from pipeline.data import readers
-from pipeline.engines.base import Engine
 from pipeline.equipment import equip
+from pipeline.inference.base import Engine
 from pipeline.judging import make_judge, score_summaries
 from pipeline.preference import preference
 from pipeline.progress import Display, Tick

@@ -29,7 +29,7 @@ from judges.mcq import McqJudge
 from judges.prompts import NEWSROOM, PLAIN, Wording
 from newsroom import tasks, world
 from newsroom.tokenizer import build
-from pipeline.engines.base import Engine, tokens
+from pipeline.inference.base import Engine, count_tokens
 
 MODELS = Path(__file__).parents[1] / "newsroom" / "models"
 HELD_TO = "ours"
@@ -115,7 +115,7 @@ def measure(case: str, count: int, options: argparse.Namespace) -> list[dict[str
             if turn:
                 seconds[side, length].append(took)
                 cpu[side, length].append(used)
-                spent[side, length] = tokens(replies)
+                spent[side, length] = count_tokens(replies)
     rows = []
     reference = (SIDES[1], options.replies[0])
     for (side, length), took in seconds.items():
@@ -238,7 +238,7 @@ def make_random_model(folder: Path, options: argparse.Namespace) -> None:
 
 def _engine(model: str, options: argparse.Namespace) -> Engine:
     from pipeline.config.hardware import EngineHardware
-    from pipeline.engines.vllm import VllmEngine
+    from pipeline.inference.vllm import VllmEngine
 
     hardware = EngineHardware(gpus_per_replica=int(options.device == "cuda"), kvcache_space=2)
     return VllmEngine(model, "float32" if options.device == "cpu" else "bfloat16", 2048, 0, hardware)

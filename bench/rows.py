@@ -74,14 +74,14 @@ def configure(folder: Path, articles: int) -> Any:
 
 def given(config: Any) -> dict[str, Any]:
     """What stages are given by name: the settings' sections, and engines that answer from a script."""
-    from pipeline.engines.pool import Pool
-    from pipeline.engines.scripted import ScriptedEngine
+    from pipeline.inference.pool import EnginePool
+    from pipeline.inference.scripted import ScriptedEngine
 
     return {
         **dict(config),
         "dtype": config.policy.dtype,
-        "policy_engine": Pool(partial(ScriptedEngine, policy_says), config.hardware.policy),
-        "judge_engine": Pool(partial(ScriptedEngine, judge_says), config.hardware.judge),
+        "policy_engine": EnginePool(partial(ScriptedEngine, policy_says), config.hardware.policy),
+        "judge_engine": EnginePool(partial(ScriptedEngine, judge_says), config.hardware.judge),
         "scorer": None,
         "trainer": config.hardware.trainer,
     }

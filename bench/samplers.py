@@ -22,7 +22,7 @@ def rondo(*, folder: str, at_once: int = 2, lengths: str = "equal", **how: Any) 
     from pipeline.cluster import connected
     from pipeline.config import run
     from pipeline.config.hardware import EngineHardware, Hardware
-    from pipeline.engines.pool import Pool
+    from pipeline.inference.pool import EnginePool
     from pipeline.summaries import write
 
     gpus = float(how["device"] == "cuda")
@@ -33,7 +33,7 @@ def rondo(*, folder: str, at_once: int = 2, lengths: str = "equal", **how: Any) 
     settings = run.Summaries(n=how["k"], max_tokens=how["max_tokens"], temperature=1.0, top_p=1.0)
     with connected(Hardware(policy=hardware, ray_cpus=4)):
         began = time.time()
-        pool = Pool(partial(recorded, model, how["dtype"], hardware, str(log)), hardware, at_once)
+        pool = EnginePool(partial(recorded, model, how["dtype"], hardware, str(log)), hardware, at_once)
         door = Door(folder, how)
         made = write(door.rows(1), "base", summaries=settings, policy=policy, seed=0, policy_engine=pool)
         rows = door.through(made, how["batch_size"])
@@ -43,7 +43,7 @@ def rondo(*, folder: str, at_once: int = 2, lengths: str = "equal", **how: Any) 
 
 def recorded(model: str, dtype: str, hardware: Any, log: str) -> Any:
     """A VllmEngine that writes down of each step: when it began and ended, requests under way before and after."""
-    from pipeline.engines.vllm import VllmEngine
+    from pipeline.inference.vllm import VllmEngine
 
     engine = VllmEngine(model, dtype, MAX_MODEL_LEN, 0, hardware)
     stepped = engine.stepper.engine

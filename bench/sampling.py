@@ -151,7 +151,7 @@ def make(folder: Path, options: argparse.Namespace) -> float:
 
     from newsroom import tokenizer
     from newsroom.make_articles import articles
-    from pipeline.engines.vllm import token_ids
+    from pipeline.inference.vllm import encode_messages
 
     shape = TINY if options.tiny else SHAPES[options.device]
     wanted = options.batch_size + options.articles
@@ -175,7 +175,7 @@ def make(folder: Path, options: argparse.Namespace) -> float:
         policy.save_pretrained(folder / name)
         built.save_pretrained(folder / name)
     prompts = [[{"role": "user", "content": INSTRUCTION.replace("{article}", text)}] for text in texts]
-    return statistics.mean(len(token_ids(built, prompt)) for prompt in prompts)
+    return statistics.mean(len(encode_messages(built, prompt)) for prompt in prompts)
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:

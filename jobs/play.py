@@ -73,15 +73,15 @@ def _survey(settings: Config, book: ledger.Ledger, remake: str | None) -> "Surve
 
 def check_servers(settings: Config, unmade: Mapping[str, Stage]) -> None:
     """See that each server that has something to do serves: a run that is finished needs none."""
-    from pipeline.engines.probe import check
+    from pipeline.inference.server_check import check_server
 
     for name, engine in (("judge", "judge_engine"), ("second_judge", "second_engine")):
         judge = getattr(settings, name)
         if judge and judge.served and any(engine in stage.uses for stage in unmade.values()):
-            check(name, judge.model, judge.served, settings.hardware, judge.logprobs)
+            check_server(name, judge.model, judge.served, settings.hardware, judge.logprobs)
     for name, other in settings.compare.items():
         if f"compare/{name}/evaluation" in unmade:
-            check(f"compare.{name}", other.model, other, settings.hardware)
+            check_server(f"compare.{name}", other.model, other, settings.hardware)
 
 
 def _play(settings: Config, book: ledger.Ledger, display: Display, remake: str | None) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from judges.base import UNSURE, Answer, Judge, Question, Skip
 from pipeline.card import DROPPED, KEY, RIGHT, SAID, SURE, WRONG
 from pipeline.config.run import Questions
-from pipeline.engines.base import Engine, Reply, tokens
+from pipeline.inference.base import Engine, Reply, count_tokens
 from pipeline.judging import Answered, answer, confidence
 from pipeline.storage.schema import Outcome, Row
 
@@ -20,7 +20,7 @@ def question_articles(judge: Judge, count: int, settings: Questions, engine: Eng
     """Ask `count` questions about every row's article, and check them: the step of a pool of judges."""
     replies = engine.generate([judge.ask_questions(row["article"]) for row in rows])
     asked = [_read(judge, reply, count) for reply in replies]
-    tallies = [Counter(tokens([reply])) for reply in replies]
+    tallies = [Counter(count_tokens([reply])) for reply in replies]
     if settings.check:
         # Both checks go in one call: the more prompts an engine has at once, the fuller its batches.
         some = [[q for q in line if isinstance(q, Question)] for line in asked]

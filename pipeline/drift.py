@@ -16,7 +16,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from pipeline.config.hardware import TrainerHardware
-from pipeline.engines.pool import Pool
+from pipeline.inference.pool import EnginePool
 from pipeline.stage import stage
 from pipeline.storage.schema import Outcome, Row, is_drawn
 from pipeline.storage.streams import materialize
@@ -37,7 +37,14 @@ _COLUMNS = ["article_id", "split", "writer", "prompt_ids", "summaries"]
     whole=True,
 )
 def compare_with_base(
-    rows: Dataset, policy: str, base: str, *, dtype: str, scorer: Pool, base_scorer: Pool, trainer: TrainerHardware
+    rows: Dataset,
+    policy: str,
+    base: str,
+    *,
+    dtype: str,
+    scorer: EnginePool,
+    base_scorer: EnginePool,
+    trainer: TrainerHardware,
 ) -> Dataset:
     """Add `policy_logps` and `base_logps`, aligned with `summaries`, to one article in 16; leave the rest.
 

@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.config import Alignment, Config
 from pipeline.config.hardware import EngineHardware, Replicas, Server
 from pipeline.config.servers import ComparedModel, ServedModel
-from pipeline.engines.base import Engine
-from pipeline.engines.pool import Pool
+from pipeline.inference.base import Engine
+from pipeline.inference.pool import EnginePool
 from pipeline.judging import make_judge
 from pipeline.loggers import opened
 from pipeline.progress import Tick
@@ -57,36 +57,36 @@ def equip(
     return {name: there[name]() for name in names}
 
 
-def _policy_engine(config: Config | Alignment, model: str | None, seed: int) -> Pool:
+def _policy_engine(config: Config | Alignment, model: str | None, seed: int) -> EnginePool:
     assert model is not None, "a stage that samples has a policy among its inputs"
     policy, hardware = config.policy, config.hardware.policy
-    return Pool(partial(_vllm, model, policy.dtype, policy.max_model_len, seed, hardware), hardware)
+    return EnginePool(partial(_vllm, model, policy.dtype, policy.max_model_len, seed, hardware), hardware)
 
 
-def _hired_engine(config: Config | Alignment, policy: dict[str, Any]) -> Pool:
+def _hired_engine(config: Config | Alignment, policy: dict[str, Any]) -> EnginePool:
     served = ComparedModel.model_validate(policy["served"])
     return _served_pool(policy["model"], served, config, config.hardware.policy)
 
 
-def _served_pool(model: str, served: ServedModel, config: Config | Alignment, hardware: EngineHardware) -> Pool:
+def _served_pool(model: str, served: ServedModel, config: Config | Alignment, hardware: EngineHardware) -> EnginePool:
     """A model at a server, asked by one actor, so that its concurrency is the whole."""
     one = hardware.model_copy(update={"replicas": Replicas(min=1, max=1), "gpus_per_replica": 0})
-    return Pool(partial(_served, model, served, config.hardware.servers[served.server]), one)
+    return EnginePool(partial(_served, model, served, config.hardware.servers[served.server]), one)
 
 
-def _judge_engine(config: Config | Alignment, which: str, seed: int) -> Pool:
+def _judge_engine(config: Config | Alignment, which: str, seed: int) -> EnginePool:
     """The judge's pool, or the second judge's: they never run at one time, and so share the judge's hardware."""
     assert isinstance(config, Config), "only rounds have a judge"
     judge, hardware = getattr(config, which), config.hardware.judge
     if judge.model is None:
-        return Pool(partial(_scripted, make_judge(judge, config.seed)), hardware)
+        return EnginePool(partial(_scripted, make_judge(judge, config.seed)), hardware)
     if judge.served:
         return _served_pool(judge.model, judge.served, config, hardware)
     model = locate(judge.model)
-    return Pool(partial(_vllm, model, judge.dtype, judge.max_model_len, seed, hardware), hardware)
+    return EnginePool(partial(_vllm, model, judge.dtype, judge.max_model_len, seed, hardware), hardware)
 
 
-def _scorer(config: Config | Alignment, policy: dict[str, Any]) -> Pool:
+def _scorer(config: Config | Alignment, policy: dict[str, Any]) -> EnginePool:
     """A frozen policy, on the hardware that will train: the values then come from the same kernels."""
     trainer = config.hardware.trainer
     hardware = EngineHardware(
@@ -97,13 +97,13 @@ def _scorer(config: Config | Alignment, policy: dict[str, Any]) -> Pool:
     )
     load = partial(load_reference, locate(policy["model"]), config.policy.dtype, policy["digest"], trainer)
     # One batch fills the model's threads or its GPU, and two would need the memory of two.
-    return Pool(load, hardware, at_once=1)
+    return EnginePool(load, hardware, at_once=1)
 
 
 def _vllm(model: str, dtype: str, max_model_len: int | None, seed: int, hardware: EngineHardware) -> Engine:
     import ray
 
-    from pipeline.engines.vllm import VllmEngine
+    from pipeline.inference.vllm import VllmEngine
 
     # Engines with one seed would draw alike: two replicas the same samples of like prompts, and an engine that took the
     # place of a dead one what that one drew.
@@ -113,13 +113,13 @@ def _vllm(model: str, dtype: str, max_model_len: int | None, seed: int, hardware
 
 
 def _served(model: str, served: ServedModel, server: Server) -> Engine:
-    from pipeline.engines.http import HttpEngine
+    from pipeline.inference.openai_server import OpenAIServerEngine
 
-    return HttpEngine(model, served, server)
+    return OpenAIServerEngine(model, served, server)
 
 
 def _scripted(judge: Any) -> Engine:
-    from pipeline.engines.scripted import ScriptedEngine
+    from pipeline.inference.scripted import ScriptedEngine
 
     return ScriptedEngine(judge.reply)
 

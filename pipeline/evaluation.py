@@ -11,7 +11,7 @@ import numpy as np
 from ray.data import Dataset
 
 from pipeline.config.run import JudgeSettings, Pairs, Report
-from pipeline.engines.pool import Pool
+from pipeline.inference.pool import EnginePool
 from pipeline.judging import make_judge, score_summaries
 from pipeline.preference import Rule, rules
 from pipeline.stage import stage
@@ -28,7 +28,7 @@ from pipeline.storage.schema import Row
     writes=("scores",),
     limits=("scores.max_unread",),
 )
-def evaluate(rows: Dataset, *, ask_again: float, judge: JudgeSettings, seed: int, judge_engine: Pool) -> Dataset:
+def evaluate(rows: Dataset, *, ask_again: float, judge: JudgeSettings, seed: int, judge_engine: EnginePool) -> Dataset:
     """Add `scores`, aligned with `summaries`, to the rows of an exam.
 
     Args:
@@ -46,7 +46,7 @@ def evaluate(rows: Dataset, *, ask_again: float, judge: JudgeSettings, seed: int
     uses=("judge_engine",),
     writes=("scores",),
 )
-def evaluate_leads(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: Pool) -> Dataset:
+def evaluate_leads(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: EnginePool) -> Dataset:
     """`evaluate`, of articles' leads, every one of them twice: a judge without a policy."""
     return evaluate(rows, ask_again=1.0, judge=judge, seed=seed, judge_engine=judge_engine)
 

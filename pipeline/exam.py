@@ -11,9 +11,9 @@ from ray.data import Dataset
 
 from judges.base import Prompt, Skip, user
 from pipeline.config.run import Baselines, PolicySettings
-from pipeline.engines.base import Engine
-from pipeline.engines.pool import Pool
-from pipeline.sampling import SAMPLED, sample_rows
+from pipeline.inference.base import Engine
+from pipeline.inference.pool import EnginePool
+from pipeline.inference.sampling import SAMPLED, sample_rows
 from pipeline.stage import stage
 from pipeline.storage.schema import Outcome, Row, map_rows
 
@@ -32,7 +32,7 @@ _exam = partial(
 
 @_exam(settings=("evaluation.max_tokens", "policy", "seed"))
 def sit(
-    rows: Dataset, writer: str, *, max_tokens: int, policy: PolicySettings, seed: int, policy_engine: Pool
+    rows: Dataset, writer: str, *, max_tokens: int, policy: PolicySettings, seed: int, policy_engine: EnginePool
 ) -> Dataset:
     """Add `summaries`, of one each, to the held-out articles.
 
@@ -52,7 +52,7 @@ def sit_base(
     policy: PolicySettings,
     baselines: Baselines,
     seed: int,
-    policy_engine: Pool,
+    policy_engine: EnginePool,
 ) -> Dataset:
     """`sit`, of the base policy: after its summary come those of `BASELINES`."""
     prompt = Prompt(user(policy.instruction), max_tokens)

@@ -18,8 +18,8 @@ from judges.base import Prompt, user
 from pipeline.config import Config, UserError
 from pipeline.data.pair_tokenizer import PairIds, PairTokenizer, load_pair_tokenizer
 from pipeline.data.preference_formats import Preference
-from pipeline.engines.plain import marks_of, plain
-from pipeline.sampling import about
+from pipeline.inference.sampling import fill_article
+from pipeline.inference.special_tokens import break_special_tokens, special_tokens_of
 from pipeline.storage import parts
 from pipeline.storage.files import atomic_writer, open_location
 from pipeline.storage.ledger import Artifact, Ledger
@@ -97,8 +97,8 @@ def _rows(ledger: Ledger, table: Artifact) -> Iterator[Row]:
 def _lines(row: Row, instruction: str, tokens: PairTokenizer) -> Iterator[tuple[dict[str, Any], bool]]:
     """The row's pairs, and of each whether its text gives the ids that were sampled."""
     # As the policy was asked: an article that names special tokens was broken up.
-    prompt = about(Prompt(user(instruction), max_tokens=0), row["article"])
-    messages = list(plain(prompt, marks_of(tokens.tokenizer)))
+    prompt = fill_article(Prompt(user(instruction), max_tokens=0), row["article"])
+    messages = list(break_special_tokens(prompt, special_tokens_of(tokens.tokenizer)))
     for pair in row["pairs"]:
         chosen, rejected = row["summaries"][pair["chosen"]], row["summaries"][pair["rejected"]]
         line: dict[str, Any]

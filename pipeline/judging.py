@@ -15,7 +15,7 @@ from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
 from pipeline.config.run import JudgeSettings
-from pipeline.engines.base import Engine, Reply, tokens
+from pipeline.inference.base import Engine, Reply, count_tokens
 from pipeline.storage.schema import Outcome, Row, is_drawn
 
 
@@ -62,7 +62,7 @@ def answer(
         failed = {f"no reply: {reply.error}": 1} if reply.error else {}
         answers = judge.read_answers(text, questions[i])
         logps = _logps(reply, answers)
-        answered[i] = Answered(answers, tokens([reply]) | failed, logps)
+        answered[i] = Answered(answers, count_tokens([reply]) | failed, logps)
     return answered
 
 

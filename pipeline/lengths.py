@@ -11,8 +11,8 @@ from typing import Any
 from judges.base import Judge, Prompt, Question, user
 from pipeline.config import Config
 from pipeline.config.run import JudgeSettings
+from pipeline.inference.sampling import fill_article
 from pipeline.judging import make_judge
-from pipeline.sampling import about
 from pipeline.storage.model_files.hub import adapter_config, fetch
 
 
@@ -68,7 +68,7 @@ def measure(config: Config, articles: Sequence[str], rows: Sequence[dict[str, An
     prompt, longest, article = None, 0, 0.0
     if tokenizer := _tokenizer("policy", config.policy.model, unknown):
         asked = Prompt(user(config.policy.instruction), config.summaries.max_tokens)
-        prompts = [_count(tokenizer, about(asked, text).messages) for text in articles]
+        prompts = [_count(tokenizer, fill_article(asked, text).messages) for text in articles]
         prompt, longest = fmean(prompts), max(prompts)
         article = fmean(_plain(tokenizer, text) for text in articles)
     return Lengths(
@@ -129,9 +129,9 @@ def _tokenizer(who: str, name: str, unknown: list[str]) -> Any:
 
 
 def _count(tokenizer: Any, messages: Sequence[dict[str, str]]) -> int:
-    from pipeline.engines.vllm import token_ids
+    from pipeline.inference.vllm import encode_messages
 
-    return len(token_ids(tokenizer, messages))
+    return len(encode_messages(tokenizer, messages))
 
 
 def _plain(tokenizer: Any, text: str) -> int:

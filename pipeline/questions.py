@@ -9,7 +9,7 @@ from ray.data import Dataset
 
 from pipeline.asking import question_articles
 from pipeline.config.run import JudgeSettings, Questions
-from pipeline.engines.pool import Pool
+from pipeline.inference.pool import EnginePool
 from pipeline.judging import make_judge
 from pipeline.stage import stage
 
@@ -23,7 +23,7 @@ from pipeline.stage import stage
     writes=("questions", "dropped"),
     limits=("questions.max_skipped",),
 )
-def ask(rows: Dataset, *, judge: JudgeSettings, questions: Questions, seed: int, judge_engine: Pool) -> Dataset:
+def ask(rows: Dataset, *, judge: JudgeSettings, questions: Questions, seed: int, judge_engine: EnginePool) -> Dataset:
     """Add `questions` to each article, and the reason for each one `dropped`."""
     return judge_engine.map(
         rows, partial(question_articles, make_judge(judge, seed), judge.questions, questions), ask.writes

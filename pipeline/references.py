@@ -12,7 +12,7 @@ from ray.data import Dataset
 
 from pipeline.config.hardware import TrainerHardware
 from pipeline.config.training import References
-from pipeline.engines.pool import Pool
+from pipeline.inference.pool import EnginePool
 from pipeline.stage import stage
 from pipeline.storage.schema import Outcome, Row, map_rows
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     writes=("reference_logps", "reference_digest"),
 )
 def anchor(
-    rows: Dataset, digest: str, *, dtype: str, references: References, scorer: Pool, trainer: TrainerHardware
+    rows: Dataset, digest: str, *, dtype: str, references: References, scorer: EnginePool, trainer: TrainerHardware
 ) -> Dataset:
     """Add `reference_logps`, aligned with `summaries`, and the digest of the weights that gave them.
 

@@ -9,7 +9,7 @@ from functools import partial
 from ray.data import Dataset
 
 from pipeline.config.run import JudgeSettings
-from pipeline.engines.pool import Pool
+from pipeline.inference.pool import EnginePool
 from pipeline.judging import make_judge, score_summaries
 from pipeline.stage import stage
 
@@ -23,6 +23,6 @@ from pipeline.stage import stage
     writes=("scores",),
     limits=("scores.max_unread",),
 )
-def judge(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: Pool) -> Dataset:
+def judge(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: EnginePool) -> Dataset:
     """Add `scores`, aligned with `summaries`."""
     return judge_engine.map(rows, partial(score_summaries, make_judge(judge, seed)), ("scores",))

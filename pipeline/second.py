@@ -12,8 +12,8 @@ from ray.data import Dataset
 from judges.base import Judge, Skip
 from pipeline.asking import question_articles
 from pipeline.config.run import JudgeSettings, Questions
-from pipeline.engines.base import Engine
-from pipeline.engines.pool import Pool
+from pipeline.inference.base import Engine
+from pipeline.inference.pool import EnginePool
 from pipeline.judging import make_judge, score_summaries
 from pipeline.stage import stage
 from pipeline.storage.schema import Outcome, Row
@@ -29,7 +29,7 @@ from pipeline.storage.schema import Outcome, Row
     split="eval",
 )
 def ask_second(
-    rows: Dataset, *, second_judge: JudgeSettings, questions: Questions, seed: int, second_engine: Pool
+    rows: Dataset, *, second_judge: JudgeSettings, questions: Questions, seed: int, second_engine: EnginePool
 ) -> Dataset:
     """Add `second_questions` to each held-out article: none where there are too few good ones, and the row is kept."""
     step = partial(_ask, make_judge(second_judge, seed), second_judge.questions, questions)
@@ -55,7 +55,7 @@ def _ask(judge: Judge, count: int, settings: Questions, engine: Engine, rows: li
     writes=("second_scores",),
     limits=("scores.max_unread",),
 )
-def judge_second(rows: Dataset, *, second_judge: JudgeSettings, seed: int, second_engine: Pool) -> Dataset:
+def judge_second(rows: Dataset, *, second_judge: JudgeSettings, seed: int, second_engine: EnginePool) -> Dataset:
     """Add `second_scores` to the rows of an evaluation, aligned with `summaries`; of no questions come no answers."""
     return second_engine.map(rows, partial(_score, make_judge(second_judge, seed)), judge_second.writes)
 

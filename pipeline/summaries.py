@@ -10,8 +10,8 @@ from ray.data import Dataset
 
 from judges.base import Prompt, user
 from pipeline.config.run import PolicySettings, Summaries
-from pipeline.engines.pool import Pool
-from pipeline.sampling import SAMPLED, sample
+from pipeline.inference.pool import EnginePool
+from pipeline.inference.sampling import SAMPLED, sample_dataset
 from pipeline.stage import stage
 from pipeline.storage.schema import Row, map_rows
 
@@ -29,7 +29,7 @@ _summaries = partial(
 
 @_summaries(writes=SAMPLED)
 def write(
-    rows: Dataset, writer: str, *, summaries: Summaries, policy: PolicySettings, seed: int, policy_engine: Pool
+    rows: Dataset, writer: str, *, summaries: Summaries, policy: PolicySettings, seed: int, policy_engine: EnginePool
 ) -> Dataset:
     """Add `summaries` by the current policy to each article.
 
@@ -45,7 +45,7 @@ def write(
         n=summaries.n,
         logprobs=summaries.logprobs,
     )
-    return sample(rows, prompt, writer, policy_engine)
+    return sample_dataset(rows, prompt, writer, policy_engine)
 
 
 @_summaries(writes=(*_BESIDE, *SAMPLED))

@@ -10,7 +10,7 @@ from email.utils import format_datetime
 from aiohttp import web
 
 from judges.base import Prompt
-from pipeline.engines.scripted import ScriptedEngine
+from pipeline.inference.scripted import ScriptedEngine
 
 KEY = "sk-Secret.0123456789"
 CONTEXT = 2000  # characters of a conversation; more does not fit

@@ -35,7 +35,7 @@ from pipeline.config.servers import ServedModel
 from pipeline.data import preference_formats, readers
 from pipeline.data.pair_tokenizer import load_pair_tokenizer
 from pipeline.dpo import checkpoint, weights
-from pipeline.engines.http import HttpEngine
+from pipeline.inference.openai_server import OpenAIServerEngine
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.model_files import hub
 
@@ -240,7 +240,7 @@ def test_pickles_beside_good_weights_are_not_read(folder):
 def test_vllm_reads_no_pickle(folder):
     """Where a folder changed after it was looked at."""
     from pipeline.config.hardware import EngineHardware
-    from pipeline.engines.vllm import VllmEngine
+    from pipeline.inference.vllm import VllmEngine
 
     bad_models.pickled(folder)
     with pytest.raises(RuntimeError, match="Cannot find any model weights"):
@@ -398,7 +398,9 @@ _server = st.recursive(
 def http():
     """An engine whose server replies whatever is put into `said`."""
     said = {}
-    engine = HttpEngine("judge", ServedModel(server="s"), Server(base_url="http://unused/v1", tries=1, concurrency=4))
+    engine = OpenAIServerEngine(
+        "judge", ServedModel(server="s"), Server(base_url="http://unused/v1", tries=1, concurrency=4)
+    )
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=said["body"]))
     engine.clients = [httpx.AsyncClient(base_url="http://unused/v1", transport=transport) for _ in range(4)]
     yield engine, said

@@ -10,7 +10,7 @@ from judges.base import LETTERS, UNSURE, Question
 from pipeline import card
 from pipeline.asking import question_articles
 from pipeline.config import run
-from pipeline.engines.scripted import ScriptedEngine
+from pipeline.inference.scripted import ScriptedEngine
 from pipeline.judging import _reordered, make_judge, score_summaries
 from pipeline.stats import same_shares
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 PROCESS = """
 import sys
 import pyarrow.fs as pafs
-from pipeline import copies
-print(copies.copy(sys.argv[1], pafs.LocalFileSystem(), sys.argv[2]), flush=True)
+from pipeline.storage.model_files import node_cache
+print(node_cache.local_copy(sys.argv[1], pafs.LocalFileSystem(), sys.argv[2]), flush=True)
 input()
 """
 

@@ -11,7 +11,7 @@ from pipeline.config.hardware import EngineHardware, TrainerHardware
 from pipeline.dpo import weights
 from pipeline.dpo.logps import plain_logps
 from pipeline.drift import compare_with_base, estimate, is_compared
-from pipeline.engines.pool import Pool
+from pipeline.inference.pool import EnginePool
 from pipeline.references import load_reference
 from pipeline.storage.schema import to_dataset
 
@@ -53,7 +53,7 @@ def test_both_score_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, models
         rows.append({"article_id": f"a{i}", "article": "", "split": "train", "writer": "w", "prompt_ids": PROMPT})
         rows[-1]["summaries"] = summaries
     by_policy, by_base = (
-        Pool(
+        EnginePool(
             partial(load_reference, model, "float32", weights.digest(model), TrainerHardware()),
             EngineHardware(),
             at_once=1,
@@ -88,7 +88,7 @@ class Refusing:
 def test_what_the_first_of_both_has_to_say_is_told_in_one_line(ray_cluster):
     row = {"article_id": next(f"a{i}" for i in range(99) if is_compared(f"a{i}")), "split": "train", "writer": "w"}
     row |= {"article": "", "prompt_ids": PROMPT, "summaries": [{"text": "", "token_ids": [1], "finish_reason": "stop"}]}
-    pool = Pool(Refusing, EngineHardware(), at_once=1)
+    pool = EnginePool(Refusing, EngineHardware(), at_once=1)
     with pytest.raises(UserError, match="^these weights are under lock and key$"):
         compare_with_base(
             to_dataset([row]),

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from judges.base import Prompt, user
-from pipeline import sampling
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware
-from pipeline.engines.attempts import TRIES, Attempts
-from pipeline.engines.base import EngineDied
-from pipeline.engines.pool import Pool
-from pipeline.engines.scripted import ScriptedEngine
+from pipeline.inference import sampling
+from pipeline.inference.base import EngineDied
+from pipeline.inference.crash_log import TRIES, CrashLog
+from pipeline.inference.pool import EnginePool
+from pipeline.inference.scripted import ScriptedEngine
 from pipeline.storage import streams, tables
 from pipeline.storage.schema import to_dataset
 
@@ -59,9 +59,9 @@ def articles(count, words=None):
 
 
 def sampled(rows, make_engine, batch_size):
-    pool = Pool(make_engine, EngineHardware(cpus_per_replica=0.5, batch_size=batch_size))
+    pool = EnginePool(make_engine, EngineHardware(cpus_per_replica=0.5, batch_size=batch_size))
     prompt = Prompt(user("{article}"), max_tokens=60, temperature=1.0, n=2)
-    return sampling.sample(to_dataset(rows), prompt, "build-1", pool)
+    return sampling.sample_dataset(to_dataset(rows), prompt, "build-1", pool)
 
 
 def test_only_the_poisonous_rows_are_lost(ray_cluster, tmp_path):
@@ -111,7 +111,7 @@ def test_a_mistake_of_ours_ends_the_run_at_once(ray_cluster, tmp_path):
 
 
 def test_notes_of_rows():
-    notes = Attempts()
+    notes = CrashLog()
     assert notes.together(["a", "b", "c"]) == {}
     notes.done("actor", ["c"])
     assert notes.together(["a", "b", "c", "d"]) == {"a": None, "b": None}  # c and d may go together
@@ -124,7 +124,7 @@ def test_notes_of_rows():
 
 
 def test_notes_that_were_lost_begin_anew():
-    notes = Attempts()
+    notes = CrashLog()
     notes.alone("a")
     assert notes.together(["a"]) == {"a": None}
 
@@ -133,7 +133,7 @@ class Recorded:
     """A vLLM engine whose process is known, and which takes its time."""
 
     def __init__(self, log):
-        from pipeline.engines.vllm import VllmEngine
+        from pipeline.inference.vllm import VllmEngine
 
         self.engine = VllmEngine(str(POLICY), "float32", 512, seed=os.getpid(), hardware=EngineHardware())
         self.log = Path(log)
@@ -149,9 +149,9 @@ def test_vllm_killed_while_it_samples_loses_nothing(ray_cluster, tmp_path):
     from newsroom.make_articles import articles as newsroom
 
     rows = [{"article_id": story.id, "article": story.text, "split": "train"} for story in newsroom(96)]
-    pool = Pool(partial(Recorded, tmp_path), EngineHardware(batch_size=16, cpus_per_replica=0.5))
+    pool = EnginePool(partial(Recorded, tmp_path), EngineHardware(batch_size=16, cpus_per_replica=0.5))
     prompt = Prompt(user("Summarize.\n{article}"), max_tokens=160, temperature=1.0, n=8)
-    stream = iter(sampling.sample(to_dataset(rows), prompt, "build-1", pool).iter_rows())
+    stream = iter(sampling.sample_dataset(to_dataset(rows), prompt, "build-1", pool).iter_rows())
     found = [next(stream)]
     (started,) = tmp_path.glob("start-*")
     os.kill(int(started.name.split("-")[1]), signal.SIGKILL)

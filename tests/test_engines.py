@@ -17,9 +17,9 @@ from pipeline.config.hardware import Server as EngineServer
 from pipeline.config.servers import ServedModel
 from pipeline.dpo import weights
 from pipeline.dpo.logps import plain_logps
-from pipeline.engines.base import tokens
-from pipeline.engines.http import HttpEngine
-from pipeline.engines.scripted import ScriptedEngine
+from pipeline.inference.base import count_tokens
+from pipeline.inference.openai_server import OpenAIServerEngine
+from pipeline.inference.scripted import ScriptedEngine
 
 POLICY = Path(__file__).parents[1] / "newsroom" / "models" / "policy"
 ARTICLE = "Summarize.\nOfficials said the scene was in Lima. The team was headed by Ana Santos."
@@ -33,7 +33,7 @@ def _script(prompt, sample):
 
 @pytest.fixture(scope="module")
 def vllm():
-    from pipeline.engines.vllm import VllmEngine
+    from pipeline.inference.vllm import VllmEngine
 
     engine = VllmEngine(str(POLICY), "float32", 512, seed=0, hardware=EngineHardware())
     yield engine
@@ -43,7 +43,7 @@ def vllm():
 @pytest.fixture(scope="module")
 def http():
     with Server(_script) as server:
-        yield HttpEngine("judge", ServedModel(server="ours"), EngineServer(base_url=server.url))
+        yield OpenAIServerEngine("judge", ServedModel(server="ours"), EngineServer(base_url=server.url))
 
 
 @pytest.fixture(scope="module", params=["scripted", "vllm", "http"])
@@ -59,11 +59,11 @@ def test_n_samples_with_ids_and_reasons(engine):
     assert [len(reply.samples) for reply in replies] == [3, 1]
     for reply in replies:
         assert reply.error is None
-        count = tokens([reply])
+        count = count_tokens([reply])
         assert count["tokens_in"] > 10
         assert 0 < count["tokens_out"] <= 80 * len(reply.samples)
         assert {sample.finish_reason for sample in reply.samples} <= {"stop", "length"}
-        if isinstance(engine, HttpEngine):  # a chat server counts them, and does not give them
+        if isinstance(engine, OpenAIServerEngine):  # a chat server counts them, and does not give them
             assert (reply.prompt_ids, {tuple(sample.token_ids) for sample in reply.samples}) == ([], {()})
         else:
             assert len(reply.prompt_ids) == count["tokens_in"]
@@ -73,7 +73,7 @@ def test_n_samples_with_ids_and_reasons(engine):
 def test_a_sample_cut_off_says_so(engine):
     (reply,) = engine.generate([replace(PROMPT, max_tokens=2)])
     assert {sample.finish_reason for sample in reply.samples} == {"length"}
-    assert tokens([reply])["tokens_out"] == 2 * 3
+    assert count_tokens([reply])["tokens_out"] == 2 * 3
 
 
 def test_a_reply_keeps_to_its_regex(engine):
@@ -90,8 +90,8 @@ def test_a_prompt_too_long_fails_alone(engine):
 
 def test_tokens_are_counted(engine):
     replies = engine.generate([PROMPT, replace(PROMPT, messages=user("poison " * 600))])
-    served, refused = tokens(replies[:1]), tokens(replies[1:])
-    assert tokens(replies) == served
+    served, refused = count_tokens(replies[:1]), count_tokens(replies[1:])
+    assert count_tokens(replies) == served
     assert served["tokens_in"] > 10
     assert served["tokens_out"] > 0
     assert not any(refused.values())
@@ -205,8 +205,8 @@ def test_a_new_batch_starts_before_the_last_has_ended(vllm):
 
 
 def test_an_engine_that_breaks_tells_everyone_who_waits_or_comes():
-    from pipeline.engines.base import EngineDied
-    from pipeline.engines.vllm import VllmEngine
+    from pipeline.inference.base import EngineDied
+    from pipeline.inference.vllm import VllmEngine
 
     engine = VllmEngine(str(POLICY), "float32", 512, seed=0, hardware=EngineHardware())
     usual, steps = engine.stepper.engine.step, iter(range(20))
@@ -253,7 +253,7 @@ def test_an_adapter_is_served_without_merging_and_never_from_the_last_rounds_cac
     import torch
 
     from pipeline.dpo import weights
-    from pipeline.engines.vllm import VllmEngine, lora_request
+    from pipeline.inference.vllm import VllmEngine, lora_request
 
     engine = VllmEngine(adapters[0], "float32", 512, seed=0, hardware=EngineHardware())
     greedy = replace(PROMPT, n=1, temperature=0.0, max_tokens=30)
@@ -283,11 +283,11 @@ def test_an_adapter_is_served_without_merging_and_never_from_the_last_rounds_cac
 def test_token_ids_have_the_templates_bos_and_no_second(shared_data, template, expected):
     from transformers import AutoTokenizer
 
-    from pipeline.engines.vllm import token_ids
+    from pipeline.inference.vllm import encode_messages
 
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260K")
     tokenizer.chat_template = template
-    ids = token_ids(tokenizer, user("Once upon a time"))
+    ids = encode_messages(tokenizer, user("Once upon a time"))
     assert ids.count(tokenizer.bos_token_id) == expected
     assert "Once upon a time" in tokenizer.decode(ids)
 
@@ -295,9 +295,9 @@ def test_token_ids_have_the_templates_bos_and_no_second(shared_data, template, e
 def test_two_bos_tokens_are_refused(shared_data):
     from transformers import AutoTokenizer
 
-    from pipeline.engines.vllm import token_ids
+    from pipeline.inference.vllm import encode_messages
 
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260K")
     tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}"
     with pytest.raises(ValueError, match="both write a BOS token"):
-        token_ids(tokenizer, user("Once"))
+        encode_messages(tokenizer, user("Once"))

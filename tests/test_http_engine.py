@@ -26,9 +26,9 @@ from judges.prompts import NEWSROOM
 from pipeline.config import UserError, hardware
 from pipeline.config.loader import load_config
 from pipeline.config.servers import ComparedModel, ServedModel
-from pipeline.engines.base import tokens
-from pipeline.engines.http import HttpEngine, retry_after
-from pipeline.engines.probe import check
+from pipeline.inference.base import count_tokens
+from pipeline.inference.openai_server import OpenAIServerEngine, retry_after
+from pipeline.inference.server_check import check_server
 from pipeline.judging import score_summaries
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,9 @@ def server():
 
 def engine(server, served=None, **settings):
     quick = {"timeout": 2, "tries": 3} | settings
-    return HttpEngine("judge", served or ServedModel(server="ours"), hardware.Server(base_url=server.url, **quick))
+    return OpenAIServerEngine(
+        "judge", served or ServedModel(server="ours"), hardware.Server(base_url=server.url, **quick)
+    )
 
 
 def ask(text="hello", **changes):
@@ -60,7 +62,7 @@ def test_what_passes_is_tried_again(server, fault):
     replies = engine(server, timeout=1).generate([ask("one"), ask(f"{fault}: two"), ask("three")])
     assert [reply.samples[0].text for reply in replies] == ["said 0"] * 3
     assert server.tries == {"one": 1, f"{fault}: two": 2, "three": 1}
-    assert tokens(replies)["retries"] == 1
+    assert count_tokens(replies)["retries"] == 1
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_what_was_paid_for_is_counted_whatever_came_of_it(server):
     prices = {"judge": {"input": 1, "output": 1}}
     served = ServedModel(server="ours", structured_outputs="json_schema")
     once, never = (
-        tokens(engine(server, served, prices=prices).generate([ask(text, regex="Q1 A")]))
+        count_tokens(engine(server, served, prices=prices).generate([ask(text, regex="Q1 A")]))
         for text in ("prose: x", "prose!: x")
     )
     assert once == {"tokens_in": 16, "tokens_cached": 6, "tokens_out": 10, "retries": 1, "micro_usd": 26}
@@ -211,7 +213,7 @@ def test_samples_log_probabilities_usage_and_cost(server):
     assert reply.samples[1].token_logps == [*((letter, -1.0) for letter in "said 1"), ("", -1.0)]
     assert (reply.prompt_ids, reply.samples[0].token_ids, reply.cached_tokens) == ([], [], 3)
     cost = round((4 - 3) * 2.5 + 3 * 1.25 + 21 * 10)
-    assert tokens([reply]) == {"tokens_in": 4, "tokens_cached": 3, "tokens_out": 21, "micro_usd": cost}
+    assert count_tokens([reply]) == {"tokens_in": 4, "tokens_cached": 3, "tokens_out": 21, "micro_usd": cost}
     assert {name: server.bodies[0][name] for name in ("n", "temperature", "top_p", "max_tokens", "logprobs")} == {
         "n": 3, "temperature": 0.7, "top_p": 0.9, "max_tokens": 20, "logprobs": True,
     }  # fmt: skip
@@ -260,8 +262,8 @@ def test_judging_keeps_the_row_and_says_why_a_summary_has_no_answers():
 def _scored(tmp_path, **place):
     """Thirty rows through a served judge under Ray Data, written as a stage's are."""
     from pipeline.config import run
-    from pipeline.engines.pool import Pool
     from pipeline.equipment import _served
+    from pipeline.inference.pool import EnginePool
     from pipeline.scores import judge
     from pipeline.storage.schema import to_dataset
 
@@ -276,7 +278,7 @@ def _scored(tmp_path, **place):
         }
         for i in range(30)
     ]
-    pool = Pool(
+    pool = EnginePool(
         partial(_served, "judge", ServedModel(server="ours"), hardware.Server(tries=2, concurrency=4, **place)),
         hardware.EngineHardware(),
     )
@@ -319,16 +321,16 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, caplog, capfd)
         for value in ("", KEY, f"{KEY}x", f"{KEY}\x07", f"{KEY}é"):
             monkeypatch.setenv("OUR_KEY", value)
             try:
-                check("judge", "judge", ServedModel(server="ours"), place)
+                check_server("judge", "judge", ServedModel(server="ours"), place)
                 said.append("served")
             except UserError as error:
                 said.append(str(error))
         monkeypatch.setenv("OUR_KEY", f"{KEY}\n")  # as `cat` of a file gives it
-        tried = HttpEngine("judge", ServedModel(server="ours"), place.servers["ours"])
+        tried = OpenAIServerEngine("judge", ServedModel(server="ours"), place.servers["ours"])
         replies = tried.generate([ask(), ask("broken!: x"), ask("poison!: x"), ask("reset!: x")])
         said += [repr(replies), repr(vars(tried)), repr(tried.clients[0].headers)]
         monkeypatch.setenv("OUR_KEY", f"{KEY}x")
-        refused = HttpEngine("judge", ServedModel(server="ours"), place.servers["ours"])
+        refused = OpenAIServerEngine("judge", ServedModel(server="ours"), place.servers["ours"])
         said.append(place.model_dump_json())
         for prompts in ([ask()], [ask(f"{i}") for i in range(60)]):
             with pytest.raises(UserError, match=r"served none of \d+ prompts in a row \(HTTP 401\)") as caught:
@@ -456,7 +458,7 @@ def test_where_a_server_is_and_how_it_is_asked_is_in_no_recipe(tmp_path):
 def test_a_served_model_is_looked_for_at_its_server(server):
     def checked(model="judge", url=server.url, logprobs=False, **served):
         place = hardware.Hardware(servers={"ours": {"base_url": url}})
-        check("judge", model, ServedModel(server="ours", **served), place, logprobs)
+        check_server("judge", model, ServedModel(server="ours", **served), place, logprobs)
 
     checked()
     checked(url=f"{server.url}/")
@@ -483,8 +485,8 @@ def test_a_server_that_cannot_hold_replies_to_a_form_is_found_out():
         with pytest.raises(
             UserError, match=r"structured_outputs is regex, and \S+ does not keep to it: set it to json_"
         ):
-            check("judge", "judge", ServedModel(server="ours"), place)
-        check("judge", "judge", ServedModel(server="ours", structured_outputs=None), place)
+            check_server("judge", "judge", ServedModel(server="ours"), place)
+        check_server("judge", "judge", ServedModel(server="ours", structured_outputs=None), place)
 
 
 def rondo(*arguments, **environment):
@@ -560,11 +562,11 @@ def place(newsroom, monkeypatch):
 @pytest.mark.slow
 def test_the_newsroom_judge_at_vllms_own_server(place):
     served = ServedModel(server="ours")
-    check("judge", "judge", served, place)
+    check_server("judge", "judge", served, place)
     judge = McqJudge(wording=NEWSROOM)
     lines = (ROOT / "newsroom" / "articles.jsonl").read_text(encoding="utf-8").splitlines()[:8]
     articles = [json.loads(line)["text"] for line in lines]
-    tried = HttpEngine("judge", served, place.servers["ours"])
+    tried = OpenAIServerEngine("judge", served, place.servers["ours"])
     replies = tried.generate([judge.ask_questions(article) for article in articles])
     asked = [judge.read_questions(reply.samples[0].text) for reply in replies]
     assert all(isinstance(question, Question) for line in asked for question in line)
@@ -579,10 +581,10 @@ def test_the_newsroom_judge_at_vllms_own_server(place):
         assert None not in line_logps(sample.token_logps, len(line))
         right += sum(said == q.letter for said, q in zip(judge.read_answers(sample.text, line), line, strict=True))
     assert right >= 0.9 * sum(map(len, asked))
-    spent = tokens(replied)
+    spent = count_tokens(replied)
     assert spent["tokens_in"] > 1000
     assert spent["micro_usd"] == pytest.approx(spent["tokens_in"] + 2 * spent["tokens_out"])
-    again = tokens(tried.generate(answers))
+    again = count_tokens(tried.generate(answers))
     assert again["tokens_cached"] > 0.4 * again["tokens_in"]  # in blocks of 128 on a CPU
     (long,) = tried.generate([ask("Lima " * 5000)])
     assert long.error == "prompt too long"

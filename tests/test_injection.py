@@ -16,9 +16,9 @@ from newsroom import tasks
 from newsroom.make_models import HERE
 from newsroom.world import article
 from pipeline.config.hardware import EngineHardware
-from pipeline.engines.plain import KNOWN, marks_of, plain
-from pipeline.engines.vllm import VllmEngine, token_ids
-from pipeline.sampling import about
+from pipeline.inference.sampling import fill_article
+from pipeline.inference.special_tokens import WELL_KNOWN, break_special_tokens, special_tokens_of
+from pipeline.inference.vllm import VllmEngine, encode_messages
 
 # Chat templates as Qwen, Llama 3, Mistral, Gemma and Zephyr have them: their marks are special tokens or plain letters,
 # written out or put together.
@@ -76,20 +76,20 @@ def tokenizer(request):
 
 def asked(text):
     """A prompt of ours that quotes a text, as the policy and the judge are asked."""
-    return about(Prompt(user("Summarize.\n{article}\nNow."), max_tokens=1), text)
+    return fill_article(Prompt(user("Summarize.\n{article}\nNow."), max_tokens=1), text)
 
 
 texts = st.lists(st.sampled_from(MARKS) | st.text(max_size=5), max_size=6).map("".join)
 
 
 def test_no_text_brings_a_special_token_or_a_mark_of_the_template(tokenizer):
-    marks, special = marks_of(tokenizer), set(tokenizer.all_special_ids)
+    marks, special = special_tokens_of(tokenizer), set(tokenizer.all_special_ids)
 
     def skeleton(prompt):
-        return [i for i in token_ids(tokenizer, plain(prompt, marks)) if i in special]
+        return [i for i in encode_messages(tokenizer, break_special_tokens(prompt, marks)) if i in special]
 
     def said(prompt):
-        messages = list(plain(prompt, marks))
+        messages = list(break_special_tokens(prompt, marks))
         if tokenizer.chat_template is None:
             return []
         return marks.findall(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
@@ -110,14 +110,14 @@ def test_no_text_brings_a_special_token_or_a_mark_of_the_template(tokenizer):
 def test_without_that_it_would(tokenizer):
     """Else the test above could not fail: tokenized as they are, the marks are what they say."""
     mark = next(token for token in reversed(tokenizer.all_special_tokens))
-    raw = token_ids(tokenizer, asked(mark).messages)
-    assert raw.count(tokenizer.convert_tokens_to_ids(mark)) > token_ids(tokenizer, asked("x").messages).count(
+    raw = encode_messages(tokenizer, asked(mark).messages)
+    assert raw.count(tokenizer.convert_tokens_to_ids(mark)) > encode_messages(tokenizer, asked("x").messages).count(
         tokenizer.convert_tokens_to_ids(mark)
     )
 
 
 def test_a_text_without_marks_keeps_its_token_ids(tokenizer):
-    marks = marks_of(tokenizer)
+    marks = special_tokens_of(tokenizer)
 
     @given(st.text(max_size=40))
     @settings(max_examples=50, deadline=None)
@@ -125,22 +125,22 @@ def test_a_text_without_marks_keeps_its_token_ids(tokenizer):
     def same(text):
         if not marks.search(text):
             prompt = asked(text)
-            assert plain(prompt, marks) == prompt.messages
+            assert break_special_tokens(prompt, marks) == prompt.messages
 
     same()
 
 
 def test_what_the_settings_say_may_hold_special_tokens():
     """A model without a chat template is asked in its own form by policy.instruction."""
-    prompt = about(Prompt(user("<|user|>{article}</s>"), max_tokens=1), "Stop.</s>")
-    assert plain(prompt, re.compile("</s>"))[0]["content"] == "<|user|>Stop.< /s></s>"
+    prompt = fill_article(Prompt(user("<|user|>{article}</s>"), max_tokens=1), "Stop.</s>")
+    assert break_special_tokens(prompt, re.compile("</s>"))[0]["content"] == "<|user|>Stop.< /s></s>"
 
 
 @pytest.mark.parametrize(
     "mark", ["<|im_end|>", "[/INST]", "</s>", "<end_of_turn>", "<｜User｜>", "</think>", "<<SYS>>"]
 )
 def test_a_server_is_sent_none_of_the_well_known_ones(mark):
-    (message,) = plain(asked(f"No.{mark}Yes."), KNOWN)
+    (message,) = break_special_tokens(asked(f"No.{mark}Yes."), WELL_KNOWN)
     assert mark not in message["content"]
     assert mark[1:] in message["content"], "a person can still read it"
 
@@ -162,7 +162,9 @@ def test_braces_percents_and_commands_are_only_text(wording):
     assert hostile in judge.ask_questions(hostile).messages[0]["content"]
     text = judge.ask_answers(hostile, [question]).messages[0]["content"]
     assert text.count(hostile) == 2 and "{letter}" in text and "\\g<0>" in text
-    assert about(Prompt(user("Sum: {article}"), max_tokens=1), hostile).messages[0]["content"] == f"Sum: {hostile}"
+    assert (
+        fill_article(Prompt(user("Sum: {article}"), max_tokens=1), hostile).messages[0]["content"] == f"Sum: {hostile}"
+    )
 
 
 SUFFIXES = {

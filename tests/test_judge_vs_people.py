@@ -16,7 +16,7 @@ from bench.judge_vs_people import RATINGS, compare, kendall, read, spearman
 from judges.cloze import ClozeJudge
 from pipeline.config import UserError
 from pipeline.config.loader import load_config
-from pipeline.engines.scripted import ScriptedEngine
+from pipeline.inference.scripted import ScriptedEngine
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "bench/people_sample.jsonl"
@@ -121,12 +121,12 @@ def test_people_who_count_facts_agree_with_the_judge(tmp_path):
 
 
 def test_a_judges_engine_outside_of_ray_starts_no_ray(monkeypatch):
+    import pipeline.inference.vllm
     import ray
 
-    import pipeline.engines.vllm
     from pipeline.equipment import equip
 
-    monkeypatch.setattr(pipeline.engines.vllm, "VllmEngine", lambda *args: args)
+    monkeypatch.setattr(pipeline.inference.vllm, "VllmEngine", lambda *args: args)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: pytest.fail("Ray was asked, which starts one"))
     config = load_config(ROOT / "configs/demo.yaml")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.hardware import EngineHardware
-from pipeline.engines.pool import Pool
+from pipeline.inference.pool import EnginePool
 from pipeline.storage.schema import to_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -30,7 +30,7 @@ class Slow:
 def batches(tmp_path, hardware, at_once, count, seconds):
     """What each batch's engine wrote down, after the rows have been seen to be right."""
     rows = to_dataset([{"article_id": f"a{i}", "article": "Ana came."} for i in range(count)])
-    pool = Pool(lambda: Slow(tmp_path, seconds), EngineHardware(cpus_per_replica=0.5, **hardware), at_once)
+    pool = EnginePool(lambda: Slow(tmp_path, seconds), EngineHardware(cpus_per_replica=0.5, **hardware), at_once)
     made = pool.map(rows, lambda engine, rows: engine.serve(rows), ("writer",)).take_all()
     assert sorted(row["article_id"] for row in made) == sorted(f"a{i}" for i in range(count))
     assert all(row["writer"] == f"for {row['article_id']}" for row in made)

@@ -16,8 +16,8 @@ from pipeline.config.run import JudgeSettings, Pairs
 from pipeline.config.training import References
 from pipeline.dpo import weights
 from pipeline.dpo.logps import plain_logps
-from pipeline.engines.pool import Pool
-from pipeline.engines.scripted import ScriptedEngine
+from pipeline.inference.pool import EnginePool
+from pipeline.inference.scripted import ScriptedEngine
 from pipeline.pairs import pair
 from pipeline.references import anchor, load_reference
 from pipeline.scores import judge
@@ -37,9 +37,9 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def scorer(model_path: str, digest: str | None = None, **hardware) -> Pool:
+def scorer(model_path: str, digest: str | None = None, **hardware) -> EnginePool:
     digest = digest or weights.digest(model_path)
-    return Pool(
+    return EnginePool(
         partial(load_reference, model_path, "float32", digest, TrainerHardware()), EngineHardware(**hardware), at_once=1
     )
 
@@ -62,7 +62,7 @@ def articles(count: int) -> list[dict]:
     ]
 
 
-def anchored(rows: list[dict], pool: Pool, source: str) -> list[dict]:
+def anchored(rows: list[dict], pool: EnginePool, source: str) -> list[dict]:
     found = anchor(
         to_dataset(rows), "the digest", dtype="float32", references=References(source=source), scorer=pool,
         trainer=TrainerHardware(tokens_per_batch=30),
@@ -123,7 +123,7 @@ def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None
     one_at_a_time = EngineHardware(batch_size=1, cpus_per_replica=0.5)
     scored = judge(
         to_dataset(rows).repartition(count), judge=JudgeSettings(model="none", questions=1, options=2), seed=0,
-        judge_engine=Pool(lambda: ScriptedEngine(waits_for_the_first), one_at_a_time, at_once=1),
+        judge_engine=EnginePool(lambda: ScriptedEngine(waits_for_the_first), one_at_a_time, at_once=1),
     )  # fmt: skip
     paired = pair(scored, pairs=Pairs(threshold=1, min_words=1), seed=0)
     stream = iter(anchor(

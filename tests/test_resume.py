@@ -14,8 +14,8 @@ from ray.data.expressions import col
 from judges.base import Prompt, Skip, user
 from pipeline.config import Config, UserError
 from pipeline.config.hardware import EngineHardware
-from pipeline.engines.pool import Pool
-from pipeline.engines.scripted import ScriptedEngine
+from pipeline.inference.pool import EnginePool
+from pipeline.inference.scripted import ScriptedEngine
 from pipeline.progress import Display
 from pipeline.run import Run
 from pipeline.stage import Stage, stage
@@ -64,7 +64,7 @@ class Work:
 
     def __init__(self, folder):
         self.folder, self.error = Path(folder), UserError
-        pool = Pool(lambda: ScriptedEngine(script), HARDWARE).map
+        pool = EnginePool(lambda: ScriptedEngine(script), HARDWARE).map
         made = {
             "summaries": (lambda rows: pool(rows, self.write, SAMPLED), SAMPLED, "train"),
             "scores": (lambda rows: pool(rows, self.score, ("second_scores",)), ("second_scores",), None),
@@ -237,7 +237,7 @@ def test_a_table_of_no_rows_starts_no_engine(tmp_path):
 
     @stage("summaries", version=1, writes=SAMPLED, split="nobody")
     def write(rows):
-        return Pool(never, HARDWARE).map(rows, lambda engine, some: [], SAMPLED)
+        return EnginePool(never, HARDWARE).map(rows, lambda engine, some: [], SAMPLED)
 
     for together in (False, True):
         config = settings(tmp_path / str(together), hardware={"together": together})

@@ -5,9 +5,9 @@ import pytest
 from judges.cloze import ClozeJudge
 from pipeline.config import run
 from pipeline.config.hardware import EngineHardware
-from pipeline.engines.pool import Pool
-from pipeline.engines.scripted import ScriptedEngine
 from pipeline.evaluation import agree, entrant, verdicts
+from pipeline.inference.pool import EnginePool
+from pipeline.inference.scripted import ScriptedEngine
 from pipeline.preference import accuracy_only
 from pipeline.report import _second, _unconfirmed, _wins
 from pipeline.second import ask_second, judge_second
@@ -22,7 +22,7 @@ Grace Xu met 61 pilots, and Hugo Lopez met 88 more."""
 @pytest.fixture(scope="module")
 def judged(ray_cluster):
     """Two articles, of which one says too little to be asked about; two writers each."""
-    pool = Pool(lambda: ScriptedEngine(ClozeJudge(4).reply), EngineHardware(batch_size=2))
+    pool = EnginePool(lambda: ScriptedEngine(ClozeJudge(4).reply), EngineHardware(batch_size=2))
     articles = [
         {"article_id": name, "article": text, "split": "eval", "questions": []}
         for name, text in (("rich", ARTICLE), ("poor", "Nothing happened."))

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from judges.base import LETTERS, UNSURE, Prompt, Question, Skip, user
 from pipeline.config import run
 from pipeline.config.hardware import EngineHardware
-from pipeline.engines.base import Reply, Sample
-from pipeline.engines.pool import Pool
-from pipeline.engines.scripted import ScriptedEngine
 from pipeline.evaluation import compare, entrant, evaluate
 from pipeline.exam import _sit, lead, shorten, sit, sit_base
+from pipeline.inference.base import Reply, Sample
+from pipeline.inference.pool import EnginePool
+from pipeline.inference.scripted import ScriptedEngine
 from pipeline.judging import soft
 from pipeline.pairs import pair
 from pipeline.questions import ask
@@ -31,7 +31,7 @@ NAMES = ["Ana", "Ben", "Carla", "Dan", "Eva"]
 
 
 def pool(script, batch_size=3):
-    return Pool(lambda: ScriptedEngine(script), EngineHardware(batch_size=batch_size))
+    return EnginePool(lambda: ScriptedEngine(script), EngineHardware(batch_size=batch_size))
 
 
 def articles(count=8):
@@ -168,7 +168,7 @@ def test_summaries_are_kept_as_sampled():
 @pytest.mark.parametrize(("asked_for", "expected"), [(False, 3), (True, 8)])
 def test_an_engine_gives_the_log_probabilities_of_its_first_batch_unasked(asked_for, expected):
     """vLLM takes them of all that runs beside a prompt that asks: one article in 16 made sampling a fifth slower."""
-    engine = Pool(lambda: ScriptedEngine(facts), EngineHardware(batch_size=3), at_once=1)
+    engine = EnginePool(lambda: ScriptedEngine(facts), EngineHardware(batch_size=3), at_once=1)
     settings = run.Summaries(n=4, max_tokens=60, logprobs=asked_for)
     rows = write(
         to_dataset(articles()), "b", summaries=settings, policy=POLICY, seed=0, policy_engine=engine

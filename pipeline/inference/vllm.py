@@ -14,9 +14,9 @@ from typing import Any, get_args
 
 from judges.base import Prompt
 from pipeline.config.hardware import EngineHardware
-from pipeline.engines.base import EngineDied, Reply, Sample
-from pipeline.engines.plain import marks_of, plain
-from pipeline.engines.stepping import Stepper
+from pipeline.inference.base import EngineDied, Reply, Sample
+from pipeline.inference.special_tokens import break_special_tokens, special_tokens_of
+from pipeline.inference.vllm_stepper import Stepper
 from pipeline.storage.model_files.hub import adapter_config, fetch
 
 _ENVIRONMENT = {
@@ -129,7 +129,7 @@ class VllmEngine:
         return {"prompt": tokens_input(prompt_ids), "params": params, "lora_request": self.adapter}
 
     def _tokenize(self, prompt: Prompt) -> Reply:
-        ids = token_ids(self.tokenizer, plain(prompt, marks_of(self.tokenizer)))
+        ids = encode_messages(self.tokenizer, break_special_tokens(prompt, special_tokens_of(self.tokenizer)))
         if len(ids) + prompt.max_tokens > self.room:
             return Reply(ids, error="prompt too long")
         return Reply(ids)
@@ -173,7 +173,7 @@ def lora_request(folder: str) -> Any:
     return LoRARequest(name, 1 + int(name, 16) % (2**31 - 1), folder)
 
 
-def token_ids(tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:  # type: ignore[no-untyped-def]
+def encode_messages(tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:  # type: ignore[no-untyped-def]
     """The token ids of a conversation, ready to be answered.
 
     By the tokenizer's chat template, which writes its own BOS; a model without a template is given the bare text.

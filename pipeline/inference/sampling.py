@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from ray.data import Dataset
 
 from judges.base import Prompt, Skip, fill, user
-from pipeline.engines.base import Engine, tokens
-from pipeline.engines.pool import Pool
+from pipeline.inference.base import Engine, count_tokens
+from pipeline.inference.pool import EnginePool
 from pipeline.storage.schema import Outcome, Row
 
 SAMPLED = ("writer", "prompt_ids", "summaries")
 
 
-def sample(rows: Dataset, prompt: Prompt, writer: str, pool: Pool) -> Dataset:
+def sample_dataset(rows: Dataset, prompt: Prompt, writer: str, pool: EnginePool) -> Dataset:
     """Add `writer`, `prompt_ids` and `summaries`; `prompt` says `{article}` where each row's article goes.
 
     The first samples of each engine come with log-probabilities even if the prompt does not ask: the trainer's are
@@ -42,7 +42,7 @@ class _Sampler:
 
 def sample_rows(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) -> list[Outcome]:
     """What each row gets: the step of a pool of policies."""
-    replies = engine.generate([about(prompt, row["article"]) for row in rows])
+    replies = engine.generate([fill_article(prompt, row["article"]) for row in rows])
     return [
         Skip(reply.error)
         if reply.error
@@ -50,13 +50,13 @@ def sample_rows(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) ->
             "writer": writer,
             "prompt_ids": reply.prompt_ids,
             "summaries": [vars(sample) for sample in reply.samples],
-            "tally": tokens([reply]) | {"summaries": len(reply.samples)},
+            "tally": count_tokens([reply]) | {"summaries": len(reply.samples)},
         }
         for reply in replies
     ]
 
 
-def about(prompt: Prompt, article: str) -> Prompt:
+def fill_article(prompt: Prompt, article: str) -> Prompt:
     """The prompt with the article in its place."""
     messages = user(fill(prompt.messages[0]["content"], {"article": article}))
     return replace(prompt, messages=messages, quotes=(article,))

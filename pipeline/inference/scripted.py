@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from judges.base import Prompt
-from pipeline.engines.base import Reply, Sample
+from pipeline.inference.base import Reply, Sample
 
 EOS = 0
 

@@ -23,15 +23,15 @@ from ray.data import ActorPoolStrategy, Dataset
 from judges.base import Skip
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware
-from pipeline.engines.attempts import kept
-from pipeline.engines.base import Engine, EngineFactory
+from pipeline.inference.base import Engine, EngineFactory
+from pipeline.inference.crash_log import crash_log_actor
 from pipeline.storage.schema import Outcome, Row, apply_step
 
-Step = Callable[[Engine, list[Row]], Sequence[Outcome]]
+EngineStep = Callable[[Engine, list[Row]], Sequence[Outcome]]
 
 
 @dataclass(frozen=True)
-class Pool:
+class EnginePool:
     """How to make an engine, and how many of them to run where.
 
     Attributes:
@@ -45,7 +45,7 @@ class Pool:
     hardware: EngineHardware
     at_once: int = 2
 
-    def map(self, rows: Dataset, step: Step, writes: Sequence[str]) -> Dataset:
+    def map(self, rows: Dataset, step: EngineStep, writes: Sequence[str]) -> Dataset:
         """Stream rows through the engines: `step` is given an engine and some rows, and says what to add to each.
 
         Rows that are set aside pass by unseen. A row that an engine had three times when it died is set aside.
@@ -58,7 +58,14 @@ class Pool:
         # One block is one call of one actor: blocks of a batch each let every replica work.
         return rows.repartition(target_num_rows_per_block=self.hardware.batch_size).map_batches(
             _Actor,
-            fn_constructor_args=(self.make_engine, step, tuple(writes), self.at_once, kept(), uuid.uuid4().hex),
+            fn_constructor_args=(
+                self.make_engine,
+                step,
+                tuple(writes),
+                self.at_once,
+                crash_log_actor(),
+                uuid.uuid4().hex,
+            ),
             batch_format="pyarrow",
             batch_size=self.hardware.batch_size,
             compute=ActorPoolStrategy(
@@ -74,7 +81,7 @@ class Pool:
 
 class _Actor:
     def __init__(
-        self, make_engine: EngineFactory, step: Step, writes: tuple[str, ...], at_once: int, notes: Any, pool: str
+        self, make_engine: EngineFactory, step: EngineStep, writes: tuple[str, ...], at_once: int, notes: Any, pool: str
     ):
         self.step, self.writes, self.at_once, self.notes, self.pool = step, writes, at_once, notes, pool
         self.me = f"{pool}/{ray.get_runtime_context().get_actor_id()}"

@@ -15,7 +15,7 @@ TRIES = 3
 _VAIN_STARTS = 9  # of an actor that brings no row to an end: its engine is to blame, and no row
 
 
-class Attempts:
+class CrashLog:
     """The notes of a driver's pools. Plain Python; `kept` puts it into a Ray actor, which outlives the engines.
 
     Rows and actors are named by strings that no two pools share.
@@ -80,7 +80,7 @@ class Attempts:
 _of_driver: dict[tuple[str, str], Any] = {}  # a handle that is held: without one Ray would end the actor
 
 
-def kept() -> Any:
+def crash_log_actor() -> Any:
     """The actor with the notes of this driver. It asks for no CPU, and goes when the driver does.
 
     Killed, it is started again, without notes.
@@ -91,5 +91,5 @@ def kept() -> Any:
     driver = (here.gcs_address, here.get_job_id())
     if driver not in _of_driver:
         _of_driver.clear()
-        _of_driver[driver] = ray.remote(Attempts).options(**driver_node_options(), max_task_retries=-1).remote()
+        _of_driver[driver] = ray.remote(CrashLog).options(**driver_node_options(), max_task_retries=-1).remote()
     return _of_driver[driver]

@@ -46,7 +46,7 @@ class Reply:
     usage: dict[str, int] | None = None
 
 
-def tokens(replies: Iterable[Reply]) -> dict[str, int]:
+def count_tokens(replies: Iterable[Reply]) -> dict[str, int]:
     """What some replies cost: prompt tokens, those of them found in the prefix cache, and sampled tokens.
 
     Of a server also `retries`, and with its prices `micro_usd`, millionths of a dollar.

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 # As chat templates write their marks, whether or not the tokenizer has a token for each.
 _MARK = re.compile(r"<<?[^<>\s'\"{}]{1,60}>>?|\[/?[A-Z][A-Z_]+\]")
 # Of a model at a server only the well-known ones can be known.
-KNOWN = re.compile(
+WELL_KNOWN = re.compile(
     r"<\|[^<>|\s]{1,60}\|>|<｜[^<>｜\s]{1,60}｜>|<</?SYS>>|</?(s|think|tool_call|tool_response)>|<[be]os>"
     r"|<(start|end)_of_turn>|\[/?(INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|THINK)\]"
 )
 
 
-def plain(prompt: Prompt, marks: re.Pattern[str]) -> tuple[dict[str, str], ...]:
+def break_special_tokens(prompt: Prompt, marks: re.Pattern[str]) -> tuple[dict[str, str], ...]:
     """The messages of a prompt, without marks in what it quotes. What we and the settings say is left alone."""
     messages = prompt.messages
     for text in filter(marks.search, prompt.quotes):
@@ -34,7 +34,7 @@ def plain(prompt: Prompt, marks: re.Pattern[str]) -> tuple[dict[str, str], ...]:
     return messages
 
 
-def marks_of(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
+def special_tokens_of(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     """The marks of a tokenizer and its chat template: special tokens, and what the template writes that looks so."""
     return _marks(tokenizer, str(tokenizer.chat_template or ""))
 

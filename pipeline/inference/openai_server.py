@@ -26,8 +26,8 @@ from judges.base import Prompt, user
 from pipeline.config import UserError
 from pipeline.config.hardware import Server
 from pipeline.config.servers import ServedModel
-from pipeline.engines.base import Reply, Sample
-from pipeline.engines.plain import KNOWN, plain
+from pipeline.inference.base import Reply, Sample
+from pipeline.inference.special_tokens import WELL_KNOWN, break_special_tokens
 
 _FIRST_WAIT = 0.5  # seconds before the second try; doubled for each one after it
 _AGAIN = {408, 409, 425, 429}  # and every 5xx
@@ -37,7 +37,7 @@ _HARMLESS = Prompt(user("Reply with one word."), max_tokens=8)  # what nobody ha
 _FINISHED = {"stop": "stop", "eos": "stop", "length": "length"}
 
 
-class HttpEngine:
+class OpenAIServerEngine:
     """Asks a model at a server, `server.concurrency` prompts at a time: as one is served, the next is sent.
 
     Args:
@@ -61,7 +61,7 @@ class HttpEngine:
         # for every request, and 128 at a time it is a fifth as fast.
         how: dict[str, Any] = {
             "base_url": server.base_url,
-            "headers": headers(server),
+            "headers": auth_headers(server),
             "verify": httpx.create_ssl_context(),
             "timeout": None,  # one limit for a whole try, in `_try`: httpx's begins anew with every byte
         }
@@ -175,7 +175,7 @@ class HttpEngine:
     def _body(self, prompt: Prompt) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": list(plain(prompt, KNOWN)),
+            "messages": list(break_special_tokens(prompt, WELL_KNOWN)),
             "max_tokens": prompt.max_tokens,
             "temperature": prompt.temperature,
             "top_p": prompt.top_p,
@@ -286,7 +286,7 @@ def retry_after(header: str | None, now: datetime) -> float:
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
-def headers(server: Server) -> dict[str, str]:
+def auth_headers(server: Server) -> dict[str, str]:
     """With the key. Raises UserError: the environment has none, or what cannot be one."""
     if server.api_key_env is None:
         return {}

@@ -12,10 +12,10 @@ from judges.base import Prompt, user
 from pipeline.config import UserError
 from pipeline.config.hardware import Hardware
 from pipeline.config.servers import ServedModel
-from pipeline.engines.http import HttpEngine, headers
+from pipeline.inference.openai_server import OpenAIServerEngine, auth_headers
 
 
-def check(setting: str, model: str, served: ServedModel, hardware: Hardware, logprobs: bool = False) -> None:
+def check_server(setting: str, model: str, served: ServedModel, hardware: Hardware, logprobs: bool = False) -> None:
     """Ask the server for its models and for one short reply, before anything starts.
 
     Args:
@@ -29,7 +29,7 @@ def check(setting: str, model: str, served: ServedModel, hardware: Hardware, log
     server, place = hardware.servers[served.server], f"hardware.servers.{served.server}"
     at = f"{place}.base_url is {server.base_url!r}"
     try:
-        response = httpx.get(f"{server.base_url.rstrip('/')}/models", headers=headers(server), timeout=30)
+        response = httpx.get(f"{server.base_url.rstrip('/')}/models", headers=auth_headers(server), timeout=30)
     except httpx.RequestError as error:
         raise UserError(f"{at}, and no server answers there ({type(error).__name__}): start it, or mend it") from None
     if response.status_code in (401, 403):
@@ -51,7 +51,7 @@ def check(setting: str, model: str, served: ServedModel, hardware: Hardware, log
     prompt = Prompt(
         user("Reply with: Q1 Unsure"), max_tokens=32, regex="Q1 (A|Unsure)" if held else None, logprobs=logprobs
     )
-    engine = HttpEngine(model, served, server.model_copy(update={"tries": 2}))
+    engine = OpenAIServerEngine(model, served, server.model_copy(update={"tries": 2}))
     (reply,) = engine.ask([prompt])
     engine.close()
     form = (
