@@ -34,9 +34,9 @@ from transformers.utils import logging
 from bench import memory, scale, sides, trl_side
 from bench.show import machine, show, spread
 from bench.sides import Shape, Work
-from pipeline.dpo import weights
-from pipeline.dpo.logps import completion_logps
-from pipeline.dpo.tree import grow
+from pipeline.training.batches.article_tree import pack_row
+from pipeline.training.modeling import loading
+from pipeline.training.modeling.logprobs import completion_logps
 
 SHAPES = (
     Shape("headline", prompt=600, shortest=40, longest=60, pairs=3, articles=2),
@@ -97,7 +97,7 @@ def compare_suite(options: argparse.Namespace) -> dict[str, Any]:
             headline = shape.name == "headline"
             this = work(shape, LOSS_STEPS if headline else 1 + options.runs)
             row, trainer = compare(this, math.gcd(batch_size, shape.pairs_per_step))
-            row |= against_plain(weights.load(model, "float32"), this, options.runs)
+            row |= against_plain(loading.load_model(model, "float32"), this, options.runs)
             rows.append(row)
             print("  " + ", ".join(f"{name} {value}" for name, value in _speed(row).items() if name != "shape"))
             if headline:
@@ -176,10 +176,10 @@ def gradient_errors(work: Work, trainer: Any) -> dict[str, float]:
     At first policy and reference round alike, and margins are 0 on both sides. Later each side's float32 margins carry
     the rounding of sums of hundreds of nats; how far either is from our gradient in float64 tells whose it is.
     """
-    model = weights.load(work.model, "float32")
+    model = loading.load_model(work.model, "float32")
     first, trained = deepcopy(model.state_dict()), deepcopy(trainer.model.state_dict())
     examples, tokens = work.plan[0].examples, work.tokens_per_batch
-    precise = weights.load(work.model, "float64")
+    precise = loading.load_model(work.model, "float64")
     precisely = sides.refer(precise, examples, tokens)
 
     def norm(tensors: Iterable[Tensor]) -> float:
@@ -206,7 +206,7 @@ def flop_ratio(work: Work, trainer: Any) -> float:
     torch does not count those of attention on a CPU, of which TRL has more still.
     """
     counts = []
-    model = weights.load(work.model, "float32")
+    model = loading.load_model(work.model, "float32")
     for step in (
         lambda: sides.our_gradient(model, work.plan[0].examples, work.tokens_per_batch),
         lambda: trl_side.gradient(trainer, 0),
@@ -219,7 +219,7 @@ def flop_ratio(work: Work, trainer: Any) -> float:
 
 def against_plain(model: PreTrainedModel, work: Work, runs: int) -> dict[str, Any]:
     """Forward and backward of one article's tree, and of a plain row of as many tokens, in turn."""
-    tree = grow([work.examples[0].article])
+    tree = pack_row([work.examples[0].article])
 
     def ours() -> None:
         completion_logps(model, tree).sum().backward()

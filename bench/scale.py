@@ -31,10 +31,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from bench import sides, trl_side
 from bench.show import show, spread
 from bench.sides import SETTINGS, Shape, Work
-from pipeline.dpo import attention, last_layer
-from pipeline.dpo.example import Example
-from pipeline.dpo.optimizer import Optimizer
-from pipeline.dpo.sharding import Policy, forget_activations
+from pipeline.training.batches.example import Example
+from pipeline.training.modeling import last_layer, tree_attention
+from pipeline.training.modeling.fsdp import PolicyModule, checkpoint_activations
+from pipeline.training.optimizer import Optimizer
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # dense bf16; H100 is SXM's
 MODELS = {
@@ -128,9 +128,9 @@ def measure(
 
 def our_steps(row: dict[str, Any], config: LlamaConfig, work: Work, device: str) -> tuple[list[float], float]:
     """Seconds of each step after warming up, and the useful FLOPs of one."""
-    model = make(config, attention.NAME, device, lora=row["weights"] == "lora")
+    model = make(config, tree_attention.NAME, device, lora=row["weights"] == "lora")
     if row["checkpointing"]:
-        forget_activations(Policy(model))
+        checkpoint_activations(PolicyModule(model))
     optimizer = Optimizer(model, SETTINGS)
 
     def step(examples: tuple[Example, ...]) -> None:
@@ -167,8 +167,8 @@ def make(config: LlamaConfig, attention_kind: str, device: str, *, lora: bool) -
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention_kind)
-    if attention_kind == attention.NAME:
-        last_layer.trim(model)  # as `weights.load` does
+    if attention_kind == tree_attention.NAME:
+        last_layer.skip_unread_tokens(model)  # as `weights.load` does
     if lora:
         from peft import LoraConfig, inject_adapter_in_model
 

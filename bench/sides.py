@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from pipeline.dpo import weights
-from pipeline.dpo.example import Example
-from pipeline.dpo.logps import completion_logps
-from pipeline.dpo.loop import Run
-from pipeline.dpo.losses import LOSSES
-from pipeline.dpo.plan import Step, steps
-from pipeline.dpo.tree import forest
+from pipeline.training.batches.article_tree import pack_rows
+from pipeline.training.batches.batching import Step, plan_steps
+from pipeline.training.batches.example import Example
+from pipeline.training.loop import TrainLoop
+from pipeline.training.losses import LOSSES
+from pipeline.training.modeling import loading
+from pipeline.training.modeling.logprobs import completion_logps
 
 PAD, EOS = 0, 1  # all other ids are words
 SETTINGS: dict[str, Any] = {
@@ -98,7 +98,7 @@ class Work:
     def plan(self) -> list[Step]:
         """The steps that our trainer will make, and that TRL is fed."""
         s = self.settings
-        return steps(self.examples, epochs=1, pairs_per_step=s["pairs_per_step"], seed=s["seed"])
+        return plan_steps(self.examples, epochs=1, pairs_per_step=s["pairs_per_step"], seed=s["seed"])
 
 
 @dataclass
@@ -165,7 +165,7 @@ def make_examples(shape: Shape, count: int, vocabulary: int) -> tuple[Example, .
 def refer(model: PreTrainedModel, examples: Sequence[Example], tokens_per_batch: int) -> tuple[Example, ...]:
     """The examples with what the model thinks of their completions, by the function that trains."""
     logps = [[0.0] * len(example.completions) for example in examples]
-    for tree in forest([example.article for example in examples], tokens_per_batch):
+    for tree in pack_rows([example.article for example in examples], tokens_per_batch):
         for (article, completion), logp in zip(
             tree.completions, completion_logps(model, tree.to(model.device)).tolist(), strict=True
         ):
@@ -178,11 +178,11 @@ def make_work(
 ) -> Work:
     """`count` steps on the model in a folder, which is its own reference."""
     examples = make_examples(shape, count, vocabulary)
-    reference = weights.load(model, SETTINGS["dtype"])
+    reference = loading.load_model(model, SETTINGS["dtype"])
     return Work(Path(model), refer(reference, examples, tokens_per_batch), shape, tokens_per_batch, **more)
 
 
-def make_run(work: Work, trained: Trained, ends: list[float]) -> Run:
+def make_run(work: Work, trained: Trained, ends: list[float]) -> TrainLoop:
     """The real trainer, which will write down its losses, and when each step ended."""
 
     def report(line: dict[str, Any]) -> None:
@@ -190,7 +190,7 @@ def make_run(work: Work, trained: Trained, ends: list[float]) -> Run:
             ends.append(time.perf_counter())
             trained.losses.append(line["loss"])
 
-    return Run(
+    return TrainLoop(
         examples=work.examples,
         model_path=str(work.model),
         settings=work.settings,
@@ -210,7 +210,7 @@ def train_ours(work: Work) -> Trained:
 
 def row_losses(model: PreTrainedModel, examples: Sequence[Example], tokens_per_batch: int) -> Iterator[Tensor]:
     """The trainer's loss by its parts, for where a whole run is too much: the sum over pairs of each packed row."""
-    for tree in forest([example.article for example in examples], tokens_per_batch):
+    for tree in pack_rows([example.article for example in examples], tokens_per_batch):
         logps = completion_logps(model, tree.to(model.device))
         place = {completion: number for number, completion in enumerate(tree.completions)}
         pairs = [

@@ -15,10 +15,10 @@ def merge(adapter: str, out: str) -> None:
     hub.check_model("ADAPTER", adapter)
     if "://" in out or Path(out).exists():
         raise UserError(f"--out is {out!r}: it should be a path on this machine that is not there yet")
-    from pipeline.dpo import weights
+    from pipeline.training.modeling import loading
 
     try:
-        weights.merge(hub.fetch(adapter), out)
+        loading.merge_adapter(hub.fetch(adapter), out)
     except ValueError as error:
         raise UserError(f"ADAPTER is {adapter!r}: {error}") from None
     print(f"{out} holds the merged model")

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from jobs.plan import installed, refuse
 from jobs.submitted import warn_of_what_ray_removes
-from pipeline import articles, loggers, preference
+from pipeline import articles, preference
 from pipeline.config import Config
 from pipeline.config.loader import load_config
 from pipeline.progress import Display
 from pipeline.stage import Stage
 from pipeline.storage import ledger, run_folder
 from pipeline.storage.model_files import hub
+from pipeline.training import tracking
 
 if TYPE_CHECKING:
     from pipeline.survey import Survey
@@ -35,7 +36,7 @@ def check(path: str, overrides: Sequence[str], display: Display) -> tuple[Config
             hub.check_model(f"{name}.model", judge.model)
     articles.check(settings.articles)
     preference.check(settings.pairs, settings.judge.questions, settings.judge.logprobs)
-    loggers.check(settings.report_to)
+    tracking.check_trackers(settings.report_to)
     refuse(settings, installed())
     warn_of_what_ray_removes(settings, display)
     book = ledger.Ledger(settings.run)

@@ -16,7 +16,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from pipeline import loggers, own_pairs
+from pipeline import own_pairs
 from pipeline.config import Alignment, UserError
 from pipeline.config.loader import parse_alignment
 from pipeline.contents import fingerprint
@@ -29,6 +29,7 @@ from pipeline.storage import run_folder
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.model_files import hub
 from pipeline.survey import Survey
+from pipeline.training import tracking
 
 
 def learn(run: Survey) -> tuple[Artifact, Artifact]:
@@ -67,7 +68,7 @@ def carry_out(settings: Alignment, display: Display, remake: str | None = None) 
     fingerprint.cache_clear()  # a notebook may have changed a file since it last called
     hub.check_model("policy.model", settings.policy.model)
     hub.check_lora(settings.policy.model, settings.training.lora)
-    loggers.check(settings.report_to)
+    tracking.check_trackers(settings.report_to)
     own_pairs.check(settings.pairs, settings.policy.model)
     book = Ledger(settings.run)
     run_folder.check_command(book, settings)

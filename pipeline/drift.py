@@ -71,7 +71,7 @@ def _compared(table: pa.Table) -> pa.Table:
 
 
 def _score(tokens_per_batch: int, column: str, model: "PreTrainedModel", rows: list[Row]) -> list[Outcome]:
-    from pipeline.dpo.logps import frozen_logps
+    from pipeline.training.modeling.logprobs import frozen_logps
 
     articles = [(row["prompt_ids"], [summary["token_ids"] for summary in row["summaries"]]) for row in rows]
     return [{column: values} for values in frozen_logps(model, articles, tokens_per_batch)]

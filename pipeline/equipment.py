@@ -15,11 +15,11 @@ from pipeline.config.servers import ComparedModel, ServedModel
 from pipeline.inference.base import Engine
 from pipeline.inference.pool import EnginePool
 from pipeline.judging import make_judge
-from pipeline.loggers import opened
 from pipeline.progress import Tick
 from pipeline.references import load_reference
 from pipeline.storage.ledger import Artifact
 from pipeline.storage.model_files.hub import fetch, locate
+from pipeline.training.tracking import open_trackers
 
 
 def equip(
@@ -52,7 +52,7 @@ def equip(
         "trainer": lambda: config.hardware.trainer,
         "folder": lambda: f"{root}/{address}",
         "progress": lambda: partial(_step, tick),
-        "logging": lambda: partial(opened, config.report_to, root, address),
+        "logging": lambda: partial(open_trackers, config.report_to, root, address),
     }
     return {name: there[name]() for name in names}
 

@@ -13,10 +13,10 @@ from pipeline.config import UserError
 from pipeline.config.hardware import TrainerHardware
 from pipeline.config.servers import ComparedModel
 from pipeline.config.training import References, Training
-from pipeline.loggers import Log
 from pipeline.stage import Stage, stage
 from pipeline.storage.ledger import Artifact
 from pipeline.storage.model_files.hub import fetch, locate
+from pipeline.training.tracking import Log
 
 
 @stage("policy", version=1, settings=("policy.model",), contents=("policy.model",))
@@ -26,10 +26,10 @@ def adopt(*, model: str) -> dict[str, Any]:
     Raises:
         UserError: a folder without weights that can be used.
     """
-    from pipeline.dpo.weights import digest
+    from pipeline.training.modeling.loading import weights_digest
 
     try:
-        return {"model": model, "digest": digest(fetch(model))}
+        return {"model": model, "digest": weights_digest(fetch(model))}
     except ValueError as error:
         raise UserError(f"policy.model is {model!r}: {error}") from None
 
@@ -71,13 +71,13 @@ def train(
     Args:
         reference: whose log-probabilities `rows` has; None: those of `policy` itself.
     """
-    from pipeline.dpo import worker
-    from pipeline.dpo.weights import digest
+    from pipeline.training import ray_job
+    from pipeline.training.modeling.loading import weights_digest
 
     settings = training.model_dump() | {"dtype": dtype, "seed": seed, "references": references.model_dump()}
     try:
         with logging(settings) as log:
-            result = worker.train(
+            result = ray_job.run_training(
                 rows_path=rows.uri,
                 rows_parts=rows.record["parts"],
                 model_path=locate(policy.record["model"]),
@@ -91,10 +91,10 @@ def train(
             )
     except ValueError as error:
         raise UserError(f"training: {error}") from error
-    except worker.Failed as error:
-        raise UserError(f"training failed, and again after {worker.RETRIES} new starts: {_reason(error)}") from error
+    except ray_job.TRAINING_ERRORS as error:
+        raise UserError(f"training failed, and again after {ray_job.RETRIES} new starts: {_reason(error)}") from error
     fetch.cache_clear()  # a folder elsewhere may have been fetched before, with other weights in it
-    return {"model": folder, "digest": digest(fetch(folder)), "training": result}
+    return {"model": folder, "digest": weights_digest(fetch(folder)), "training": result}
 
 
 def _reason(error: Exception) -> str:

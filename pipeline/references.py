@@ -62,17 +62,17 @@ def load_reference(name: str, dtype: str, digest: str, trainer: TrainerHardware)
     Raises:
         ValueError: its weights are not those of the digest: a file was changed since the policy was recorded.
     """
-    from pipeline.dpo import weights
+    from pipeline.training.modeling import loading
 
-    found = weights.digest(name)
+    found = loading.weights_digest(name)
     if found != digest:
         raise ValueError(f"{name} holds weights {found}, and its record says {digest}: put the recorded weights back")
-    model = weights.load(name, dtype, article_tree=trainer.article_tree).requires_grad_(False)
+    model = loading.load_model(name, dtype, article_tree=trainer.article_tree).requires_grad_(False)
     return model.to("cuda") if trainer.gpus_per_worker else model
 
 
 def _score(digest: str, tokens_per_batch: int, model: "PreTrainedModel", rows: list[Row]) -> list[Outcome]:
-    from pipeline.dpo.logps import frozen_logps
+    from pipeline.training.modeling.logprobs import frozen_logps
 
     paired = [sorted({i for pair in row["pairs"] for i in (pair["chosen"], pair["rejected"])}) for row in rows]
     articles = [

@@ -34,10 +34,11 @@ from pipeline.config.run import Articles
 from pipeline.config.servers import ServedModel
 from pipeline.data import preference_formats, readers
 from pipeline.data.pair_tokenizer import load_pair_tokenizer
-from pipeline.dpo import checkpoint, weights
 from pipeline.inference.openai_server import OpenAIServerEngine
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.model_files import hub
+from pipeline.training import checkpoint
+from pipeline.training.modeling import loading
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -195,7 +196,7 @@ def test_a_model_that_cannot_be_loaded(folder, spoil, line):
     spoil(folder)
     hub.check_model("policy.model", str(folder))
     with pytest.raises(ValueError, match=".") as caught:
-        weights.digest(folder), weights.load(folder, "float32")
+        loading.weights_digest(folder), loading.load_model(folder, "float32")
     assert line in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -218,7 +219,7 @@ def test_a_name_of_a_model(name, line):
 def test_code_beside_a_model_that_needs_none_is_not_run(folder):
     bad_models.set_json(folder, "config.json", auto_map=bad_models.code(folder))
     hub.check_model("policy.model", str(folder))
-    assert type(weights.load(folder, "float32")).__name__ == "LlamaForCausalLM"
+    assert type(loading.load_model(folder, "float32")).__name__ == "LlamaForCausalLM"
     assert load_pair_tokenizer(str(folder)).chats
 
 
@@ -233,8 +234,8 @@ def test_pickles_beside_good_weights_are_not_read(folder):
         bad_models.evil(folder / name)
     hub.check_model("policy.model", str(folder))
     load_pair_tokenizer(str(folder))
-    assert weights.digest(folder) == weights.digest(bad_models.POLICY)
-    weights.load(folder, "float32")
+    assert loading.weights_digest(folder) == loading.weights_digest(bad_models.POLICY)
+    loading.load_model(folder, "float32")
 
 
 def test_vllm_reads_no_pickle(folder):

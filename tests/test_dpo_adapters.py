@@ -21,12 +21,12 @@ from jobs.cli import app
 from pipeline.config import UserError
 from pipeline.config.training import Lora
 from pipeline.contents import fingerprint
-from pipeline.dpo import weights
-from pipeline.dpo.example import Example
-from pipeline.dpo.logps import completion_logps
-from pipeline.dpo.loop import Run
-from pipeline.dpo.tree import grow
 from pipeline.storage.model_files.hub import check_lora, check_model
+from pipeline.training.batches.article_tree import pack_row
+from pipeline.training.batches.example import Example
+from pipeline.training.loop import TrainLoop
+from pipeline.training.modeling import loading
+from pipeline.training.modeling.logprobs import completion_logps
 
 VOCABULARY = 65
 LORA = Lora(r=3, lora_alpha=6).model_dump()
@@ -64,12 +64,12 @@ def logits(model: Any) -> Tensor:
 def trained(base: Path, out: Path, draw: int = 1, **lora: Any) -> Path:
     """An adapter that does something."""
     settings = LORA | lora
-    model = weights.start(base, "float32", settings, seed=0)
+    model = loading.load_policy(base, "float32", settings, seed=0)
     generator = torch.Generator().manual_seed(draw)
     state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     for tensor in state.values():
         tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
-    weights.save(state, base, out, settings)
+    loading.save_model(state, base, out, settings)
     return out
 
 
@@ -77,10 +77,10 @@ def trained(base: Path, out: Path, draw: int = 1, **lora: Any) -> Path:
 def test_a_fresh_adapter_changes_nothing_and_depends_on_the_seed_alone(base: Path, dtype: str) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    first, same, other = (weights.start(base, dtype, LORA, seed) for seed in (0, 0, 1))
+    first, same, other = (loading.load_policy(base, dtype, LORA, seed) for seed in (0, 0, 1))
 
     assert torch.equal(torch.get_rng_state(), before)
-    torch.testing.assert_close(logits(first), logits(weights.load(base, dtype)), rtol=0, atol=0)
+    torch.testing.assert_close(logits(first), logits(loading.load_model(base, dtype)), rtol=0, atol=0)
     torch.testing.assert_close(first.state_dict(), same.state_dict(), rtol=0, atol=0)
     q_proj = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
     assert not torch.equal(first.state_dict()[q_proj], other.state_dict()[q_proj])
@@ -92,16 +92,16 @@ def test_a_fresh_adapter_changes_nothing_and_depends_on_the_seed_alone(base: Pat
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_an_adapter_written_is_read_by_us_and_by_peft(base: Path, tmp_path: Path, use_rslora: bool) -> None:
     out = trained(base, tmp_path / "adapter", use_rslora=use_rslora)
-    ours = weights.load(out, "float32").train()  # in any mode
+    ours = loading.load_model(out, "float32").train()  # in any mode
 
-    assert (logits(ours) - logits(weights.load(base, "float32"))).abs().max() > 0.1
+    assert (logits(ours) - logits(loading.load_model(base, "float32"))).abs().max() > 0.1
     torch.testing.assert_close(logits(ours), logits(AutoPeftModelForCausalLM.from_pretrained(out).eval()))
     assert {name for name, p in ours.named_parameters() if p.requires_grad} == {
         name for name, _ in ours.named_parameters() if ".lora_" in name
     }
     assert (out / "chat_template.jinja").is_file()
-    weights.save(ours, base, tmp_path / "again", LORA | {"use_rslora": use_rslora})
-    assert weights.digest(tmp_path / "again") == weights.digest(out)
+    loading.save_model(ours, base, tmp_path / "again", LORA | {"use_rslora": use_rslora})
+    assert loading.weights_digest(tmp_path / "again") == loading.weights_digest(out)
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
 
 
@@ -113,7 +113,7 @@ def test_an_adapter_of_pefts_own_is_read(base: Path, tmp_path: Path) -> None:
     raw = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(raw | {"init_lora_weights": True}))
 
-    torch.testing.assert_close(logits(weights.load(tmp_path, "float32").train()), logits(model.eval()))
+    torch.testing.assert_close(logits(loading.load_model(tmp_path, "float32").train()), logits(model.eval()))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -123,7 +123,7 @@ def test_merging_changes_the_weights_and_not_the_function(base: Path, tmp_path: 
         config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2)
         AutoModelForCausalLM.from_config(config).save_pretrained(base)
     adapter = trained(base, tmp_path / "adapter")
-    expected = logits(weights.load(adapter, "float32"))
+    expected = logits(loading.load_model(adapter, "float32"))
 
     result = CliRunner().invoke(app, ["merge", str(adapter), "--out", str(tmp_path / "merged")])
     assert result.exit_code == 0, result.output
@@ -156,9 +156,9 @@ def test_a_name_covers_base_and_adapter_and_scale(base: Path, tmp_path: Path) ->
         changed("scale", lora_alpha=12),
         changed("moved", base_model_name_or_path=str(other_base)),
     ]
-    assert len({weights.digest(folder) for folder in folders}) == len(folders)
+    assert len({loading.weights_digest(folder) for folder in folders}) == len(folders)
     assert len({fingerprint(str(folder)) for folder in folders}) == len(folders)
-    assert weights.digest(changed("same", task_type=None)) == weights.digest(adapter)
+    assert loading.weights_digest(changed("same", task_type=None)) == loading.weights_digest(adapter)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_what_cannot_be_used_is_refused(base: Path, tmp_path: Path, change: dict
     raw = {name: str(trained(base, tmp_path / "2")) if value == "ADAPTER" else value for name, value in raw.items()}
     (out / "adapter_config.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match=message):
-        weights.load(out, "float32")
+        loading.load_model(out, "float32")
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_what_cannot_be_used_is_refused(base: Path, tmp_path: Path, change: dict
 )
 def test_an_adapter_is_trained_on_as_it_is(base: Path, tmp_path: Path, lora: Any, message: str) -> None:
     out = trained(base, tmp_path / "adapter")
-    weights.start(out, "float32", LORA, seed=0)
+    loading.load_policy(out, "float32", LORA, seed=0)
     with pytest.raises(ValueError, match=message):
-        weights.start(out, "float32", lora, seed=0)
+        loading.load_policy(out, "float32", lora, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -220,11 +220,11 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(
 def test_the_head_cannot_be_adapted(base: Path, tmp_path: Path) -> None:
     """Log-probabilities are taken from its bare weight: an adapter on it would be left out in silence."""
     with pytest.raises(ValueError, match="has lm_head; the linear layers"):
-        weights.start(base, "float32", LORA | {"target_modules": ("lm_head",)}, seed=0)
+        loading.load_policy(base, "float32", LORA | {"target_modules": ("lm_head",)}, seed=0)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["lm_head"]))
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     with pytest.raises(ValueError, match="on the embeddings or the head"):
-        weights.load(tmp_path, "float32")
+        loading.load_model(tmp_path, "float32")
 
 
 def test_a_base_that_only_one_folder_knows_is_refused(base: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -242,22 +242,22 @@ def test_a_base_that_only_one_folder_knows_is_refused(base: Path, tmp_path: Path
 def examples(policy: Path, dtype: str = "float32") -> list[Example]:
     """Chosen completions have only small tokens: something to learn. References are of `policy`."""
     draw = random.Random(0)
-    model = weights.load(policy, dtype).requires_grad_(False)
+    model = loading.load_model(policy, dtype).requires_grad_(False)
     made = []
     for number in range(16):
         prompt = np.array([draw.randrange(1, VOCABULARY) for _ in range(draw.randint(3, 20))])
         completions = tuple(
             np.array([draw.randrange(*span) for _ in range(draw.randint(2, 9))]) for span in ((1, 32), (32, 65))
         )
-        logps = completion_logps(model, grow([(prompt, completions)])).tolist()
+        logps = completion_logps(model, pack_row([(prompt, completions)])).tolist()
         made.append(Example(f"article-{number:02d}", prompt, completions, ((0, 1),), tuple(logps)))
     return made
 
 
-def run(policy: Path, rows: list[Example], rank: int = 0, workers: int = 1, **changes: Any) -> Run:
+def run(policy: Path, rows: list[Example], rank: int = 0, workers: int = 1, **changes: Any) -> TrainLoop:
     shelf = changes.pop("shelf", None)
     options = {"rank": rank, "workers": workers, "shelf": shelf, "save_steps": 3}
-    return Run(rows, str(policy), SETTINGS | changes, 100, torch.device("cpu"), **options)
+    return TrainLoop(rows, str(policy), SETTINGS | changes, 100, torch.device("cpu"), **options)
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,7 @@ def test_the_reference_of_round_2_is_the_adapter_of_round_1(base: Path, round_1:
     second.save(tmp_path / "policy")
     assert answer["step0_loss"] == pytest.approx(0.693147, abs=1e-6) and answer["step0_max_abs_margin"] < 1e-5
     assert json.loads((tmp_path / "policy" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
-    assert weights.digest(tmp_path / "policy") != weights.digest(round_1)
+    assert loading.weights_digest(tmp_path / "policy") != loading.weights_digest(round_1)
     with pytest.raises(ValueError, match="at step 0, before any update"):
         run(round_1, of_base).play()
 
@@ -299,14 +299,14 @@ def test_a_merged_policy_is_a_complete_model_that_the_next_round_adapts(
     first = run(base, examples(base), lora=merging)
     first.play()
     first.save(tmp_path / "policy")
-    model = weights.load(tmp_path / "policy", "float32")
+    model = loading.load_model(tmp_path / "policy", "float32")
 
     assert not (tmp_path / "policy" / "adapter_config.json").exists()
-    torch.testing.assert_close(logits(model), logits(weights.load(round_1, "float32")), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(model), logits(loading.load_model(round_1, "float32")), rtol=1e-4, atol=1e-4)
     second = run(tmp_path / "policy", examples(tmp_path / "policy"), lora=merging, num_train_epochs=1)
     assert second.play()["step0_loss"] == pytest.approx(0.693147, abs=1e-6)
     second.save(tmp_path / "policy-2")
-    assert weights.digest(tmp_path / "policy-2") != weights.digest(tmp_path / "policy")
+    assert loading.weights_digest(tmp_path / "policy-2") != loading.weights_digest(tmp_path / "policy")
 
 
 def test_a_checkpoint_holds_the_adapter_alone_and_goes_on(base: Path, round_1: Path, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_checkpoint_holds_the_adapter_alone_and_goes_on(base: Path, round_1: P
     again = run(base, rows)
     again.play(resume_from=tmp_path / "last-000003")
     again.save(tmp_path / "policy")
-    assert weights.digest(tmp_path / "policy") == weights.digest(round_1)  # to the last bit
+    assert loading.weights_digest(tmp_path / "policy") == loading.weights_digest(round_1)  # to the last bit
 
 
 def test_bf16_adapters_learn_and_pass_step_0(base: Path) -> None:

@@ -9,12 +9,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from pipeline.dpo import attention
-from pipeline.dpo.example import Example
-from pipeline.dpo.logps import completion_logps
-from pipeline.dpo.losses import Objective
-from pipeline.dpo.plan import micro_batches
-from pipeline.dpo.sharding import Policy, shard
+from pipeline.training.batches.batching import micro_batches
+from pipeline.training.batches.example import Example
+from pipeline.training.losses import Objective
+from pipeline.training.modeling import tree_attention
+from pipeline.training.modeling.fsdp import PolicyModule, shard
+from pipeline.training.modeling.logprobs import completion_logps
 
 VOCABULARY = 53
 CASES = range(8)
@@ -48,7 +48,7 @@ def gradients(rank: int, workers: int, folder: str) -> None:
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=33, num_hidden_layers=2, num_attention_heads=2
     )
-    policy = Policy(AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME).eval())
+    policy = PolicyModule(AutoModelForCausalLM.from_config(config, attn_implementation=tree_attention.NAME).eval())
     if workers > 1:
         shard(policy, torch.device("cpu"), workers)
     found = {}

@@ -27,11 +27,12 @@ from transformers import (
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.pytorch_utils import Conv1D
 
-from pipeline.dpo import attention, head, last_layer, passport
-from pipeline.dpo.example import Example
-from pipeline.dpo.logps import completion_logps, plain_logps, refuse
-from pipeline.dpo.sharding import Policy
-from pipeline.dpo.tree import Article, forest, grow
+from pipeline.training import consistency
+from pipeline.training.batches.article_tree import Article, pack_row, pack_rows
+from pipeline.training.batches.example import Example
+from pipeline.training.modeling import last_layer, lm_head, tree_attention
+from pipeline.training.modeling.fsdp import PolicyModule
+from pipeline.training.modeling.logprobs import check_supported, completion_logps, plain_logps
 
 VOCABULARY = 97
 SMALL = {
@@ -61,8 +62,8 @@ CONFIGS = {
 
 def model_of(config: object, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME).to(dtype).eval()
-    last_layer.trim(model)  # as `weights.load` does
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=tree_attention.NAME).to(dtype).eval()
+    last_layer.skip_unread_tokens(model)  # as `weights.load` does
     return model
 
 
@@ -77,7 +78,7 @@ def articles_of(seed: int) -> list[Article]:
 
 def on_trees(model: PreTrainedModel, articles: list[Article], budget: int) -> dict:
     logps = {}
-    for tree in forest(articles, budget):
+    for tree in pack_rows(articles, budget):
         logps |= dict(zip(tree.completions, completion_logps(model, tree), strict=True))
     return logps
 
@@ -126,18 +127,18 @@ def test_the_head_and_its_gradient(trained: bool, monkeypatch: pytest.MonkeyPatc
     expected = (hidden @ weight.T + bias).log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
     for chunk in (1 << 25, 3 * 7):
-        monkeypatch.setattr(head, "_CHUNK", chunk)
-        torch.testing.assert_close(head.token_logps(hidden, targets, weight, bias), expected)
-        assert gradcheck(lambda h, w, b: head.token_logps(h, targets, w, b), (hidden, weight, bias))
-        assert gradcheck(lambda h, w: head.token_logps(h, targets, w, None), (hidden, weight))
+        monkeypatch.setattr(lm_head, "_CHUNK", chunk)
+        torch.testing.assert_close(lm_head.token_logps(hidden, targets, weight, bias), expected)
+        assert gradcheck(lambda h, w, b: lm_head.token_logps(h, targets, w, b), (hidden, weight, bias))
+        assert gradcheck(lambda h, w: lm_head.token_logps(h, targets, w, None), (hidden, weight))
 
 
 def test_no_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward over 64 times as many tokens as a chunk holds: the largest tensor made is a chunk."""
-    monkeypatch.setattr(head, "_CHUNK", 16 * 1000)
+    monkeypatch.setattr(lm_head, "_CHUNK", 16 * 1000)
     hidden, weight = torch.randn(1024, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
     with torch.profiler.profile(profile_memory=True) as profile:
-        head.token_logps(hidden, torch.randint(1000, (1024,)), weight, None).sum().backward()
+        lm_head.token_logps(hidden, torch.randint(1000, (1024,)), weight, None).sum().backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert 4 * 16 * 1000 <= largest < 4 * 2 * 16 * 1000
 
@@ -146,7 +147,7 @@ def test_no_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pieces_and_blocks_are_what_the_mask_says(window: int | None) -> None:
     """The CPU's way, FlexAttention's (interpreted, which is what there is without CUDA) and the definition."""
     articles = [([1] * 30, [[2] * 200, [3] * 190, [4] * 7]), ([1] * 5, [[2] * 3]), ([1] * 40, [[2] * 9] * 6)]
-    tree = grow(articles)
+    tree = pack_row(articles)
     assert [len(span.groups) for span in tree.articles] == [2, 1, 1]
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, tree.tokens, 16)
@@ -156,10 +157,10 @@ def test_pieces_and_blocks_are_what_the_mask_says(window: int | None) -> None:
         mask = mask & (position[:, None] - position[None] < window)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-    torch.testing.assert_close(attention.in_pieces(q, k, v, tree, None, window), expected)
+    torch.testing.assert_close(tree_attention.in_pieces(q, k, v, tree, None, window), expected)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
-        torch.testing.assert_close(attention.on_blocks(q, k, v, tree, None, window), expected)
+        torch.testing.assert_close(tree_attention.on_blocks(q, k, v, tree, None, window), expected)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -167,7 +168,7 @@ def test_the_last_network_runs_for_what_is_read_and_no_more(name: str) -> None:
     model, seen = model_of(CONFIGS[name]), []
     linear = next(m for m in reversed([*model.base_model.modules()]) if isinstance(m, torch.nn.Linear | Conv1D))
     linear.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
-    completion_logps(model, grow([([1] * 20, [[2] * 3, [3] * 4])]))
+    completion_logps(model, pack_row([([1] * 20, [[2] * 3, [3] * 4])]))
     plain_logps(model, [1] * 20, [[2] * 3])
 
     assert seen == [1 + 2 + 3, 23]  # the last of the prompt, and all but the last of each completion; then all
@@ -206,7 +207,7 @@ def examples_for(model: PreTrainedModel) -> list[Example]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_passport_of_models_we_know(name: str) -> None:
     model = model_of(CONFIGS[name])
-    values = passport.measure(Policy(model), examples_for(model), torch.device("cpu"))
+    values = consistency.measure_consistency(PolicyModule(model), examples_for(model), torch.device("cpu"))
 
     assert values["dtype"] == "float32" and values["attention"] == "sdpa" and values["articles"] == 3
     for way in ("tree_vs_plain", "packed_vs_single", "batch_1_vs_n"):
@@ -220,9 +221,16 @@ def test_a_sampler_that_is_too_far_off_is_no_reference() -> None:
     settings = {"source": "sampler", "check_articles": 2, "max_difference": 0.02}
     examples = examples_for(model)
 
-    assert passport.measure(Policy(model), examples, torch.device("cpu"), settings)["vllm_vs_trainer_mean"] < 0.02
+    assert (
+        consistency.measure_consistency(PolicyModule(model), examples, torch.device("cpu"), settings)[
+            "vllm_vs_trainer_mean"
+        ]
+        < 0.02
+    )
     with pytest.raises(ValueError, match="by 0.01 nats per token .*references.max_difference allows"):
-        passport.measure(Policy(model), examples, torch.device("cpu"), settings | {"max_difference": 0.005})
+        consistency.measure_consistency(
+            PolicyModule(model), examples, torch.device("cpu"), settings | {"max_difference": 0.005}
+        )
 
 
 def test_a_model_that_ignores_positions_is_found_out() -> None:
@@ -233,7 +241,7 @@ def test_a_model_that_ignores_positions_is_found_out() -> None:
         lambda _, args, kwargs: (args, kwargs | {"position_ids": None}), with_kwargs=True
     )
     with pytest.raises(ValueError, match="LlamaForCausalLM cannot be scored on a tree"):
-        passport.measure(Policy(model), examples, torch.device("cpu"))
+        consistency.measure_consistency(PolicyModule(model), examples, torch.device("cpu"))
 
 
 def test_a_model_that_takes_no_trees_goes_the_slow_way() -> None:
@@ -246,7 +254,10 @@ def test_a_model_that_takes_no_trees_goes_the_slow_way() -> None:
 
     assert ours.keys() == plain.keys()
     assert all(torch.equal(ours[key], plain[key]) for key in plain)
-    assert passport.measure(Policy(model), examples_for(model), torch.device("cpu"))["attention"] == "plain"
+    assert (
+        consistency.measure_consistency(PolicyModule(model), examples_for(model), torch.device("cpu"))["attention"]
+        == "plain"
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -259,7 +270,7 @@ def test_blocks_leave_out_nothing_that_is_seen_and_call_nothing_full_that_is_not
         ([1] * draw.randint(1, 2 * longest), [[2] * draw.randint(1, longest) for _ in range(draw.randint(1, 4))])
         for _ in range(draw.randint(1, 5))
     ]
-    tree = grow(articles)
+    tree = pack_row(articles)
     mask = tree.mask()[0, 0]
     if window:
         position = tree.position_ids[0]
@@ -268,7 +279,7 @@ def test_blocks_leave_out_nothing_that_is_seen_and_call_nothing_full_that_is_not
     seen = torch.zeros(size, size, dtype=torch.bool)
     seen[: tree.tokens, : tree.tokens] = mask
     tiles = seen.view(size // 128, 128, -1, 128).permute(0, 2, 1, 3).flatten(2)
-    blocks = attention.block_mask(tree, window)
+    blocks = tree_attention.block_mask(tree, window)
     partial, full = (torch.zeros_like(tiles[..., 0]) for _ in range(2))
     for found, counts, indices in (
         (partial, blocks.kv_num_blocks, blocks.kv_indices),
@@ -291,7 +302,7 @@ def test_a_compiled_kernel_reads_the_blocks_as_we_mean_them(window: int | None) 
     compiled = torch.compile(flex_attention)
     for seed in range(3):
         draw = random.Random(seed)
-        tree = grow(
+        tree = pack_row(
             [
                 ([1] * draw.randint(50, 700), [[2] * draw.randint(10, 200) for _ in range(draw.randint(1, 5))])
                 for _ in range(3)
@@ -299,24 +310,24 @@ def test_a_compiled_kernel_reads_the_blocks_as_we_mean_them(window: int | None) 
         )
         q = torch.randn(1, 4, tree.tokens, 16)
         k, v = torch.randn(2, 1, 2, tree.tokens, 16)
-        expected = attention.in_pieces(q, repeat_kv(k, 2), repeat_kv(v, 2), tree, None, window)
+        expected = tree_attention.in_pieces(q, repeat_kv(k, 2), repeat_kv(v, 2), tree, None, window)
         with torch.no_grad():
-            found = compiled(q, k, v, block_mask=attention.block_mask(tree, window), enable_gqa=True)
+            found = compiled(q, k, v, block_mask=tree_attention.block_mask(tree, window), enable_gqa=True)
         torch.testing.assert_close(found, expected)
 
 
 def test_a_window_in_chunks_is_refused_when_it_would_be_overlooked() -> None:
     model = model_of(LlamaConfig(**SMALL, attention_chunk_size=8))
 
-    refuse(model, 8)
+    check_supported(model, 8)
     with pytest.raises(ValueError, match="has 9 tokens, and LlamaForCausalLM has attention_chunk_size=8"):
-        completion_logps(model, grow([([1] * 5, [[2] * 4])]))
+        completion_logps(model, pack_row([([1] * 5, [[2] * 4])]))
 
 
 def test_logits_that_are_changed_after_the_head_are_refused() -> None:
     gemma = model_of(Gemma2Config(**SMALL, head_dim=8))
     with pytest.raises(ValueError, match="Gemma2ForCausalLM has final_logit_softcapping=30.0"):
-        refuse(gemma, 10)
+        check_supported(gemma, 10)
 
 
 def test_positions_that_depend_on_the_rest_of_the_row_are_refused() -> None:
@@ -324,24 +335,24 @@ def test_positions_that_depend_on_the_rest_of_the_row_are_refused() -> None:
             "original_max_position_embeddings": 32}  # fmt: skip
     model = model_of(LlamaConfig(**SMALL, rope_parameters=rope))
 
-    refuse(model, 32)
+    check_supported(model, 32)
     with pytest.raises(ValueError, match="has longrope, whose positions depend on the longest article of a row"):
-        refuse(model, 33)
+        check_supported(model, 33)
 
 
 def test_an_article_beyond_the_context_is_refused() -> None:
     with pytest.raises(ValueError, match="has 129 tokens, and GPT2LMHeadModel takes 128"):
-        refuse(model_of(CONFIGS["gpt2"]), 129)
+        check_supported(model_of(CONFIGS["gpt2"]), 129)
 
 
 def test_attention_of_another_kind_is_refused() -> None:
     """Attention sinks: neither SDPA nor the tree has them."""
     model = model_of(GptOssConfig(**SMALL, head_dim=8, num_local_experts=2, num_experts_per_tok=1))
     with pytest.raises(ValueError, match="GptOssAttention asks its attention for s_aux"):
-        completion_logps(model, grow([([1, 2], [[3]])]))
+        completion_logps(model, pack_row([([1, 2], [[3]])]))
 
 
 def test_a_model_that_keeps_the_tree_from_its_attention_is_refused() -> None:
     model = model_of(StableLmConfig(**SMALL))
     with pytest.raises(ValueError, match="StableLmAttention does not get the tree"):
-        completion_logps(model, grow([([1, 2], [[3]])]))
+        completion_logps(model, pack_row([([1, 2], [[3]])]))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config.losses import LOSS_SETTINGS
-from pipeline.dpo.losses import LOSSES, Objective
+from pipeline.training.losses import LOSSES, Objective
 
 SETTINGS = {"beta": 0.1, "label_smoothing": 0.1, "simpo_gamma": 0.5}
 OF_THE_MARGIN = ("sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "exo_pair")  # at equal lengths

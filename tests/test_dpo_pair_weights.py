@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.dpo.example import Example
-from pipeline.dpo.loop import Run
-from pipeline.dpo.plan import micro_batches, steps
+from pipeline.training.batches.batching import micro_batches, plan_steps
+from pipeline.training.batches.example import Example
+from pipeline.training.loop import TrainLoop
 from tests.test_dpo_plan import VOCABULARY, examples_of, names
 from tests.training import settings
 
@@ -30,7 +30,7 @@ def lines(model: Path, examples: list[Example], **changes: Any) -> list[dict[str
     """Metrics of a training; of losses that go without a reference, since these examples' are not the model's."""
     changes = {"loss_type": ["simpo", "sft"], "eval_fraction": 0.3, "pairs_per_step": 8} | changes
     options = settings(**changes) | {"references": {"source": "none"}}
-    run = Run(examples, str(model), options, 100, torch.device("cpu"))
+    run = TrainLoop(examples, str(model), options, 100, torch.device("cpu"))
     run.play()
     return [{name: value for name, value in line.items() if name not in NOT_OF_THE_RESULT} for line in run.lines]
 
@@ -63,7 +63,7 @@ def test_a_weight_of_two_is_the_pair_given_twice(model: Path) -> None:
 def test_weights_of_one_change_nothing() -> None:
     examples = examples_of(6)
     ones = [replace(example, weights=(1.0,) * len(example.pairs)) for example in examples]
-    plans = [steps(some, epochs=2, pairs_per_step=4, seed=0) for some in (examples, ones)]
+    plans = [plan_steps(some, epochs=2, pairs_per_step=4, seed=0) for some in (examples, ones)]
 
     assert [names(step.examples) for step in plans[0]] == [names(step.examples) for step in plans[1]]
     for plain, weighted in zip(*plans, strict=True):
@@ -76,7 +76,7 @@ def test_weights_of_one_change_nothing() -> None:
 
 def test_a_step_counts_pairs_by_their_weights() -> None:
     examples = [replace(example, weights=(1 / len(example.pairs),) * len(example.pairs)) for example in examples_of(30)]
-    plan = steps(examples, epochs=1, pairs_per_step=5, seed=0)
+    plan = plan_steps(examples, epochs=1, pairs_per_step=5, seed=0)
 
     assert [len(step.examples) for step in plan] == [5] * 6  # each article weighs as much as one pair
     assert all(abs(step.weight - 5) < 1e-6 for step in plan)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from pipeline.dpo.example import Example
-from pipeline.dpo.logps import completion_logps
-from pipeline.dpo.losses import sigmoid
-from pipeline.dpo.plan import deal, micro_batches, split, steps
+from pipeline.training.batches.batching import deal_to_workers, micro_batches, plan_steps, split_held_out
+from pipeline.training.batches.example import Example
+from pipeline.training.losses import sigmoid
+from pipeline.training.modeling.logprobs import completion_logps
 
 VOCABULARY = 50
 
@@ -45,21 +45,21 @@ def names(examples: list[Example] | tuple[Example, ...]) -> list[str]:
 
 def test_the_split_is_by_id_and_about_the_fraction() -> None:
     examples = examples_of(1000)
-    train, held_out = split(examples, 0.1)
+    train, held_out = split_held_out(examples, 0.1)
 
     assert 60 < len(held_out) < 140
     assert sorted(names(train) + names(held_out)) == names(examples)
-    backwards = split(examples[500:][::-1], 0.1)[1]
+    backwards = split_held_out(examples[500:][::-1], 0.1)[1]
     assert set(names(backwards)) == set(names(held_out)) & set(names(examples[500:]))
-    assert split(examples, 0.0)[1] == []
+    assert split_held_out(examples, 0.0)[1] == []
     with pytest.raises(ValueError, match="holds out all 2 articles"):
-        split(examples[:2], 0.9999999)
+        split_held_out(examples[:2], 0.9999999)
 
 
 @given(st.integers(1, 30), st.integers(1, 20), st.integers(1, 3), st.integers(0, 5))
 def test_every_epoch_takes_every_article_once(count: int, pairs_per_step: int, epochs: int, seed: int) -> None:
     examples = examples_of(count)
-    plan = steps(examples, epochs=epochs, pairs_per_step=pairs_per_step, seed=seed)
+    plan = plan_steps(examples, epochs=epochs, pairs_per_step=pairs_per_step, seed=seed)
 
     seen = Counter(name for step in plan for name in names(step.examples))
     assert seen == {example.article_id: epochs for example in examples}
@@ -69,13 +69,14 @@ def test_every_epoch_takes_every_article_once(count: int, pairs_per_step: int, e
         assert step.pairs >= pairs_per_step or number in ends
         assert step.pairs - len(step.examples[-1].pairs) < pairs_per_step  # one article fewer was not enough
     assert [names(step.examples) for step in plan] == [
-        names(step.examples) for step in steps(examples[::-1], epochs=epochs, pairs_per_step=pairs_per_step, seed=seed)
+        names(step.examples)
+        for step in plan_steps(examples[::-1], epochs=epochs, pairs_per_step=pairs_per_step, seed=seed)
     ]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    first, second = steps(examples_of(20), epochs=2, pairs_per_step=1000, seed=0)
-    (other,) = steps(examples_of(20), epochs=1, pairs_per_step=1000, seed=1)
+    first, second = plan_steps(examples_of(20), epochs=2, pairs_per_step=1000, seed=0)
+    (other,) = plan_steps(examples_of(20), epochs=1, pairs_per_step=1000, seed=1)
 
     assert len({tuple(names(step.examples)) for step in (first, second, other)}) == 3
 
@@ -83,7 +84,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 100))
 def test_workers_share_all_the_work_and_stay_in_step(count: int, workers: int, budget: int) -> None:
     examples = examples_of(count)
-    hands = deal(examples, workers)
+    hands = deal_to_workers(examples, workers)
     loads = [sum(example.tokens for example in hand) for hand in hands]
     batches = [micro_batches(examples, rank=rank, workers=workers, tokens_per_batch=budget) for rank in range(workers)]
 

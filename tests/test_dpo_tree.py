@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dpo.tree import forest, grow, pack
+from pipeline.training.batches.article_tree import first_fit_rows, pack_row, pack_rows
 
 
 def test_two_articles_in_one_row() -> None:
-    tree = grow([([10, 11, 12], [[20, 21], [30]]), ([40], [[50, 51]])])
+    tree = pack_row([([10, 11, 12], [[20, 21], [30]]), ([40], [[50, 51]])])
 
     assert tree.input_ids.tolist() == [[10, 11, 12, 20, 21, 30, 40, 50, 51]]
     assert tree.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 2]]
@@ -44,12 +44,12 @@ def test_two_articles_in_one_row() -> None:
 )
 def test_nothing_to_score_is_refused(article: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        grow([article])
+        pack_row([article])
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 60))
 def test_packing_keeps_every_item_once_and_the_budget(sizes: list[int], budget: int) -> None:
-    rows = pack(sizes, budget)
+    rows = first_fit_rows(sizes, budget)
 
     assert sorted(item for row in rows for item in row) == list(range(len(sizes)))
     for row in rows:
@@ -58,12 +58,12 @@ def test_packing_keeps_every_item_once_and_the_budget(sizes: list[int], budget: 
 
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="tokens_per_batch is 0"):
-        pack([1], 0)
+        first_fit_rows([1], 0)
 
 
 def test_a_forest_leads_back_to_the_articles() -> None:
     articles = [([1, 2], [[3], [4]]), ([5] * 20, [[6]]), ([7], [[8]])]
-    trees = forest(articles, tokens_per_batch=8)
+    trees = pack_rows(articles, tokens_per_batch=8)
 
     assert sorted(tree.tokens for tree in trees) == [6, 21]
     for tree in trees:
@@ -72,6 +72,6 @@ def test_a_forest_leads_back_to_the_articles() -> None:
 
 
 def test_moving_a_tree_moves_all_of_it() -> None:
-    tree = grow([([1], [[2]])]).to("meta")
+    tree = pack_row([([1], [[2]])]).to("meta")
 
     assert tree.mask().device == torch.device("meta") and tree.owner.device == torch.device("meta")

@@ -15,8 +15,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from pipeline.dpo.optimizer import Optimizer, learning_rate
-from pipeline.dpo.weights import digest, load, save
+from pipeline.training.modeling.loading import load_model, save_model, weights_digest
+from pipeline.training.optimizer import Optimizer, learning_rate
 
 ADAMW = {"adam_beta1": 0.9, "adam_beta2": 0.99, "weight_decay": 0.1, "max_grad_norm": 0.5}
 
@@ -42,14 +42,14 @@ def folder(tmp_path: Path) -> Path:
 def test_dropout_is_off_in_any_mode(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    model = load(tmp_path, "float32").train()
+    model = load_model(tmp_path, "float32").train()
     ids = torch.arange(10)[None]
 
     torch.testing.assert_close(model(ids).logits, model(ids).logits, rtol=0, atol=0)
 
 
 def test_loading_is_in_the_dtype_asked_for(folder: Path) -> None:
-    assert {p.dtype for p in load(folder, "bfloat16").parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load_model(folder, "bfloat16").parameters()} == {torch.bfloat16}
 
 
 def test_weights_that_do_not_fill_the_model_are_refused(folder: Path) -> None:
@@ -58,21 +58,21 @@ def test_weights_that_do_not_fill_the_model_are_refused(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(ValueError, match="missing .*model.layers.0.mlp.up_proj.weight"):
-        load(folder, "float32")
+        load_model(folder, "float32")
     with pytest.raises(ValueError, match="no config.json"):
-        load(folder / "nowhere", "float32")
+        load_model(folder / "nowhere", "float32")
 
 
 def test_the_digest_names_weights_not_files(folder: Path, tmp_path: Path) -> None:
-    before = digest(folder)
-    load(folder, "float32").save_pretrained(tmp_path / "cut", max_shard_size="5KB")
+    before = weights_digest(folder)
+    load_model(folder, "float32").save_pretrained(tmp_path / "cut", max_shard_size="5KB")
     assert len(list((tmp_path / "cut").glob("*.safetensors"))) > 1
-    assert digest(tmp_path / "cut") == before
+    assert weights_digest(tmp_path / "cut") == before
 
     assert digest_after(folder, lambda t: t.add_(1e-7)) != before
     assert digest_after(folder, lambda t: t.to(torch.bfloat16)) != before
     with pytest.raises(ValueError, match="no \\*.safetensors"):
-        digest(tmp_path)
+        weights_digest(tmp_path)
 
 
 def digest_after(folder: Path, change: object) -> str:
@@ -81,29 +81,29 @@ def digest_after(folder: Path, change: object) -> str:
     changed = {**tensors, "model.norm.weight": change(tensors["model.norm.weight"].clone())}
     save_file(changed, path, metadata={"format": "pt"})
     try:
-        return digest(folder)
+        return weights_digest(folder)
     finally:
         save_file(tensors, path, metadata={"format": "pt"})
 
 
 def test_saving_changes_the_weights_and_nothing_else(folder: Path, tmp_path: Path) -> None:
-    model = load(folder, "bfloat16")
+    model = load_model(folder, "bfloat16")
     with torch.no_grad():
         model.model.norm.weight.add_(1)
-    save(model.state_dict(), folder, tmp_path / "from-state")
-    save(model, folder, tmp_path / "from-model")
+    save_model(model.state_dict(), folder, tmp_path / "from-state")
+    save_model(model, folder, tmp_path / "from-model")
 
     for out in (tmp_path / "from-state", tmp_path / "from-model"):
-        assert digest(out) == digest(tmp_path / "from-state") != digest(folder)
+        assert weights_digest(out) == weights_digest(tmp_path / "from-state") != weights_digest(folder)
         assert (out / "chat_template.jinja").read_text() == '"chat_template.jinja"'
         assert not (out / "record.json").exists()  # true of the source only
         config = json.loads((out / "config.json").read_text())
         assert config["attention_dropout"] == 0.1 and config["dtype"] == "bfloat16"
-        torch.testing.assert_close(load(out, "bfloat16").state_dict(), model.state_dict())
-    save(load(folder, "float32"), folder, tmp_path / "unchanged")
-    assert digest(tmp_path / "unchanged") == digest(folder)
+        torch.testing.assert_close(load_model(out, "bfloat16").state_dict(), model.state_dict())
+    save_model(load_model(folder, "float32"), folder, tmp_path / "unchanged")
+    assert weights_digest(tmp_path / "unchanged") == weights_digest(folder)
     with pytest.raises(ValueError, match="not those of the model"):
-        save({"nonsense": torch.zeros(1)}, folder, tmp_path / "out")
+        save_model({"nonsense": torch.zeros(1)}, folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,16 @@ from training import Folders, settings
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.config.hardware import TrainerHardware
-from pipeline.dpo import passport, weights
-from pipeline.dpo.example import Example
-from pipeline.dpo.logps import completion_logps, plain_logps
-from pipeline.dpo.loop import Run
-from pipeline.dpo.plan import split
-from pipeline.dpo.rows import read
-from pipeline.dpo.sharding import Policy
-from pipeline.dpo.tree import forest
 from pipeline.storage.schema import COLUMNS
+from pipeline.training import consistency
+from pipeline.training.batches.article_tree import pack_rows
+from pipeline.training.batches.batching import split_held_out
+from pipeline.training.batches.dataset import read_examples
+from pipeline.training.batches.example import Example
+from pipeline.training.loop import TrainLoop
+from pipeline.training.modeling import loading
+from pipeline.training.modeling.fsdp import PolicyModule
+from pipeline.training.modeling.logprobs import completion_logps, plain_logps
 
 LAYOUT = {"article_tree", "gradient_checkpointing", "torch_compile"}
 PARTS = ("0.parquet", "1.parquet")
@@ -76,7 +77,7 @@ def rows(model_path: Path) -> list[dict[str, Any]]:
                 "summaries": summaries,
                 "pairs": [{"chosen": chosen, "rejected": rejected, "reason": "right"} for chosen, rejected in pairs],
                 "reference_logps": [None] * 4,
-                "reference_digest": weights.digest(model_path),
+                "reference_digest": loading.weights_digest(model_path),
             }
         )
     refer(rows, model_path, "float32")
@@ -85,10 +86,10 @@ def rows(model_path: Path) -> list[dict[str, Any]]:
 
 def refer(rows: list[dict[str, Any]], model_path: Path, dtype: str, article_tree: bool = True) -> None:
     """Fill in what the reference thinks of the summaries that pairs need: the first three."""
-    model = weights.load(model_path, dtype, article_tree=article_tree)
+    model = loading.load_model(model_path, dtype, article_tree=article_tree)
     articles = [(row["prompt_ids"], [s["token_ids"] for s in row["summaries"][:3]]) for row in rows]
     with torch.no_grad():
-        for tree in forest(articles, 300):
+        for tree in pack_rows(articles, 300):
             logps = completion_logps(model, tree).tolist()
             for (article, completion), logp in zip(tree.completions, logps, strict=True):
                 rows[article]["reference_logps"][completion] = logp
@@ -118,12 +119,12 @@ def write(rows: list[dict[str, Any]], folder: Path) -> str:
     return str(folder)
 
 
-def alone(rows: list[dict[str, Any]], model_path: Path, folder: Path, **changes: Any) -> Run:
+def alone(rows: list[dict[str, Any]], model_path: Path, folder: Path, **changes: Any) -> TrainLoop:
     """The run in this process, without Ray; its checkpoints are in `folder`."""
     layout = {name: changes.pop(name) for name in LAYOUT & changes.keys()}
-    digest = changes.pop("digest", None) or weights.digest(model_path)
-    return Run(
-        examples=read(write(rows, folder / "rows"), PARTS, digest),
+    digest = changes.pop("digest", None) or loading.weights_digest(model_path)
+    return TrainLoop(
+        examples=read_examples(write(rows, folder / "rows"), PARTS, digest),
         model_path=str(model_path),
         settings=SETTINGS | changes,
         tokens_per_batch=200,
@@ -160,7 +161,7 @@ def test_a_run_learns_and_says_so(in_this_process: tuple[dict, Path], model_path
     assert train[-1]["rewards/margins"] == pytest.approx(
         train[-1]["rewards/chosen"] - train[-1]["rewards/rejected"], rel=1e-6
     )
-    assert weights.digest(out) != weights.digest(model_path)
+    assert loading.weights_digest(out) != loading.weights_digest(model_path)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -181,7 +182,7 @@ def test_a_checkpoint_of_any_number_of_workers_goes_on(
     again.save(tmp_path / "out")
 
     assert [line["step"] for line in again.lines] == [line["step"] for line in run.lines]
-    assert weights.digest(tmp_path / "out") == weights.digest(in_this_process[1])  # to the last bit
+    assert loading.weights_digest(tmp_path / "out") == loading.weights_digest(in_this_process[1])  # to the last bit
     assert answer["step0_loss"] == in_this_process[0]["step0_loss"]
     assert answer["passport"] == in_this_process[0]["passport"]
 
@@ -219,7 +220,7 @@ def at_odds(rows: list) -> list[dict[str, Any]]:
         return [pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in row["pairs"]]
 
     examples = [Example(row["article_id"], np.ones(1), (np.ones(1),), (), ()) for row in rows]
-    held_out = {example.article_id for example in split(examples, SETTINGS["eval_fraction"])[1]}
+    held_out = {example.article_id for example in split_held_out(examples, SETTINGS["eval_fraction"])[1]}
     return [row | {"pairs": swapped(row)} if row["article_id"] in held_out else row for row in rows]
 
 
@@ -239,9 +240,9 @@ def test_the_best_weights_are_loaded_at_the_end(at_odds: list, model_path: Path,
     run.save(tmp_path / "best" / "out")
 
     assert answer["best_step"] == best
-    assert weights.digest(tmp_path / "best" / "out") != weights.digest(tmp_path / "last" / "out")
+    assert loading.weights_digest(tmp_path / "best" / "out") != loading.weights_digest(tmp_path / "last" / "out")
     # What was saved is what was evaluated. (It is not its own reference, so nothing further comes of it.)
-    digest = weights.digest(model_path)
+    digest = loading.weights_digest(model_path)
     scored = alone(at_odds, tmp_path / "best" / "out", tmp_path / "scored", digest=digest, **OFTEN)
     with pytest.raises(ValueError, match="at step 0"):
         scored.play()
@@ -277,7 +278,7 @@ def test_a_run_of_one_step_learns(rows: list, model_path: Path, tmp_path: Path) 
     run.play()
     run.save(tmp_path / "out")
     assert len(run.plan) == 1 and run.lines[1]["learning_rate"] > 0
-    assert weights.digest(tmp_path / "out") != weights.digest(model_path)
+    assert loading.weights_digest(tmp_path / "out") != loading.weights_digest(model_path)
 
 
 def test_a_run_stops_when_held_out_articles_say_so(at_odds: list, model_path: Path, tmp_path: Path) -> None:
@@ -321,33 +322,35 @@ def test_bf16_passes_its_own_step_0(rows: list, model_path: Path, tmp_path: Path
 def test_rows_that_cannot_be(rows: list, tmp_path: Path, change: dict, message: str) -> None:
     path = write([{**rows[0], **change}, *rows[1:]], tmp_path / "rows")
     with pytest.raises(ValueError, match=message):
-        read(path, PARTS, rows[0]["reference_digest"])
+        read_examples(path, PARTS, rows[0]["reference_digest"])
 
 
 def test_no_pairs_at_all(rows: list, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to learn from"):
-        read(write([{**row, "pairs": []} for row in rows], tmp_path / "rows"), PARTS, rows[0]["reference_digest"])
+        read_examples(
+            write([{**row, "pairs": []} for row in rows], tmp_path / "rows"), PARTS, rows[0]["reference_digest"]
+        )
 
 
 def test_only_the_parts_of_the_table_are_read_and_none_that_is_damaged(rows: list, tmp_path: Path) -> None:
     path, digest = write(rows, tmp_path / "rows"), rows[0]["reference_digest"]
-    examples = read(path, PARTS, digest)
+    examples = read_examples(path, PARTS, digest)
     shutil.copy(tmp_path / "rows/0.parquet", tmp_path / "rows/late.parquet")  # by a worker of a driver that is dead
-    assert [e.article_id for e in read(path, PARTS, digest)] == [e.article_id for e in examples]
+    assert [e.article_id for e in read_examples(path, PARTS, digest)] == [e.article_id for e in examples]
     part = tmp_path / "rows/0.parquet"
     column = pq.read_metadata(part).row_group(0).column(0)
     written = bytearray(part.read_bytes())
     written[column.data_page_offset + column.total_compressed_size // 2] ^= 1
     part.write_bytes(written)
     with pytest.raises(OSError, match=r"rows/0\.parquet cannot be read: .*CRC"):
-        read(path, PARTS, digest)
+        read_examples(path, PARTS, digest)
     part.unlink()
     with pytest.raises(ValueError, match=r"rows/0\.parquet is damaged or gone"):
-        read(path, PARTS, digest)
+        read_examples(path, PARTS, digest)
 
 
 def by_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[str, Any]:
-    from pipeline.dpo.worker import train
+    from pipeline.training.ray_job import run_training
 
     arguments = {
         "rows_path": Path(write(rows, folder / "rows")).as_uri(),
@@ -359,7 +362,7 @@ def by_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[s
         "checkpoint_path": (folder / "checkpoints").as_uri(),
         "reference_digest": rows[0]["reference_digest"],
     }
-    return train(**(arguments | options))
+    return run_training(**(arguments | options))
 
 
 def one_of(name: str) -> int:
@@ -376,9 +379,9 @@ def assert_same_run(ours: Path, theirs: Path, tolerance: float) -> None:
             unlike |= {name for name in mine if name.endswith(("accuracies", "fell"))}
         for name in mine.keys() - unlike:
             assert mine[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), (name, mine["step"])
-    expected = weights.load(theirs, "float32").state_dict()
+    expected = loading.load_model(theirs, "float32").state_dict()
     torch.testing.assert_close(
-        dict(weights.load(ours, "float32").state_dict()), dict(expected), rtol=tolerance, atol=tolerance
+        dict(loading.load_model(ours, "float32").state_dict()), dict(expected), rtol=tolerance, atol=tolerance
     )
 
 
@@ -438,7 +441,7 @@ def test_what_is_wrong_comes_back_as_it_was_said(
 def started(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy of a later round: the reference's weights, and a little more."""
     folder = tmp_path_factory.mktemp("started")
-    model = weights.load(model_path, "float32")
+    model = loading.load_model(model_path, "float32")
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -453,14 +456,14 @@ def test_the_base_as_reference_is_not_where_training_starts(
     rows: list, model_path: Path, started: Path, tmp_path: Path
 ) -> None:
     """Step 0 has the loss of the margins that policy and base already have, by Hugging Face's own forward."""
-    digest = weights.digest(model_path)
+    digest = loading.weights_digest(model_path)
     options = SETTINGS | {"pairs_per_step": 10_000, "num_train_epochs": 1, "eval_fraction": 0.0}
-    examples = read(write(rows, tmp_path / "rows"), PARTS, digest)
+    examples = read_examples(write(rows, tmp_path / "rows"), PARTS, digest)
     layout = {"tokens_per_batch": 200, "device": torch.device("cpu")}
-    answer = Run(examples, str(started), options, **layout, from_reference=False).play()
+    answer = TrainLoop(examples, str(started), options, **layout, from_reference=False).play()
 
     margins = []
-    policy, base = (weights.load(path, "float32", article_tree=False) for path in (started, model_path))
+    policy, base = (loading.load_model(path, "float32", article_tree=False) for path in (started, model_path))
     for row in rows:
         completions = [summary["token_ids"] for summary in row["summaries"]]
         with torch.no_grad():
@@ -473,34 +476,34 @@ def test_the_base_as_reference_is_not_where_training_starts(
     assert abs(answer["step0_loss"] - 0.693147) > 1e-3
     assert answer["passport"]["vllm_vs_trainer_max"] is None, "no sampler was asked"
     with pytest.raises(ValueError, match="at step 0"):
-        Run(examples, str(started), options, **layout).play()
+        TrainLoop(examples, str(started), options, **layout).play()
 
 
 def test_a_reference_column_of_other_weights_is_found_out(
     rows: list, model_path: Path, started: Path, tmp_path: Path
 ) -> None:
-    examples = read(write(rows, tmp_path / "rows"), PARTS, weights.digest(model_path))
+    examples = read_examples(write(rows, tmp_path / "rows"), PARTS, loading.weights_digest(model_path))
     device = torch.device("cpu")
-    passport.check_reference(str(model_path), examples, "float32", device, article_tree=True)
+    consistency.check_reference(str(model_path), examples, "float32", device, article_tree=True)
     with pytest.raises(ValueError, match="the references are of other weights"):
-        passport.check_reference(str(started), examples, "float32", device, article_tree=True)
+        consistency.check_reference(str(started), examples, "float32", device, article_tree=True)
 
 
 def test_the_sampler_is_compared_with_the_policy_and_not_with_the_base(
     rows: list, model_path: Path, started: Path, tmp_path: Path
 ) -> None:
-    policy = weights.load(started, "float32", article_tree=False)
+    policy = loading.load_model(started, "float32", article_tree=False)
     sampled = []
     for row in rows:
         with torch.no_grad():
             logps = plain_logps(policy, row["prompt_ids"], [s["token_ids"] for s in row["summaries"]]).tolist()
         told = [summary | {"logp": logp} for summary, logp in zip(row["summaries"], logps, strict=True)]
         sampled.append(row | {"summaries": told})
-    examples = read(write(sampled, tmp_path / "rows"), PARTS, weights.digest(model_path))
-    model = Policy(weights.load(started, "float32"))
-    found = passport.measure(model, examples, torch.device("cpu"), is_reference=False)
+    examples = read_examples(write(sampled, tmp_path / "rows"), PARTS, loading.weights_digest(model_path))
+    model = PolicyModule(loading.load_model(started, "float32"))
+    found = consistency.measure_consistency(model, examples, torch.device("cpu"), is_reference=False)
     assert 0 < found["vllm_vs_trainer_max"] < 1e-4
-    assert passport.measure(model, examples, torch.device("cpu"))["vllm_vs_trainer_max"] > 1e-3
+    assert consistency.measure_consistency(model, examples, torch.device("cpu"))["vllm_vs_trainer_max"] > 1e-3
 
 
 @pytest.mark.slow

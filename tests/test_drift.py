@@ -8,12 +8,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, TrainerHardware
-from pipeline.dpo import weights
-from pipeline.dpo.logps import plain_logps
 from pipeline.drift import compare_with_base, estimate, is_compared
 from pipeline.inference.pool import EnginePool
 from pipeline.references import load_reference
 from pipeline.storage.schema import to_dataset
+from pipeline.training.modeling import loading
+from pipeline.training.modeling.logprobs import plain_logps
 
 VOCABULARY, PROMPT = 11, [1, 2, 3]
 
@@ -41,7 +41,7 @@ def models(tmp_path_factory):
 @torch.no_grad()
 def test_both_score_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, models):
     """Summaries of one token, of which the KL is a sum over the vocabulary."""
-    base, policy = (weights.load(folder, "float32", article_tree=False) for folder in models)
+    base, policy = (loading.load_model(folder, "float32", article_tree=False) for folder in models)
     last = torch.tensor([PROMPT])
     p, q = (model(input_ids=last).logits[0, -1].log_softmax(-1) for model in (policy, base))
     exact = float((p.exp() * (p - q)).sum())
@@ -54,7 +54,7 @@ def test_both_score_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, models
         rows[-1]["summaries"] = summaries
     by_policy, by_base = (
         EnginePool(
-            partial(load_reference, model, "float32", weights.digest(model), TrainerHardware()),
+            partial(load_reference, model, "float32", loading.weights_digest(model), TrainerHardware()),
             EngineHardware(),
             at_once=1,
         )

@@ -15,11 +15,11 @@ from judges.base import Prompt, user
 from pipeline.config.hardware import EngineHardware
 from pipeline.config.hardware import Server as EngineServer
 from pipeline.config.servers import ServedModel
-from pipeline.dpo import weights
-from pipeline.dpo.logps import plain_logps
 from pipeline.inference.base import count_tokens
 from pipeline.inference.openai_server import OpenAIServerEngine
 from pipeline.inference.scripted import ScriptedEngine
+from pipeline.training.modeling import loading
+from pipeline.training.modeling.logprobs import plain_logps
 
 POLICY = Path(__file__).parents[1] / "newsroom" / "models" / "policy"
 ARTICLE = "Summarize.\nOfficials said the scene was in Lima. The team was headed by Ana Santos."
@@ -127,7 +127,7 @@ def test_log_probabilities_are_among_what_the_regex_allows(vllm):
 def test_sampled_log_probabilities_are_the_models_own(vllm):
     """Whatever the temperature: they can stand for the reference."""
     (reply,) = vllm.generate([replace(PROMPT, logprobs=True, temperature=1.7, top_p=0.9)])
-    model = weights.load(POLICY, "float32")
+    model = loading.load_model(POLICY, "float32")
     with torch.no_grad():
         expected = plain_logps(model, reply.prompt_ids, [sample.token_ids for sample in reply.samples])
     for sample, logp in zip(reply.samples, expected.tolist(), strict=True):
@@ -232,19 +232,19 @@ def adapters(tmp_path_factory):
     import torch
 
     from pipeline.config.training import Lora
-    from pipeline.dpo import weights
+    from pipeline.training.modeling import loading
 
     lora = Lora(r=4, lora_alpha=8).model_dump()
     folders = []
     for draw in (1, 2):
-        model = weights.start(POLICY, "float32", lora, seed=0)
+        model = loading.load_policy(POLICY, "float32", lora, seed=0)
         generator = torch.Generator().manual_seed(draw)
         state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         for name, tensor in state.items():
             if "lora_B" in name:
                 tensor.normal_(0, 0.15, generator=generator)
         folders.append(str(tmp_path_factory.mktemp("adapter")))
-        weights.save(state, POLICY, folders[-1], lora)
+        loading.save_model(state, POLICY, folders[-1], lora)
     return folders
 
 
@@ -252,8 +252,8 @@ def test_an_adapter_is_served_without_merging_and_never_from_the_last_rounds_cac
     """Pitfall 31. Greedy tokens are those of Hugging Face with that adapter, which both engines tell apart."""
     import torch
 
-    from pipeline.dpo import weights
     from pipeline.inference.vllm import VllmEngine, lora_request
+    from pipeline.training.modeling import loading
 
     engine = VllmEngine(adapters[0], "float32", 512, seed=0, hardware=EngineHardware())
     greedy = replace(PROMPT, n=1, temperature=0.0, max_tokens=30)
@@ -263,7 +263,7 @@ def test_an_adapter_is_served_without_merging_and_never_from_the_last_rounds_cac
         (reply,) = engine.generate([greedy])
         ids = reply.samples[0].token_ids
         assert served.setdefault(folder, ids) == ids
-        model = weights.load(folder, "float32")
+        model = loading.load_model(folder, "float32")
         prompt = torch.tensor([reply.prompt_ids])
         expected = model.generate(prompt, max_new_tokens=30, do_sample=False)[0, len(reply.prompt_ids) :]
         assert ids == expected.tolist()

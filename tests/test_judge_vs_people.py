@@ -121,9 +121,9 @@ def test_people_who_count_facts_agree_with_the_judge(tmp_path):
 
 
 def test_a_judges_engine_outside_of_ray_starts_no_ray(monkeypatch):
-    import pipeline.inference.vllm
     import ray
 
+    import pipeline.inference.vllm
     from pipeline.equipment import equip
 
     monkeypatch.setattr(pipeline.inference.vllm, "VllmEngine", lambda *args: args)

@@ -53,7 +53,7 @@ def test_only_one_module_imports_vllm():
 
 
 def test_only_the_worker_imports_ray_for_training():
-    assert importers("ray", "pipeline/dpo") == ["worker.py"]
+    assert importers("ray", "pipeline/training") == ["ray_job.py"]
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import loggers
 from pipeline.config import UserError
+from pipeline.training import tracking
 
 LINES = [(1, {"loss": 0.69, "rewards/margins": 0.0}), (2, {"loss": 0.5, "rewards/margins": 0.25})]
 
 
 def log(name: str, run: Path) -> None:
-    with loggers.opened([name], str(run), "round-01/policy", {"beta": 0.1}) as write:
+    with tracking.open_trackers([name], str(run), "round-01/policy", {"beta": 0.1}) as write:
         for step, values in LINES:
             write(step, values)
 
@@ -50,15 +50,15 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_not_installed_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    loggers.check([])
+    tracking.check_trackers([])
     with pytest.raises(UserError, match="report_to has wandb, which is not installed here: pip install wandb"):
-        loggers.check(["wandb"])
+        tracking.check_trackers(["wandb"])
 
 
 def test_a_tool_that_fails_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(step: int, values: dict[str, float]) -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setitem(loggers._TOOLS, "wandb", lambda *_: nullcontext(away))
+    monkeypatch.setitem(tracking._TOOLS, "wandb", lambda *_: nullcontext(away))
     with pytest.warns(UserWarning, match=r"wandb took no metrics at step 1 \(no route\)"):
         log("wandb", tmp_path / "demo")

@@ -14,10 +14,10 @@ from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, TrainerHardware
 from pipeline.config.run import PolicySettings
 from pipeline.config.training import Training
-from pipeline.dpo.example import Example
-from pipeline.dpo.loop import Run
 from pipeline.memory import GIB, Row
 from pipeline.storage.model_files import shapes
+from pipeline.training.batches.example import Example
+from pipeline.training.loop import TrainLoop
 
 LORA = {"r": 8, "lora_alpha": 16}
 LLAMA_70B = {
@@ -111,7 +111,7 @@ def allocated(model: Path, dtype: str, tokens: int, **changes) -> int:
         Example(f"article-{n}", words, tuple([6] * 50 for _ in range(6)), ((0, 1), (2, 3), (4, 5)), ())
         for n in range(tokens // 600 * 2)
     ]
-    run = Run(
+    run = TrainLoop(
         examples=examples,
         model_path=str(model),
         settings=settings(loss_type="simpo", eval_fraction=0.0, pairs_per_step=3 * len(examples), **changes)

@@ -14,14 +14,14 @@ from judges.base import LETTERS
 from pipeline.config.hardware import EngineHardware, TrainerHardware
 from pipeline.config.run import JudgeSettings, Pairs
 from pipeline.config.training import References
-from pipeline.dpo import weights
-from pipeline.dpo.logps import plain_logps
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
 from pipeline.pairs import pair
 from pipeline.references import anchor, load_reference
 from pipeline.scores import judge
 from pipeline.storage.schema import to_dataset
+from pipeline.training.modeling import loading
+from pipeline.training.modeling.logprobs import plain_logps
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -38,7 +38,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def scorer(model_path: str, digest: str | None = None, **hardware) -> EnginePool:
-    digest = digest or weights.digest(model_path)
+    digest = digest or loading.weights_digest(model_path)
     return EnginePool(
         partial(load_reference, model_path, "float32", digest, TrainerHardware()), EngineHardware(**hardware), at_once=1
     )
@@ -97,7 +97,7 @@ def test_a_flipped_weight_is_not_the_reference(model_path: str, tmp_path: Path) 
     tensors[name].view(-1)[7] *= -1
     save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="holds weights .* and its record says"):
-        load_reference(str(tmp_path / "model"), "float32", weights.digest(model_path), TrainerHardware())
+        load_reference(str(tmp_path / "model"), "float32", loading.weights_digest(model_path), TrainerHardware())
 
 
 def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.dpo.plan import MicroBatch
+from pipeline.training.batches.batching import MicroBatch
 
 _OF_PAIRS = (
     "loss",

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 
-class Policy(nn.Module):
+class PolicyModule(nn.Module):
     """A model behind one forward, which runs a function on it.
 
     FSDP2 gathers weights in the forward hooks of the modules it wraps. `completion_logps` calls the decoder and then
@@ -34,7 +34,7 @@ class Policy(nn.Module):
         return function(self.model, *arguments)
 
 
-def layers(policy: Policy) -> list[nn.Module]:
+def decoder_layers(policy: PolicyModule) -> list[nn.Module]:
     """The decoder layers, as the model's class names them. Raises ValueError if it names none."""
     names = set(policy.model._no_split_modules or ())
     found = [module for module in policy.model.modules() if type(module).__name__ in names]
@@ -46,26 +46,26 @@ def layers(policy: Policy) -> list[nn.Module]:
     return found
 
 
-def compile_layers(policy: Policy) -> None:
+def compile_layers(policy: PolicyModule) -> None:
     """Compile each layer's forward, in place, for rows of any length; attention itself stays as it is.
 
     Layer by layer, because all layers are one program, and FSDP2's hooks and checkpointing stay outside of it.
     """
-    for layer in layers(policy):
+    for layer in decoder_layers(policy):
         layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
-def forget_activations(policy: Policy) -> None:
+def checkpoint_activations(policy: PolicyModule) -> None:
     """Activation checkpointing: each layer keeps its input only, and backward runs it again. In place.
 
     Around the layer's forward, not the layer: FSDP2's hooks stay outside, so backward gathers a layer's weights once.
     """
-    for layer in layers(policy):
+    for layer in decoder_layers(policy):
         # Nothing in a layer is random (dropout is 0), so no random state need be kept.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def shard(policy: Policy, device: torch.device, workers: int, *, cpu_offload: bool = False) -> None:
+def shard(policy: PolicyModule, device: torch.device, workers: int, *, cpu_offload: bool = False) -> None:
     """Spread the weights over all workers, in place. A collective: every worker calls it.
 
     Args:
@@ -78,7 +78,7 @@ def shard(policy: Policy, device: torch.device, workers: int, *, cpu_offload: bo
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),  # gradients are summed in float32
         "offload_policy": CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),
     }
-    for layer in layers(policy):
+    for layer in decoder_layers(policy):
         fully_shard(layer, **options)
     fully_shard(policy, **options)
     for module in policy.modules():
@@ -88,7 +88,7 @@ def shard(policy: Policy, device: torch.device, workers: int, *, cpu_offload: bo
             module.set_force_sum_reduction_for_comms(True)
 
 
-def whole(policy: Policy, keep: bool) -> dict[str, Tensor]:
+def full_state_dict(policy: PolicyModule, keep: bool) -> dict[str, Tensor]:
     """What was trained, on the CPU: the model's state dict, or with LoRA the adapter's part of it.
 
     A collective: every worker calls it, and those who `keep` get it.
@@ -105,6 +105,6 @@ def whole(policy: Policy, keep: bool) -> dict[str, Tensor]:
     return state
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """This worker's part of a tensor: rows of it, or all where it is not sharded. Shares its memory."""
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()

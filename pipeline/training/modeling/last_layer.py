@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from pipeline.dpo.tree import Tree
+from pipeline.training.batches.article_tree import ArticleTree
 
 
-def trim(model: PreTrainedModel) -> None:
+def skip_unread_tokens(model: PreTrainedModel) -> None:
     """Have the last layer's network skip tokens that predict nothing, in place.
 
     Where the layer is not given a tree, it is as ever. A model whose layers have no plain network called `mlp`, such as
@@ -30,7 +30,7 @@ def trim(model: PreTrainedModel) -> None:
     layer, reading = layers[-1], _Reading()
     whole, feed = layer.forward, mlp.forward
 
-    def of_layer(*args: Any, tree: Tree | None = None, **kwargs: Any) -> Any:
+    def of_layer(*args: Any, tree: ArticleTree | None = None, **kwargs: Any) -> Any:
         reading.tree = tree
         try:
             return whole(*args, tree=tree, **kwargs)
@@ -49,7 +49,7 @@ def trim(model: PreTrainedModel) -> None:
 class _Reading:
     """Which row the last layer is at."""
 
-    tree: Tree | None = None
+    tree: ArticleTree | None = None
 
 
 def _token_by_token(network: nn.Module) -> bool:

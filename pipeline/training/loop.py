@@ -18,16 +18,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.dpo import checkpoint, metrics, passport, weights
-from pipeline.dpo.example import Example
-from pipeline.dpo.logps import completion_logps, refuse
-from pipeline.dpo.losses import Objective
-from pipeline.dpo.optimizer import Optimizer, learning_rate
-from pipeline.dpo.plan import MicroBatch, Step, micro_batches, split, steps
-from pipeline.dpo.sharding import Policy, compile_layers, forget_activations, shard, whole
+from pipeline.training import checkpoint, consistency, metrics
+from pipeline.training.batches.batching import MicroBatch, Step, micro_batches, plan_steps, split_held_out
+from pipeline.training.batches.example import Example
+from pipeline.training.losses import Objective
+from pipeline.training.modeling import loading
+from pipeline.training.modeling.fsdp import PolicyModule, checkpoint_activations, compile_layers, full_state_dict, shard
+from pipeline.training.modeling.logprobs import check_supported, completion_logps
+from pipeline.training.optimizer import Optimizer, learning_rate
 
 
-class Shelf(Protocol):
+class CheckpointStore(Protocol):
     """Where a run's checkpoints are kept. Every worker calls each method, with a folder that has its own part."""
 
     def keep(self, folder: Path) -> None:
@@ -44,7 +45,7 @@ class Shelf(Protocol):
 
 
 @dataclass
-class Standing:
+class TrainState:
     """How far a run has come, but for the optimizer's tensors: what a checkpoint says of it, in JSON.
 
     Attributes:
@@ -73,7 +74,7 @@ class Standing:
 
 
 @dataclass
-class Run:
+class TrainLoop:
     """One worker's share of a training run. Making one reads the model and talks to no other worker.
 
     Args:
@@ -108,20 +109,22 @@ class Run:
     torch_compile: bool = False
     save_steps: int = 50
     report: Callable[[dict[str, Any]], None] = lambda line: None
-    shelf: Shelf | None = None
+    shelf: CheckpointStore | None = None
     from_reference: bool = True
-    standing: Standing = field(init=False, default_factory=Standing)
+    standing: TrainState = field(init=False, default_factory=TrainState)
 
     def __post_init__(self) -> None:
         s = self.settings
-        self.train, self.held_out = split(self.examples, s["eval_fraction"])
-        self.plan = steps(self.train, epochs=s["num_train_epochs"], pairs_per_step=s["pairs_per_step"], seed=s["seed"])
+        self.train, self.held_out = split_held_out(self.examples, s["eval_fraction"])
+        self.plan = plan_steps(
+            self.train, epochs=s["num_train_epochs"], pairs_per_step=s["pairs_per_step"], seed=s["seed"]
+        )
         self.objective = Objective(s)
         self.referenced = all(example.reference_logps for example in self.examples)
         if self.objective.needs_reference and not self.referenced:
             raise ValueError(f"loss_type={s['loss_type']} compares with a reference, and references.source is none")
-        self.policy = Policy(
-            weights.start(self.model_path, s["dtype"], s["lora"], s["seed"], article_tree=self.article_tree)
+        self.policy = PolicyModule(
+            loading.load_policy(self.model_path, s["dtype"], s["lora"], s["seed"], article_tree=self.article_tree)
         )
         if not self.held_out and (s["load_best_model_at_end"] or s["early_stopping_patience"]):
             raise ValueError(
@@ -129,7 +132,7 @@ class Run:
                 f"holds out none of {len(self.examples)} articles: raise it, or add articles"
             )
         # Now, and for all articles: later it would be one worker's error while the others wait for it.
-        refuse(self.policy.model, max(example.longest for example in self.examples))
+        check_supported(self.policy.model, max(example.longest for example in self.examples))
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -150,13 +153,13 @@ class Run:
         self._place()
         standing = self.standing
         if resume_from is None:
-            standing.passport = passport.measure(
+            standing.passport = consistency.measure_consistency(
                 self.policy, self.train, self.device, self._sampler, is_reference=self.from_reference
             )
             self._evaluate(0, 0.0)
         else:
             state = checkpoint.load(resume_from, self.optimizer.state(), rank=self.rank, workers=self.workers)
-            standing = self.standing = Standing(**state)
+            standing = self.standing = TrainState(**state)
             self.optimizer.go_on(standing.step)
         began = time.monotonic() - standing.seconds
         for step in self.plan[standing.step :]:
@@ -185,9 +188,9 @@ class Run:
 
     def save(self, out: Path) -> None:
         """Write the model folder and metrics.jsonl, from rank 0. A collective: every worker calls it."""
-        state = whole(self.policy, keep=self.rank == 0)
+        state = full_state_dict(self.policy, keep=self.rank == 0)
         if self.rank == 0:
-            weights.save(state, self.model_path, out, self.settings["lora"])
+            loading.save_model(state, self.model_path, out, self.settings["lora"])
             text = "".join(json.dumps(line) + "\n" for line in self.standing.lines)
             (out / "metrics.jsonl").write_text(text, encoding="utf-8")
 
@@ -202,7 +205,7 @@ class Run:
         if self.torch_compile:
             compile_layers(self.policy)
         if self.gradient_checkpointing:
-            forget_activations(self.policy)
+            checkpoint_activations(self.policy)
         if self.workers > 1 or self.cpu_offload:
             shard(self.policy, self.device, self.workers, cpu_offload=self.cpu_offload)
         else:
@@ -295,7 +298,7 @@ class Run:
         return torch.stack([margin, (change.abs() / batch.lengths).max()]).float().cpu()
 
     def _check_step0(self, loss: float, per_token: float) -> None:
-        limit = passport.TOLERANCE[self.settings["dtype"]]
+        limit = consistency.TOLERANCE[self.settings["dtype"]]
         if self._sampler:  # another program; its mean the passport has seen to, and the largest is a few times that
             limit += 10 * self._sampler["max_difference"]
         if not per_token <= limit:  # also if nan

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
-from pipeline.dpo.example import Example
+from pipeline.training.batches.example import Example
 
 _COLUMNS = ["article_id", "prompt_ids", "summaries", "pairs", "reference_logps", "reference_digest"]
 
 
-def read(path: str, parts: Sequence[str], reference_digest: str | None) -> list[Example]:
+def read_examples(path: str, parts: Sequence[str], reference_digest: str | None) -> list[Example]:
     """Read a folder's Parquet parts, and check them.
 
     Args:

@@ -28,13 +28,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from pipeline.config.hardware import TrainerHardware, driver_node_options
-from pipeline.dpo import passport
-from pipeline.dpo.loop import Run
-from pipeline.dpo.rows import read
 from pipeline.storage.files import open_location, remove_folder
 from pipeline.storage.model_files.hub import locate
+from pipeline.training import consistency
+from pipeline.training.batches.dataset import read_examples
+from pipeline.training.loop import TrainLoop
 
-Failed = (ray.train.TrainingFailedError, ray.exceptions.RayActorError)  # of a worker, and of who watches them
+TRAINING_ERRORS = (ray.train.TrainingFailedError, ray.exceptions.RayActorError)  # of a worker, and of who watches them
 RETRIES = 3
 _LOOK = 1.0  # seconds between two looks for lines of progress
 Progress = Callable[[dict[str, Any]], None]
@@ -45,7 +45,7 @@ _LAYOUT = (
 )  # fmt: skip
 
 
-def train(
+def run_training(
     *,
     rows_path: str,
     rows_parts: Sequence[str],
@@ -194,10 +194,10 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             return _refusal(error)
 
 
-def _prepare(config: dict[str, Any]) -> Run:
+def _prepare(config: dict[str, Any]) -> TrainLoop:
     context, progress, reference = ray.train.get_context(), config["progress"], config["reference_path"]
-    run = Run(
-        examples=read(config["rows_path"], config["rows_parts"], config["reference_digest"]),
+    run = TrainLoop(
+        examples=read_examples(config["rows_path"], config["rows_parts"], config["reference_digest"]),
         model_path=config["model_path"],  # not as a folder of this node: an adapter names its base for all nodes
         settings=config["settings"],
         **config["layout"],
@@ -211,7 +211,7 @@ def _prepare(config: dict[str, Any]) -> Run:
     )
     if reference is not None and run.rank == 0:  # what it finds, the others are told
         dtype, tree = config["settings"]["dtype"], config["layout"]["article_tree"]
-        passport.check_reference(reference, run.examples, dtype, run.device, article_tree=tree)
+        consistency.check_reference(reference, run.examples, dtype, run.device, article_tree=tree)
     return run
 
 
@@ -268,7 +268,7 @@ class _Shelf:
                     self.fs.delete_dir(info.path)
 
 
-def _play(run: Run, out_path: str, scratch: str, shelf: "_Shelf") -> dict[str, Any]:
+def _play(run: TrainLoop, out_path: str, scratch: str, shelf: "_Shelf") -> dict[str, Any]:
     last = ray.train.get_checkpoint()
     if last is None:
         answer = run.play()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.dpo import attention, head
-from pipeline.dpo.tree import Article, Ids, Tree, forest
+from pipeline.training.batches.article_tree import Article, ArticleTree, Ids, pack_rows
+from pipeline.training.modeling import lm_head, tree_attention
 
 # What models do to logits beyond the head, or to attention scores under eager attention only, and the value that
 # means they do not. None of it is in the model's base decoder or its head, so the tree would leave it out in silence.
@@ -34,7 +34,7 @@ PLAIN = "use another model, or hardware.trainer.article_tree=false, which is slo
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
-def completion_logps(model: PreTrainedModel, tree: Tree) -> Tensor:
+def completion_logps(model: PreTrainedModel, tree: ArticleTree) -> Tensor:
     """Log-probability of each completion in the row, given its prompt.
 
     Args:
@@ -48,8 +48,8 @@ def completion_logps(model: PreTrainedModel, tree: Tree) -> Tensor:
     Raises:
         ValueError: a model that the tree cannot score exactly, or an article longer than the model's window.
     """
-    refuse(model, tree.longest)
-    if model.config._attn_implementation != attention.NAME:
+    check_supported(model, tree.longest)
+    if model.config._attn_implementation != tree_attention.NAME:
         return torch.cat([plain_logps(model, *article) for article in tree.texts()])
     hidden = model.base_model(
         input_ids=tree.input_ids,
@@ -70,7 +70,7 @@ def frozen_logps(model: PreTrainedModel, articles: Sequence[Article], tokens_per
         tokens_per_batch: of a packed row.
     """
     logps = [[math.nan] * len(completions) for _, completions in articles]
-    for tree in forest(articles, tokens_per_batch):
+    for tree in pack_rows(articles, tokens_per_batch):
         values = completion_logps(model, tree.to(model.device)).tolist()
         for (article, completion), value in zip(tree.completions, values, strict=True):
             logps[article][completion] = value
@@ -111,13 +111,13 @@ def batch_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids])
 
 def _summed(model: PreTrainedModel, hidden: Tensor, targets: Tensor, owner: Tensor, count: int) -> Tensor:
     outputs = model.get_output_embeddings()
-    token_logps = head.token_logps(hidden, targets, outputs.weight, outputs.bias)
+    token_logps = lm_head.token_logps(hidden, targets, outputs.weight, outputs.bias)
     # Added up in float64: a sum of a thousand float32 loses more than the whole model does (a 3-pair step's gradient
     # came 6 times closer to the one in float64), and it costs nothing.
     return token_logps.new_zeros(count, dtype=torch.float64).index_add(0, owner, token_logps.double()).to(token_logps)
 
 
-def disagreement(model: PreTrainedModel, difference: float) -> None:
+def check_agreement(model: PreTrainedModel, difference: float) -> None:
     """Refuse a model whose tree and whose own forward, one sequence at a time, differ by more than rounding.
 
     `refuse` knows of some; this finds the rest: ALiBi, state-space layers, odd heads.
@@ -137,7 +137,7 @@ def disagreement(model: PreTrainedModel, difference: float) -> None:
         )
 
 
-def refuse(model: PreTrainedModel, longest: int) -> None:
+def check_supported(model: PreTrainedModel, longest: int) -> None:
     """Raise ValueError where the tree would give this model's log-probabilities wrong, and it shows in its config.
 
     Args:
@@ -151,7 +151,7 @@ def refuse(model: PreTrainedModel, longest: int) -> None:
             f"an article with one of its summaries has {longest} tokens, and {name} takes {limit} "
             "(max_position_embeddings): use shorter articles, or a model with a longer context"
         )
-    if model.config._attn_implementation != attention.NAME:
+    if model.config._attn_implementation != tree_attention.NAME:
         return  # scored one sequence at a time, which was asked for: see `weights.load`
     for setting, neutral in _UNSUPPORTED.items():
         value = getattr(config, setting, None)

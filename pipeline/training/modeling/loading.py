@@ -17,8 +17,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from pipeline.dpo import adapters, attention, last_layer
-from pipeline.dpo.logps import PLAIN
+from pipeline.training.modeling import last_layer, tree_attention
+from pipeline.training.modeling.logprobs import PLAIN
+from pipeline.training.modeling.lora import (
+    ADAPTER_CONFIG,
+    attach_adapter,
+    check_adapter_settings,
+    describe_adapter,
+    fill_adapter,
+    merge_into_base,
+    read_adapter_config,
+    restore_adapter,
+    write_adapter,
+)
 
 # What a model folder has beside its weights and config. By name, because a folder of ours also holds records of how
 # its weights came about, which are not true of the next ones.
@@ -37,7 +48,7 @@ _COPIED = (
 )
 
 
-def load(model: str | Path, dtype: str | torch.dtype, *, article_tree: bool = True) -> PreTrainedModel:
+def load_model(model: str | Path, dtype: str | torch.dtype, *, article_tree: bool = True) -> PreTrainedModel:
     """A causal LM to train or score, on the CPU, in eval mode, with every dropout at 0.
 
     It stays in eval mode, in training too: policy and reference must be the same function of their weights. Of a base
@@ -57,11 +68,11 @@ def load(model: str | Path, dtype: str | torch.dtype, *, article_tree: bool = Tr
     if base is None:
         return _load(folder, dtype, article_tree)
     loaded = _load(_here(base), dtype, article_tree)
-    adapters.restore(loaded, folder)
+    restore_adapter(loaded, folder)
     return loaded
 
 
-def start(
+def load_policy(
     model: str | Path, dtype: str | torch.dtype, lora: Mapping[str, Any] | None, seed: int, *, article_tree: bool = True
 ) -> PreTrainedModel:
     """The model that a run trains: `load`, with a fresh adapter if LoRA is asked for and there is none yet.
@@ -76,12 +87,12 @@ def start(
     Raises:
         ValueError: as `load`; or the model is an adapter, and `lora` is None or other than it.
     """
-    loaded = load(model, dtype, article_tree=article_tree)
+    loaded = load_model(model, dtype, article_tree=article_tree)
     adapted = _base(_here(model)) is not None
     if lora is not None and not adapted:
-        adapters.attach(loaded, lora, seed)
+        attach_adapter(loaded, lora, seed)
     elif lora is not None:
-        adapters.check_settings(loaded, lora)
+        check_adapter_settings(loaded, lora)
     elif adapted:
         raise ValueError(
             f"{model} is a LoRA adapter, and training.lora is not set, which trains all weights: set training.lora, or "
@@ -107,7 +118,7 @@ def _load(folder: Path, dtype: str | torch.dtype, article_tree: bool) -> PreTrai
         folder,
         config=config,
         dtype=dtype,
-        **({"attn_implementation": attention.NAME} if article_tree else {}),
+        **({"attn_implementation": tree_attention.NAME} if article_tree else {}),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
@@ -120,11 +131,11 @@ def _load(folder: Path, dtype: str | torch.dtype, article_tree: bool) -> PreTrai
             f"shape {sorted(map(str, info['mismatched_keys']))[:5]}. The rest would be random; use a complete folder"
         )
     if article_tree:
-        last_layer.trim(model)
+        last_layer.skip_unread_tokens(model)
     return model.eval()
 
 
-def digest(model: str | Path) -> str:
+def weights_digest(model: str | Path) -> str:
     """What the weights are called: sha256 over their names, dtypes, shapes and bytes, in order of name.
 
     File names and sharding do not matter; any changed weight does. An adapter's covers its base and its scale too.
@@ -137,9 +148,9 @@ def digest(model: str | Path) -> str:
     """
     folder = _here(model)
     sha = hashlib.sha256()
-    if (adapter := adapters.read(folder)) is not None:
+    if (adapter := read_adapter_config(folder)) is not None:
         scale = f"r={adapter.r} lora_alpha={adapter.lora_alpha} use_rslora={adapter.use_rslora}"
-        sha.update(f"{digest(adapter.base_model_name_or_path)} {scale}\n".encode())
+        sha.update(f"{weights_digest(adapter.base_model_name_or_path)} {scale}\n".encode())
     where: dict[str, Path] = {}
     for path in _safetensors(folder):
         try:
@@ -159,7 +170,7 @@ def digest(model: str | Path) -> str:
     return sha.hexdigest()
 
 
-def save(
+def save_model(
     model: PreTrainedModel | Mapping[str, Tensor],
     source: str | Path,
     out: str | Path,
@@ -183,21 +194,21 @@ def save(
     out.mkdir(parents=True, exist_ok=True)
     if lora is not None and not lora["merge"]:
         state = model.state_dict() if isinstance(model, PreTrainedModel) else model
-        adapters.write(state, adapters.read(folder) or adapters.describe(state, lora, _everywhere(source)), out)
+        write_adapter(state, read_adapter_config(folder) or describe_adapter(state, lora, _everywhere(source)), out)
         _copy(folder, out)
         return
     if not isinstance(model, PreTrainedModel):
-        state, model = model, start(source, next(iter(model.values())).dtype, lora, seed=0)
+        state, model = model, load_policy(source, next(iter(model.values())).dtype, lora, seed=0)
         if lora is not None:
-            adapters.fill(model, state, source)
+            fill_adapter(model, state, source)
         else:
             _fill(model, state, source)
     if lora is not None:
-        adapters.merge(model)
+        merge_into_base(model)
     _save(model, folder, out)
 
 
-def merge(adapter: str | Path, out: str | Path) -> None:
+def merge_adapter(adapter: str | Path, out: str | Path) -> None:
     """Write the complete model that an adapter and its base make, in the dtype of the base.
 
     Args:
@@ -210,10 +221,10 @@ def merge(adapter: str | Path, out: str | Path) -> None:
     folder, out = _here(adapter), Path(out)
     base = _base(folder)
     if base is None:
-        raise ValueError(f"{adapter} is no adapter: it has no {adapters.CONFIG}")
+        raise ValueError(f"{adapter} is no adapter: it has no {ADAPTER_CONFIG}")
     config = AutoConfig.from_pretrained(_folder(_here(base)), local_files_only=True, trust_remote_code=False)
-    model = load(adapter, config.dtype or torch.float32)
-    adapters.merge(model)
+    model = load_model(adapter, config.dtype or torch.float32)
+    merge_into_base(model)
     out.mkdir(parents=True, exist_ok=True)
     _save(model, folder, out)
 
@@ -246,11 +257,11 @@ def _fill(model: PreTrainedModel, state: Mapping[str, Tensor], source: str | Pat
 
 def _base(folder: Path) -> str | None:
     """What the adapter in a folder stands on; None for a folder with a complete model."""
-    adapter = adapters.read(folder)
+    adapter = read_adapter_config(folder)
     if adapter is None:
         return None
     base: str = adapter.base_model_name_or_path
-    if (_here(base) / adapters.CONFIG).exists():
+    if (_here(base) / ADAPTER_CONFIG).exists():
         raise ValueError(f"the base of the adapter {folder} is {base}, an adapter too: merge that one first")
     return base
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.dpo.tree import Article, size
+from pipeline.training.batches.article_tree import Article, count_row_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Example:
     @property
     def tokens(self) -> int:
         """Tokens that it takes in a row, the prompt once."""
-        return size(self.article)
+        return count_row_tokens(self.article)
 
     @property
     def naive_tokens(self) -> int:

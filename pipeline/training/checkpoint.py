@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.dpo.sharding import local
+from pipeline.training.modeling.fsdp import local_shard
 
 STATE = "state.json"
 
@@ -25,7 +25,7 @@ def save(
 ) -> None:
     """Write this worker's part, and from rank 0 the state, which is JSON."""
     # clone: a shard can be a view of a padded buffer, and a file is to hold the shard only
-    mine = {name: local(tensor).cpu().clone() for name, tensor in tensors}
+    mine = {name: local_shard(tensor).cpu().clone() for name, tensor in tensors}
     save_file(mine, folder / f"rank-{rank:05d}-of-{workers:05d}.safetensors")
     if rank == 0:
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -50,7 +50,7 @@ def load(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, rank: int, work
     try:
         parts = [safe_open(path, framework="pt") for path in paths]
         for name, tensor in tensors:
-            mine = local(tensor)
+            mine = local_shard(tensor)
             rows = -(-len(tensor) // workers)  # of each shard but the last ones: FSDP2 cuts as torch.chunk does
             first = min(rank * rows, len(tensor))
             whole = torch.cat([part.get_tensor(name) for part in parts])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What a file is read for, and what says nothing of the function that it stands for. `fan_in_fan_out` is the layer's
 # to say, and dropout is off.
 _READ = ("base_model_name_or_path", "r", "lora_alpha", "use_rslora", "target_modules")
@@ -27,7 +27,7 @@ _SAYS_NOTHING = ("auto_mapping", "inference_mode", "peft_version", "revision", "
 _ALLOWED = {*_READ, *_SAYS_NOTHING, "lora_dropout"}
 
 
-def attach(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> None:
+def attach_adapter(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> None:
     """Put a fresh adapter into a model, in place, in the model's dtype; nothing else is to be trained.
 
     Its B is 0, so the model is the same function as before. Its A is drawn from `seed` alone, and nobody else's draws
@@ -40,34 +40,34 @@ def attach(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> None:
     Raises:
         ValueError: names that no linear layer has.
     """
-    config = _config({**lora, "target_modules": sorted(targets(model, lora))})
+    config = _config({**lora, "target_modules": sorted(target_layers(model, lora))})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators too
         inject_adapter_in_model(config, model)
 
 
-def restore(model: PreTrainedModel, folder: Path) -> None:
+def restore_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Put the adapter of a folder into its base, in place, in the base's dtype; nothing else is to be trained.
 
     Raises:
         ValueError: no plain LoRA, or not of this model.
     """
-    config = read(folder)
+    config = read_adapter_config(folder)
     assert config is not None, f"{folder} is no adapter"
-    if not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{folder} has no {WEIGHTS}: convert the adapter, pickled weights are not read")
-    state = {_inner(name): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ValueError(f"{folder} has no {ADAPTER_WEIGHTS}: convert the adapter, pickled weights are not read")
+    state = {_inner(name): tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
     # By the names of its tensors, because target_modules may be a pattern.
     plain = {name.replace(".default.", "."): tensor for name, tensor in state.items()}
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, model, state_dict=plain)
-    fill(model, state, folder)
+    fill_adapter(model, state, folder)
     head = model.get_output_embeddings()
     if isinstance(head, LoraLayer) or isinstance(model.get_input_embeddings(), LoraLayer):
         raise ValueError(f"the adapter {folder} is on the embeddings or the head too: only other linear layers can be")
 
 
-def fill(model: PreTrainedModel, state: Mapping[str, Tensor], source: str | Path) -> None:
+def fill_adapter(model: PreTrainedModel, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Copy an adapter's tensors, named as in the model, into the adapter that the model has.
 
     Raises:
@@ -80,32 +80,36 @@ def fill(model: PreTrainedModel, state: Mapping[str, Tensor], source: str | Path
             f"the adapter {source} does not fit {type(model).__name__}: "
             f"missing {sorted(own.keys() - state.keys())[:5]}, "
             f"unknown {sorted(state.keys() - own.keys())[:5]}, of another shape {sorted(unlike)[:5]}. "
-            f"Look at base_model_name_or_path in its {CONFIG}: it must name the model that it was trained on"
+            f"Look at base_model_name_or_path in its {ADAPTER_CONFIG}: it must name the model that it was trained on"
         )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(state[name])
 
 
-def read(folder: Path) -> LoraConfig | None:
+def read_adapter_config(folder: Path) -> LoraConfig | None:
     """What an adapter folder says of itself; None for a folder that is none.
 
     Raises:
         ValueError: no plain LoRA, or no base named.
     """
-    if not (folder / CONFIG).is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         return None
-    raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    raw = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     plain = LoraConfig().to_dict()
     odd = {name: value for name, value in raw.items() if name not in _ALLOWED and value and value != plain.get(name)}
     if odd:
-        raise ValueError(f"the adapter {folder} is no plain LoRA: {CONFIG} has {odd}. Merge it into its base with PEFT")
+        raise ValueError(
+            f"the adapter {folder} is no plain LoRA: {ADAPTER_CONFIG} has {odd}. Merge it into its base with PEFT"
+        )
     if not raw.get("base_model_name_or_path"):
-        raise ValueError(f"{folder}/{CONFIG} has no base_model_name_or_path: write there which model it belongs to")
+        raise ValueError(
+            f"{folder}/{ADAPTER_CONFIG} has no base_model_name_or_path: write there which model it belongs to"
+        )
     return _config(raw)
 
 
-def check_settings(model: PreTrainedModel, lora: Mapping[str, Any]) -> None:
+def check_adapter_settings(model: PreTrainedModel, lora: Mapping[str, Any]) -> None:
     """See that the adapter of a model is what the settings ask for: it is trained on as it is.
 
     Raises:
@@ -113,7 +117,7 @@ def check_settings(model: PreTrainedModel, lora: Mapping[str, Any]) -> None:
     """
     config = model.peft_config["default"]
     own = {name: getattr(config, name) for name in ("r", "lora_alpha", "use_rslora")}
-    asked = {name: lora[name] for name in own} | {"target_modules": sorted(targets(model, lora))}
+    asked = {name: lora[name] for name in own} | {"target_modules": sorted(target_layers(model, lora))}
     adapted = {_leaf(name) for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     own["target_modules"] = sorted(adapted)
     differing = [f"training.lora.{name} is {asked[name]}, its {own[name]}" for name in own if asked[name] != own[name]]
@@ -124,7 +128,7 @@ def check_settings(model: PreTrainedModel, lora: Mapping[str, Any]) -> None:
         )
 
 
-def targets(model: PreTrainedModel, lora: Mapping[str, Any]) -> set[str]:
+def target_layers(model: PreTrainedModel, lora: Mapping[str, Any]) -> set[str]:
     """Last names of the layers that the settings mean, such as q_proj. "all-linear": all but the head.
 
     Raises:
@@ -145,7 +149,7 @@ def targets(model: PreTrainedModel, lora: Mapping[str, Any]) -> set[str]:
     return wanted
 
 
-def describe(state: Mapping[str, Tensor], lora: Mapping[str, Any], base: str) -> LoraConfig:
+def describe_adapter(state: Mapping[str, Tensor], lora: Mapping[str, Any], base: str) -> LoraConfig:
     """What the folder of an adapter is to say of it.
 
     Args:
@@ -157,7 +161,7 @@ def describe(state: Mapping[str, Tensor], lora: Mapping[str, Any], base: str) ->
     return _config({**lora, "target_modules": names, "base_model_name_or_path": base})
 
 
-def write(state: Mapping[str, Tensor], config: LoraConfig, out: Path) -> None:
+def write_adapter(state: Mapping[str, Tensor], config: LoraConfig, out: Path) -> None:
     """Write an adapter folder as PEFT does: for PEFT, vLLM and `restore`.
 
     Args:
@@ -166,13 +170,13 @@ def write(state: Mapping[str, Tensor], config: LoraConfig, out: Path) -> None:
         out: is there.
     """
     tensors = {_outer(name): tensor.contiguous().cpu() for name, tensor in state.items() if ".lora_" in name}
-    save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.task_type, config.inference_mode = "CAUSAL_LM", True
     config.save_pretrained(out)
 
 
 @torch.no_grad()
-def merge(model: PreTrainedModel) -> None:
+def merge_into_base(model: PreTrainedModel) -> None:
     """Add the adapter to the weights of its base, in place, and take it out: the plain model again.
 
     Each sum is made in float32 and rounded once. In bf16 that loses what is smaller than the spacing of the weights.

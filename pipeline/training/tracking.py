@@ -22,7 +22,7 @@ _NEEDS = {
 }
 
 
-def check(report_to: Sequence[str]) -> None:
+def check_trackers(report_to: Sequence[str]) -> None:
     """Raise UserError where something that is asked for is not installed."""
     for name in report_to:
         module, how = _NEEDS[name]
@@ -31,7 +31,7 @@ def check(report_to: Sequence[str]) -> None:
 
 
 @contextmanager
-def opened(report_to: Sequence[str], run: str, address: str, settings: dict[str, Any]) -> Iterator[Log]:
+def open_trackers(report_to: Sequence[str], run: str, address: str, settings: dict[str, Any]) -> Iterator[Log]:
     """Something to give each line of metrics to, while the block runs.
 
     Args:

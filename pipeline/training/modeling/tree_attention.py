@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from pipeline.dpo.tree import Branches, Tree
+from pipeline.training.batches.article_tree import ArticleTree, Branches
 
 NAME = "article_tree"
 _BLOCK = 128  # tokens, FlexAttention's default
@@ -36,7 +36,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    tree: Tree | None = None,
+    tree: ArticleTree | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
@@ -75,7 +75,7 @@ def attend(
 
 
 def in_pieces(
-    query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, tree: ArticleTree, scaling: float | None, window: int | None
 ) -> Tensor:
     """By dense kernels, article by article: its prompt, then its branches, a few at a time.
 
@@ -101,7 +101,7 @@ def in_pieces(
 
 
 def on_blocks(
-    query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, tree: ArticleTree, scaling: float | None, window: int | None
 ) -> Tensor:
     """By FlexAttention: compiled on CUDA; elsewhere interpreted, which has no backward and is for tests."""
     mask = tree.cached(("blocks", window), lambda: block_mask(tree, window))
@@ -109,7 +109,7 @@ def on_blocks(
     return kernel(query, key, value, block_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
 
 
-def block_mask(tree: Tree, window: int | None) -> BlockMask:
+def block_mask(tree: ArticleTree, window: int | None) -> BlockMask:
     """The tree as FlexAttention wants it: which blocks are empty, which are full, and a function for the others.
 
     From the first and last article, branch and position of each block of tokens, so that nothing of T x T is made
@@ -163,13 +163,13 @@ def _compiled() -> Any:
     return torch.compile(flex_attention)
 
 
-def _group_mask(tree: Tree, prompt: slice, group: Branches, window: int | None) -> Tensor:
+def _group_mask(tree: ArticleTree, prompt: slice, group: Branches, window: int | None) -> Tensor:
     """(tokens of the group, tokens of the prompt and of the group) bool."""
     own = slice(group.start, group.end)
     return torch.cat([_sees(tree, own, prompt, window), _sees(tree, own, own, window)], dim=1)
 
 
-def _sees(tree: Tree, queries: slice, keys: slice, window: int | None) -> Tensor:
+def _sees(tree: ArticleTree, queries: slice, keys: slice, window: int | None) -> Tensor:
     """Which of some tokens of an article see which: (queries, keys) bool."""
     index = torch.arange(tree.tokens, device=tree.branch.device)
     seen = index[queries, None] >= index[None, keys]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.dpo.example import Example
-from pipeline.dpo.tree import Tree, grow, pack
+from pipeline.training.batches.article_tree import ArticleTree, first_fit_rows, pack_row
+from pipeline.training.batches.example import Example
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class MicroBatch:
         weights: (P,) float32, as how many pairs each counts.
     """
 
-    tree: Tree
+    tree: ArticleTree
     chosen: Tensor
     rejected: Tensor
     reference_logps: Tensor
@@ -102,7 +102,7 @@ class MicroBatch:
         return MicroBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-def split(examples: Sequence[Example], eval_fraction: float) -> tuple[list[Example], list[Example]]:
+def split_held_out(examples: Sequence[Example], eval_fraction: float) -> tuple[list[Example], list[Example]]:
     """(to train on, held out), by hash of the article id: never by position, so it stays when articles are added.
 
     Raises:
@@ -119,7 +119,7 @@ def split(examples: Sequence[Example], eval_fraction: float) -> tuple[list[Examp
     return parts
 
 
-def steps(examples: Sequence[Example], *, epochs: int, pairs_per_step: int, seed: int) -> list[Step]:
+def plan_steps(examples: Sequence[Example], *, epochs: int, pairs_per_step: int, seed: int) -> list[Step]:
     """All steps of all epochs; each takes articles, in an order of its epoch's own, up to `pairs_per_step` pairs.
 
     A pair counts by its weight: else a step would weigh its articles by how many pairs the others in it have. An
@@ -136,7 +136,7 @@ def steps(examples: Sequence[Example], *, epochs: int, pairs_per_step: int, seed
     return plan
 
 
-def deal(examples: Sequence[Example], workers: int) -> list[list[Example]]:
+def deal_to_workers(examples: Sequence[Example], workers: int) -> list[list[Example]]:
     """Articles for each worker, tokens about even: the largest first, each to whoever has least (Graham, 1969)."""
     hands: list[list[Example]] = [[] for _ in range(workers)]
     load = [0] * workers
@@ -153,8 +153,8 @@ def micro_batches(examples: Sequence[Example], *, rank: int, workers: int, token
     Every worker gets the same number, because each forward and backward is a collective: those who have less work
     get some without pairs at the end.
     """
-    hands = deal(examples, workers)
-    rows = [pack([example.tokens for example in hand], tokens_per_batch) for hand in hands]
+    hands = deal_to_workers(examples, workers)
+    rows = [first_fit_rows([example.tokens for example in hand], tokens_per_batch) for hand in hands]
     batches = [_micro_batch([hands[rank][number] for number in row]) for row in rows[rank]]
     return batches + [_nothing()] * (max(map(len, rows)) - len(batches))
 
@@ -170,7 +170,7 @@ def _micro_batch(examples: Sequence[Example]) -> MicroBatch:
         logps += example.reference_logps or [0.0] * len(example.completions)
         weights += example.pair_weights
     return MicroBatch(
-        tree=(tree := grow([example.article for example in examples])),
+        tree=(tree := pack_row([example.article for example in examples])),
         chosen=torch.tensor(chosen),
         rejected=torch.tensor(rejected),
         reference_logps=torch.tensor(logps, dtype=torch.float32),
@@ -182,7 +182,7 @@ def _micro_batch(examples: Sequence[Example]) -> MicroBatch:
 def _nothing() -> MicroBatch:
     """A row without pairs: its loss is an empty sum, its gradient zero, and its collectives are all there."""
     none = torch.zeros(0, dtype=torch.int64)
-    return MicroBatch(grow([([0], [[0]])]), none, none, torch.zeros(1), torch.ones(1), torch.zeros(0))
+    return MicroBatch(pack_row([([0], [[0]])]), none, none, torch.zeros(1), torch.ones(1), torch.zeros(0))
 
 
 def _hash(*parts: object) -> int:

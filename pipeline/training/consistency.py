@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.dpo import attention, weights
-from pipeline.dpo.example import Example
-from pipeline.dpo.logps import batch_logps, completion_logps, disagreement, plain_logps
-from pipeline.dpo.sharding import Policy
-from pipeline.dpo.tree import grow
+from pipeline.training.batches.article_tree import pack_row
+from pipeline.training.batches.example import Example
+from pipeline.training.modeling import loading, tree_attention
+from pipeline.training.modeling.fsdp import PolicyModule
+from pipeline.training.modeling.logprobs import batch_logps, check_agreement, completion_logps, plain_logps
 
 _ARTICLES, _COMPLETIONS = 4, 4  # looked at
 # How far a completion's log-probability may be from the reference's where the weights are the same, in nats per token.
@@ -26,8 +26,8 @@ _ARTICLES, _COMPLETIONS = 4, 4  # looked at
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
-def measure(
-    policy: Policy,
+def measure_consistency(
+    policy: PolicyModule,
     examples: Sequence[Example],
     device: torch.device,
     sampler: Mapping[str, Any] | None = None,
@@ -53,16 +53,16 @@ def measure(
     shuffled = _shuffled(examples)
     values: dict[str, Any] = {"dtype": str(policy.model.dtype).removeprefix("torch.")}
     with torch.no_grad():
-        if policy.model.config._attn_implementation == attention.NAME:
+        if policy.model.config._attn_implementation == tree_attention.NAME:
             values |= _layouts(policy, shuffled[:_ARTICLES], device)
-            disagreement(policy.model, max(values["tree_vs_plain"], values["packed_vs_single"]))
+            check_agreement(policy.model, max(values["tree_vs_plain"], values["packed_vs_single"]))
         else:
             values["attention"] = "plain"  # one sequence at a time: there is nothing to compare with
         if sampler is None and is_reference:
             return values | _gap(shuffled, [example.reference_logps for example in shuffled])
         known = [example for example in shuffled if any(logp is not None for logp in example.sampled_logps)]
         some = shuffled[: sampler["check_articles"]] if sampler else known[:_ARTICLES]
-        values |= _gap(some, [policy(completion_logps, grow([e.article]).to(device)).tolist() for e in some])
+        values |= _gap(some, [policy(completion_logps, pack_row([e.article]).to(device)).tolist() for e in some])
     if sampler and not values["vllm_vs_trainer_mean"] <= sampler["max_difference"]:
         raise ValueError(
             f"references.source is sampler, and its log-probabilities differ from the trainer's by "
@@ -86,14 +86,14 @@ def check_reference(
         ValueError: it differs by more than rounding.
     """
     some = _shuffled(examples)[:_ARTICLES]
-    model = weights.load(name, dtype, article_tree=article_tree).to(device)
+    model = loading.load_model(name, dtype, article_tree=article_tree).to(device)
     with torch.no_grad():
         gaps = [
             abs(logp - expected) / len(completion)
             for example in some
             for completion, logp, expected in zip(
                 example.completions,
-                completion_logps(model, grow([example.article]).to(device)).tolist(),
+                completion_logps(model, pack_row([example.article]).to(device)).tolist(),
                 example.reference_logps,
                 strict=True,
             )
@@ -111,7 +111,7 @@ def _shuffled(examples: Sequence[Example]) -> list[Example]:
     return sorted(examples, key=lambda example: hashlib.sha256(example.article_id.encode()).digest())
 
 
-def _layouts(policy: Policy, examples: Sequence[Example], device: torch.device) -> dict[str, Any]:
+def _layouts(policy: PolicyModule, examples: Sequence[Example], device: torch.device) -> dict[str, Any]:
     """One article a row, several in a row, one sequence at a time, a padded batch."""
     articles = [(example.prompt_ids, example.completions[:_COMPLETIONS]) for example in examples]
     lengths = torch.tensor([len(c) for _, completions in articles for c in completions], dtype=torch.float64)
@@ -119,8 +119,8 @@ def _layouts(policy: Policy, examples: Sequence[Example], device: torch.device) 
     def largest(a: Tensor, b: Tensor) -> float:
         return float(((a - b).abs() / lengths).max())
 
-    single = torch.cat([policy(completion_logps, grow([article]).to(device)).cpu() for article in articles])
-    packed = policy(completion_logps, grow(articles).to(device)).cpu()
+    single = torch.cat([policy(completion_logps, pack_row([article]).to(device)).cpu() for article in articles])
+    packed = policy(completion_logps, pack_row(articles).to(device)).cpu()
     plain = torch.cat([policy(plain_logps, *article).cpu() for article in articles])
     batch = torch.cat([policy(batch_logps, *article).cpu() for article in articles])
     return {

@@ -47,7 +47,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Tree:
+class ArticleTree:
     """One packed row of T tokens with N completion tokens. All tensors are int64.
 
     Attributes:
@@ -120,19 +120,19 @@ class Tree:
         prompt_or_own_branch = (self.branch[None, :] == -1) | (self.branch[:, None] == self.branch[None, :])
         return (causal & same_article & prompt_or_own_branch)[None, None]
 
-    def to(self, device: torch.device | str) -> "Tree":
+    def to(self, device: torch.device | str) -> "ArticleTree":
         """The same tree on another device."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "_made"}
-        return Tree(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()})
+        return ArticleTree(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()})
 
 
-def size(article: Article) -> int:
+def count_row_tokens(article: Article) -> int:
     """Number of tokens that an article takes in a row."""
     prompt, completions = article
     return len(prompt) + sum(len(completion) for completion in completions)
 
 
-def pack(sizes: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+def first_fit_rows(sizes: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
     """Put items into rows of at most `tokens_per_batch` tokens; a larger item gets a row of its own.
 
     First-fit decreasing: at most 11/9 of the fewest rows possible (Johnson, 1973). Deterministic.
@@ -158,7 +158,7 @@ def pack(sizes: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
     return rows
 
 
-def grow(articles: Sequence[Article], numbers: Sequence[int] | None = None) -> Tree:
+def pack_row(articles: Sequence[Article], numbers: Sequence[int] | None = None) -> ArticleTree:
     """Lay articles out in one row, in the order given.
 
     Args:
@@ -193,7 +193,7 @@ def grow(articles: Sequence[Article], numbers: Sequence[int] | None = None) -> T
         lengths = tuple(map(len, branches))
         spans.append(Span(start, start + len(prompt), lengths, _groups(start + len(prompt), lengths, len(prompt))))
         start = begin
-    return Tree(
+    return ArticleTree(
         input_ids=_join(pieces)[None],
         position_ids=_join(positions)[None],
         article=_join(article_of),
@@ -220,7 +220,7 @@ def _groups(begin: int, lengths: Sequence[int], prompt: int) -> tuple[Branches, 
     return tuple(groups)
 
 
-def forest(articles: Sequence[Article], tokens_per_batch: int) -> list[Tree]:
+def pack_rows(articles: Sequence[Article], tokens_per_batch: int) -> list[ArticleTree]:
     """Pack articles into as few rows of at most `tokens_per_batch` tokens as we can.
 
     An article that is larger gets a row of its own. `Tree.completions` leads back to the articles.
@@ -228,8 +228,8 @@ def forest(articles: Sequence[Article], tokens_per_batch: int) -> list[Tree]:
     Raises:
         ValueError: as `grow` and `pack`.
     """
-    rows = pack([size(article) for article in articles], tokens_per_batch)
-    return [grow([articles[number] for number in row], row) for row in rows]
+    rows = first_fit_rows([count_row_tokens(article) for article in articles], tokens_per_batch)
+    return [pack_row([articles[number] for number in row], row) for row in rows]
 
 
 def _join(pieces: Sequence[Ids]) -> Tensor:
