@@ -26,14 +26,15 @@ from typing import Any
 import numpy as np
 
 from bench.show import show
-from pipeline.asking import question_articles
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
 from pipeline.data import readers
 from pipeline.equipment import equip
 from pipeline.inference.base import Engine
-from pipeline.judging import make_judge, score_summaries
-from pipeline.preference import preference
+from pipeline.judging.factory import make_judge
+from pipeline.judging.preference import load_preference
+from pipeline.judging.question_generation import generate_questions
+from pipeline.judging.scoring import score_summaries
 from pipeline.progress import Display, Tick
 
 RATINGS = ("relevance", "consistency", "coherence", "fluency")
@@ -119,7 +120,7 @@ def compare(articles: Sequence[Rated], settings: Config, engine: Engine) -> dict
     for begin in range(0, len(articles), BATCH):
         batch = articles[begin : begin + BATCH]
         rows = [{"article_id": rated.article_id, "article": rated.article} for rated in batch]
-        asked = question_articles(judge, settings.judge.questions, settings.questions, engine, rows)
+        asked = generate_questions(judge, settings.judge.questions, settings.questions, engine, rows)
         good = [i for i, said in enumerate(asked) if isinstance(said, dict) and not said.get("skipped")]
         left_out["articles with too few questions"] += len(batch) - len(good)
         judged = [rows[i] | asked[i] | {"summaries": [{"text": text} for text in batch[i].summaries]} for i in good]
@@ -145,7 +146,7 @@ def compare(articles: Sequence[Rated], settings: Config, engine: Engine) -> dict
 
 def _columns(scores: list[dict[str, Any]], ratings: list[dict[str, float]], settings: Config) -> dict[str, np.ndarray]:
     """Of an article's summaries, (n,) each: what the judge says, words, the preference, and each rating."""
-    rule = preference(settings.pairs)
+    rule = load_preference(settings.pairs)
     verdicts = np.array([[rule(a, b, settings.pairs) for b in scores] for a in scores]).reshape(
         len(scores), len(scores)
     )

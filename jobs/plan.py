@@ -12,10 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import memory, preference
+from pipeline import memory
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
 from pipeline.counts import Line
+from pipeline.judging import preference
 from pipeline.memory import GIB, Need, Row
 from pipeline.plan import Plan
 from pipeline.progress import duration
@@ -53,7 +54,7 @@ def plan(
         asked = getattr(settings, name)
         if asked and asked.model and not getattr(asked, "served", None):
             hub.check_name(f"{name}.model", asked.model)
-    preference.check(settings.pairs, settings.judge.questions, settings.judge.logprobs)
+    preference.check_preference(settings.pairs, settings.judge.questions, settings.judge.logprobs)
     book = Ledger(settings.run)
     run_folder.check_command(book, settings)
     known = Rates([there(name) for name in rates] or [book], settings)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from jobs.plan import installed, refuse
 from jobs.submitted import warn_of_what_ray_removes
-from pipeline import articles, preference
+from pipeline import articles
 from pipeline.config import Config
 from pipeline.config.loader import load_config
+from pipeline.judging import preference
 from pipeline.progress import Display
 from pipeline.stage import Stage
 from pipeline.storage import ledger, run_folder
@@ -35,7 +36,7 @@ def check(path: str, overrides: Sequence[str], display: Display) -> tuple[Config
         if judge and judge.model and not judge.served:
             hub.check_model(f"{name}.model", judge.model)
     articles.check(settings.articles)
-    preference.check(settings.pairs, settings.judge.questions, settings.judge.logprobs)
+    preference.check_preference(settings.pairs, settings.judge.questions, settings.judge.logprobs)
     tracking.check_trackers(settings.report_to)
     refuse(settings, installed())
     warn_of_what_ray_removes(settings, display)

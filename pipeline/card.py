@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from judges.base import LETTERS
+from pipeline.judging.tallies import (
+    ANSWER_LETTER_PREFIX,
+    CONFIDENCE_PREFIX,
+    DROPPED_PREFIX,
+    KEY_LETTER_PREFIX,
+    WEIGHED_RIGHT,
+    WEIGHED_WRONG,
+)
 from pipeline.stats import same_shares
 
 Record = Mapping[str, Any]
-
-# How a tally begins that counts by reason, or by letter: of the answers in both checks, of the keys.
-DROPPED, SAID, KEY = "question dropped: ", "said ", "key "
-# Of the answers from the whole article that came with log-probabilities: how many, and `SURE` of them in millionths.
-RIGHT, WRONG, SURE = "weighed right", "weighed wrong", "millionths sure, "
 
 
 def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Record], options: int) -> dict[str, Any]:
@@ -40,7 +43,10 @@ def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Reco
     asked, scored = questions["tally"], _sum(examined)
     cost = _sum(judged)
     times = cost["judged"] + cost["judged again"]
-    letters, keys = ({x: asked.get(f"{begin}{x}", 0) for x in LETTERS[:options]} for begin in (SAID, KEY))
+    letters, keys = (
+        {x: asked.get(f"{begin}{x}", 0) for x in LETTERS[:options]}
+        for begin in (ANSWER_LETTER_PREFIX, KEY_LETTER_PREFIX)
+    )
     answers, unread = (asked.get(name, 0) + scored.get(name, 0) for name in ("answers", "unread"))
     return {
         "ceiling": _share(asked.get("right from the whole article", 0), asked.get("checked", 0)),
@@ -60,9 +66,9 @@ def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Reco
         "questions_asked": asked.get("questions asked", 0),
         "questions_used": asked.get("questions", 0),
         "questions_dropped": {
-            what.removeprefix(DROPPED): count
+            what.removeprefix(DROPPED_PREFIX): count
             for what, count in sorted(asked.items(), key=lambda item: -item[1])
-            if what.startswith(DROPPED)
+            if what.startswith(DROPPED_PREFIX)
         },
         "summaries_judged": cost["judged"],
         "tokens_in_per_summary": _share(cost["tokens_in"], times),
@@ -74,11 +80,14 @@ def measure(questions: Record, judged: Sequence[Record], examined: Sequence[Reco
 
 def _sure(asked: Mapping[str, int]) -> dict[str, Any]:
     """The mean probability of right answers and of others, from the whole article; nothing without any."""
-    if not asked.get(RIGHT, 0) + asked.get(WRONG, 0):
+    if not asked.get(WEIGHED_RIGHT, 0) + asked.get(WEIGHED_WRONG, 0):
         return {}
     return {
-        f"confidence_{name}": (_share(asked.get(f"{SURE}{which}", 0) / 1e6, asked.get(which, 0)), asked.get(which, 0))
-        for name, which in (("right", RIGHT), ("wrong", WRONG))
+        f"confidence_{name}": (
+            _share(asked.get(f"{CONFIDENCE_PREFIX}{which}", 0) / 1e6, asked.get(which, 0)),
+            asked.get(which, 0),
+        )
+        for name, which in (("right", WEIGHED_RIGHT), ("wrong", WEIGHED_WRONG))
     }
 
 

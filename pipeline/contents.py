@@ -13,7 +13,7 @@ import re
 
 import pyarrow.fs as pafs
 
-from pipeline.preference import source
+from pipeline.judging.preference import source_file
 from pipeline.storage.files import open_location
 
 _MIB = 1 << 20
@@ -25,7 +25,7 @@ def fingerprint(place: str | None) -> str | None:
     if place is None or place.startswith("hf:"):
         return None
     if re.fullmatch(r"[\w.]+:\w+", place):
-        return fingerprint(source(place))
+        return fingerprint(source_file(place))
     fs, path = open_location(place)
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.NotFound:

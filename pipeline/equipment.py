@@ -14,7 +14,7 @@ from pipeline.config.hardware import EngineHardware, Replicas, Server
 from pipeline.config.servers import ComparedModel, ServedModel
 from pipeline.inference.base import Engine
 from pipeline.inference.pool import EnginePool
-from pipeline.judging import make_judge
+from pipeline.judging.factory import make_judge
 from pipeline.progress import Tick
 from pipeline.references import load_reference
 from pipeline.storage.ledger import Artifact

@@ -12,8 +12,9 @@ from ray.data import Dataset
 
 from pipeline.config.run import JudgeSettings, Pairs, Report
 from pipeline.inference.pool import EnginePool
-from pipeline.judging import make_judge, score_summaries
-from pipeline.preference import Rule, rules
+from pipeline.judging.factory import make_judge
+from pipeline.judging.preference import Rule, evaluation_rules
+from pipeline.judging.scoring import score_summaries
 from pipeline.stage import stage
 from pipeline.stats import WinRate, win_rate
 from pipeline.storage.schema import Row
@@ -70,7 +71,7 @@ def compare(
             confidence=settings.confidence,
             seed=seed,
         )
-        for name, rule in rules(pairs).items()
+        for name, rule in evaluation_rules(pairs).items()
     }
 
 

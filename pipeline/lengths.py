@@ -12,7 +12,7 @@ from judges.base import Judge, Prompt, Question, user
 from pipeline.config import Config
 from pipeline.config.run import JudgeSettings
 from pipeline.inference.sampling import fill_article
-from pipeline.judging import make_judge
+from pipeline.judging.factory import make_judge
 from pipeline.storage.model_files.hub import adapter_config, fetch
 
 

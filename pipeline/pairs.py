@@ -17,8 +17,8 @@ from ray.data import Dataset
 from judges.base import Skip
 from pipeline.config.run import Pairs
 from pipeline.data.merge_rows import merge_rows
-from pipeline.preference import SHIPPED, Rule, preference
-from pipeline.selection import SELECTIONS, weights
+from pipeline.judging.pair_selection import SELECTIONS, pair_weights
+from pipeline.judging.preference import RULES, Rule, load_preference
 from pipeline.stage import stage
 from pipeline.storage.schema import Outcome, Row, map_rows
 
@@ -38,8 +38,8 @@ def pair_with_base(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
 
 
 def _rule(pairs: Pairs) -> Rule:
-    rule = preference(pairs)
-    if pairs.preference not in SHIPPED:
+    rule = load_preference(pairs)
+    if pairs.preference not in RULES:
         # The user's module may be on this machine alone: it goes to the workers as it is.
         cloudpickle.register_pickle_by_value(sys.modules[pairs.preference.partition(":")[0]])
     return rule
@@ -79,7 +79,7 @@ def _taken(found: list[tuple[int, int]], settings: Pairs, seed: int, row: Row) -
     mean = 1 / len(taken) if settings.selection == "all" else 1.0
     made = [
         {"chosen": c, "rejected": r, "reason": _reason(scores[c], scores[r]), "weight": weight}
-        for (c, r), weight in zip(taken, weights(taken, scores, mean, settings.weighting), strict=True)
+        for (c, r), weight in zip(taken, pair_weights(taken, scores, mean, settings.weighting), strict=True)
     ]
     return {"pairs": made, "tally": {"pairs": len(made), "pairs found": len(found)}}
 

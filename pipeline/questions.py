@@ -7,10 +7,10 @@ from functools import partial
 
 from ray.data import Dataset
 
-from pipeline.asking import question_articles
 from pipeline.config.run import JudgeSettings, Questions
 from pipeline.inference.pool import EnginePool
-from pipeline.judging import make_judge
+from pipeline.judging.factory import make_judge
+from pipeline.judging.question_generation import generate_questions
 from pipeline.stage import stage
 
 
@@ -26,5 +26,5 @@ from pipeline.stage import stage
 def ask(rows: Dataset, *, judge: JudgeSettings, questions: Questions, seed: int, judge_engine: EnginePool) -> Dataset:
     """Add `questions` to each article, and the reason for each one `dropped`."""
     return judge_engine.map(
-        rows, partial(question_articles, make_judge(judge, seed), judge.questions, questions), ask.writes
+        rows, partial(generate_questions, make_judge(judge, seed), judge.questions, questions), ask.writes
     )

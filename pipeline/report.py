@@ -19,8 +19,8 @@ from pipeline.config.run import JudgeSettings
 from pipeline.config.sanitize import escape_markdown, printable
 from pipeline.evaluation import agree, compare, describe, entrant, verdicts
 from pipeline.exam import BASELINES
+from pipeline.judging.preference import evaluation_rules
 from pipeline.plot import draw
-from pipeline.preference import rules
 from pipeline.round import Round
 from pipeline.storage import tables
 from pipeline.storage.ledger import Ledger
@@ -154,7 +154,7 @@ def _second(
             "rate": (rate := rates[name]) and rate.as_dict(),
             "agreement": agree(verdicts(ours, theirs, config.pairs, rule), verdicts(mine, others, config.pairs, rule)),
         }
-        for name, rule in rules(config.pairs).items()
+        for name, rule in evaluation_rules(config.pairs).items()
     }
 
 

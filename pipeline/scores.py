@@ -10,7 +10,8 @@ from ray.data import Dataset
 
 from pipeline.config.run import JudgeSettings
 from pipeline.inference.pool import EnginePool
-from pipeline.judging import make_judge, score_summaries
+from pipeline.judging.factory import make_judge
+from pipeline.judging.scoring import score_summaries
 from pipeline.stage import stage
 
 

@@ -10,11 +10,12 @@ from functools import partial
 from ray.data import Dataset
 
 from judges.base import Judge, Skip
-from pipeline.asking import question_articles
 from pipeline.config.run import JudgeSettings, Questions
 from pipeline.inference.base import Engine
 from pipeline.inference.pool import EnginePool
-from pipeline.judging import make_judge, score_summaries
+from pipeline.judging.factory import make_judge
+from pipeline.judging.question_generation import generate_questions
+from pipeline.judging.scoring import score_summaries
 from pipeline.stage import stage
 from pipeline.storage.schema import Outcome, Row
 
@@ -38,7 +39,7 @@ def ask_second(
 
 def _ask(judge: Judge, count: int, settings: Questions, engine: Engine, rows: list[Row]) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    for said in question_articles(judge, count, settings, engine, rows):
+    for said in generate_questions(judge, count, settings, engine, rows):
         assert not isinstance(said, Skip), "what is skipped has its reason among its columns"
         too_few = bool(said.get("skipped"))
         tally = said["tally"] | {"articles with too few questions": int(too_few)}

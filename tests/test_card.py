@@ -8,10 +8,11 @@ import pytest
 
 from judges.base import LETTERS, UNSURE, Question
 from pipeline import card
-from pipeline.asking import question_articles
 from pipeline.config import run
 from pipeline.inference.scripted import ScriptedEngine
-from pipeline.judging import _reordered, make_judge, score_summaries
+from pipeline.judging.factory import make_judge
+from pipeline.judging.question_generation import generate_questions
+from pipeline.judging.scoring import _reordered, score_summaries
 from pipeline.stats import same_shares
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +63,7 @@ def made(answers, passages=("Ana", "nobody", ""), check=True, count=40):
     """The card of a judge: `count` articles, each with these summaries."""
     engine = asks_and(answers)
     rows = [{"article_id": str(i), "article": f"{NAMES[i % 4]}\n{i}"} for i in range(count)]
-    asked = question_articles(make_judge(JUDGE, 0), 4, run.Questions(min_questions=1, check=check), engine, rows)
+    asked = generate_questions(make_judge(JUDGE, 0), 4, run.Questions(min_questions=1, check=check), engine, rows)
     summaries = [{"text": text} for text in passages]
     judged = [row | said | {"summaries": summaries} for row, said in zip(rows, asked, strict=True)]
     scored = score_summaries(make_judge(JUDGE, 0), engine, [row for row in judged if row["questions"]], again=1.0)
@@ -88,7 +89,7 @@ def test_an_honest_judge():
 def test_how_sure_a_judge_is_where_it_is_right_and_where_not():
     row = {"article_id": "1", "article": "Ana\nRome"}
     sure = JUDGE.model_copy(update={"logprobs": True})
-    asked = question_articles(make_judge(sure, 0), 4, run.Questions(min_questions=1), asks_and(always_b), [row])
+    asked = generate_questions(make_judge(sure, 0), 4, run.Questions(min_questions=1), asks_and(always_b), [row])
     found = card.measure(record(asked), [], [], 4)
     right, wrong = found["confidence_right"], found["confidence_wrong"]
     # `Q1 B` and what ends the line, 1 nat a token.

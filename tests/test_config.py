@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from judges.base import Question
 from pipeline.config import Config, UserError
 from pipeline.config.loader import apply_overrides, load_alignment, load_config, parse_config
-from pipeline.judging import make_judge
+from pipeline.judging.factory import make_judge
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 DEMO = next(path for path in CONFIGS if path.stem == "demo")

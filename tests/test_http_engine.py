@@ -29,7 +29,7 @@ from pipeline.config.servers import ComparedModel, ServedModel
 from pipeline.inference.base import count_tokens
 from pipeline.inference.openai_server import OpenAIServerEngine, retry_after
 from pipeline.inference.server_check import check_server
-from pipeline.judging import score_summaries
+from pipeline.judging.scoring import score_summaries
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"

@@ -64,7 +64,7 @@ def test_only_the_worker_imports_ray_for_training():
         ("pipeline.config.run", {"ray", "torch", "vllm", "pyarrow"}),
         ("pipeline.config.loader", {"ray", "torch", "vllm", "pyarrow"}),
         ("pipeline.data.preference_formats", {"ray", "torch", "vllm", "transformers"}),
-        ("pipeline.preference", {"ray", "torch", "vllm", "pyarrow"}),
+        ("pipeline.judging.preference", {"ray", "torch", "vllm", "pyarrow"}),
         ("pipeline.storage.ledger", {"ray", "torch", "vllm"}),
         ("judges.mcq", {"ray", "torch", "vllm", "pydantic"}),
         ("pipeline.round", {"vllm"}),

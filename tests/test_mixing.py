@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from pipeline.config.run import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
+from pipeline.judging.preference import accuracy_then_length
 from pipeline.pairs import _pair_with_base
-from pipeline.preference import accuracy_then_length
 from pipeline.replay import _lot, mix, replay
 from pipeline.storage.schema import COLUMNS, to_dataset
 

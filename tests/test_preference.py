@@ -14,23 +14,23 @@ from pipeline import pairs as stage
 from pipeline.config import UserError
 from pipeline.config.run import PREFERENCES, Pairs
 from pipeline.contents import fingerprint
-from pipeline.preference import (
-    SHIPPED,
+from pipeline.judging.pair_selection import SELECTIONS, pair_weights
+from pipeline.judging.preference import (
+    RULES,
     accuracy_only,
     accuracy_then_any_length,
     accuracy_then_length,
-    check,
+    check_preference,
+    evaluation_rules,
     length_matched,
-    preference,
-    rules,
+    load_preference,
 )
-from pipeline.selection import SELECTIONS, weights
 
 scores = st.fixed_dictionaries({"correct": st.integers(0, 5), "words": st.integers(0, 60)})
 settings = st.builds(
     Pairs, threshold=st.integers(0, 5), min_word_gap=st.integers(1, 9), max_length_ratio=st.floats(1, 3)
 )
-shipped = pytest.mark.parametrize("rule", SHIPPED.values(), ids=SHIPPED)
+shipped = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
 def score(correct, words):
@@ -53,13 +53,13 @@ def score(correct, words):
 def test_known_verdicts(a, b, strict, reference):
     assert accuracy_then_length(score(*a), score(*b), Pairs()) == strict
     assert accuracy_then_any_length(score(*a), score(*b), Pairs()) == reference
-    assert rules(Pairs()) == {"strict": accuracy_then_length, "reference": accuracy_then_any_length}
+    assert evaluation_rules(Pairs()) == {"strict": accuracy_then_length, "reference": accuracy_then_any_length}
 
 
 def test_every_preference_that_settings_may_name_is_there():
-    assert set(PREFERENCES) == set(SHIPPED)
-    assert preference(Pairs(preference="length_matched")) is length_matched
-    assert rules(Pairs(preference="accuracy_only"))["strict"] is accuracy_only
+    assert set(RULES) == set(PREFERENCES)
+    assert load_preference(Pairs(preference="length_matched")) is length_matched
+    assert evaluation_rules(Pairs(preference="accuracy_only"))["strict"] is accuracy_only
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_a_function_of_the_users_is_tried_and_used(mine):
     pairs = mine(
         "good_preference", "def mine(a, b, settings): return (a['words'] > b['words']) - (a['words'] < b['words'])"
     )
-    check(pairs, 5, logprobs=False)
-    assert rules(pairs)["strict"](score(0, 9), score(5, 8), pairs) == 1
+    check_preference(pairs, 5, logprobs=False)
+    assert evaluation_rules(pairs)["strict"](score(0, 9), score(5, 8), pairs) == 1
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_a_function_of_the_users_is_tried_and_used(mine):
 def test_a_function_that_will_not_do_is_refused_before_the_run(mine, body, complaint):
     pairs = mine("bad_preference", body)
     with pytest.raises(UserError, match=complaint):
-        check(pairs, 5, logprobs=False)
-    assert check(Pairs(), 5, logprobs=False) is None
+        check_preference(pairs, 5, logprobs=False)
+    assert check_preference(Pairs(), 5, logprobs=False) is None
 
 
 def test_a_function_of_the_soft_score_needs_log_probabilities(mine):
@@ -160,9 +160,9 @@ def test_a_function_of_the_soft_score_needs_log_probabilities(mine):
             return (a['soft'] > b['soft']) - (a['soft'] < b['soft']) if sure[0] == sure[1] else 0
         """,
     )
-    check(pairs, 5, logprobs=True)
+    check_preference(pairs, 5, logprobs=True)
     with pytest.raises(UserError, match="fails for 0 right in 0 words .*TypeError: 'NoneType' object is not iterable"):
-        check(pairs, 5, logprobs=False)
+        check_preference(pairs, 5, logprobs=False)
 
 
 def test_a_changed_function_is_another_recipe(mine):
@@ -198,7 +198,7 @@ def row(some, finish="stop", article_id="a"):
 
 
 def _pair(settings, seed, article):
-    return stage._pair(preference(settings), settings, seed, article)
+    return stage._pair(load_preference(settings), settings, seed, article)
 
 
 @given(st.lists(scores, min_size=2, max_size=8), st.integers(1, 5), st.integers(), st.sampled_from(list(SELECTIONS)))
@@ -314,12 +314,12 @@ def test_weights_by_hand():
     right, soft = (5, 2, 1, 4), (4.5, 1.0, 1.5, 3.0)
     some = [score(r, 9) | {"soft": s} for r, s in zip(right, soft, strict=True)]
     pairs = [(0, 1), (0, 2), (1, 2), (3, 0)]  # margins 3.5 and 3; one that the judge does not believe; one by length
-    assert weights(pairs, some, 1.0, "margin") == pytest.approx([4 * m / 7.5 for m in (3.5, 3.0, 0.0, 1.0)])
-    assert weights(pairs, some, 0.25, "margin") == pytest.approx([m / 7.5 for m in (3.5, 3.0, 0.0, 1.0)])
-    assert weights(pairs, some, 0.25, "none") == [0.25] * 4
-    assert weights([(1, 2)], some, 1.0, "margin") == [1.0]  # none has a margin: all the same
+    assert pair_weights(pairs, some, 1.0, "margin") == pytest.approx([4 * m / 7.5 for m in (3.5, 3.0, 0.0, 1.0)])
+    assert pair_weights(pairs, some, 0.25, "margin") == pytest.approx([m / 7.5 for m in (3.5, 3.0, 0.0, 1.0)])
+    assert pair_weights(pairs, some, 0.25, "none") == [0.25] * 4
+    assert pair_weights([(1, 2)], some, 1.0, "margin") == [1.0]  # none has a margin: all the same
     old = [score(5, 9), some[1]]  # of a table made before there was a soft score
-    assert weights([(0, 1)], old, 1.0, "margin") == [1.0]
+    assert pair_weights([(0, 1)], old, 1.0, "margin") == [1.0]
 
 
 def test_equal_margins_are_drawn_by_the_article():

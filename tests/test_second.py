@@ -8,7 +8,7 @@ from pipeline.config.hardware import EngineHardware
 from pipeline.evaluation import agree, entrant, verdicts
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
-from pipeline.preference import accuracy_only
+from pipeline.judging.preference import accuracy_only
 from pipeline.report import _second, _unconfirmed, _wins
 from pipeline.second import ask_second, judge_second
 from pipeline.storage.schema import to_dataset

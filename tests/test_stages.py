@@ -16,7 +16,7 @@ from pipeline.exam import _sit, lead, shorten, sit, sit_base
 from pipeline.inference.base import Reply, Sample
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
-from pipeline.judging import soft
+from pipeline.judging.scoring import soft_score
 from pipeline.pairs import pair
 from pipeline.questions import ask
 from pipeline.scores import judge
@@ -217,7 +217,8 @@ def test_equal_summaries_are_judged_once():
         seen.append(prompt)
         return newsroom(prompt)
 
-    from pipeline.judging import make_judge, score_summaries
+    from pipeline.judging.factory import make_judge
+    from pipeline.judging.scoring import score_summaries
 
     row = plain(asked()[0]) | {"summaries": [{"text": text} for text in ("one", "two", " one ", "one")]}
     (outcome,) = score_summaries(make_judge(JUDGE, 0), ScriptedEngine(counting), [row])
@@ -228,7 +229,8 @@ def test_equal_summaries_are_judged_once():
 
 def test_unread_is_not_wrong():
     row = plain(asked()[0]) | {"summaries": [{"text": "one"}]}
-    from pipeline.judging import make_judge, score_summaries
+    from pipeline.judging.factory import make_judge
+    from pipeline.judging.scoring import score_summaries
 
     engine = ScriptedEngine(lambda prompt, sample: "Q1 A\ngibberish")
     (outcome,) = score_summaries(make_judge(JUDGE, 0), engine, [row])
@@ -240,7 +242,8 @@ def test_unread_is_not_wrong():
 
 def test_a_soft_score_is_the_count_less_the_judges_doubts():
     row = plain(asked()[0]) | {"summaries": [{"text": "one"}]}
-    from pipeline.judging import make_judge, score_summaries
+    from pipeline.judging.factory import make_judge
+    from pipeline.judging.scoring import score_summaries
 
     key = Question("", "", ("",) * 5, row["questions"][0]["answer"]).letter
     other = "A" if row["questions"][1]["answer"] else "B"
@@ -264,9 +267,9 @@ def test_show_tells_the_soft_score_where_there_is_one(capsys):
 
     score = {"answers": ["A", None], "correct": 1, "words": 7}
     row = {"article_id": "a", "split": "train", "article": "An article.", "summaries": [], "scores": []}
-    for soft_score in ({}, {"soft": None}, {"soft": 0.8125}):
+    for soft in ({}, {"soft": None}, {"soft": 0.8125}):
         row["summaries"].append({"text": "one", "finish_reason": "stop"})
-        row["scores"].append(score | soft_score)
+        row["scores"].append(score | soft)
     _print(Console(highlight=False, width=100), row)
     said = [line.strip() for line in capsys.readouterr().out.splitlines() if "right" in line]
     plain_line = "summary {}  1 right (A unread), 7 words"
@@ -276,7 +279,7 @@ def test_show_tells_the_soft_score_where_there_is_one(capsys):
 @given(st.lists(st.tuples(st.booleans(), st.floats(-30, 1e-6) | st.none()), max_size=10))
 def test_a_soft_score_is_never_above_the_count(answers):
     right, logps = [hit for hit, _ in answers], [logp for _, logp in answers]
-    assert 0 <= soft(right, logps) <= sum(right)
+    assert 0 <= soft_score(right, logps) <= sum(right)
 
 
 def test_pairs_prefer_what_the_judge_preferred(judged):
@@ -344,8 +347,8 @@ def test_an_unread_answer_leaves_its_article_out_of_the_comparison():
 
 
 def test_a_question_cut_off_is_not_used():
-    from pipeline.asking import _read
-    from pipeline.judging import make_judge
+    from pipeline.judging.factory import make_judge
+    from pipeline.judging.question_generation import _read
 
     lines = "\n".join(f"Q{i} Who {i}? Answer Ana | Ben | Carla | Dan | Ev" for i in (1, 2))
     whole, cut = (Reply([1], [Sample(lines, [1], finish)]) for finish in ("stop", "length"))

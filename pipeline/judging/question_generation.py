@@ -9,14 +9,21 @@ reason, and what the checks saw is tallied for the judge's card (`card.py`). Lef
 from collections import Counter
 
 from judges.base import UNSURE, Answer, Judge, Question, Skip
-from pipeline.card import DROPPED, KEY, RIGHT, SAID, SURE, WRONG
 from pipeline.config.run import Questions
 from pipeline.inference.base import Engine, Reply, count_tokens
-from pipeline.judging import Answered, answer, confidence
+from pipeline.judging.scoring import Answered, answer_questions, confidence
+from pipeline.judging.tallies import (
+    ANSWER_LETTER_PREFIX,
+    CONFIDENCE_PREFIX,
+    DROPPED_PREFIX,
+    KEY_LETTER_PREFIX,
+    WEIGHED_RIGHT,
+    WEIGHED_WRONG,
+)
 from pipeline.storage.schema import Outcome, Row
 
 
-def question_articles(judge: Judge, count: int, settings: Questions, engine: Engine, rows: list[Row]) -> list[Outcome]:
+def generate_questions(judge: Judge, count: int, settings: Questions, engine: Engine, rows: list[Row]) -> list[Outcome]:
     """Ask `count` questions about every row's article, and check them: the step of a pool of judges."""
     replies = engine.generate([judge.ask_questions(row["article"]) for row in rows])
     asked = [_read(judge, reply, count) for reply in replies]
@@ -25,18 +32,20 @@ def question_articles(judge: Judge, count: int, settings: Questions, engine: Eng
         # Both checks go in one call: the more prompts an engine has at once, the fuller its batches.
         some = [[q for q in line if isinstance(q, Question)] for line in asked]
         passages = [passage for row in rows for passage in (row["article"], "")]
-        answered = answer(judge, engine, passages, [questions for questions in some for _ in ("whole", "nothing")])
+        answered = answer_questions(
+            judge, engine, passages, [questions for questions in some for _ in ("whole", "nothing")]
+        )
         for i, (whole, nothing) in enumerate(zip(answered[::2], answered[1::2], strict=True)):
             tallies[i] += Counter(whole.tokens) + Counter(nothing.tokens)
             tallies[i] += Counter(_seen(some[i], whole.answers, nothing.answers))
             tallies[i] += Counter(_sure(some[i], whole))
-            checked = map(check, some[i], whole.answers, nothing.answers)
+            checked = map(check_question, some[i], whole.answers, nothing.answers)
             asked[i] = [q if isinstance(q, Skip) else next(checked) for q in asked[i]]
     outcomes: list[Outcome] = []
     for reply, line, tally in zip(replies, asked, tallies, strict=True):
         good = [question for question in line if isinstance(question, Question)]
         dropped = [question.reason for question in line if isinstance(question, Skip)]
-        tally += Counter(f"{DROPPED}{reason}" for reason in dropped)
+        tally += Counter(f"{DROPPED_PREFIX}{reason}" for reason in dropped)
         tally += Counter({"questions": len(good), "questions asked": len(line)})
         said: Row = {"questions": [_row(question) for question in good], "dropped": dropped, "tally": tally}
         if reply.error:
@@ -68,8 +77,8 @@ def _seen(questions: list[Question], whole: list[Answer], nothing: list[Answer])
         "unsure from nothing": nothing.count(UNSURE),
         "answers": len(whole) + len(nothing),
         "unread": whole.count(None) + nothing.count(None),
-        **Counter(f"{SAID}{letter}" for letter in (*whole, *nothing) if letter not in (None, UNSURE)),
-        **Counter(f"{KEY}{letter}" for letter in keys),
+        **Counter(f"{ANSWER_LETTER_PREFIX}{letter}" for letter in (*whole, *nothing) if letter not in (None, UNSURE)),
+        **Counter(f"{KEY_LETTER_PREFIX}{letter}" for letter in keys),
     }
 
 
@@ -78,13 +87,13 @@ def _sure(questions: list[Question], whole: Answered) -> Counter[str]:
     found: Counter[str] = Counter()
     for question, said, logp in zip(questions, whole.answers, whole.logps or [None] * len(questions), strict=True):
         if logp is not None:
-            which = RIGHT if said == question.letter else WRONG
+            which = WEIGHED_RIGHT if said == question.letter else WEIGHED_WRONG
             found[which] += 1
-            found[f"{SURE}{which}"] += round(1e6 * confidence(logp))
+            found[f"{CONFIDENCE_PREFIX}{which}"] += round(1e6 * confidence(logp))
     return found
 
 
-def check(question: Question, whole: Answer, nothing: Answer) -> Question | Skip:
+def check_question(question: Question, whole: Answer, nothing: Answer) -> Question | Skip:
     """The question, if the judge answers it right from the whole article and not right from nothing."""
     if nothing == question.letter:
         return Skip("right from nothing")

@@ -8,34 +8,11 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from judges.base import LETTERS, UNSURE, Answer, Judge, Question, Skip, line_logps, shuffled
-from judges.cloze import ClozeJudge
-from judges.mcq import McqJudge
-from judges.prompts import WORDINGS
-from pipeline.config.run import JudgeSettings
 from pipeline.inference.base import Engine, Reply, count_tokens
 from pipeline.storage.schema import Outcome, Row, is_drawn
-
-
-def make_judge(settings: JudgeSettings, seed: int) -> McqJudge | ClozeJudge:
-    """The judge that the settings name."""
-    if settings.kind == "cloze":
-        return ClozeJudge(questions=settings.questions, options=settings.options, seed=seed)
-    wording = WORDINGS[settings.wording]
-    return McqJudge(
-        questions=settings.questions,
-        options=settings.options,
-        seed=seed,
-        wording=replace(
-            wording,
-            questions_prompt=settings.questions_prompt or wording.questions_prompt,
-            answers_prompt=settings.answers_prompt or wording.answers_prompt,
-        ),
-        question_temperature=settings.question_temperature,
-        logprobs=settings.logprobs,
-    )
 
 
 @dataclass(frozen=True)
@@ -50,7 +27,7 @@ class Answered:
     logps: list[float | None] | None = None
 
 
-def answer(
+def answer_questions(
     judge: Judge, engine: Engine, passages: Sequence[str], questions: Sequence[Sequence[Question]]
 ) -> list[Answered]:
     """Answer questions[i] from passages[i]. A reply that cannot be had or read gives None for each question."""
@@ -104,7 +81,7 @@ def score_summaries(judge: Judge, engine: Engine, rows: list[Row], again: float 
         first = where[i][0]
         passages.append(passages[first])
         questions.append([_reordered(question) for question in questions[first]])
-    answered = answer(judge, engine, passages, questions)
+    answered = answer_questions(judge, engine, passages, questions)
     outcomes: list[Outcome] = []
     for number, (row, places) in enumerate(zip(rows, where, strict=True)):
         if not places:
@@ -171,11 +148,11 @@ def _score(questions: Sequence[Question], answered: Answered, summary: str, arti
         "words": count_words(summary),
         "invalid_chars": count_invalid_chars(summary, article),
         "answer_logps": answered.logps,
-        "soft": None if answered.logps is None else soft(right, answered.logps),
+        "soft": None if answered.logps is None else soft_score(right, answered.logps),
     }
 
 
-def soft(right: Sequence[bool], logps: Sequence[float | None]) -> float:
+def soft_score(right: Sequence[bool], logps: Sequence[float | None]) -> float:
     """The probabilities of the right answers, added up: `correct`, less what the judge doubts. Never above it."""
     there = [logp for hit, logp in zip(right, logps, strict=True) if hit and logp is not None]
     return math.fsum(confidence(logp) for logp in there)

@@ -10,13 +10,13 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from pipeline.preference import Score
+from pipeline.judging.preference import Score
 
 Pair = tuple[int, int]
 Selection = Callable[[Sequence[Pair], Sequence[Score], int, random.Random], list[Pair]]
 
 
-def draw(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng: random.Random) -> list[Pair]:
+def random_pairs(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng: random.Random) -> list[Pair]:
     """Up to `most` of them, at random: the reference setting's."""
     return rng.sample(pairs, min(most, len(pairs)))
 
@@ -47,7 +47,7 @@ def widest_margin(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng
     return _widest(pairs, most, rng, margin)
 
 
-def every(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng: random.Random) -> list[Pair]:
+def all_pairs(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng: random.Random) -> list[Pair]:
     """All of them, and each weighs 1 / (how many there are): an article with many weighs no more than one with one."""
     return list(pairs)
 
@@ -58,7 +58,7 @@ def soft_margin(chosen: Score, rejected: Score) -> float | None:
     return None if high is None or low is None else high - low
 
 
-def weights(pairs: Sequence[Pair], scores: Sequence[Score], mean: float, weighting: str) -> list[float]:
+def pair_weights(pairs: Sequence[Pair], scores: Sequence[Score], mean: float, weighting: str) -> list[float]:
     """What each of an article's pairs weighs in the loss; `mean` on average.
 
     Args:
@@ -84,8 +84,8 @@ def _widest(
 
 
 SELECTIONS: dict[str, Selection] = {
-    "random": draw,
+    "random": random_pairs,
     "best_worst": best_worst,
     "widest_margin": widest_margin,
-    "all": every,
+    "all": all_pairs,
 }

@@ -63,25 +63,25 @@ def _sign(number: int) -> int:
     return (number > 0) - (number < 0)
 
 
-SHIPPED: dict[str, Rule] = {
+RULES: dict[str, Rule] = {
     rule.__name__: rule for rule in (accuracy_then_length, accuracy_only, length_matched, accuracy_then_any_length)
 }
 
 
-def rules(settings: Pairs) -> dict[str, Rule]:
+def evaluation_rules(settings: Pairs) -> dict[str, Rule]:
     """The rules by which an evaluation counts wins: *strict* is what training prefers."""
-    return {"strict": preference(settings), "reference": accuracy_then_any_length}
+    return {"strict": load_preference(settings), "reference": accuracy_then_any_length}
 
 
-def preference(settings: Pairs) -> Rule:
+def load_preference(settings: Pairs) -> Rule:
     """The function that `pairs.preference` names: one of `SHIPPED`, or the user's `module:function`.
 
     Raises:
         UserError: there is no such module or function, or it cannot be imported.
     """
     name = settings.preference
-    if name in SHIPPED:
-        return SHIPPED[name]
+    if name in RULES:
+        return RULES[name]
     module, _, function = name.partition(":")
     _see_here()
     try:
@@ -96,7 +96,7 @@ def preference(settings: Pairs) -> Rule:
     return found
 
 
-def source(name: str) -> str | None:
+def source_file(name: str) -> str | None:
     """The file in which `module:function` is; None where there is none."""
     _see_here()
     try:
@@ -106,7 +106,7 @@ def source(name: str) -> str | None:
     return spec.origin if spec else None
 
 
-def check(settings: Pairs, questions: int, logprobs: bool) -> None:
+def check_preference(settings: Pairs, questions: int, logprobs: bool) -> None:
     """Try a preference of the user's on a grid of scores: what it does wrong is better known before a run than in it.
 
     Args:
@@ -117,9 +117,9 @@ def check(settings: Pairs, questions: int, logprobs: bool) -> None:
         UserError: as `preference` does; or it fails, gives no 1, 0 or -1, depends on the order of the two, or
             prefers in a circle.
     """
-    if settings.preference in SHIPPED:
+    if settings.preference in RULES:
         return
-    rule, name = preference(settings), settings.preference
+    rule, name = load_preference(settings), settings.preference
     grid = [
         _score(correct, words, questions, logprobs) for correct in range(questions + 1) for words in (0, 5, 8, 20, 60)
     ]
