@@ -59,11 +59,11 @@ def _summary(prompt: Any, sample: int) -> str:
 
 def drive(config: str, pace: float) -> None:
     """Play a configuration as `rondo run` does, with `Paced` for vLLM."""
-    import pipeline.run
+    import pipeline.execution.runner
     from jobs.cli import main
     from pipeline.inference.pool import EnginePool
 
-    equip = pipeline.run.equip
+    equip = pipeline.execution.runner.provide_resources
 
     def with_script(names: Any, settings: Any, *others: Any) -> dict[str, Any]:
         given = equip([name for name in names if name != "policy_engine"], settings, *others)
@@ -71,7 +71,7 @@ def drive(config: str, pace: float) -> None:
             given["policy_engine"] = EnginePool(partial(Paced, pace), settings.hardware.policy)
         return given
 
-    pipeline.run.equip = with_script
+    pipeline.execution.runner.provide_resources = with_script
     sys.argv = ["rondo", "run", config]
     main()
 

@@ -29,13 +29,13 @@ from bench.show import show
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
 from pipeline.data import readers
-from pipeline.equipment import equip
+from pipeline.execution.progress import Display, StageProgress
+from pipeline.execution.resources import provide_resources
 from pipeline.inference.base import Engine
 from pipeline.judging.factory import make_judge
 from pipeline.judging.preference import load_preference
 from pipeline.judging.question_generation import generate_questions
 from pipeline.judging.scoring import score_summaries
-from pipeline.progress import Display, Tick
 
 RATINGS = ("relevance", "consistency", "coherence", "fluency")
 BATCH = 64  # articles that the engine is given at a time
@@ -54,8 +54,8 @@ class Rated:
 def main() -> None:
     options = _options()
     settings = load_config(options.config, options.overrides)
-    unseen = Tick(Display().console, None, "", None, "")
-    pool = equip(("judge_engine",), settings, (), "", "judge_vs_people", unseen)["judge_engine"]
+    unseen = StageProgress(Display().console, None, "", None, "")
+    pool = provide_resources(("judge_engine",), settings, (), "", "judge_vs_people", unseen)["judge_engine"]
     result = compare(read(options.file), settings, pool.make_engine())
     show(
         f"{result['judge']} and people, on {result['summaries']:,} summaries of {result['articles']:,} articles",

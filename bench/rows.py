@@ -89,22 +89,26 @@ def given(config: Any) -> dict[str, Any]:
 
 def of_rondo(config: Any) -> list[str]:
     """Make the tables as a run makes them."""
-    import pipeline.run
-    from pipeline.articles import read
-    from pipeline.pairs import pair
-    from pipeline.progress import Display
-    from pipeline.questions import ask
-    from pipeline.references import anchor
-    from pipeline.run import Run
-    from pipeline.scores import judge
+    import pipeline.execution.runner
+    from pipeline.execution.progress import Display
+    from pipeline.execution.runner import Runner
+    from pipeline.stages.articles import read_articles
+    from pipeline.stages.pairs import make_pairs
+    from pipeline.stages.questions import ask_questions
+    from pipeline.stages.references import reference_logprobs
+    from pipeline.stages.scores import score_samples
+    from pipeline.stages.summaries import sample_summaries
     from pipeline.storage.ledger import Artifact, Ledger
-    from pipeline.summaries import write
 
-    pipeline.run.equip = lambda names, config, *_: {name: given(config)[name] for name in names}
-    run = Run(config, Ledger(config.run), Display())
+    pipeline.execution.runner.provide_resources = lambda names, config, *_: {
+        name: given(config)[name] for name in names
+    }
+    run = Runner(config, Ledger(config.run), Display())
     policy = Artifact(config.run, "base", {"build": "base", "recipe": {}, "model": "scripted", "digest": "d"})
-    questions = run.produce(ask, run.produce(read))
-    made = run.chain((write, questions, policy), (judge,), (pair,), (anchor, policy))
+    questions = run.produce(ask_questions, run.produce(read_articles))
+    made = run.chain(
+        (sample_summaries, questions, policy), (score_samples,), (make_pairs,), (reference_logprobs, policy)
+    )
     return [f"{table.address} {table.record['seconds']:.1f}s" for table in (questions, *made)]
 
 
@@ -114,20 +118,26 @@ def of_ray_data(config: Any) -> list[str]:
     import ray.data
     from ray.data.expressions import col
 
-    from pipeline.articles import read
-    from pipeline.pairs import pair
-    from pipeline.questions import ask
-    from pipeline.references import anchor
-    from pipeline.scores import judge
-    from pipeline.summaries import write
+    from pipeline.stages.articles import read_articles
+    from pipeline.stages.pairs import make_pairs
+    from pipeline.stages.questions import ask_questions
+    from pipeline.stages.references import reference_logprobs
+    from pipeline.stages.scores import score_samples
+    from pipeline.stages.summaries import sample_summaries
 
     at = Path(config.run)
     (at / "articles").mkdir(parents=True)
-    for number, table in enumerate(read(articles=config.articles)):
+    for number, table in enumerate(read_articles(articles=config.articles)):
         kept = table.filter(table["skipped"].is_null()).drop_columns(["skipped"])
         pq.write_table(kept, at / "articles" / f"{number}.parquet", compression="zstd")
     rows, equipment, said = "articles", given(config), []
-    for stage, beside in ((ask, ()), (write, ("base",)), (judge, ()), (pair, ()), (anchor, ("d",))):
+    for stage, beside in (
+        (ask_questions, ()),
+        (sample_summaries, ("base",)),
+        (score_samples, ()),
+        (make_pairs, ()),
+        (reference_logprobs, ("d",)),
+    ):
         began = time.monotonic()
         names = [name.rsplit(".", 1)[-1] for name in (*stage.settings, *stage.uses)]
         table = ray.data.read_parquet(str(at / rows))
@@ -147,7 +157,7 @@ SIDES = {"rondo": of_rondo, "ray data": of_ray_data}
 
 def child(side: str, articles: int, trace: bool) -> None:
     """One side, one size, in this process: prints its figures as JSON."""
-    from pipeline.cluster import connected
+    from pipeline.execution.ray_cluster import connected_ray
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -155,7 +165,7 @@ def child(side: str, articles: int, trace: bool) -> None:
             for number in range(articles):
                 lines.write(json.dumps({"id": f"a{number}", "text": article(number)}) + "\n")
         config = configure(folder, articles)
-        with connected(config.hardware):
+        with connected_ray(config.hardware):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             if trace:
                 tracemalloc.start()

@@ -19,11 +19,11 @@ MAX_MODEL_LEN = 1024
 
 
 def rondo(*, folder: str, at_once: int = 2, lengths: str = "equal", **how: Any) -> dict[str, Any]:
-    from pipeline.cluster import connected
     from pipeline.config import run
     from pipeline.config.hardware import EngineHardware, Hardware
+    from pipeline.execution.ray_cluster import connected_ray
     from pipeline.inference.pool import EnginePool
-    from pipeline.summaries import write
+    from pipeline.stages.summaries import sample_summaries
 
     gpus = float(how["device"] == "cuda")
     hardware = EngineHardware(gpus_per_replica=gpus, batch_size=how["batch_size"], kvcache_space=how["kvcache"])
@@ -31,11 +31,11 @@ def rondo(*, folder: str, at_once: int = 2, lengths: str = "equal", **how: Any) 
     model = str(Path(folder, lengths))
     policy = run.PolicySettings(model=model, dtype=how["dtype"], max_model_len=MAX_MODEL_LEN, instruction=INSTRUCTION)
     settings = run.Summaries(n=how["k"], max_tokens=how["max_tokens"], temperature=1.0, top_p=1.0)
-    with connected(Hardware(policy=hardware, ray_cpus=4)):
+    with connected_ray(Hardware(policy=hardware, ray_cpus=4)):
         began = time.time()
         pool = EnginePool(partial(recorded, model, how["dtype"], hardware, str(log)), hardware, at_once)
         door = Door(folder, how)
-        made = write(door.rows(1), "base", summaries=settings, policy=policy, seed=0, policy_engine=pool)
+        made = sample_summaries(door.rows(1), "base", summaries=settings, policy=policy, seed=0, policy_engine=pool)
         rows = door.through(made, how["batch_size"])
         done = door.timed(began, [len(summary["token_ids"]) for row in rows for summary in row["summaries"]])
     return done | {"steps": [[float(n) for n in line.split()] for line in log.read_text().splitlines()]}
@@ -63,12 +63,12 @@ def recorded(model: str, dtype: str, hardware: Any, log: str) -> Any:
 def ray_data_llm(*, folder: str, caching: bool = True, **how: Any) -> dict[str, Any]:
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    from pipeline.cluster import connected
     from pipeline.config.hardware import Hardware
+    from pipeline.execution.ray_cluster import connected_ray
 
     gpu = how["device"] == "cuda"
     max_tokens = how["max_tokens"]
-    with connected(Hardware(ray_cpus=16)):  # an actor each for templates, tokens, engine and text: no CPU short
+    with connected_ray(Hardware(ray_cpus=16)):  # an actor each for templates, tokens, engine and text: no CPU short
         began = time.time()
         config = vLLMEngineProcessorConfig(
             model_source=str(Path(folder, "equal")),

@@ -5,7 +5,7 @@ to prompts of about 600 tokens; every summary has the same number of tokens on e
 the same vLLM settings and threads (on a CPU also Rondo's blocks of 32 tokens in the prefix cache, where vLLM's own are
 of 128), each in a Python of its own:
 
-- rondo: the stage `pipeline.summaries.write` over a dataset, one row an article, as a round does it;
+- rondo: the stage `pipeline.stages.summaries.write` over a dataset, one row an article, as a round does it;
 - ray_data_llm: Ray Data's LLM processor as its documentation has it, one row a summary, prefix caching on;
 - ray_data_llm_uncached: the same without prefix caching, so that every row pays its prefill;
 - bare_vllm: `vllm.LLM.generate`, all prompts in one call with n=K.

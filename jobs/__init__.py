@@ -1,0 +1,1 @@
+"""The commands of `rondo`: what each prints, and how it checks its arguments."""

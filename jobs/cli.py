@@ -32,9 +32,9 @@ def run(
 
     NAME=VALUE puts a setting over the file's, such as training.beta=0.05 rounds=3.
     """
-    from jobs.play import play
+    from jobs.run_rounds import run_rounds
 
-    play(config, overrides or [], remake)
+    run_rounds(config, overrides or [], remake)
 
 
 @app.command()
@@ -135,7 +135,7 @@ def status(folder: RunFolder, overrides: Overrides = None) -> None:
 
     NAME=VALUE asks how it would be with another setting.
     """
-    from jobs.look import status as look
+    from jobs.show import status as look
 
     look(folder, overrides or [])
 
@@ -148,7 +148,7 @@ def show(
     article: Annotated[str | None, typer.Option(help="The id of one article.")] = None,
 ) -> None:
     """A few rows, readable: article, questions, summaries with their scores, what was chosen and why."""
-    from jobs.look import show as look
+    from jobs.show import show as look
 
     look(folder, stage, rows, article)
 
@@ -159,7 +159,7 @@ def merge(
     out: Annotated[str, typer.Option(metavar="FOLDER", help="Where the model goes: a new folder.", show_default=False)],
 ) -> None:
     """Write the complete model that a LoRA adapter, such as runs/x/round-02/policy, and its base make."""
-    from jobs.merge import merge as write
+    from jobs.export import merge as write
 
     write(adapter, out)
 

@@ -12,15 +12,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import memory
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
-from pipeline.counts import Line
+from pipeline.execution.planning import gpu_memory
+from pipeline.execution.planning.estimator import Estimator
+from pipeline.execution.planning.gpu_memory import GIB, MemoryNeed, PackedRow
+from pipeline.execution.planning.stage_counts import StageEstimate
+from pipeline.execution.planning.throughput import Throughput, open_measured_run
+from pipeline.execution.progress import format_duration
 from pipeline.judging import preference
-from pipeline.memory import GIB, Need, Row
-from pipeline.plan import Plan
-from pipeline.progress import duration
-from pipeline.rates import Rates, there
 from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.model_files import hub, shapes
@@ -57,8 +57,8 @@ def plan(
     preference.check_preference(settings.pairs, settings.judge.questions, settings.judge.logprobs)
     book = Ledger(settings.run)
     run_folder.check_command(book, settings)
-    known = Rates([there(name) for name in rates] or [book], settings)
-    made = Plan(settings, book, known, price)
+    known = Throughput([open_measured_run(name) for name in rates] or [book], settings)
+    made = Estimator(settings, book, known, price)
     from pipeline.round import rounds
 
     for _ in rounds(made):
@@ -80,8 +80,8 @@ class _Estimate:
     """What is shown and written: a line of each artifact, each model's needs, and `gpu_memory`, bytes of one GPU."""
 
     run: str
-    lines: Sequence[Line]
-    needs: Sequence[Need]
+    lines: Sequence[StageEstimate]
+    needs: Sequence[MemoryNeed]
     notes: Sequence[str]
     gpu_memory: float | None
 
@@ -115,12 +115,12 @@ def refuse(settings: Config, each: float | None) -> None:
     Nothing is refused where they are unknown, or where a Ray is joined: its nodes may have others than this machine.
     """
     if each is not None and "RAY_ADDRESS" not in os.environ:
-        _examined(settings, each, Row(0, 0), [], [])
+        _examined(settings, each, PackedRow(0, 0), [], [])
 
 
-def _needs(settings: Config, made: Plan, each: float | None) -> tuple[list[Need], list[str]]:
+def _needs(settings: Config, made: Estimator, each: float | None) -> tuple[list[MemoryNeed], list[str]]:
     """What each model takes, and of which that is not known. Raises UserError where one cannot fit."""
-    needs: list[Need] = []
+    needs: list[MemoryNeed] = []
     unknown: list[str] = []
     stages = made.unmade.values()
     used = {use for stage in stages for use in stage.uses}
@@ -128,15 +128,15 @@ def _needs(settings: Config, made: Plan, each: float | None) -> tuple[list[Need]
     completions = settings.summaries.n * settings.summaries.max_tokens
     tokens = max(settings.hardware.trainer.tokens_per_batch, lengths.longest + completions)
     share = completions / (completions + (lengths.prompt or 0))
-    _examined(settings, each, Row(tokens, int(tokens * share)), needs, unknown, used)
+    _examined(settings, each, PackedRow(tokens, int(tokens * share)), needs, unknown, used)
     return needs, unknown
 
 
 def _examined(
     settings: Config,
     each: float | None,
-    row: Row,
-    needs: list[Need],
+    row: PackedRow,
+    needs: list[MemoryNeed],
     unknown: list[str],
     used: set[str] | None = None,
 ) -> None:
@@ -152,26 +152,28 @@ def _examined(
             continue
         try:
             model = shapes.read_shapes(asked.model)
-            needs.append(memory.engine(who, model, asked.dtype, asked.max_model_len, place))
+            needs.append(gpu_memory.engine_memory(who, model, asked.dtype, asked.max_model_len, place))
         except shapes.UnknownShapes as error:
             unknown.append(f"{who}: what {asked.model} takes is unknown ({error})")
             continue
         if each is not None and place.gpus_per_replica:
-            refusals.append(memory.engine_refusal(who, model, asked.dtype, asked.max_model_len, place, each))
+            refusals.append(gpu_memory.engine_refusal(who, model, asked.dtype, asked.max_model_len, place, each))
     trainer = hardware.trainer
     if used is None or "trainer" in used:
         try:
             model = shapes.read_shapes(settings.policy.model)
-            needs.append(memory.training(model, settings.policy, settings.training, trainer, row))
+            needs.append(gpu_memory.training_memory(model, settings.policy, settings.training, trainer, row))
             if each is not None and trainer.gpus_per_worker:
-                refusals.append(memory.training_refusal(model, settings.policy, settings.training, trainer, row, each))
+                refusals.append(
+                    gpu_memory.training_refusal(model, settings.policy, settings.training, trainer, row, each)
+                )
         except shapes.UnknownShapes as error:
             unknown.append(f"training: what {settings.policy.model} takes is unknown ({error})")
     if any(refusals):
         raise UserError("\n".join(filter(None, refusals)))
 
 
-def _total(lines: Sequence[Line]) -> dict[str, Any]:
+def _total(lines: Sequence[StageEstimate]) -> dict[str, Any]:
     new = [line for line in lines if line.state != "made"]
     return {
         "make": len(new),
@@ -187,7 +189,7 @@ def _total(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def _notes(
-    settings: Config, made: Plan, needs: Sequence[Need], unknown: Sequence[str], each: float | None
+    settings: Config, made: Estimator, needs: Sequence[MemoryNeed], unknown: Sequence[str], each: float | None
 ) -> list[str]:
     new = [line for line in made.lines if line.state != "made"]
     notes = [f"{line.address}: {note}" for line in new for note in line.notes]
@@ -239,7 +241,7 @@ def _show(console: Console, estimate: _Estimate) -> None:
     tokens = [_number(total[name], most) for name in ("tokens_in", "tokens_out")]
     table.add_row(
         "to make in all", "", "", f"{total['prompts']:,}", *tokens,
-        duration(total["seconds"]) if total["seconds"] else "", gpus,
+        format_duration(total["seconds"]) if total["seconds"] else "", gpus,
         f"{most}${total['dollars']:,.2f}" if total["dollars"] else "", style="bold",
     )  # fmt: skip
     console.print(table)
@@ -255,7 +257,7 @@ def _show(console: Console, estimate: _Estimate) -> None:
 _STATES = {"made": "reused", "to make": "make", "stale": "make again"}
 
 
-def _cells(line: Line) -> list[str]:
+def _cells(line: StageEstimate) -> list[str]:
     most = "≤ " if line.at_most else ""
     tally = line.tally
     new = line.state != "made"
@@ -266,7 +268,7 @@ def _cells(line: Line) -> list[str]:
         f"{line.prompts:,}" if line.prompts else "",
         _number(tally.get("tokens_in"), most if new else ""),
         _number(tally.get("tokens_out"), most if new else ""),
-        duration(line.seconds) if line.seconds is not None else "",
+        format_duration(line.seconds) if line.seconds is not None else "",
         f"{line.gpu_hours:,.2f}" if line.gpu_hours else "",
         f"{most if new else ''}${line.dollars:,.2f}" if line.dollars else "",
     ]
@@ -285,7 +287,7 @@ def _size(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"
 
 
-def _memory(needs: Sequence[Need], each: float | None) -> Table:
+def _memory(needs: Sequence[MemoryNeed], each: float | None) -> Table:
     table = Table(box=None)
     for name in ("", "parameters", "GPUs", "needs"):
         table.add_column(name, justify="left" if not name else "right")
@@ -299,7 +301,7 @@ def _memory(needs: Sequence[Need], each: float | None) -> Table:
         elif need.token:
             room = f"{_size(need.token * need.longest)} a sequence of {need.longest:,} tokens"
         table.add_row(
-            need.use, memory.count(need.parameters), f"{need.gpus:g}" if need.gpus else "CPU",
+            need.use, gpu_memory.format_parameters(need.parameters), f"{need.gpus:g}" if need.gpus else "CPU",
             _size(need.total), parts, room,
         )  # fmt: skip
     return table

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NoReturn
 
-from jobs.play import check
+from jobs.cron import CronSchedule, time_zone
+from jobs.run_rounds import check
 from pipeline.config import UserError
-from pipeline.progress import Display, duration
+from pipeline.execution.progress import Display, format_duration
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.lock import InUse
-from pipeline.timetable import Timetable, zone
 
 _PATIENCE = 90  # seconds that a child has to let go of Ray and of the run's lock, once it is asked to end
 
@@ -41,7 +41,7 @@ def schedule(
     """
     if once == bool(cron) or (once and (now or timezone or max_failures)):
         raise UserError('give --cron, as in --cron "0 2 * * *", or --once, which takes no other option')
-    table = Timetable(cron, zone(timezone)) if cron else None
+    table = CronSchedule(cron, time_zone(timezone)) if cron else None
     if given := [override for override in overrides if override.startswith("rounds=")]:
         raise UserError(f"{given[0]} is given: a schedule plays one round more each time. Remove it")
     display = Display()
@@ -84,7 +84,7 @@ class Rounds:
             self.say(f"round {made + 1} begins")
             began = time.monotonic()
             status, last_line = _run([*self.command, f"rounds={made + 1}"])
-            took = duration(time.monotonic() - began)
+            took = format_duration(time.monotonic() - began)
             if status == InUse.status:
                 self.say(f"round {made + 1} is left out: {last_line.removeprefix('error: ')}")
                 return

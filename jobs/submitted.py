@@ -3,7 +3,7 @@
 import os
 
 from pipeline.config import Alignment, Config
-from pipeline.progress import Display
+from pipeline.execution.progress import Display
 
 
 def warn_of_what_ray_removes(settings: Config | Alignment, display: Display) -> None:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from jobs.submitted import warn_of_what_ray_removes
-from pipeline.alignment import Aligned, carry_out
 from pipeline.config.loader import load_alignment
-from pipeline.own_pairs import AGAIN, BOTH_WAYS, MOVED
-from pipeline.progress import Display
+from pipeline.execution.align import Aligned, run_alignment
+from pipeline.execution.progress import Display
+from pipeline.stages.external_pairs import BOTH_WAYS, MERGED_TOKEN, REPEATED
 
 
 def train(path: str, overrides: Sequence[str], remake: str | None) -> None:
@@ -14,7 +14,7 @@ def train(path: str, overrides: Sequence[str], remake: str | None) -> None:
     settings = load_alignment(path, overrides)
     display = Display()
     warn_of_what_ray_removes(settings, display)
-    tell(carry_out(settings, display, remake), display)
+    tell(run_alignment(settings, display, remake), display)
 
 
 def tell(aligned: Aligned, display: Display) -> None:
@@ -36,7 +36,7 @@ def tell(aligned: Aligned, display: Display) -> None:
             f"  chosen fell           in {metrics['chosen_fell']:.0%} of pairs it is now less likely than before"
         )
     tally = aligned.pairs["tally"]
-    for what in (AGAIN, BOTH_WAYS, MOVED):
+    for what in (REPEATED, BOTH_WAYS, MERGED_TOKEN):
         if what in tally:
             display.warn(f"{what}: {tally[what]:,}")
     for warning in metrics["warnings"]:

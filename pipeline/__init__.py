@@ -6,14 +6,14 @@ Nothing is imported until it is asked for: settings are read, and `rondo --help`
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.alignment import align
+    from pipeline.execution.align import align
 
 __all__ = ["align"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "align":
-        from pipeline.alignment import align
+        from pipeline.execution.align import align
 
         return align
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

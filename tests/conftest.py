@@ -32,12 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A Ray of our own, as `rondo run` starts it."""
-    from pipeline.cluster import connected
+    from pipeline.execution.ray_cluster import connected_ray
 
     os.environ.pop("RAY_ADDRESS", None)
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # workers import the scripts that tests give them
     os.environ |= s3_server.ENVIRONMENT  # and find the S3 server, once a test has started it
-    with connected(Hardware(ray_cpus=4)):
+    with connected_ray(Hardware(ray_cpus=4)):
         yield
 
 

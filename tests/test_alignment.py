@@ -27,8 +27,8 @@ from pipeline.config.loader import load_alignment, load_config, parse_alignment
 from pipeline.config.run import PolicySettings
 from pipeline.data.pair_tokenizer import load_pair_tokenizer
 from pipeline.data.preference_formats import Preference
-from pipeline.export import export
-from pipeline.own_pairs import collect
+from pipeline.execution.export_pairs import export_pairs
+from pipeline.stages.external_pairs import collect_pairs
 from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.schema import COLUMNS
@@ -185,7 +185,7 @@ def test_a_users_mistake_ends_in_one_line_before_ray_starts(tmp_path, arguments,
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}))
     command = ["rondo", "train", "configs/own_pairs.yaml", f"pairs={tmp_path}/pairs.jsonl", f"run={tmp_path}/run"]
     monkeypatch.setattr(sys, "argv", [*command, *arguments])
-    monkeypatch.setattr("pipeline.cluster.connected", lambda hardware: pytest.fail("it asks for Ray"))
+    monkeypatch.setattr("pipeline.execution.ray_cluster.connected", lambda hardware: pytest.fail("it asks for Ray"))
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as ended:
         main()
@@ -233,7 +233,7 @@ def test_rows_in_memory_are_kept_as_what_they_say(tmp_path, monkeypatch):
     asked, said = ({"role": role, "content": role} for role in ("user", "assistant"))
     row = {"prompt": [asked], "chosen": [said], "rejected": "no", "score": 0.5, "when": "2026-01-31"}
     arrays = {"prompt": np.array([asked]), "chosen": np.array([said]), "score": np.float32(0.5)}
-    monkeypatch.setattr("pipeline.alignment.carry_out", lambda settings, *_: settings.pairs)
+    monkeypatch.setattr("pipeline.execution.align.carry_out", lambda settings, *_: settings.pairs)
     kept = align(POLICY, [row | arrays | {"when": date(2026, 1, 31)}], out=tmp_path / "run")
     assert json.loads(Path(kept).read_text()) == row
     assert align(POLICY, [row], out=tmp_path / "run") == kept
@@ -299,12 +299,12 @@ def row(config, tokens, article_id, article):
 
 def test_what_is_exported_reads_back_as_the_same_pairs(played, tmp_path):
     config, ledger, kind = played
-    done = export(config, ledger, str(tmp_path / "out.jsonl"), number=1)
+    done = export_pairs(config, ledger, str(tmp_path / "out.jsonl"), number=1)
     assert (done.rounds, done.pairs, done.same_ids) == ((1,), 4, 4)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {tuple(line) for line in lines} == {("prompt", "chosen", "rejected")}
     assert isinstance(lines[0]["prompt"], list if kind == "messages" else str)
-    (part,) = collect("b", pairs=str(tmp_path / "out.jsonl"), max_model_len=None, model=config.policy.model)
+    (part,) = collect_pairs("b", pairs=str(tmp_path / "out.jsonl"), max_model_len=None, model=config.policy.model)
     back, rows = part.to_pylist(), [r for p in Path(config.run).glob("round-01/pairs/*.parquet") for r in read(p)]
     assert len(back) == len(rows) == 2
     for again, before in zip(back, rows, strict=True):
@@ -323,7 +323,7 @@ def ids_of_pairs(row):
 
 def test_text_that_is_tokenized_otherwise_is_counted(played, tmp_path):
     config, ledger, _ = played
-    done = export(config, ledger, str(tmp_path / "all.jsonl"))
+    done = export_pairs(config, ledger, str(tmp_path / "all.jsonl"))
     assert (done.rounds, done.pairs, done.same_ids) == ((1, 2), 6, 5)
     said = rondo("export", config.run, "--out", tmp_path / "two.jsonl", "--round", 2)
     assert said.returncode == 0, said.stderr
@@ -334,9 +334,9 @@ def test_text_that_is_tokenized_otherwise_is_counted(played, tmp_path):
 def test_a_round_that_is_not_there_is_refused(played, tmp_path):
     config, ledger, _ = played
     with pytest.raises(UserError, match="has no pairs of round 3; it has pairs of round 1, 2"):
-        export(config, ledger, str(tmp_path / "out.jsonl"), number=3)
+        export_pairs(config, ledger, str(tmp_path / "out.jsonl"), number=3)
     with pytest.raises(UserError, match="has no pairs to export"):
-        export(config, Ledger(str(tmp_path / "empty")), str(tmp_path / "out.jsonl"))
+        export_pairs(config, Ledger(str(tmp_path / "empty")), str(tmp_path / "out.jsonl"))
     (tmp_path / "folder.jsonl").mkdir()
     there = sorted(tmp_path.iterdir())
     for out, line in (
@@ -345,7 +345,7 @@ def test_a_round_that_is_not_there_is_refused(played, tmp_path):
         ("out.csv", "it should be the name of a JSONL file"),
     ):
         with pytest.raises(UserError, match=f"--out is .*{line}"):
-            export(config, ledger, str(tmp_path / out))
+            export_pairs(config, ledger, str(tmp_path / out))
     assert sorted(tmp_path.iterdir()) == there, "nothing half written is left"
     assert not list(tmp_path.glob("out.jsonl*"))
 

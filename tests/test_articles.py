@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.articles import NothingNew, check, is_eval, read, read_more
 from pipeline.config import UserError
 from pipeline.config.run import Articles
 from pipeline.data.dedup import SeenTexts
+from pipeline.stages.articles import NoNewArticles, check_corpus, is_held_out, read_articles, read_new_articles
 from pipeline.storage.schema import to_dataset
 
 WORDS = " ".join(f"word{i}" for i in range(30))
@@ -20,7 +20,7 @@ WORDS = " ".join(f"word{i}" for i in range(30))
 def rows(path, **settings):
     found = []
     try:
-        for table in read(articles=Articles(path=str(path), **settings)):
+        for table in read_articles(articles=Articles(path=str(path), **settings)):
             found += table.to_pylist()
     except UserError as error:
         assert "has no article for" in str(error)  # noqa: PT017 (so few rows rarely fall on both sides of the split)
@@ -71,7 +71,7 @@ def test_any_script_is_kept_as_it_is(write, text):
     assert rows(write({"id": "x", "text": text}))[0] == {
         "article_id": "x",
         "article": text,
-        "split": "train" if not is_eval("x", 0.1) else "eval",
+        "split": "train" if not is_held_out("x", 0.1) else "eval",
         "skipped": None,
     }
 
@@ -98,7 +98,7 @@ def test_a_json_array_is_read_like_json_lines(tmp_path):
         assert [row["skipped"] for row in rows(tmp_path / "a.json")] == [None, "not a JSON object", "empty"]
     (tmp_path / "a.json").write_text(json.dumps(given)[:-5])
     with pytest.raises(UserError, match="cannot be read as JSON.*cut off or damaged"):
-        check(Articles(path=str(tmp_path / "a.json")))
+        check_corpus(Articles(path=str(tmp_path / "a.json")))
 
 
 def test_the_limit_counts_rows_of_the_file(write):
@@ -106,7 +106,7 @@ def test_the_limit_counts_rows_of_the_file(write):
     assert [row["article_id"] for row in rows(path, limit=4)] == ["0", "1", "2", "3"]
 
 
-@pytest.mark.parametrize("opened", [check, lambda articles: list(read(articles=articles))])
+@pytest.mark.parametrize("opened", [check_corpus, lambda articles: list(read_articles(articles=articles))])
 def test_a_file_that_cannot_be_used_is_refused(write, tmp_path, opened):
     whole = tmp_path / "whole.parquet"
     pq.write_table(pa.table({"id": ["x"], "text": [WORDS]}), whole)
@@ -132,20 +132,20 @@ def test_a_file_that_cannot_be_used_is_refused(write, tmp_path, opened):
 def test_a_corpus_without_an_exam_is_refused(write):
     path = write({"id": "x", "text": WORDS}, {"id": "y", "text": ""}, b"nonsense")
     with pytest.raises(UserError, match=r"has no article for (eval|train) \((eval|train): 1, empty: 1, not JSON: 1\)"):
-        list(read(articles=Articles(path=str(path))))
+        list(read_articles(articles=Articles(path=str(path))))
 
 
 def test_an_empty_file_is_refused(write):
     with pytest.raises(UserError, match="is empty"):
-        check(Articles(path=str(write())))
+        check_corpus(Articles(path=str(write())))
 
 
 def test_the_split_depends_on_the_id_alone():
-    held_out = {i for i in range(20_000) if is_eval(str(i), 0.25)}
+    held_out = {i for i in range(20_000) if is_held_out(str(i), 0.25)}
     assert 4700 < len(held_out) < 5300  # 5000 expected, five deviations either way
-    assert held_out == {i for i in reversed(range(20_000)) if is_eval(str(i), 0.25)}
+    assert held_out == {i for i in reversed(range(20_000)) if is_held_out(str(i), 0.25)}
     assert {
-        i for i in range(20_000) if is_eval(str(i), 0.1)
+        i for i in range(20_000) if is_held_out(str(i), 0.1)
     } <= held_out  # a larger exam keeps the smaller one's articles
 
 
@@ -159,7 +159,9 @@ def test_real_articles_are_all_kept(shared_data):
 def reading_on(path, *taken, **settings):
     """What a later round reads, after the articles of those before it."""
     before = [to_dataset([{"article_id": i, "article": text, "split": "train"} for i, text in some]) for some in taken]
-    found = read_more(*before, articles=Articles(path=str(path), eval_fraction=0.3, each_round="new", **settings))
+    found = read_new_articles(
+        *before, articles=Articles(path=str(path), eval_fraction=0.3, each_round="new", **settings)
+    )
     return [row for table in found for row in table.to_pylist()]
 
 
@@ -171,7 +173,7 @@ def test_a_later_round_takes_what_no_round_before_it_had(write):
     rows = reading_on(path, first, second, limit=8)
     assert [row["article_id"] for row in rows] == [f"a{i}" for i in range(20, 28)]
     assert {row["split"] for row in rows} == {"train", "eval"}, "the side is the id's, as ever"
-    assert [row["split"] == "eval" for row in rows] == [is_eval(row["article_id"], 0.3) for row in rows]
+    assert [row["split"] == "eval" for row in rows] == [is_held_out(row["article_id"], 0.3) for row in rows]
     assert len(reading_on(path, first, second)) == 20
 
 
@@ -198,9 +200,9 @@ def test_the_corpus_may_have_grown_at_its_head_and_bad_rows_do_not_use_up_the_li
 @pytest.mark.usefixtures("ray_cluster")
 def test_nothing_new_to_train_on_is_said(write):
     texts = {f"a{i}": f"{i} {WORDS}" for i in range(9)}
-    held_out = next(f"b{i}" for i in range(100) if is_eval(f"b{i}", 0.3))
+    held_out = next(f"b{i}" for i in range(100) if is_held_out(f"b{i}", 0.3))
     path = write(*({"id": i, "text": text} for i, text in texts.items()), {"id": held_out, "text": f"b {WORDS}"})
-    with pytest.raises(NothingNew, match="has no new article to train on"):
+    with pytest.raises(NoNewArticles, match="has no new article to train on"):
         reading_on(path, texts.items())
 
 

@@ -27,7 +27,6 @@ from judges.base import LETTERS, UNSURE, Prompt, Question, Skip, user
 from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
-from pipeline import articles, own_pairs
 from pipeline.config import Config, UserError, loader
 from pipeline.config.hardware import Server
 from pipeline.config.run import Articles
@@ -35,6 +34,7 @@ from pipeline.config.servers import ServedModel
 from pipeline.data import preference_formats, readers
 from pipeline.data.pair_tokenizer import load_pair_tokenizer
 from pipeline.inference.openai_server import OpenAIServerEngine
+from pipeline.stages import articles, external_pairs
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.model_files import hub
 from pipeline.training import checkpoint
@@ -133,8 +133,8 @@ def test_any_override_is_a_setting_or_a_user_error(text):
 
 def _read(path):
     given = Articles(path=str(path), min_words=2, max_words=50, eval_fraction=0.5)
-    articles.check(given)
-    return [row for table in articles.read(articles=given) for row in table.to_pylist()]
+    articles.check_corpus(given)
+    return [row for table in articles.read_articles(articles=given) for row in table.to_pylist()]
 
 
 @pytest.mark.parametrize(("name", "data", "line"), named(bad_articles.FILES))
@@ -325,8 +325,12 @@ def test_any_row_is_a_pair_or_is_skipped(tokens, row, chosen, rejected):
 def test_a_file_of_pairs(tmp_path, text, line):
     (tmp_path / "x.jsonl").write_text(text)
     with told(line, tmp_path / "x.jsonl"):
-        own_pairs.check(str(tmp_path / "x.jsonl"), str(bad_models.POLICY))
-        list(own_pairs.collect("", pairs=str(tmp_path / "x.jsonl"), max_model_len=None, model=str(bad_models.POLICY)))
+        external_pairs.check_pairs(str(tmp_path / "x.jsonl"), str(bad_models.POLICY))
+        list(
+            external_pairs.collect_pairs(
+                "", pairs=str(tmp_path / "x.jsonl"), max_model_len=None, model=str(bad_models.POLICY)
+            )
+        )
 
 
 # Replies

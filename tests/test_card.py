@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from judges.base import LETTERS, UNSURE, Question
-from pipeline import card
 from pipeline.config import run
+from pipeline.evaluation import judge_card
+from pipeline.evaluation.win_rate import homogeneity_p
 from pipeline.inference.scripted import ScriptedEngine
 from pipeline.judging.factory import make_judge
 from pipeline.judging.question_generation import generate_questions
 from pipeline.judging.scoring import _reordered, score_summaries
-from pipeline.stats import same_shares
 
 ROOT = Path(__file__).parents[1]
 JUDGE = run.JudgeSettings(model="none", questions=4, options=4, wording="plain")
@@ -67,7 +67,7 @@ def made(answers, passages=("Ana", "nobody", ""), check=True, count=40):
     summaries = [{"text": text} for text in passages]
     judged = [row | said | {"summaries": summaries} for row, said in zip(rows, asked, strict=True)]
     scored = score_summaries(make_judge(JUDGE, 0), engine, [row for row in judged if row["questions"]], again=1.0)
-    return card.measure(record(asked), [record(scored)], [record(scored)], 4)
+    return judge_card.measure_card(record(asked), [record(scored)], [record(scored)], 4)
 
 
 def test_an_honest_judge():
@@ -82,21 +82,21 @@ def test_an_honest_judge():
     assert found["summaries_judged"] == 120
     assert found["seconds_per_summary"] == pytest.approx(2 / (120 + 40))  # judged, and judged again
     assert found["tokens_out_per_summary"] > 10 and found["prefix_cache_hit_rate"] == 0
-    assert card.notes(found) == []
-    assert all(len(line) == 3 and all(isinstance(cell, str) for cell in line) for line in card.lines(found))
+    assert judge_card.card_notes(found) == []
+    assert all(len(line) == 3 and all(isinstance(cell, str) for cell in line) for line in judge_card.card_lines(found))
 
 
 def test_how_sure_a_judge_is_where_it_is_right_and_where_not():
     row = {"article_id": "1", "article": "Ana\nRome"}
     sure = JUDGE.model_copy(update={"logprobs": True})
     asked = generate_questions(make_judge(sure, 0), 4, run.Questions(min_questions=1), asks_and(always_b), [row])
-    found = card.measure(record(asked), [], [], 4)
+    found = judge_card.measure_card(record(asked), [], [], 4)
     right, wrong = found["confidence_right"], found["confidence_wrong"]
     # `Q1 B` and what ends the line, 1 nat a token.
     assert right[0] is None or right[0] == pytest.approx(math.exp(-5), abs=1e-6)
     assert wrong[0] == pytest.approx(math.exp(-5), abs=1e-6)
     assert right[1] + wrong[1] == found["checked"] == 3 and right[1] == round(3 * found["ceiling"])
-    assert ["… that are not", "0.7%", f"{wrong[1]} answers"] in card.lines(found)
+    assert ["… that are not", "0.7%", f"{wrong[1]} answers"] in judge_card.card_lines(found)
     assert "confidence_right" not in made(honest)
 
 
@@ -106,14 +106,14 @@ def test_a_judge_that_always_says_b():
     assert 0.1 < found["floor"] < 0.4
     assert found["letters"] == {"A": 0, "B": 1, "C": 0, "D": 0}
     assert found["letters_p"] < 1e-9
-    assert {note.split(":")[0] for note in card.notes(found)} >= {"The judge favours the letter B"}
+    assert {note.split(":")[0] for note in judge_card.card_notes(found)} >= {"The judge favours the letter B"}
 
 
 def test_a_judge_that_goes_by_the_place_of_an_option_disagrees_with_itself():
     found = made(lambda passage, options: "B" if passage == "nobody" else honest(passage, options), ("nobody",))
     assert (found["ceiling"], found["floor"]) == (1.0, 0.0)
     assert 0.1 < found["agreement"] < 0.4  # by chance the same option may stand there again
-    assert "With the options in another order" in card.notes(found)[0]
+    assert "With the options in another order" in judge_card.card_notes(found)[0]
 
 
 def test_unsure_twice_is_no_agreement():
@@ -126,9 +126,9 @@ def test_unsure_twice_is_no_agreement():
 def test_without_checks_and_without_judging_nothing_is_claimed():
     found = made(honest, check=False)
     assert found["ceiling"] is found["floor"] is found["letters_p"] is None
-    nothing = card.measure({"tally": {}}, [], [], 4)
-    assert {line[1] for line in card.lines(nothing)[1:]} == {"–", "0 of 0", "A – B – C – D –"}
-    assert card.notes(nothing) == []
+    nothing = judge_card.measure_card({"tally": {}}, [], [], 4)
+    assert {line[1] for line in judge_card.card_lines(nothing)[1:]} == {"–", "0 of 0", "A – B – C – D –"}
+    assert judge_card.card_notes(nothing) == []
 
 
 def test_the_share_asked_again_is_drawn_by_the_article_and_changes_no_score():
@@ -175,7 +175,7 @@ def test_asked_again_the_options_are_in_another_order(options):
     ],
 )
 def test_same_shares_by_hand(one, other, p):
-    assert same_shares(one, other) == (p if p is None else pytest.approx(p, rel=1e-9))
+    assert homogeneity_p(one, other) == (p if p is None else pytest.approx(p, rel=1e-9))
 
 
 @pytest.mark.parametrize(("kinds", "point"), [(4, 7.814728), (5, 9.487729), (10, 16.918978)])
@@ -184,7 +184,7 @@ def test_same_shares_at_the_5_percent_points_of_chi_square(kinds, point):
     # less and more; x = 4 d^2 / n.
     n, d = 1000, math.sqrt(point * 1000 / 4)
     rest = [n] * (kinds - 2)
-    assert same_shares([n + d, n - d, *rest], [n - d, n + d, *rest]) == pytest.approx(0.05, rel=1e-5)
+    assert homogeneity_p([n + d, n - d, *rest], [n - d, n + d, *rest]) == pytest.approx(0.05, rel=1e-5)
 
 
 def cloze(folder, *overrides):
@@ -199,7 +199,7 @@ def test_what_a_card_cannot_be_made_of_is_told_before_ray_starts(tmp_path, monke
     from pipeline.storage.ledger import Ledger
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("pipeline.cluster.connected", lambda hardware: pytest.fail("Ray was started"))
+    monkeypatch.setattr("pipeline.execution.ray_cluster.connected", lambda hardware: pytest.fail("Ray was started"))
     demo, own = "configs/demo.yaml", [f"run={tmp_path}", "articles.limit=40"]
     served = [
         "judge={model: j, wording: newsroom, served: {server: o}}",

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from pipeline.config import UserError
 from pipeline.config.training import Lora
-from pipeline.contents import fingerprint
+from pipeline.execution.recipe import fingerprint
 from pipeline.storage.model_files.hub import check_lora, check_model
 from pipeline.training.batches.article_tree import pack_row
 from pipeline.training.batches.example import Example

@@ -264,7 +264,7 @@ def test_better_weights_push_out_older_ones_that_nobody_goes_back_to(
 
     again = alone(rows, model_path, tmp_path / "again", **OFTEN, load_best_model_at_end=True)
     again.play(resume_from=tmp_path / f"last-{states[1]['step']:06d}")
-    assert again.standing.bests == run.standing.bests
+    assert again.state.bests == run.state.bests
 
 
 def test_who_asks_for_the_best_must_hold_somebody_out(rows: list, model_path: Path, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, TrainerHardware
-from pipeline.drift import compare_with_base, estimate, is_compared
+from pipeline.evaluation.kl import estimate_kl
 from pipeline.inference.pool import EnginePool
-from pipeline.references import load_reference
+from pipeline.stages.drift import drift_from_base, is_compared
+from pipeline.stages.references import load_reference
 from pipeline.storage.schema import to_dataset
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import plain_logps
@@ -60,7 +61,7 @@ def test_both_score_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, models
         )
         for model in reversed(models)
     )
-    found = compare_with_base(
+    found = drift_from_base(
         to_dataset(rows),
         "policy",
         "base",
@@ -74,7 +75,7 @@ def test_both_score_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, models
         tokens = [list(summary["token_ids"]) for summary in row["summaries"]]
         for column, model in (("policy_logps", policy), ("base_logps", base)):
             assert row[column] == pytest.approx(plain_logps(model, PROMPT, tokens).tolist(), abs=1e-4)
-    drift = estimate(found)
+    drift = estimate_kl(found)
     assert drift.articles == len(found) > 60
     assert abs(drift.per_summary - exact) < 4 * drift.per_summary_error < exact
     assert drift.per_token == pytest.approx(drift.per_summary), "of one token each"
@@ -90,7 +91,7 @@ def test_what_the_first_of_both_has_to_say_is_told_in_one_line(ray_cluster):
     row |= {"article": "", "prompt_ids": PROMPT, "summaries": [{"text": "", "token_ids": [1], "finish_reason": "stop"}]}
     pool = EnginePool(Refusing, EngineHardware(), at_once=1)
     with pytest.raises(UserError, match="^these weights are under lock and key$"):
-        compare_with_base(
+        drift_from_base(
             to_dataset([row]),
             "policy",
             "base",
@@ -109,10 +110,10 @@ def test_the_kl_is_the_mean_difference_with_the_articles_as_units():
             "base_logps": [-5.0 - gap for gap in gaps],
         }
 
-    drift = estimate([article(1.0, 3.0), article(4.0, 4.0), article(0.0, 0.0, tokens=8)])
+    drift = estimate_kl([article(1.0, 3.0), article(4.0, 4.0), article(0.0, 0.0, tokens=8)])
     assert drift.articles == 3
     assert drift.per_summary == pytest.approx(2.0)
     assert drift.per_summary_error == pytest.approx(2 / 3**0.5)  # of the articles' means 2, 4 and 0
     assert drift.per_token == pytest.approx(12 / 32)
-    assert estimate([article(1.0)]).per_summary_error is None
-    assert estimate([]) is None
+    assert estimate_kl([article(1.0)]).per_summary_error is None
+    assert estimate_kl([]) is None

@@ -6,9 +6,9 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from jobs.look import _print
-from pipeline.progress import Display
-from pipeline.report import shown
+from jobs.show import _print
+from pipeline.evaluation.report.render import terminal_tables
+from pipeline.execution.progress import Display
 
 HOSTILE = (
     "[bold]x[/] [/red] \x1b[31mred\x1b]0;owned\x07 {article} {0.__class__} %s $(touch x) | a | "
@@ -59,13 +59,13 @@ def test_lines_of_a_run_are_shown_as_they_are(show):
 
 def test_cells_of_a_table_are_no_markup():
     on = console()
-    on.print(*shown([["", "[red]"], ["[/]", "[bold]1[/]"]]))
+    on.print(*terminal_tables([["", "[red]"], ["[/]", "[bold]1[/]"]]))
     assert "[/]" in said(on) and "[bold]1[/]" in said(on) and "[red]" in said(on)
 
 
 def test_the_report_shows_examples_as_they_are(tmp_path):
     """The template itself, as the report fills it, read by a Markdown renderer."""
-    from pipeline.report import environment
+    from pipeline.evaluation.report.render import template_environment
 
     score = {"correct": 1, "words": 2}
     example = {
@@ -75,9 +75,9 @@ def test_the_report_shows_examples_as_they_are(tmp_path):
         "before": HOSTILE,
         "after": "![](http://t)",
     }
-    section = environment().get_template("report.md.j2").blocks["examples"]
+    section = template_environment().get_template("report.md.j2").blocks["examples"]
     context = (
-        environment()
+        template_environment()
         .get_template("report.md.j2")
         .new_context({"examples": [example | {"before_score": score, "after_score": score}]})
     )

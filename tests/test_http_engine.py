@@ -262,9 +262,9 @@ def test_judging_keeps_the_row_and_says_why_a_summary_has_no_answers():
 def _scored(tmp_path, **place):
     """Thirty rows through a served judge under Ray Data, written as a stage's are."""
     from pipeline.config import run
-    from pipeline.equipment import _served
+    from pipeline.execution.resources import _served
     from pipeline.inference.pool import EnginePool
-    from pipeline.scores import judge
+    from pipeline.stages.scores import score_samples
     from pipeline.storage.schema import to_dataset
 
     question = {"question_id": "q", "question": "Who?", "options": ["Ana", "Ben"], "answer": 0}
@@ -283,7 +283,7 @@ def _scored(tmp_path, **place):
         hardware.EngineHardware(),
     )
     settings = run.JudgeSettings(model="judge", questions=1, options=2)
-    made = judge(to_dataset(rows), judge=settings, seed=0, judge_engine=pool)
+    made = score_samples(to_dataset(rows), judge=settings, seed=0, judge_engine=pool)
     return keep(made, f"{tmp_path}/scores")
 
 
@@ -365,11 +365,11 @@ def test_a_second_judge_may_need_the_gpus_that_a_served_first_one_has_no_use_for
 
 
 def test_a_served_judge_is_asked_by_one_actor_whatever_hardware_the_other_judge_has():
-    from pipeline.equipment import equip
+    from pipeline.execution.resources import provide_resources
 
     second = "second_judge={model: m, served: {server: ours}}"
     config = settings(second, "hardware.judge={replicas: 2, gpus_per_replica: 1}", "hardware.ray_cpus=null")
-    pool = equip(["second_engine"], config, [], "root", "address", lambda *_: None)["second_engine"]
+    pool = provide_resources(["second_engine"], config, [], "root", "address", lambda *_: None)["second_engine"]
     assert (pool.hardware.replicas.max, pool.hardware.gpus_per_replica) == (1, 0)
 
 
@@ -428,15 +428,15 @@ def test_a_wrong_setting_of_a_served_model_is_refused_and_no_key_is_shown(overri
 
 
 def test_where_a_server_is_and_how_it_is_asked_is_in_no_recipe(tmp_path):
-    from pipeline.policy import hire
-    from pipeline.questions import ask as questions
+    from pipeline.execution.dry_run import DryRun
+    from pipeline.stages.policy import external_policy
+    from pipeline.stages.questions import ask_questions as questions
     from pipeline.storage.ledger import Ledger
-    from pipeline.survey import Survey
 
     def recipes(*more):
         other = "compare.other={model: m, server: ours}"
-        survey = Survey(settings(SERVED, other, *more), Ledger(str(tmp_path)))
-        return [survey.recipe(stage, []) for stage in (questions, hire("other"))]
+        survey = DryRun(settings(SERVED, other, *more), Ledger(str(tmp_path)))
+        return [survey.recipe(stage, []) for stage in (questions, external_policy("other"))]
 
     ours = "hardware.servers.ours"
     moved = [

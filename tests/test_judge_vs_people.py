@@ -124,13 +124,13 @@ def test_a_judges_engine_outside_of_ray_starts_no_ray(monkeypatch):
     import ray
 
     import pipeline.inference.vllm
-    from pipeline.equipment import equip
+    from pipeline.execution.resources import provide_resources
 
     monkeypatch.setattr(pipeline.inference.vllm, "VllmEngine", lambda *args: args)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: pytest.fail("Ray was asked, which starts one"))
     config = load_config(ROOT / "configs/demo.yaml")
-    pool = equip(("judge_engine",), config, (), "", "judge_vs_people", None)["judge_engine"]
+    pool = provide_resources(("judge_engine",), config, (), "", "judge_vs_people", None)["judge_engine"]
     assert pool.make_engine()[0] == str(ROOT / "newsroom/models/judge")
 
 

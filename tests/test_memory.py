@@ -9,12 +9,12 @@ from torch.profiler import ProfilerActivity, profile
 from training import settings
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from pipeline import memory
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, TrainerHardware
 from pipeline.config.run import PolicySettings
 from pipeline.config.training import Training
-from pipeline.memory import GIB, Row
+from pipeline.execution.planning import gpu_memory
+from pipeline.execution.planning.gpu_memory import GIB, PackedRow
 from pipeline.storage.model_files import shapes
 from pipeline.training.batches.example import Example
 from pipeline.training.loop import TrainLoop
@@ -64,7 +64,7 @@ def test_an_engine_that_cannot_start_is_refused_with_a_way_on(tmp_path):
 
     def refused(gpus, gib):
         place = EngineHardware(gpus_per_replica=gpus)
-        return memory.engine_refusal("judge", large, "bfloat16", 8192, place, gib * GIB)
+        return gpu_memory.engine_refusal("judge", large, "bfloat16", 8192, place, gib * GIB)
 
     said = refused(2, 40)
     assert "70.6B parameters in bfloat16 are 131.4 GiB of weights, 65.7 GiB on each of 2 GPUs" in said
@@ -76,20 +76,20 @@ def test_an_engine_that_cannot_start_is_refused_with_a_way_on(tmp_path):
 
 def test_the_key_value_cache_holds_what_is_left(tmp_path):
     small = shapes.read_shapes(headers(tmp_path / "8b", LLAMA_8B))
-    need = memory.engine("judge", small, "bfloat16", 8192, EngineHardware(gpus_per_replica=1))
+    need = gpu_memory.engine_memory("judge", small, "bfloat16", 8192, EngineHardware(gpus_per_replica=1))
 
     assert need.token == 128 * 1024  # 32 layers x 8 heads x 128, keys and values, bf16
-    left = 80 * GIB * 0.9 - need.sure["weights"] - memory.VLLM_OVERHEAD
+    left = 80 * GIB * 0.9 - need.sure["weights"] - gpu_memory.VLLM_OVERHEAD
     assert need.sequences(80 * GIB) == pytest.approx(left / GIB)  # a sequence of 8192 takes 1 GiB
 
 
 def test_a_training_that_cannot_be_held_is_refused_with_a_way_on(tmp_path):
     small = shapes.read_shapes(headers(tmp_path / "8b", LLAMA_8B))
-    policy, row = PolicySettings(model="8b"), Row(8192, 2000)
+    policy, row = PolicySettings(model="8b"), PackedRow(8192, 2000)
 
     def refused(gib, workers=1, **training):
         trainer = TrainerHardware(workers=workers, gpus_per_worker=1, gradient_checkpointing=True)
-        return memory.training_refusal(small, policy, Training(**training), trainer, row, gib * GIB)
+        return gpu_memory.training_refusal(small, policy, Training(**training), trainer, row, gib * GIB)
 
     # bf16 weights with float32 masters, two moments and a gradient: 18 bytes a parameter.
     assert "8.0B parameters in bfloat16 take 134.6 GiB on each of 1 GPU" in refused(80)
@@ -152,12 +152,12 @@ def test_training_takes_what_is_said(tmp_path, hidden, layers, vocabulary, dtype
     trainer = TrainerHardware(
         tokens_per_batch=tokens, gradient_checkpointing=changes.get("gradient_checkpointing", False)
     )
-    said = memory.training(
+    said = gpu_memory.training_memory(
         shapes.read_shapes(str(tmp_path / "model")),
         PolicySettings(model="model", dtype=dtype),
         Training(lora=changes.get("lora")),
         trainer,
-        Row(tokens, tokens // 2),
+        PackedRow(tokens, tokens // 2),
     )
 
     assert said.total == pytest.approx(allocated(tmp_path / "model", dtype, tokens, **changes), rel=0.25)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from pipeline.config.run import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.judging.preference import accuracy_then_length
-from pipeline.pairs import _pair_with_base
-from pipeline.replay import _lot, mix, replay
+from pipeline.stages.pairs import _lot, _pair_with_base, mix_rows, replay_pairs
 from pipeline.storage.schema import COLUMNS, to_dataset
 
 
@@ -50,7 +49,7 @@ def told(row):
 @given(rows_of("now"), st.lists(rows_of("r1"), max_size=1), st.lists(rows_of("r2"), max_size=1))
 def test_every_pair_is_still_between_the_same_two_summaries(own, first, second):
     earlier = first + second
-    made, counts = mix([own], earlier)
+    made, counts = mix_rows([own], earlier)
     assert told(made) == sum((told(one) for one in [own, *earlier]), Counter())
     assert made["summaries"][: len(own["summaries"])] == own["summaries"], "this round's own stay as they are"
     assert len(made["summaries"]) == len(made["scores"]) == sum(len(one["summaries"]) for one in [own, *earlier])
@@ -62,7 +61,7 @@ def test_every_pair_is_still_between_the_same_two_summaries(own, first, second):
 
 @given(rows_of("now"), rows_of("r1"))
 def test_what_another_policy_wrote_names_it_and_has_no_log_probability_of_this_one(own, other):
-    for made in (merge_rows(own, other), mix([], [other])[0]):
+    for made in (merge_rows(own, other), mix_rows([], [other])[0]):
         for summary in made["summaries"]:
             writer = summary["text"].split()[0]
             assert (summary.get("writer"), summary["logp"]) == ((None, -1.0) if writer == "now" else (writer, None))
@@ -120,7 +119,9 @@ def test_replay_gives_each_article_once_and_a_share_of_the_earlier_rounds():
     now = [row("now", 3, [(1, 0)], f"a{i}") for i in range(30)]
     first = [row("r1", 2, [(1, 0)], f"a{i}") for i in range(20, 60)]
     second = [row("r2", 2, [(1, 0)], f"a{i}") for i in range(40)]
-    found = replay(to_dataset(now), to_dataset(first), to_dataset(second), pairs=Pairs(replay=0.5), seed=0).take_all()
+    found = replay_pairs(
+        to_dataset(now), to_dataset(first), to_dataset(second), pairs=Pairs(replay=0.5), seed=0
+    ).take_all()
     ids = [one["article_id"] for one in found]
     assert len(ids) == len(set(ids)) and {f"a{i}" for i in range(30)} <= set(ids)
     tally = Counter()

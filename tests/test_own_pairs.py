@@ -15,7 +15,7 @@ from judges.base import Skip
 from pipeline.config import UserError
 from pipeline.data.pair_tokenizer import PairTokenizer, load_pair_tokenizer
 from pipeline.data.preference_formats import Preference, parse_row
-from pipeline.own_pairs import check, collect
+from pipeline.stages.external_pairs import check_pairs, collect_pairs
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -187,7 +187,7 @@ def collected(tmp_path, policy):
         path = tmp_path / name
         lines = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in given]
         path.write_bytes(b"\n".join(lines))
-        tables = collect("build", pairs=str(path), **{"max_model_len": None, "model": policy} | settings)
+        tables = collect_pairs("build", pairs=str(path), **{"max_model_len": None, "model": policy} | settings)
         found = [row for table in tables for row in table.to_pylist()]
         return [r for r in found if r["skipped"] is None], [r for r in found if r["skipped"] is not None]
 
@@ -290,7 +290,10 @@ def test_files_of_each_kind_are_read_alike(tmp_path, policy):
     (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     made = [
-        [table.to_pylist() for table in collect("b", pairs=str(tmp_path / name), max_model_len=None, model=policy)]
+        [
+            table.to_pylist()
+            for table in collect_pairs("b", pairs=str(tmp_path / name), max_model_len=None, model=policy)
+        ]
         for name in ("a.json", "a.jsonl", "a.parquet")
     ]
     assert made[0] == made[1] == made[2]
@@ -298,7 +301,7 @@ def test_files_of_each_kind_are_read_alike(tmp_path, policy):
 
 
 @pytest.mark.parametrize(
-    "opened", [check, lambda pairs, model: list(collect("", pairs=pairs, max_model_len=None, model=model))]
+    "opened", [check_pairs, lambda pairs, model: list(collect_pairs("", pairs=pairs, max_model_len=None, model=model))]
 )
 def test_a_file_that_cannot_be_used_is_refused(tmp_path, policy, opened):
     (tmp_path / "other.jsonl").write_text('not JSON\n{"text": "a", "label": 1}')

@@ -11,13 +11,13 @@ from jobs.plan import plan, refuse
 from pipeline.config import UserError
 from pipeline.config.hardware import Hardware
 from pipeline.config.loader import load_config
-from pipeline.memory import GIB
-from pipeline.plan import Plan
-from pipeline.rates import Measured, Rates, there
+from pipeline.execution.dry_run import DryRun
+from pipeline.execution.planning.estimator import Estimator
+from pipeline.execution.planning.gpu_memory import GIB
+from pipeline.execution.planning.throughput import StageThroughput, Throughput, open_measured_run
 from pipeline.round import rounds
 from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger
-from pipeline.survey import Survey
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
 
@@ -32,13 +32,13 @@ def config(*overrides):
 
 
 def planned(settings, rates=(), price=None):
-    made = Plan(settings, Ledger(settings.run), Rates([Ledger(root) for root in rates], settings), price)
+    made = Estimator(settings, Ledger(settings.run), Throughput([Ledger(root) for root in rates], settings), price)
     for _ in rounds(made):
         pass
     return {line.address: line for line in made.lines}
 
 
-class Played(Survey):
+class Played(DryRun):
     """Finishes what a run would make with records of our own: 10 seconds, of which 6 to start, and tokens by rows."""
 
     def make(self, stage, inputs, address):
@@ -114,13 +114,13 @@ def test_the_seconds_of_a_resumed_table_are_those_of_its_last_rows(tmp_path):
     for address, share in (("round-01/scores", 0.75), ("round-01/summaries", 1)):
         record = book.find(address).record
         book.finish(address, record | {"resumed": round(share * record["in"])})
-    found = {name: measured for (name, _), measured in Rates([book], run).measured.items()}
+    found = {name: measured for (name, _), measured in Throughput([book], run).measured.items()}
     assert (found["scores"].seconds, found["references"].seconds) == (40, 10)
     assert "summaries" not in found, "its rows were there before the driver was"
 
 
 def test_tables_of_one_pipeline_share_its_seconds_and_its_start():
-    found, others = Measured(), ["r/scores", "r/pairs", "r/references"]
+    found, others = StageThroughput(), ["r/scores", "r/pairs", "r/references"]
     tally = {"tokens_in": 100, "engine starts": 1, "engine start ms": 9000}
     found.add({"in": 10, "kept": 10, "seconds": 60, "together_with": others, "tally": tally}, Hardware())
     assert (found.seconds, found.started) == (20, 3)  # of the four tables that of the pairs asks nobody
@@ -223,7 +223,7 @@ def test_a_model_that_cannot_fit_is_refused(tmp_path, monkeypatch):
 
 def test_rates_need_a_run(tmp_path):
     with pytest.raises(UserError, match="there is no run"):
-        there(str(tmp_path))
+        open_measured_run(str(tmp_path))
 
 
 @pytest.mark.slow

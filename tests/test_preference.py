@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judges.base import Skip
-from pipeline import pairs as stage
 from pipeline.config import UserError
 from pipeline.config.run import PREFERENCES, Pairs
-from pipeline.contents import fingerprint
+from pipeline.execution.recipe import fingerprint
 from pipeline.judging.pair_selection import SELECTIONS, pair_weights
 from pipeline.judging.preference import (
     RULES,
@@ -25,6 +24,7 @@ from pipeline.judging.preference import (
     length_matched,
     load_preference,
 )
+from pipeline.stages import pairs as stage
 
 scores = st.fixed_dictionaries({"correct": st.integers(0, 5), "words": st.integers(0, 60)})
 settings = st.builds(
@@ -174,7 +174,7 @@ def test_a_changed_function_is_another_recipe(mine):
     mine("changing_preference", text.replace("2", "3"))
     assert fingerprint(pairs.preference) not in (before, None)
     assert fingerprint("accuracy_only") is None
-    assert "pairs.preference" in stage.pair.contents
+    assert "pairs.preference" in stage.make_pairs.contents
 
 
 def test_a_function_of_the_users_goes_to_the_workers(mine, ray_cluster):
@@ -185,7 +185,7 @@ def test_a_function_of_the_users_goes_to_the_workers(mine, ray_cluster):
         "LEAST = 1\ndef mine(a, b, settings): return (a['words'] > b['words']) - (a['words'] < b['words'])",
     )
     some = row([(score(5, 9), {}), (score(0, 20), {})]) | {"article": "", "split": "train"}
-    (made,) = stage.pair(to_dataset([some]), pairs).take_all()
+    (made,) = stage.make_pairs(to_dataset([some]), pairs).take_all()
     assert [(p["chosen"], p["rejected"]) for p in made["pairs"]] == [(1, 0)]
 
 

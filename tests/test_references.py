@@ -16,9 +16,9 @@ from pipeline.config.run import JudgeSettings, Pairs
 from pipeline.config.training import References
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
-from pipeline.pairs import pair
-from pipeline.references import anchor, load_reference
-from pipeline.scores import judge
+from pipeline.stages.pairs import make_pairs
+from pipeline.stages.references import load_reference, reference_logprobs
+from pipeline.stages.scores import score_samples
 from pipeline.storage.schema import to_dataset
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import plain_logps
@@ -63,7 +63,7 @@ def articles(count: int) -> list[dict]:
 
 
 def anchored(rows: list[dict], pool: EnginePool, source: str) -> list[dict]:
-    found = anchor(
+    found = reference_logprobs(
         to_dataset(rows), "the digest", dtype="float32", references=References(source=source), scorer=pool,
         trainer=TrainerHardware(tokens_per_batch=30),
     )  # fmt: skip
@@ -121,12 +121,12 @@ def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None
         which = "last" if row is rows[-1] else "word"
         row["summaries"] = [row["summaries"][0] | {"text": f"{word} {which}"} for word in ("good", "bad")]
     one_at_a_time = EngineHardware(batch_size=1, cpus_per_replica=0.5)
-    scored = judge(
+    scored = score_samples(
         to_dataset(rows).repartition(count), judge=JudgeSettings(model="none", questions=1, options=2), seed=0,
         judge_engine=EnginePool(lambda: ScriptedEngine(waits_for_the_first), one_at_a_time, at_once=1),
     )  # fmt: skip
-    paired = pair(scored, pairs=Pairs(threshold=1, min_words=1), seed=0)
-    stream = iter(anchor(
+    paired = make_pairs(scored, pairs=Pairs(threshold=1, min_words=1), seed=0)
+    stream = iter(reference_logprobs(
         paired, "digest", dtype="float32", references=References(), trainer=TrainerHardware(),
         scorer=scorer(model_path, batch_size=1, cpus_per_replica=0.5),
     ).iter_rows())  # fmt: skip

@@ -14,11 +14,11 @@ from ray.data.expressions import col
 from judges.base import Prompt, Skip, user
 from pipeline.config import Config, UserError
 from pipeline.config.hardware import EngineHardware
+from pipeline.execution.progress import Display
+from pipeline.execution.runner import Runner
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
-from pipeline.progress import Display
-from pipeline.run import Run
-from pipeline.stage import Stage, stage
+from pipeline.stages.base import Stage, stage
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.schema import COLUMNS, map_rows
 
@@ -116,7 +116,7 @@ TRAIN = {f"a{i}" for i in range(40) if i % 4 != 3 and i != 7}
 
 
 def play(config, work):
-    run = Run(config, Ledger(config.run), Display())
+    run = Runner(config, Ledger(config.run), Display())
     articles = run.produce(corpus)
     first, *others = work.stages
     return articles, *run.chain((first, articles), *((stage,) for stage in others), into="round-01")
@@ -225,7 +225,7 @@ def test_a_finished_table_with_a_damaged_part_is_named(tmp_path, work):
     part.write_bytes(part.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"round-01/summaries/part-.* is damaged or gone .*--remake"):
         play(config, work)
-    again = Run(config, Ledger(config.run), Display(), remake="round-01/summaries")
+    again = Runner(config, Ledger(config.run), Display(), remake="round-01/summaries")
     first, *others = work.stages
     made = again.chain((first, again.produce(corpus)), *((stage,) for stage in others), into="round-01")
     check(tmp_path, (again.produce(corpus), *made))
@@ -241,7 +241,7 @@ def test_a_table_of_no_rows_starts_no_engine(tmp_path):
 
     for together in (False, True):
         config = settings(tmp_path / str(together), hardware={"together": together})
-        run = Run(config, Ledger(config.run), Display())
+        run = Runner(config, Ledger(config.run), Display())
         made = run.chain((write, run.produce(corpus)), (Work(tmp_path).stages[2],))
         assert [table.record["in"] for table in made] == [0, 0]
 
@@ -256,7 +256,7 @@ def test_rows_that_cannot_be_seen_from_here_are_no_table(tmp_path, work):
         )
 
     config = settings(tmp_path)
-    run = Run(config, Ledger(config.run), Display())
+    run = Runner(config, Ledger(config.run), Display())
     with pytest.raises(UserError, match="run= must be a folder that every node shares"):
         run.produce(elsewhere, run.produce(corpus))
     assert not (tmp_path / "scores/record.json").exists()

@@ -10,18 +10,20 @@ import pytest
 from keeping import keep
 from rich.console import Console
 
-from pipeline import report, standing
-from pipeline.articles import NothingNew, read_first, read_more
 from pipeline.config import UserError
 from pipeline.config.loader import apply_overrides, parse_config
 from pipeline.config.sanitize import escape_markdown
-from pipeline.progress import Display
+from pipeline.evaluation import champion
+from pipeline.evaluation.report.metrics import collect_metrics
+from pipeline.evaluation.report.render import write_report
+from pipeline.execution.dry_run import DryRun
+from pipeline.execution.progress import Display
+from pipeline.execution.runner import Runner
 from pipeline.round import rounds
-from pipeline.run import Run
+from pipeline.stages.articles import NoNewArticles, read_first_articles, read_new_articles
 from pipeline.storage import tables
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.schema import COLUMNS
-from pipeline.survey import Survey
 
 ARTICLES = 100
 TRAINING = {"steps": 1, "warnings": [], "passport": {"dtype": "float32", "attention": "sdpa"}}
@@ -29,7 +31,7 @@ TRAINING |= dict.fromkeys(("step0_loss", "final_loss", "final_kl", "chosen_fell"
 TRAINING |= {"eval_pairs": 1}
 
 
-class Scripted(Survey):
+class Scripted(DryRun):
     """Makes every artifact from a script: `skills[i]` is on how many of 100 held-out articles round i answers right.
 
     Attributes:
@@ -45,7 +47,7 @@ class Scripted(Survey):
     def make(self, stage, inputs, address):
         number = int(address[6:8]) if address.startswith("round-") else 0
         if stage.name == "articles" and number in self.dry:
-            raise NothingNew("a.jsonl has no new article to train on")
+            raise NoNewArticles("a.jsonl has no new article to train on")
         said = {
             "policy": lambda: {"model": f"models/{number}", "digest": f"d{number}", "training": TRAINING},
             "evaluation": lambda: self.write(address, list(self.examined(number))),
@@ -118,7 +120,7 @@ def settings(root, skills, *overrides):
 
 
 def champions(played):
-    return [one.standing.champion for one in played]
+    return [one.assessment.champion for one in played]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_only_a_policy_that_beats_the_champion_takes_its_place(walk, skills, exp
     played, _ = walk(skills)
     assert champions(played) == expected
     for one, before in zip(played[1:], expected, strict=False):
-        assert one.standing.challenge.wins == max(0, skills[one.number] - skills[before])
+        assert one.assessment.challenge.wins == max(0, skills[one.number] - skills[before])
 
 
 @pytest.mark.parametrize(("start_from", "starts"), [("latest", [0, 1, 2, 3]), ("champion", [0, 1, 1, 1])])
@@ -146,7 +148,7 @@ def test_the_next_round_starts_from_the_latest_or_the_champion(walk, start_from,
         for stage in ("summaries", "references", "policy"):
             given = [address for address in run.made[f"round-{number:02d}/{stage}"] if address.endswith("policy")]
             assert given == [policy], "writer, reference and starting weights are one"
-    assert [one.standing.figures.gained.wins for one in played[1:]] == [80, 0, 0, 90 - [0, 80, 40, 30][starts[3]]]
+    assert [one.assessment.figures.gained.wins for one in played[1:]] == [80, 0, 0, 90 - [0, 80, 40, 30][starts[3]]]
 
 
 def test_a_policy_out_of_bounds_is_no_champion(walk):
@@ -182,12 +184,12 @@ def test_a_small_yield_ends_the_run_and_no_pairs_do_without_a_rule(walk):
 
 def test_kl_is_measured_from_the_second_round_on_and_can_end_the_run(walk):
     played, run = walk([0, 40, 80, 90], "stop.max_kl=5", drift=[4.0, 6.5])
-    assert [one.standing.figures.kl for one in played[1:]] == pytest.approx([0.0, 4.0, 6.5])
+    assert [one.assessment.figures.kl for one in played[1:]] == pytest.approx([0.0, 4.0, 6.5])
     assert "round-01/drift" not in run.made
     assert run.made["round-02/drift"] == ("round-02/summaries", "round-01/policy", "round-00/policy")
     assert played[-1].ended == "Stopped after round 3: stop.max_kl=5.0: the writer is 6.50 nats a summary from the base"
     played, _ = walk([0, 40, 80], "stop.max_kl=5", name="unknown")
-    assert played[-1].standing.figures.kl is None and played[-1].ended is None
+    assert played[-1].assessment.figures.kl is None and played[-1].ended is None
 
 
 def test_the_reference_is_the_base_if_it_is_to_be(walk):
@@ -234,16 +236,16 @@ def test_the_same_command_makes_nothing_and_says_the_same(walk, overrides):
     first, _ = walk(skills, *overrides)
     again, run = walk(skills, *overrides)
     assert run.made == {}
-    assert [(one.ended, one.standing) for one in again] == [(one.ended, one.standing) for one in first]
+    assert [(one.ended, one.assessment) for one in again] == [(one.ended, one.assessment) for one in first]
 
 
 def test_a_survey_knows_what_is_made_and_guesses_nothing(walk, tmp_path):
     skills = [0, 80, 40, 90]
     config = settings(tmp_path / "run", skills, "start_from=champion", "stop.patience=1")
-    unplayed = list(rounds(Survey(config, Ledger(config.run))))
-    assert len(unplayed) == 4 and not any(one.standing or one.ended for one in unplayed[1:])
+    unplayed = list(rounds(DryRun(config, Ledger(config.run))))
+    assert len(unplayed) == 4 and not any(one.assessment or one.ended for one in unplayed[1:])
     walk(skills, "start_from=champion", "stop.patience=1")
-    survey = Survey(config, Ledger(config.run))
+    survey = DryRun(config, Ledger(config.run))
     found = list(rounds(survey))
     assert len(found) == 3 and found[-1].ended.startswith("Stopped after round 2") and not survey.unmade
 
@@ -264,7 +266,7 @@ def test_a_remake_of_a_round_is_surveyed_though_its_champion_is_not_known_yet(wa
     skills = [0, 80, 40, 90]
     walk(skills, "start_from=champion")
     config = settings(tmp_path / "run", skills, "start_from=champion")
-    survey = Survey(config, Ledger(config.run), remake="round-02/pairs")
+    survey = DryRun(config, Ledger(config.run), remake="round-02/pairs")
     list(rounds(survey))
     assert {"round-02/policy", "round-03/summaries"} <= set(survey.unmade)
     played, run = walk(skills, "start_from=champion", remake="round-02/pairs")
@@ -303,15 +305,15 @@ def test_what_was_begun_with_another_setting_is_not_thrown_away_unasked(walk, tm
     (tmp_path / "run/round-02/pairs/part-x.parquet").write_bytes(b"rows")
     changed = settings(tmp_path / "run", skills, "pairs.threshold=2")
     with pytest.raises(UserError, match="round-01/pairs was made by another recipe"):
-        list(rounds(Survey(changed, ledger)))
+        list(rounds(DryRun(changed, ledger)))
     first = ledger.find("round-01/pairs").record
     first["recipe"]["settings"]["pairs"]["threshold"] = 2
     ledger.finish("round-01/pairs", first)
     with pytest.raises(UserError, match=r"round-02/pairs was begun by another recipe:\n  settings.pairs.threshold"):
-        list(rounds(Survey(changed, ledger)))
-    list(rounds(Survey(changed, ledger, remake="round-02/pairs")))
+        list(rounds(DryRun(changed, ledger)))
+    list(rounds(DryRun(changed, ledger, remake="round-02/pairs")))
     (tmp_path / "run/round-02/pairs/part-x.parquet").unlink()
-    list(rounds(Survey(changed, ledger)))
+    list(rounds(DryRun(changed, ledger)))
 
 
 def test_a_remake_that_is_past_its_limits_again_can_be_asked_for_again(walk, tmp_path):
@@ -332,10 +334,10 @@ def test_a_round_of_new_articles_without_pairs_is_not_the_end(walk):
     played, run = walk([0, 40, 80, 90], *overrides, yields=[0, 60, 60])
     assert [one.learned for one in played] == [True, False, True, True] and played[-1].ended is None
     assert [one.start for one in played] == [0, 0, 0, 2] and champions(played) == [0, 0, 2, 3]
-    assert played[2].standing.figures.gained.wins == 80, "against the base, whose policy it started from"
+    assert played[2].assessment.figures.gained.wins == 80, "against the base, whose policy it started from"
     assert run.made["round-02/policy"] == ("round-02/references", "round-00/policy"), "the base is its own reference"
     assert run.made["round-03/replay"] == ("round-03/pairs", "round-02/pairs"), "of nothing nothing is replayed"
-    metrics = report.measure(played, run.config, run.ledger)
+    metrics = collect_metrics(played, run.config, run.ledger)
     assert [(entry["round"], entry["previous"]) for entry in metrics["rounds"]] == [(2, 0), (3, 2)]
     played, _ = walk([0, 40, 80, 90], *overrides, "stop.min_yield=0.1", yields=[60, 0, 60], name="poor")
     assert played[-1].ended == "Stopped after round 2: stop.min_yield=0.1: 0.0% of the judged articles gave a pair"
@@ -343,10 +345,10 @@ def test_a_round_of_new_articles_without_pairs_is_not_the_end(walk):
 
 def test_champion_json_says_where_it_is_and_whom_it_beat(walk):
     played, run = walk([0, 40, 80, 30])
-    standing.crown(played[:1], run.ledger)
+    champion.write_champion(played[:1], run.ledger)
     base = json.loads(run.ledger.read("champion.json"))
     assert (base["round"], base["address"], base["beat"]) == (0, "round-00/policy", None)
-    standing.crown(played, run.ledger)
+    champion.write_champion(played, run.ledger)
     found = json.loads(run.ledger.read("champion.json"))
     assert (found["round"], found["address"], found["model"]) == (2, "round-02/policy", "models/2")
     assert found["build"] == played[2].policy.build
@@ -355,7 +357,7 @@ def test_champion_json_says_where_it_is_and_whom_it_beat(walk):
 
 def test_the_report_has_the_rounds_the_champion_and_why_it_stopped(walk):
     played, run = walk([0, 80, 40, 30, 90], "start_from=champion", "stop.patience=2", drift=[3.0, 4.0])
-    metrics = report.measure(played, run.config, run.ledger)
+    metrics = collect_metrics(played, run.config, run.ledger)
     assert metrics["champion"] == 1
     assert metrics["stopped"] == played[-1].ended
     assert f"{metrics['stopped']}." in metrics["notes"]
@@ -365,7 +367,7 @@ def test_the_report_has_the_rounds_the_champion_and_why_it_stopped(walk):
     third = metrics["rounds"][2]
     assert third["yield"] == 0.6
     assert third["vs_start"]["strict"] == third["vs_champion"]["strict"] != third["vs_previous"]["strict"]
-    report.write(metrics, [], run.config, run.ledger)
+    write_report(metrics, [], run.config, run.ledger)
     text = run.ledger.read("report.md")
     assert "| 2 | round 1 | 100 | 60.0 % | 60 | – | 3 | 1.5 | 30.0% [2" in text
     assert "The champion is the policy of round 1: " in text
@@ -382,15 +384,15 @@ def test_what_a_growing_corpus_has_not_yet_leaves_nothing_behind(ray_cluster, tm
     config = settings(tmp_path / "run", [0, 0], *overrides)
 
     def run():
-        return Run(config, Ledger(config.run), Display(Console(file=io.StringIO())))
+        return Runner(config, Ledger(config.run), Display(Console(file=io.StringIO())))
 
-    first = run().produce(read_first)
-    with pytest.raises(NothingNew):
-        run().produce(read_more, first, into="round-02")
+    first = run().produce(read_first_articles)
+    with pytest.raises(NoNewArticles):
+        run().produce(read_new_articles, first, into="round-02")
     assert run().ledger.find("round-02/articles") is None
     corpus.write_text("\n".join(lines))
-    assert run().produce(read_first).build == first.build, "a corpus that has grown makes nothing stale"
-    second = run().produce(read_more, first, into="round-02")
+    assert run().produce(read_first_articles).build == first.build, "a corpus that has grown makes nothing stale"
+    second = run().produce(read_new_articles, first, into="round-02")
     found = [row["article_id"] for row in tables.read_table(run().ledger, second)]
     assert sorted(found) == sorted(f"a{i}" for i in range(40, 60))
-    assert run().produce(read_more, first, into="round-02").build == second.build
+    assert run().produce(read_new_articles, first, into="round-02").build == second.build

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jobs.schedule import Rounds, finished, schedule
 from pipeline.config import UserError
-from pipeline.progress import Display
+from pipeline.execution.progress import Display
 from pipeline.storage.ledger import Ledger
 
 RECORD = {"build": "b1", "recipe": {}}

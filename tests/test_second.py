@@ -5,12 +5,14 @@ import pytest
 from judges.cloze import ClozeJudge
 from pipeline.config import run
 from pipeline.config.hardware import EngineHardware
-from pipeline.evaluation import agree, entrant, verdicts
+from pipeline.evaluation.comparison import judge_agreement, single_summary_rows, verdicts
+from pipeline.evaluation.report.metrics import _second, _unconfirmed
+from pipeline.evaluation.report.render import _wins
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
 from pipeline.judging.preference import accuracy_only
-from pipeline.report import _second, _unconfirmed, _wins
-from pipeline.second import ask_second, judge_second
+from pipeline.stages.questions import ask_second_questions
+from pipeline.stages.scores import score_second
 from pipeline.storage.schema import to_dataset
 
 SECOND = run.JudgeSettings(kind="cloze", questions=4)
@@ -28,7 +30,7 @@ def judged(ray_cluster):
         for name, text in (("rich", ARTICLE), ("poor", "Nothing happened."))
     ]
     settings = {"second_judge": SECOND, "seed": 0, "second_engine": pool}
-    asked = ask_second(to_dataset(articles), questions=run.Questions(min_questions=3), **settings).take_all()
+    asked = ask_second_questions(to_dataset(articles), questions=run.Questions(min_questions=3), **settings).take_all()
     columns = ("article_id", "article", "split", "questions", "second_questions")
     first = {"answers": ["A"], "correct": 1, "unread": 0, "words": 3, "invalid_chars": 0}
     rows = [
@@ -38,7 +40,7 @@ def judged(ray_cluster):
         for row in asked
         for writer, text in (("whole", row["article"]), ("nothing", "Nothing."))
     ]
-    made = judge_second(to_dataset(rows), **settings).take_all()
+    made = score_second(to_dataset(rows), **settings).take_all()
     return asked, {(row["article_id"], row["writer"]): row for row in made}
 
 
@@ -58,13 +60,13 @@ def row(article, writer, correct, words=10, unread=0):
 
 
 def test_agreement_is_counted_over_what_both_judged():
-    assert agree({"a": 1, "b": 0, "c": -1, "d": 1}, {"a": 1, "b": 1, "c": 1, "e": 0}) == {
+    assert judge_agreement({"a": 1, "b": 0, "c": -1, "d": 1}, {"a": 1, "b": 1, "c": 1, "e": 0}) == {
         "n": 3,
         "same": pytest.approx(1 / 3),
         "decided": 2,
         "same_winner": 0.5,
     }
-    assert agree({}, {"a": 1}) == {"n": 0, "same": None, "decided": 0, "same_winner": None}
+    assert judge_agreement({}, {"a": 1}) == {"n": 0, "same": None, "decided": 0, "same_winner": None}
 
 
 def test_verdicts_are_of_articles_that_both_have_read():
@@ -82,7 +84,9 @@ def test_its_win_rate_stands_beside_the_first_ones():
         second_judge=SECOND,
         pairs=run.Pairs(preference="accuracy_only"),
     )
-    ours, theirs = (entrant([row(i, who, right) for i in "abcd"], 0) for who, right in (("new", 4), ("old", 2)))
+    ours, theirs = (
+        single_summary_rows([row(i, who, right) for i in "abcd"], 0) for who, right in (("new", 4), ("old", 2))
+    )
     opinions = {(i, "new"): row(i, "new", 1)["scores"] for i in "abc"}
     opinions |= {(i, "old"): row(i, "old", {"a": 0, "b": 1, "c": 3}[i])["scores"] for i in "abc"}
     found = _second(ours, theirs, settings, opinions)["strict"]

@@ -11,17 +11,23 @@ from hypothesis import strategies as st
 from judges.base import LETTERS, UNSURE, Prompt, Question, Skip, user
 from pipeline.config import run
 from pipeline.config.hardware import EngineHardware
-from pipeline.evaluation import compare, entrant, evaluate
-from pipeline.exam import _sit, lead, shorten, sit, sit_base
+from pipeline.evaluation.comparison import compare_writers, single_summary_rows
 from pipeline.inference.base import Reply, Sample
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
 from pipeline.judging.scoring import soft_score
-from pipeline.pairs import pair
-from pipeline.questions import ask
-from pipeline.scores import judge
+from pipeline.stages.pairs import make_pairs
+from pipeline.stages.questions import ask_questions
+from pipeline.stages.scores import score_heldout, score_samples
+from pipeline.stages.summaries import (
+    _sit,
+    first_sentences,
+    sample_summaries,
+    shorten,
+    summarize_heldout,
+    summarize_heldout_with_baselines,
+)
 from pipeline.storage.schema import to_dataset
-from pipeline.summaries import write
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -69,7 +75,7 @@ def _body(text, tag):
 
 
 def asked(rows=None, script=newsroom, **settings):
-    made = ask(
+    made = ask_questions(
         to_dataset(rows or articles()),
         judge=JUDGE,
         questions=run.Questions(min_questions=2, **settings),
@@ -137,7 +143,7 @@ def test_one_bad_article_never_costs_its_batch():
 
 
 def sampled(rows, script, n=4):
-    return write(
+    return sample_summaries(
         to_dataset(rows),
         "build-1",
         summaries=run.Summaries(n=n, max_tokens=60),
@@ -170,7 +176,7 @@ def test_an_engine_gives_the_log_probabilities_of_its_first_batch_unasked(asked_
     """vLLM takes them of all that runs beside a prompt that asks: one article in 16 made sampling a fifth slower."""
     engine = EnginePool(lambda: ScriptedEngine(facts), EngineHardware(batch_size=3), at_once=1)
     settings = run.Summaries(n=4, max_tokens=60, logprobs=asked_for)
-    rows = write(
+    rows = sample_summaries(
         to_dataset(articles()), "b", summaries=settings, policy=POLICY, seed=0, policy_engine=engine
     ).take_all()
     known = [[summary["logp"] is not None for summary in row["summaries"]] for row in rows]
@@ -189,7 +195,7 @@ def test_a_row_keeps_every_column_it_came_with():
 
 
 def scored(rows, script=newsroom):
-    return judge(to_dataset(rows), judge=JUDGE, seed=0, judge_engine=pool(script))
+    return score_samples(to_dataset(rows), judge=JUDGE, seed=0, judge_engine=pool(script))
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +269,7 @@ def test_a_soft_score_is_the_count_less_the_judges_doubts():
 def test_show_tells_the_soft_score_where_there_is_one(capsys):
     from rich.console import Console
 
-    from jobs.look import _print
+    from jobs.show import _print
 
     score = {"answers": ["A", None], "correct": 1, "words": 7}
     row = {"article_id": "a", "split": "train", "article": "An article.", "summaries": [], "scores": []}
@@ -285,19 +291,19 @@ def test_a_soft_score_is_never_above_the_count(answers):
 def test_pairs_prefer_what_the_judge_preferred(judged):
     settings = run.Pairs(threshold=3, min_words=1)
     rows = [{k: v for k, v in row.items() if k not in ("skipped", "tally")} for row in judged]
-    made = [plain(row) for row in pair(to_dataset(rows), settings).take_all()]
+    made = [plain(row) for row in make_pairs(to_dataset(rows), settings).take_all()]
     assert all(row["skipped"] is None for row in made)
     for row in made:
         for p in row["pairs"]:
             assert row["scores"][p["chosen"]]["correct"] > row["scores"][p["rejected"]]["correct"]
 
 
-def examined(sitting=sit, **extra):
+def examined(sitting=summarize_heldout, **extra):
     columns = ("article_id", "article", "split", "questions")
     rows = [{name: row[name] for name in columns} for row in map(plain, asked())]
     engine = pool(lambda prompt, sample: facts(prompt, 2))
     written = sitting(to_dataset(rows), "build-1", max_tokens=60, policy=POLICY, seed=0, policy_engine=engine, **extra)
-    made = evaluate(written, ask_again=0.0, judge=JUDGE, seed=0, judge_engine=pool(newsroom))
+    made = score_heldout(written, ask_again=0.0, judge=JUDGE, seed=0, judge_engine=pool(newsroom))
     return [plain(row) for row in made.take_all()]
 
 
@@ -309,12 +315,12 @@ def test_evaluation_is_one_greedy_summary_an_article():
 
 
 def test_baselines_are_judged_like_the_policy():
-    rows = examined(sit_base, baselines=run.Baselines(lead_sentences=1, shorten_to=0.5))
+    rows = examined(summarize_heldout_with_baselines, baselines=run.Baselines(lead_sentences=1, shorten_to=0.5))
     assert len({row["article_id"] for row in rows}) == len(rows) == 8
-    base, led, short = (entrant(rows, place) for place in range(3))
+    base, led, short = (single_summary_rows(rows, place) for place in range(3))
     assert all(len(row["summaries"]) == len(row["scores"]) == 1 for row in (*base, *led, *short))
     assert [row["scores"][0]["correct"] for row in base] == [2] * 8
-    assert [row["summaries"][0]["text"] for row in led] == [lead(row["article"], 1) for row in rows]
+    assert [row["summaries"][0]["text"] for row in led] == [first_sentences(row["article"], 1) for row in rows]
     assert [row["scores"][0]["correct"] for row in led] == [1] * 8
     for whole, cut in zip(base, short, strict=True):
         assert cut["summaries"][0]["text"] == shorten(whole["summaries"][0]["text"], 0.5)
@@ -335,7 +341,7 @@ def test_a_summary_cut_off_never_wins():
 
     long, short = row("stop", 4, 30), row("length", 4, 5)
     for ours, theirs, wins, losses in ((short, long, 0, 0), (long, short, 0, 0), (row("stop", 4, 5), long, 1, 0)):
-        for rate in compare([ours], [theirs], run.Pairs(), run.Report(), 0).values():
+        for rate in compare_writers([ours], [theirs], run.Pairs(), run.Report(), 0).values():
             assert (rate.wins, rate.losses) == (wins, losses)
 
 
@@ -343,7 +349,7 @@ def test_an_unread_answer_leaves_its_article_out_of_the_comparison():
     read = {"article_id": "a", "summaries": [{"finish_reason": "stop"}]}
     ours = read | {"scores": [{"correct": 4, "words": 9, "unread": 1}]}
     theirs = read | {"scores": [{"correct": 0, "words": 9, "unread": 0}]}
-    assert compare([ours], [theirs], run.Pairs(), run.Report(), 0) == {"strict": None, "reference": None}
+    assert compare_writers([ours], [theirs], run.Pairs(), run.Report(), 0) == {"strict": None, "reference": None}
 
 
 def test_a_question_cut_off_is_not_used():
@@ -357,7 +363,7 @@ def test_a_question_cut_off_is_not_used():
 
 
 def test_lead_and_shorten():
-    assert lead("One. Two! Three? Four.", 3) == "One. Two! Three?"
+    assert first_sentences("One. Two! Three? Four.", 3) == "One. Two! Three?"
     assert shorten("a b c d e", 0.8) == "a b c d"
     assert shorten("word", 0.5) == "word"
     assert shorten("", 0.5) == ""

@@ -99,15 +99,15 @@ def test_our_own_ray_lets_nobody_in_without_the_token(our_ray, tmp_path):
 def test_an_address_where_nobody_answers_is_told_at_once(monkeypatch):
     import ray
 
-    from pipeline.cluster import connected
     from pipeline.config import UserError
     from pipeline.config.hardware import Hardware
+    from pipeline.execution.ray_cluster import connected_ray
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray itself tries for ten minutes"))
     with (
         pytest.raises(UserError, match="RAY_ADDRESS is '127.0.0.1:1', and no Ray answers there"),
-        connected(Hardware()),
+        connected_ray(Hardware()),
     ):
         pass

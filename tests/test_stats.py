@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.stats import sign_test, win_rate
+from pipeline.evaluation.win_rate import sign_test, win_rate
 
 OPTIONS = {"resamples": 4000, "confidence": 0.95, "seed": 0}
 

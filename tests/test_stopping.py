@@ -5,8 +5,8 @@ import pytest
 from pipeline.config import UserError
 from pipeline.config.loader import parse_config
 from pipeline.config.stopping import Stop
-from pipeline.stats import WinRate
-from pipeline.stopping import Figures, breaches, reasons
+from pipeline.evaluation.stopping import RoundFigures, bounds_exceeded, stop_reasons
+from pipeline.evaluation.win_rate import WinRate
 
 HEALTHY = {"pair_yield": 0.6, "kl": 5.0, "words": 30.0, "base_words": 28.0, "invalid_chars": 0.0}
 
@@ -18,14 +18,14 @@ def rate(low: float, high: float) -> WinRate:
 GAIN, EVEN, LOSS = rate(0.52, 0.7), rate(0.45, 0.55), rate(0.2, 0.4)
 
 
-def history(*gained: WinRate | None, **last: float | None) -> list[Figures]:
-    rounds = [Figures(number, gain, **HEALTHY) for number, gain in enumerate(gained, 1)]
-    return [*rounds[:-1], Figures(len(gained), gained[-1], **(HEALTHY | last))]
+def history(*gained: WinRate | None, **last: float | None) -> list[RoundFigures]:
+    rounds = [RoundFigures(number, gain, **HEALTHY) for number, gain in enumerate(gained, 1)]
+    return [*rounds[:-1], RoundFigures(len(gained), gained[-1], **(HEALTHY | last))]
 
 
 def test_without_settings_nothing_stops():
     bad = {"pair_yield": 0.0, "kl": 1e9, "words": 0.0, "invalid_chars": 1.0}
-    assert reasons(Stop(), history(LOSS, LOSS, None, **bad)) == []
+    assert stop_reasons(Stop(), history(LOSS, LOSS, None, **bad)) == []
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_without_settings_nothing_stops():
     ],
 )
 def test_patience_counts_rounds_in_a_row_without_a_gain(patience, gained, stops):
-    assert bool(reasons(Stop(patience=patience), history(*gained))) == stops
+    assert bool(stop_reasons(Stop(patience=patience), history(*gained))) == stops
 
 
 @pytest.mark.parametrize(
@@ -61,15 +61,15 @@ def test_patience_counts_rounds_in_a_row_without_a_gain(patience, gained, stops)
     ],
 )
 def test_each_bound_holds_at_its_value_and_not_beyond(stop, name, goes_on, stops):
-    assert reasons(stop, history(GAIN, **{name: goes_on})) == []
-    (said,) = reasons(stop, history(GAIN, **{name: stops}))
+    assert stop_reasons(stop, history(GAIN, **{name: goes_on})) == []
+    (said,) = stop_reasons(stop, history(GAIN, **{name: stops}))
     ((setting, value),) = stop.model_dump(exclude_none=True).items()
     assert said.startswith(f"stop.{setting}={value}: ")
-    assert reasons(stop, history(GAIN, **{name: None})) == [], "what was not measured stops nothing"
+    assert stop_reasons(stop, history(GAIN, **{name: None})) == [], "what was not measured stops nothing"
 
 
 def test_a_reason_has_the_figures():
-    assert reasons(Stop(patience=2, min_yield=0.5), history(EVEN, None, pair_yield=0.125)) == [
+    assert stop_reasons(Stop(patience=2, min_yield=0.5), history(EVEN, None, pair_yield=0.125)) == [
         "stop.patience=2: no gain over what the round started from (round 1 50.0% [45.0%, 55.0%], round 2 not "
         "comparable)",
         "stop.min_yield=0.5: 12.5% of the judged articles gave a pair",
@@ -79,8 +79,8 @@ def test_a_reason_has_the_figures():
 def test_a_policy_is_out_of_bounds_by_its_own_summaries_alone():
     stop = Stop(patience=1, min_yield=0.9, max_kl=1.0, min_words=40, max_invalid_chars=0.1)
     (last,) = history(LOSS)
-    assert len(reasons(stop, [last])) == 4
-    assert breaches(stop, last) == ["stop.min_words=40: half the summaries have at most 30 words"]
+    assert len(stop_reasons(stop, [last])) == 4
+    assert bounds_exceeded(stop, last) == ["stop.min_words=40: half the summaries have at most 30 words"]
 
 
 @pytest.mark.parametrize(

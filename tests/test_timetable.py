@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.cron import CronSchedule, time_zone
 from pipeline.config import UserError
-from pipeline.timetable import Timetable, zone
 
 BERLIN = ZoneInfo("Europe/Berlin")
-NIGHTLY = Timetable("0 2 * * *", UTC)
+NIGHTLY = CronSchedule("0 2 * * *", UTC)
 
 
 def at(text, where=UTC):
@@ -51,7 +51,7 @@ def test_it_fires_at_its_times():
 
 def test_a_round_that_takes_long_lets_firings_pass():
     clock, fired = Clock(at("2026-01-01T00:30")), []
-    for due in islice(Timetable("0 * * * *", UTC).firings(clock, clock.sleep, clock.said.append), 2):
+    for due in islice(CronSchedule("0 * * * *", UTC).firings(clock, clock.sleep, clock.said.append), 2):
         fired.append(due)
         clock.now += timedelta(hours=3, minutes=10)
     assert fired == [at("2026-01-01T01:00"), at("2026-01-01T05:00")]
@@ -93,7 +93,7 @@ def test_a_little_late_is_not_missed():
     ],
 )
 def test_the_nights_when_the_clocks_change(day, fires):
-    table = Timetable("30 2 * * *", BERLIN)
+    table = CronSchedule("30 2 * * *", BERLIN)
     clock = Clock(at(day, BERLIN))
     first, second = clock.firings(table, 2)
     assert first == at(fires, BERLIN)
@@ -107,7 +107,7 @@ times = st.datetimes(datetime(2026, 1, 1), datetime(2027, 1, 1), timezones=st.ju
 @settings(max_examples=50, deadline=None)
 @given(every, times, st.sampled_from([UTC, BERLIN, ZoneInfo("Australia/Lord_Howe"), ZoneInfo("America/St_Johns")]))
 def test_the_next_is_later_and_nothing_lies_between(cron, now, where):
-    table = Timetable(cron, where)
+    table = CronSchedule(cron, where)
     due = table.next_due(now)
     assert due > now
     assert table.passed(now, due) == 1
@@ -120,7 +120,7 @@ often = st.sampled_from(["* * * * *", "*/7 * * * *", "0 * * * *"])
 @settings(max_examples=30, deadline=None)
 @given(often, times, st.lists(st.tuples(st.booleans(), st.integers(-20_000, 20_000)), max_size=4))
 def test_whatever_the_clock_does_no_firing_comes_early_nor_in_a_burst(cron, start, jumps):
-    table, clock = Timetable(cron, BERLIN), Clock(start)
+    table, clock = CronSchedule(cron, BERLIN), Clock(start)
     firings = table.firings(clock, clock.sleep, clock.said.append)
     for jumps_while_playing, seconds in jumps:
         due = next(firings)
@@ -148,23 +148,23 @@ def test_whatever_the_clock_does_no_firing_comes_early_nor_in_a_burst(cron, star
 )
 def test_a_wrong_expression_is_refused(cron):
     with pytest.raises(UserError, match="--cron is .*It should be minute, hour"):
-        Timetable(cron, UTC)
+        CronSchedule(cron, UTC)
 
 
 def test_the_zone_is_named_or_the_machines(monkeypatch):
-    assert zone("Europe/Berlin") == BERLIN
+    assert time_zone("Europe/Berlin") == BERLIN
     monkeypatch.setenv("TZ", ":Europe/Berlin")
-    assert zone(None) == BERLIN
-    assert zone("UTC") == ZoneInfo("UTC")
+    assert time_zone(None) == BERLIN
+    assert time_zone("UTC") == ZoneInfo("UTC")
     monkeypatch.setenv("TZ", "CET-1CEST")
     with pytest.raises(UserError, match="TZ is 'CET-1CEST'.*give --timezone"):
-        zone(None)
+        time_zone(None)
     monkeypatch.delenv("TZ")
     now = datetime.now()
-    assert now.replace(tzinfo=zone(None)).utcoffset() == now.astimezone().utcoffset()
+    assert now.replace(tzinfo=time_zone(None)).utcoffset() == now.astimezone().utcoffset()
 
 
 @pytest.mark.parametrize("name", ["Mars", "", "../etc/passwd", "/etc/localtime", "Europe"])
 def test_a_wrong_zone_is_refused(name):
     with pytest.raises(UserError, match="is no time zone"):
-        zone(name)
+        time_zone(name)

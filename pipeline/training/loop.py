@@ -111,7 +111,7 @@ class TrainLoop:
     report: Callable[[dict[str, Any]], None] = lambda line: None
     shelf: CheckpointStore | None = None
     from_reference: bool = True
-    standing: TrainState = field(init=False, default_factory=TrainState)
+    state: TrainState = field(init=False, default_factory=TrainState)
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -137,7 +137,7 @@ class TrainLoop:
     @property
     def lines(self) -> list[dict[str, Any]]:
         """Lines of metrics, so far."""
-        return self.standing.lines
+        return self.state.lines
 
     def play(self, resume_from: Path | None = None) -> dict[str, Any]:
         """Train from the beginning or from a checkpoint to the end.
@@ -151,47 +151,47 @@ class TrainLoop:
                 is not complete.
         """
         self._place()
-        standing = self.standing
+        state = self.state
         if resume_from is None:
-            standing.passport = consistency.measure_consistency(
+            state.passport = consistency.measure_consistency(
                 self.policy, self.train, self.device, self._sampler, is_reference=self.from_reference
             )
             self._evaluate(0, 0.0)
         else:
-            state = checkpoint.load(resume_from, self.optimizer.state(), rank=self.rank, workers=self.workers)
-            standing = self.standing = TrainState(**state)
-            self.optimizer.go_on(standing.step)
-        began = time.monotonic() - standing.seconds
-        for step in self.plan[standing.step :]:
-            if standing.stopped:
+            saved = checkpoint.load(resume_from, self.optimizer.state(), rank=self.rank, workers=self.workers)
+            state = self.state = TrainState(**saved)
+            self.optimizer.go_on(state.step)
+        began = time.monotonic() - state.seconds
+        for step in self.plan[state.step :]:
+            if state.stopped:
                 break
-            self._step(standing.step, step)
-            standing.step += 1
-            standing.seconds = time.monotonic() - began
+            self._step(state.step, step)
+            state.step += 1
+            state.seconds = time.monotonic() - began
             if self._evaluation_due(step):
-                self._evaluate(standing.step, step.epoch)
-            if standing.step % self.save_steps == 0 and standing.step < len(self.plan):
+                self._evaluate(state.step, step.epoch)
+            if state.step % self.save_steps == 0 and state.step < len(self.plan):
                 self._checkpoint()
-        written = standing.step
-        if self.settings["load_best_model_at_end"] and standing.best not in (None, standing.step):
-            assert self.shelf is not None and standing.best is not None, "best weights need a shelf"
-            written = standing.best
+        written = state.step
+        if self.settings["load_best_model_at_end"] and state.best not in (None, state.step):
+            assert self.shelf is not None and state.best is not None, "best weights need a shelf"
+            written = state.best
             with self.shelf.best(_name(written)) as folder:
                 checkpoint.load(folder, self.optimizer.parameters.items(), rank=self.rank, workers=self.workers)
-        return metrics.summary(standing.lines, self.settings["num_train_epochs"], written) | {
-            "seconds": standing.seconds,
-            "step0_max_abs_margin": standing.margin,
-            "passport": standing.passport,
-            "best_step": standing.best,
-            "stopped_early": standing.stopped,
+        return metrics.summary(state.lines, self.settings["num_train_epochs"], written) | {
+            "seconds": state.seconds,
+            "step0_max_abs_margin": state.margin,
+            "passport": state.passport,
+            "best_step": state.best,
+            "stopped_early": state.stopped,
         }
 
     def save(self, out: Path) -> None:
         """Write the model folder and metrics.jsonl, from rank 0. A collective: every worker calls it."""
-        state = full_state_dict(self.policy, keep=self.rank == 0)
+        weights = full_state_dict(self.policy, keep=self.rank == 0)
         if self.rank == 0:
-            loading.save_model(state, self.model_path, out, self.settings["lora"])
-            text = "".join(json.dumps(line) + "\n" for line in self.standing.lines)
+            loading.save_model(weights, self.model_path, out, self.settings["lora"])
+            text = "".join(json.dumps(line) + "\n" for line in self.state.lines)
             (out / "metrics.jsonl").write_text(text, encoding="utf-8")
 
     @property
@@ -227,7 +227,7 @@ class TrainLoop:
         line = metrics.means(self._sum(totals), step.weight, self.referenced)
         if number == 0 and self.referenced:
             margin, per_token = self._reduce(gaps, dist.ReduceOp.MAX).tolist()
-            self.standing.margin = self.settings["beta"] * margin
+            self.state.margin = self.settings["beta"] * margin
             if self.from_reference:
                 self._check_step0(line["loss"], per_token)
         rate = learning_rate(
@@ -260,26 +260,26 @@ class TrainLoop:
 
     def _compare(self, line: Mapping[str, float]) -> None:
         """Keep these weights if they are the best so far; stop if there were none for too long."""
-        standing, name = self.standing, self.settings["metric_for_best_model"]
+        state, name = self.state, self.settings["metric_for_best_model"]
         score = -line[name] if name == "eval_loss" else line[name]
-        if standing.score is None or score > standing.score:
-            standing.best, standing.score, standing.worse = standing.step, score, 0
+        if state.score is None or score > state.score:
+            state.best, state.score, state.worse = state.step, score, 0
             if self.settings["load_best_model_at_end"] and self.shelf is not None:
                 with tempfile.TemporaryDirectory() as folder:
                     tensors = self.optimizer.parameters.items()
                     checkpoint.save(Path(folder), tensors, {}, rank=self.rank, workers=self.workers)
-                    self.shelf.keep_best(_name(standing.step), Path(folder))
+                    self.shelf.keep_best(_name(state.step), Path(folder))
                 self._forget()
         else:
-            standing.worse += 1
+            state.worse += 1
         patience = self.settings["early_stopping_patience"]
-        standing.stopped = patience is not None and standing.worse >= patience
+        state.stopped = patience is not None and state.worse >= patience
 
     def _evaluation_due(self, step: Step) -> bool:
         every = self.settings["eval_steps"]
-        if every is None or self.standing.step == len(self.plan):
+        if every is None or self.state.step == len(self.plan):
             return step.epoch == int(step.epoch)
-        return self.standing.step % every == 0
+        return self.state.step % every == 0
 
     def _batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
         batches = micro_batches(examples, rank=self.rank, workers=self.workers, tokens_per_batch=self.tokens_per_batch)
@@ -312,22 +312,22 @@ class TrainLoop:
     def _checkpoint(self) -> None:
         if self.shelf is None:
             return
-        standing = self.standing
-        standing.bests = [*standing.bests, standing.best][-2:]
+        state = self.state
+        state.bests = [*state.bests, state.best][-2:]
         with tempfile.TemporaryDirectory() as folder:
             tensors = self.optimizer.state()
-            checkpoint.save(Path(folder), tensors, asdict(standing), rank=self.rank, workers=self.workers)
+            checkpoint.save(Path(folder), tensors, asdict(state), rank=self.rank, workers=self.workers)
             self.shelf.keep(Path(folder))
         self._forget()
 
     def _forget(self) -> None:
         """Remove best weights that are surpassed, and that neither of the last two checkpoints leads back to."""
-        standing = self.standing
+        state = self.state
         if self.shelf is not None:
-            self.shelf.forget([_name(step) for step in {standing.best, *standing.bests} if step is not None])
+            self.shelf.forget([_name(step) for step in {state.best, *state.bests} if step is not None])
 
     def _log(self, line: dict[str, Any]) -> None:
-        self.standing.lines.append(line)
+        self.state.lines.append(line)
         if self.rank == 0:
             self.report({"steps": len(self.plan), **line})
 

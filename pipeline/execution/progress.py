@@ -1,0 +1,134 @@
+"""What a person sees of a run: a bar with rate and time left while a stage works, one line when it is done.
+
+On a terminal the bar is drawn in place; elsewhere (a job's log, CI) a plain line comes now and then. Left out: the
+report.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from pipeline.config.sanitize import printable
+
+_EVERY = 20.0  # seconds between plain lines
+
+
+class StageProgress:
+    """Counts rows (or steps) of one stage. Call `advance` as they come."""
+
+    def __init__(self, console: Console, bar: Progress | None, name: str, total: int | None, unit: str):
+        self.name, self.total, self.unit, self.done, self.skipped = name, total, unit, 0, 0
+        self.began = self.said = time.monotonic()
+        self.console, self.bar = console, bar
+        if bar is not None:
+            self.task = bar.add_task(name, total=total, rate="starting")
+
+    def advance(self, count: int = 1) -> None:
+        """Say that `count` more are done."""
+        self.done += count
+        self._show()
+
+    def resume(self, done: int) -> None:
+        """Say how many an earlier attempt has done."""
+        self.done = self.skipped = done
+
+    def reach(self, done: int, total: int | None) -> None:
+        """Say how many are done by now, of how many: what was begun elsewhere does not begin at 0."""
+        if not self.done:
+            self.skipped = done - 1
+        self.done, self.total = done, total
+        self._show()
+
+    def _show(self) -> None:
+        if self.total and self.done > self.total:
+            self.total = None  # a stage that makes several rows of one: how many will come is not known
+        now = time.monotonic()
+        rate = (self.done - self.skipped) / max(now - self.began, 1e-3)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, total=self.total, rate=f"{rate:.1f} {self.unit}/s")
+        elif now - self.said > _EVERY and self.done != self.total:
+            self.said = now
+            left = f"  {format_duration((self.total - self.done) / rate)} left" if self.total and rate else ""
+            of = f" of {self.total:,}" if self.total else ""
+            self.console.print(f"  {self.name}  {self.done:,}{of} {self.unit}  {rate:.1f}/s{left}", style="dim")
+
+
+class Display:
+    """Lines and bars on one console (standard error is left to errors)."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def working(self, names: Sequence[str], total: int | None, unit: str = "rows") -> Iterator[list[StageProgress]]:
+        """A bar for each name while the block runs."""
+        bar = None
+        if self.console.is_terminal:
+            bar = Progress(
+                TextColumn("[cyan]{task.description:<22}[/]"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+        with bar or nullcontext():
+            yield [StageProgress(self.console, bar, name, total, unit) for name in names]
+
+    def line(self, name: str, text: str, style: str = "") -> None:
+        """One line of a stage that is done."""
+        self.console.print(Text(f"{name:<22}", style="cyan") + Text(f" {printable(text)}", style=style))
+
+    def say(self, text: str, style: str = "") -> None:
+        self.console.print(printable(text), style=style, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.console.print(Text("note: ", style="yellow") + Text(printable(text)))
+
+
+def summarize_record(record: dict[str, Any]) -> str:
+    """A record in one line: `12,480 in  12,311 kept  169 skipped (all ties 169)  3m12s`."""
+    parts = []
+    if "kept" in record:
+        parts += [f"{record['in']:>6,} in", f"{record['kept']:>6,} kept"]
+        if record["skipped"]:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in record["skipped"].items())
+            parts.append(f"{sum(record['skipped'].values()):,} skipped ({reasons})")
+    tally = record.get("tally", {})
+    if tally.get("merged"):
+        parts.append(f"{tally['merged']:,} merged")
+    if tally.get("pairs"):
+        parts.append(f"{tally['pairs']:,} pairs")
+    if "training" in record:
+        training = record["training"]
+        parts.append(f"{training['steps']} steps  loss {training['final_loss']:.4f}")
+        if training.get("eval_accuracy_last") is not None:
+            parts.append(f"held-out reward accuracy {training['eval_accuracy_last']:.2f}")
+    if tally.get("unread"):
+        parts.append(f"unread {tally['unread'] / tally['answers']:.1%}")
+    if tally.get("judged") and "summaries" not in tally:  # an evaluation's tokens are the policy's too
+        times = tally["judged"] + tally.get("judged again", 0)
+        per = [round(tally.get(name, 0) / times) for name in ("tokens_in", "tokens_out")]
+        hits = tally["tokens_cached"] / tally["tokens_in"] if tally.get("tokens_in") else 0.0
+        parts.append(f"{per[0]:,}+{per[1]:,} tokens a summary, {hits:.0%} of the first cached")
+    if tally.get("micro_usd"):
+        parts.append(f"${tally['micro_usd'] / 1e6:,.2f}")
+    if "seconds" in record:
+        parts.append(format_duration(record["seconds"]))
+    return "  ".join(parts)
+
+
+def format_duration(seconds: float) -> str:
+    """`8.2s`, `3m12s`, `2h05m`."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
