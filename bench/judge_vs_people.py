@@ -55,7 +55,7 @@ def main() -> None:
     options = _options()
     settings = load_config(options.config, options.overrides)
     unseen = StageProgress(Display().console, None, "", None, "")
-    pool = provide_resources(("judge_engine",), settings, (), "", "judge_vs_people", unseen)["judge_engine"]
+    pool = provide_resources(("judge_engine",), settings, {}, "", "judge_vs_people", unseen)["judge_engine"]
     result = compare(read(options.file), settings, pool.make_engine())
     show(
         f"{result['judge']} and people, on {result['summaries']:,} summaries of {result['articles']:,} articles",

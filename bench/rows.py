@@ -82,7 +82,7 @@ def given(config: Any) -> dict[str, Any]:
         "dtype": config.policy.dtype,
         "policy_engine": EnginePool(partial(ScriptedEngine, policy_says), config.hardware.policy),
         "judge_engine": EnginePool(partial(ScriptedEngine, judge_says), config.hardware.judge),
-        "scorer": None,
+        "reference_scorer": None,
         "trainer": config.hardware.trainer,
     }
 
@@ -106,7 +106,7 @@ def of_rondo(config: Any) -> list[str]:
     run = Runner(config, Ledger(config.run), Display())
     policy = Artifact(config.run, "base", {"build": "base", "recipe": {}, "model": "scripted", "digest": "d"})
     questions = run.produce(ask_questions, run.produce(read_articles))
-    made = run.chain(
+    made = run.produce_chain(
         (sample_summaries, questions, policy), (score_samples,), (make_pairs,), (reference_logprobs, policy)
     )
     return [f"{table.address} {table.record['seconds']:.1f}s" for table in (questions, *made)]

@@ -124,9 +124,9 @@ def judge_card(config: ConfigFile, overrides: Overrides = None) -> None:
     It asks about each article, and answers from the whole article, from nothing and twice from the first sentences;
     articles.limit=100 makes it some articles. In the folder of a run about the same articles its questions are used.
     """
-    from jobs.judge_card import examine
+    from jobs.judge_card import make_judge_card
 
-    examine(config, overrides or [])
+    make_judge_card(config, overrides or [])
 
 
 @app.command()
@@ -135,9 +135,9 @@ def status(folder: RunFolder, overrides: Overrides = None) -> None:
 
     NAME=VALUE asks how it would be with another setting.
     """
-    from jobs.show import status as look
+    from jobs.show import show_status
 
-    look(folder, overrides or [])
+    show_status(folder, overrides or [])
 
 
 @app.command()
@@ -148,9 +148,9 @@ def show(
     article: Annotated[str | None, typer.Option(help="The id of one article.")] = None,
 ) -> None:
     """A few rows, readable: article, questions, summaries with their scores, what was chosen and why."""
-    from jobs.show import show as look
+    from jobs.show import show_rows
 
-    look(folder, stage, rows, article)
+    show_rows(folder, stage, rows, article)
 
 
 @app.command()

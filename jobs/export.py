@@ -1,35 +1,55 @@
-"""Write a run's pairs to a file, and say how faithful it is."""
+"""`rondo export` and `rondo merge`: a run's pairs, or a complete model, as files for other tools."""
 
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pipeline.config import Alignment, UserError
-from pipeline.execution.export_pairs import export_pairs as write
-from pipeline.storage.ledger import Ledger
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from judges.base import Prompt, user
+from pipeline.config import Alignment, Config, UserError
+from pipeline.data.pair_tokenizer import PairIds, PairTokenizer, load_pair_tokenizer
+from pipeline.data.preference_formats import Preference
+from pipeline.inference.sampling import fill_article
+from pipeline.inference.special_tokens import break_special_tokens, special_tokens_of
+from pipeline.storage import parts
+from pipeline.storage.files import atomic_writer, open_location
+from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.model_files import hub
 from pipeline.storage.run_folder import read_settings
+from pipeline.storage.schema import Row
 
 
 def export(folder: str, out: str, number: int | None) -> None:
-    """Export the pairs of a run. Raises UserError: no run of rounds there, no pairs in it."""
+    """Export the pairs of a run, and print how many and how faithful they are.
+
+    Raises:
+        UserError: the folder holds no run of rounds, or no pairs.
+    """
     ledger = Ledger(folder)
     config = read_settings(ledger)
     if isinstance(config, Alignment):
-        raise UserError(f"{folder} learned from pairs that came from elsewhere: they are in {config.pairs}")
-    done = write(config, ledger, out, number)
-    rounds = f"round{'s' * (len(done.rounds) > 1)} {', '.join(map(str, done.rounds))}"
-    print(f"{out}: {done.pairs:,} pairs of {rounds}")
-    print(f"Tokenized again, the text of {done.same_ids:,} of them gives the token ids that were sampled.")
+        raise UserError(f"{folder} was trained on pairs made elsewhere: they are in {config.pairs}")
+    exported = export_pairs(config, ledger, out, number)
+    rounds = f"round{'s' * (len(exported.rounds) > 1)} {', '.join(map(str, exported.rounds))}"
+    print(f"{out}: {exported.pairs:,} pairs of {rounds}")
+    print(f"Tokenized again, the text of {exported.same_ids:,} of them gives the token ids that were sampled.")
 
 
 def merge(adapter: str, out: str) -> None:
-    """Write the model that an adapter and its base make, in the dtype of the base.
+    """Merge an adapter into its base, and write the complete model, in the dtype of the base.
 
     Raises:
-        UserError: there is no such adapter or its base is not there, or `out` is there already.
+        UserError: the adapter or its base is missing or cannot be used, or `out` exists.
     """
     hub.check_model("ADAPTER", adapter)
     if "://" in out or Path(out).exists():
-        raise UserError(f"--out is {out!r}: it should be a path on this machine that is not there yet")
+        raise UserError(f"--out is {out!r}: it should be a path on this machine that does not exist yet")
     from pipeline.training.modeling import loading
 
     try:
@@ -37,3 +57,104 @@ def merge(adapter: str, out: str) -> None:
     except ValueError as error:
         raise UserError(f"ADAPTER is {adapter!r}: {error}") from None
     print(f"{out} holds the merged model")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        rounds: the numbers of the rounds.
+        pairs: how many pairs.
+        same_ids: pairs whose text, tokenized again, gives the token ids that were sampled.
+    """
+
+    rounds: tuple[int, ...]
+    pairs: int
+    same_ids: int
+
+
+def export_pairs(config: Config, ledger: Ledger, out: str, number: int | None = None) -> Exported:
+    """Write pairs as JSONL in TRL's format, which `rondo train` reads back.
+
+    A line has prompt, chosen and rejected: messages where the policy has a chat template, else text. A template that
+    can think also gets chat_template_kwargs, because summaries are sampled without thinking. Text that is tokenized
+    again may give other ids than were sampled, so the result counts how often it gives the same.
+
+    Args:
+        config: the run's settings, for the policy's tokenizer and instruction.
+        out: path or URI of the file; an existing file is replaced.
+        number: of one round; None: all rounds, in order.
+
+    Raises:
+        UserError: there is no such round or no pair, the file cannot be written, or its name is not that of a JSONL
+            file.
+    """
+    if not out.endswith((".jsonl", ".json")):
+        raise UserError(f"--out is {out!r}: it should be the name of a JSONL file, such as pairs.jsonl")
+    pair_tables = _find_pair_tables(ledger)
+    if number is not None and number not in pair_tables:
+        available = f"pairs of round {', '.join(map(str, pair_tables))}" if pair_tables else "no pairs yet"
+        raise UserError(f"{ledger.root} has no pairs of round {number}; it has {available}")
+    rounds = tuple(pair_tables) if number is None else (number,)
+    tokenizer = load_pair_tokenizer(config.policy.model)
+    pairs = same_ids = 0
+    with _open_output(out) as stream:
+        for row in (row for number in rounds for row in _read_rows(ledger, pair_tables[number])):
+            for line, has_same_ids in _to_lines(row, config.policy.instruction, tokenizer):
+                stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                pairs, same_ids = pairs + 1, same_ids + has_same_ids
+        if not pairs:
+            raise UserError(f"{ledger.root} has no pairs to export: no summary was preferred yet")
+    return Exported(rounds, pairs, same_ids)
+
+
+@contextlib.contextmanager
+def _open_output(out: str) -> Iterator[Any]:
+    """Open a stream to the file. An error of the file system becomes an error about `--out`."""
+    try:
+        fs, path = open_location(out)
+        if fs.get_file_info(path).type == pafs.FileType.Directory:
+            raise IsADirectoryError("it is a folder")
+        with atomic_writer(fs, path) as stream:
+            yield stream
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"--out is {out!r}, which cannot be written: {error}") from None
+
+
+def _find_pair_tables(ledger: Ledger) -> dict[int, Artifact]:
+    """The finished tables of pairs by the number of their round, in order."""
+    tables = {}
+    for table in ledger.artifacts():
+        if match := re.fullmatch(r"round-(\d+)/pairs", table.address):
+            tables[int(match[1])] = table
+    return dict(sorted(tables.items()))
+
+
+def _read_rows(ledger: Ledger, table: Artifact) -> Iterator[Row]:
+    for name in table.record["parts"]:
+        yield from parts.read_part(f"{ledger.root}/{table.address}", name).to_pylist()
+
+
+def _to_lines(row: Row, instruction: str, tokenizer: PairTokenizer) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The row's pairs as lines of the file; for each, whether its text gives the sampled token ids again."""
+    # The prompt as the policy saw it: special tokens in the article were broken up.
+    prompt = fill_article(Prompt(user(instruction), max_tokens=0), row["article"])
+    messages = list(break_special_tokens(prompt, special_tokens_of(tokenizer.tokenizer)))
+    for pair in row["pairs"]:
+        chosen, rejected = row["summaries"][pair["chosen"]], row["summaries"][pair["rejected"]]
+        line: dict[str, Any]
+        if tokenizer.chats:
+            line = {"prompt": messages, "chosen": _assistant(chosen["text"]), "rejected": _assistant(rejected["text"])}
+            if "enable_thinking" in str(tokenizer.tokenizer.chat_template):
+                line["chat_template_kwargs"] = {"enable_thinking": False}
+        else:
+            line = {"prompt": messages[0]["content"], "chosen": chosen["text"], "rejected": rejected["text"]}
+        template = line.get("chat_template_kwargs", {})
+        ids = tokenizer.of(Preference(line["prompt"], line["chosen"], line["rejected"], template))
+        sampled_ids = PairIds(row["prompt_ids"], chosen["token_ids"], rejected["token_ids"])
+        yield line, ids == sampled_ids
+
+
+def _assistant(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]

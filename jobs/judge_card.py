@@ -1,64 +1,63 @@
-"""A judge's card alone: asks about some articles, answers from their leads, and tells how far that can be trusted."""
+"""`rondo judge-card`: tries a judge without a policy, and shows how far its scores can be trusted."""
 
 import json
 from collections.abc import Sequence
 
-from jobs.run_rounds import check_servers
-from jobs.submitted import warn_of_what_ray_removes
 from pipeline.config import UserError
 from pipeline.config.loader import load_config
 from pipeline.execution.dry_run import DryRun
+from pipeline.execution.preflight import check_judges, check_servers, open_run_folder, warn_of_removed_folders
 from pipeline.execution.progress import Display
-from pipeline.stages import articles
-from pipeline.storage import ledger, run_folder
+from pipeline.execution.recipe import Change
+from pipeline.stages.articles import check_corpus
+from pipeline.stages.base import Stage
 from pipeline.storage.ledger import Artifact
-from pipeline.storage.model_files import hub
 
-# A judge whose questions no run would use, or whose answers nobody can read, is the very one to have a card of.
+# A card is most useful for a judge whose questions no run would use, or whose answers nobody can read.
 _NO_LIMITS = ("questions.max_skipped=1", "scores.max_unread=1")
 
 
-class _Alone(DryRun):
-    def refuse(self, address: str, changed: list[str]) -> Artifact:
-        """A card is no reason to make anything of a run again."""
+class _CardDryRun(DryRun):
+    """Never asks to remake: a card is no reason to make anything of a run again."""
+
+    def refuse(self, stage: Stage, inputs: Sequence[Artifact], address: str, changes: Sequence[Change]) -> Artifact:
         raise UserError(
-            f"{self.ledger.root}/{address} was made by another recipe ({'; '.join(changed)}): give the card a folder "
-            f"of its own, such as run={self.ledger.root}-card"
+            f"{self.ledger.root}/{address} was made by another recipe ({'; '.join(map(str, changes))}): give the card "
+            f"a folder of its own, such as run={self.ledger.root}-card"
         )
 
 
-def examine(path: str, overrides: Sequence[str]) -> None:
-    """Make the card of a configuration's judge, print it, and write judge_card.json into the run's folder.
+def make_judge_card(path: str, overrides: Sequence[str]) -> None:
+    """Make the card of a configuration's judge, print it, and write judge_card.json into the run folder.
 
     Raises:
-        UserError: see the modules that check: reading, articles, models, ledger, folder, run.
+        UserError: the settings are wrong, or name a corpus, a model, a server or a folder that cannot be used.
     """
     settings = load_config(path, [*overrides, *_NO_LIMITS])
-    if settings.judge.model and not settings.judge.served:
-        hub.check_model("judge.model", settings.judge.model)
-    articles.check_corpus(settings.articles)
+    check_judges(settings, ["judge"])
+    check_corpus(settings.articles)
     display = Display()
-    warn_of_what_ray_removes(settings, display)
-    book = ledger.Ledger(settings.run)
-    run_folder.check_command(book, settings)
-    from pipeline.evaluation import judge_card
+    warn_of_removed_folders(settings, display)
+    ledger = open_run_folder(settings)
+    from pipeline.evaluation.judge_card import card_lines, card_notes, measure_card
     from pipeline.evaluation.report.render import terminal_tables
     from pipeline.execution.ray_cluster import connected_ray
     from pipeline.execution.runner import Runner
-    from pipeline.round import audition
+    from pipeline.round import judge_only
 
-    survey = _Alone(settings, book)
-    audition(survey)  # what the run would refuse, before Ray starts
-    check_servers(settings, survey.unmade)
-    with book.lock(display.warn):
+    dry_run = _CardDryRun(settings, ledger)
+    judge_only(dry_run)  # what the run would refuse is refused before Ray starts
+    check_servers(settings, dry_run.unmade)
+    with ledger.lock(display.warn):
         with connected_ray(settings.hardware) as hardware:
-            questions, leads = audition(Runner(settings.model_copy(update={"hardware": hardware}), book, display))
-        found = judge_card.measure_card(questions.record, [leads.record], [leads.record], settings.judge.options)
-        book.write("judge_card.json", json.dumps(found, indent=2) + "\n")
-    for table in terminal_tables(judge_card.card_lines(found)):
+            runner = Runner(settings.model_copy(update={"hardware": hardware}), ledger, display)
+            questions, leads = judge_only(runner)
+        card = measure_card(questions.record, [leads.record], [leads.record], settings.judge.options)
+        ledger.write("judge_card.json", json.dumps(card, indent=2) + "\n")
+    for table in terminal_tables(card_lines(card)):
         display.say("")
         display.console.print(table)
     display.say("")
-    for note in judge_card.card_notes(found):
+    for note in card_notes(card):
         display.warn(note)
-    display.say(f"Card: {book.root}/judge_card.json", style="bold")
+    display.say(f"Card: {ledger.root}/judge_card.json", style="bold")

@@ -1,9 +1,6 @@
-"""What a configuration would take, before anything starts: a table, and the same for machines. Nothing is made."""
+"""`rondo plan`: what a configuration would make, and the tokens, time, cost and memory of it. Nothing is made."""
 
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +16,13 @@ from pipeline.execution.planning.estimator import Estimator
 from pipeline.execution.planning.gpu_memory import GIB, MemoryNeed, PackedRow
 from pipeline.execution.planning.stage_counts import StageEstimate
 from pipeline.execution.planning.throughput import Throughput, open_measured_run
+from pipeline.execution.preflight import installed_gpu_memory, memory_needs, open_run_folder
 from pipeline.execution.progress import format_duration
 from pipeline.judging import preference
-from pipeline.storage import run_folder
-from pipeline.storage.ledger import Ledger
-from pipeline.storage.model_files import hub, shapes
+from pipeline.stages.base import JUDGE_ENGINES
+from pipeline.storage.model_files import hub
 
-_SMALL = (
+_NO_RATE = (
     "no rate yet: play a small round first, such as run=runs/small articles.limit=100 rounds=1, and name it by --rates"
 )
 
@@ -35,63 +32,69 @@ def plan(
     overrides: Sequence[str],
     rates: Sequence[str] = (),
     price: float | None = None,
-    gpu_memory: float | None = None,
+    gpu_gib: float | None = None,
     out: str | None = None,
 ) -> None:
     """Print what a run would make and reuse, and what that takes.
 
     Args:
-        rates: folders of runs that measured; none: this run's own.
+        rates: folders of runs whose records say how fast; none: this run's own.
         price: dollars for an hour of a GPU.
-        gpu_memory: GiB of one; None: of this machine's, if it has any.
-        out: JSON file.
+        gpu_gib: GiB of one GPU; None: of this machine's, if it has any.
+        out: JSON file to write.
 
     Raises:
-        UserError: settings that a run would refuse; a model that cannot fit; a rate's folder without a run.
+        UserError: a run would refuse the settings, a model cannot fit, or a folder of `rates` has no run.
     """
     settings = load_config(path, overrides)
-    for name in ("policy", "judge", "second_judge"):
-        asked = getattr(settings, name)
-        if asked and asked.model and not getattr(asked, "served", None):
-            hub.check_name(f"{name}.model", asked.model)
+    for section in ("policy", *JUDGE_ENGINES):
+        model = getattr(settings, section)
+        if model and model.model and not getattr(model, "served", None):
+            hub.check_name(f"{section}.model", model.model)
     preference.check_preference(settings.pairs, settings.judge.questions, settings.judge.logprobs)
-    book = Ledger(settings.run)
-    run_folder.check_command(book, settings)
-    known = Throughput([open_measured_run(name) for name in rates] or [book], settings)
-    made = Estimator(settings, book, known, price)
+    ledger = open_run_folder(settings)
+    throughput = Throughput([open_measured_run(name) for name in rates] or [ledger], settings)
+    estimator = Estimator(settings, ledger, throughput, price)
     from pipeline.round import rounds
 
-    for _ in rounds(made):
+    for _ in rounds(estimator):
         pass
-    each = gpu_memory * GIB if gpu_memory is not None else installed()
-    needs, unknown = _needs(settings, made, each)
-    notes = _notes(settings, made, needs, unknown, each)
-    estimate = _Estimate(settings.run, made.lines, needs, notes, each)
+    memory = gpu_gib * GIB if gpu_gib is not None else installed_gpu_memory()
+    needs, unknown = _memory_needs(settings, estimator, memory)
+    notes = _notes(settings, estimator, needs, unknown, memory)
+    run_plan = _Plan(settings.run, estimator.estimates, needs, notes, memory)
     if out is not None:
         try:
-            Path(out).write_text(json.dumps(estimate.told(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(run_plan.to_dict(), indent=1, ensure_ascii=False)
+            Path(out).write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--json is {out!r}, which cannot be written: {error.strerror}") from None
-    _show(Console(highlight=False), estimate)
+    _show(Console(highlight=False), run_plan)
 
 
 @dataclass(frozen=True)
-class _Estimate:
-    """What is shown and written: a line of each artifact, each model's needs, and `gpu_memory`, bytes of one GPU."""
+class _Plan:
+    """What is printed and written.
+
+    Attributes:
+        estimates: one for each artifact.
+        needs: what each model takes.
+        gpu_memory: bytes of one GPU; None: unknown.
+    """
 
     run: str
-    lines: Sequence[StageEstimate]
+    estimates: Sequence[StageEstimate]
     needs: Sequence[MemoryNeed]
     notes: Sequence[str]
     gpu_memory: float | None
 
     def total(self) -> dict[str, Any]:
-        return _total(self.lines)
+        return _total(self.estimates)
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "run": self.run,
-            "stages": [asdict(line) | {"gpu_hours": line.gpu_hours} for line in self.lines],
+            "stages": [asdict(estimate) | {"gpu_hours": estimate.gpu_hours} for estimate in self.estimates],
             "total": self.total(),
             "gpu_memory": self.gpu_memory,
             "memory": [asdict(need) | {"total": need.total} for need in self.needs],
@@ -99,85 +102,21 @@ class _Estimate:
         }
 
 
-def installed() -> float | None:
-    """Bytes of the smallest GPU of this machine; None where there is none."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    sizes = [float(line) * (1 << 20) for line in done.stdout.split() if line.isdigit()]
-    return min(sizes) if sizes and done.returncode == 0 else None
-
-
-def refuse(settings: Config, each: float | None) -> None:
-    """Raise UserError where a model cannot fit on GPUs of so many bytes.
-
-    Nothing is refused where they are unknown, or where a Ray is joined: its nodes may have others than this machine.
-    """
-    if each is not None and "RAY_ADDRESS" not in os.environ:
-        _examined(settings, each, PackedRow(0, 0), [], [])
-
-
-def _needs(settings: Config, made: Estimator, each: float | None) -> tuple[list[MemoryNeed], list[str]]:
-    """What each model takes, and of which that is not known. Raises UserError where one cannot fit."""
-    needs: list[MemoryNeed] = []
-    unknown: list[str] = []
-    stages = made.unmade.values()
-    used = {use for stage in stages for use in stage.uses}
-    lengths = made.counts.lengths
+def _memory_needs(settings: Config, estimator: Estimator, memory: float | None) -> tuple[list[MemoryNeed], list[str]]:
+    """What the models of the planned stages take. Raises UserError where one cannot fit."""
+    used = {use for stage in estimator.unmade.values() for use in stage.uses}
+    lengths = estimator.counts.lengths
     completions = settings.summaries.n * settings.summaries.max_tokens
     tokens = max(settings.hardware.trainer.tokens_per_batch, lengths.longest + completions)
-    share = completions / (completions + (lengths.prompt or 0))
-    _examined(settings, each, PackedRow(tokens, int(tokens * share)), needs, unknown, used)
-    return needs, unknown
+    share_scored = completions / (completions + (lengths.prompt or 0))
+    return memory_needs(settings, memory, PackedRow(tokens, int(tokens * share_scored)), used)
 
 
-def _examined(
-    settings: Config,
-    each: float | None,
-    row: PackedRow,
-    needs: list[MemoryNeed],
-    unknown: list[str],
-    used: set[str] | None = None,
-) -> None:
-    hardware = settings.hardware
-    engines: list[tuple[str, str, Any, Any]] = [("policy", "policy_engine", settings.policy, hardware.policy)]
-    for who, engine in (("judge", "judge_engine"), ("second_judge", "second_engine")):
-        judge = getattr(settings, who)
-        if judge and judge.model and not judge.served:
-            engines.append((who, engine, judge, hardware.judge))
-    refusals = []
-    for who, engine, asked, place in engines:
-        if used is not None and engine not in used:
-            continue
-        try:
-            model = shapes.read_shapes(asked.model)
-            needs.append(gpu_memory.engine_memory(who, model, asked.dtype, asked.max_model_len, place))
-        except shapes.UnknownShapes as error:
-            unknown.append(f"{who}: what {asked.model} takes is unknown ({error})")
-            continue
-        if each is not None and place.gpus_per_replica:
-            refusals.append(gpu_memory.engine_refusal(who, model, asked.dtype, asked.max_model_len, place, each))
-    trainer = hardware.trainer
-    if used is None or "trainer" in used:
-        try:
-            model = shapes.read_shapes(settings.policy.model)
-            needs.append(gpu_memory.training_memory(model, settings.policy, settings.training, trainer, row))
-            if each is not None and trainer.gpus_per_worker:
-                refusals.append(
-                    gpu_memory.training_refusal(model, settings.policy, settings.training, trainer, row, each)
-                )
-        except shapes.UnknownShapes as error:
-            unknown.append(f"training: what {settings.policy.model} takes is unknown ({error})")
-    if any(refusals):
-        raise UserError("\n".join(filter(None, refusals)))
-
-
-def _total(lines: Sequence[StageEstimate]) -> dict[str, Any]:
-    new = [line for line in lines if line.state != "made"]
+def _total(estimates: Sequence[StageEstimate]) -> dict[str, Any]:
+    new = [line for line in estimates if line.state != "made"]
     return {
         "make": len(new),
-        "made": len(lines) - len(new),
+        "made": len(estimates) - len(new),
         "prompts": sum(line.prompts for line in new),
         "tokens_in": sum(line.tally.get("tokens_in", 0) for line in new),
         "tokens_out": sum(line.tally.get("tokens_out", 0) for line in new),
@@ -189,55 +128,58 @@ def _total(lines: Sequence[StageEstimate]) -> dict[str, Any]:
 
 
 def _notes(
-    settings: Config, made: Estimator, needs: Sequence[MemoryNeed], unknown: Sequence[str], each: float | None
+    settings: Config, estimator: Estimator, needs: Sequence[MemoryNeed], unknown: Sequence[str], memory: float | None
 ) -> list[str]:
-    new = [line for line in made.lines if line.state != "made"]
+    new = [line for line in estimator.estimates if line.state != "made"]
     notes = [f"{line.address}: {note}" for line in new for note in line.notes]
     if new and any(line.tally.get("tokens_in") for line in new):
         notes.append(
-            f"tokens are means of {made.counts.lengths.sample} articles, by the models' own tokenizers and templates"
+            f"tokens are means of {estimator.counts.lengths.sample} articles, by the models' own tokenizers and chat "
+            "templates"
         )
     if any(line.at_most for line in new):
         notes.append(
-            "≤: at most, by the settings' limits; records of a small round would tell what replies really take"
+            "≤: the most that the settings allow; records of a small round would show how long replies really are"
         )
     if any(line.untimed for line in new):
-        notes.append(_SMALL)
+        notes.append(_NO_RATE)
     if any(line.seconds is not None and not line.start_known for line in new):
-        notes.append("some rates have an engine's start in them: on more rows it will be faster than this")
-    if made.rates.used:
-        notes.append(f"rates were measured in {', '.join(made.rates.used)}; stages without a model are not timed")
+        notes.append("some rates include the start of an engine: more rows will be faster than this")
+    if estimator.throughput.used:
+        notes.append(
+            f"rates were measured in {', '.join(estimator.throughput.used)}; stages without a model are not timed"
+        )
     if settings.rounds > 1 and len(new) > 1:
         notes.append(
             f"{settings.rounds} rounds are planned; a round without pairs, or a rule that stops, ends them sooner"
         )
-    notes += [*unknown, *made.counts.lengths.unknown]
-    if each is None and any(need.gpus for need in needs):
-        notes.append("the GPUs' memory is unknown, so nothing is refused: say --gpu-memory GIB")
-    if each is not None:
+    notes += [*unknown, *estimator.counts.lengths.unknown]
+    if memory is None and any(need.gpus for need in needs):
+        notes.append("the memory of the GPUs is unknown, so nothing is refused: give --gpu-memory GIB")
+    if memory is not None:
         notes += [
-            f"{need.use}: about {need.total / GIB:.1f} GiB may not fit a GPU's {each / GIB:.0f}: lower "
+            f"{need.use}: about {need.total / GIB:.1f} GiB may not fit a GPU's {memory / GIB:.0f}: lower "
             "hardware.trainer.tokens_per_batch, or set hardware.trainer.gradient_checkpointing"
             for need in needs
-            if need.gpus and not need.token and need.total > each
+            if need.gpus and not need.token and need.total > memory
         ]
     return notes
 
 
-def _show(console: Console, estimate: _Estimate) -> None:
-    total = estimate.total()
-    console.print(f"{estimate.run}: {total['make']} to make, {total['made']} reused", style="bold", soft_wrap=True)
+def _show(console: Console, run_plan: _Plan) -> None:
+    total = run_plan.total()
+    console.print(f"{run_plan.run}: {total['make']} to make, {total['made']} reused", style="bold", soft_wrap=True)
     table = Table(box=None)
     # A narrow terminal cuts figures' headings before it cuts what a line is about.
-    table.add_column("", no_wrap=True, min_width=max(len(line.address) for line in estimate.lines))
+    table.add_column("", no_wrap=True, min_width=max(len(line.address) for line in run_plan.estimates))
     table.add_column("", no_wrap=True)
     for name in ("rows", "prompts", "tokens in", "tokens out", "time", "GPU hours", "cost"):
         table.add_column(name, justify="right")
-    for line in estimate.lines:
+    for line in run_plan.estimates:
         table.add_row(*_cells(line), style="dim" if line.state == "made" else "")
     table.add_section()
     gpus = f"{total['gpu_hours']:,.2f}" if total["gpu_hours"] else ""
-    most = "≤ " if any(line.at_most for line in estimate.lines if line.state != "made") else ""
+    most = "≤ " if any(line.at_most for line in run_plan.estimates if line.state != "made") else ""
     tokens = [_number(total[name], most) for name in ("tokens_in", "tokens_out")]
     table.add_row(
         "to make in all", "", "", f"{total['prompts']:,}", *tokens,
@@ -245,12 +187,12 @@ def _show(console: Console, estimate: _Estimate) -> None:
         f"{most}${total['dollars']:,.2f}" if total["dollars"] else "", style="bold",
     )  # fmt: skip
     console.print(table)
-    if estimate.needs:
+    if run_plan.needs:
         console.print()
         console.print("Memory on each GPU (of the machine, on a CPU)", style="bold")
-        console.print(_memory(estimate.needs, estimate.gpu_memory))
+        console.print(_memory(run_plan.needs, run_plan.gpu_memory))
     console.print()
-    for note in estimate.notes:
+    for note in run_plan.notes:
         console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
 
 
@@ -287,7 +229,7 @@ def _size(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"
 
 
-def _memory(needs: Sequence[MemoryNeed], each: float | None) -> Table:
+def _memory(needs: Sequence[MemoryNeed], memory: float | None) -> Table:
     table = Table(box=None)
     for name in ("", "parameters", "GPUs", "needs"):
         table.add_column(name, justify="left" if not name else "right")
@@ -296,8 +238,8 @@ def _memory(needs: Sequence[MemoryNeed], each: float | None) -> Table:
     for need in needs:
         parts = ", ".join(f"{what} {_size(size)}" for what, size in (need.sure | need.about).items() if size)
         room = ""
-        if need.token and need.gpus and each is not None:
-            room = f"{need.sequences(each):,.1f} sequences of {need.longest:,} tokens"
+        if need.token and need.gpus and memory is not None:
+            room = f"{need.sequences(memory):,.1f} sequences of {need.longest:,} tokens"
         elif need.token:
             room = f"{_size(need.token * need.longest)} a sequence of {need.longest:,} tokens"
         table.add_row(

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from typing import NoReturn
 
 from jobs.cron import CronSchedule, time_zone
-from jobs.run_rounds import check
 from pipeline.config import UserError
+from pipeline.execution.preflight import check_rounds
 from pipeline.execution.progress import Display, format_duration
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.lock import InUse
@@ -45,7 +45,7 @@ def schedule(
     if given := [override for override in overrides if override.startswith("rounds=")]:
         raise UserError(f"{given[0]} is given: a schedule plays one round more each time. Remove it")
     display = Display()
-    _, book = check(path, overrides, display)
+    _, book = check_rounds(path, overrides, display)
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the shell turns off for what runs in background
     command = [sys.executable, "-m", "jobs.run", path, *overrides]

@@ -1,4 +1,4 @@
-"""Look at a run: what is made, and what is in it. Nothing is changed, and no Ray is started."""
+"""`rondo status` and `rondo show`: what a run has made, and rows of its tables. Nothing is changed, no Ray started."""
 
 import re
 from collections.abc import Sequence
@@ -8,123 +8,135 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from judges.base import LETTERS
 from pipeline.config import Alignment, Config, UserError
 from pipeline.config.sanitize import printable
-from pipeline.execution.dry_run import UNMADE, DryRun
+from pipeline.execution.dry_run import DryRun
 from pipeline.execution.progress import Display, summarize_record
+from pipeline.execution.recipe import Change
 from pipeline.stages.base import Stage
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.run_folder import CONFIG, read_settings
 
+_ARTICLE_CHARACTERS = 900  # shown of an article
 
-class _Told(DryRun):
-    """A survey that says what it finds, and refuses nothing."""
+
+class _Status(DryRun):
+    """Prints the state of each artifact, and refuses nothing."""
 
     def __init__(self, config: Config | Alignment, ledger: Ledger, display: Display):
         super().__init__(config, ledger)
-        self.display, self.next_told = display, False
+        self.display = display
 
-    def reuse(self, found: Artifact) -> Artifact:
-        self.display.line(found.address, f"made    {summarize_record(found.record)}")
-        return found
+    def reuse(self, artifact: Artifact) -> Artifact:
+        self.display.line(artifact.address, f"made    {summarize_record(artifact.record)}")
+        return artifact
 
-    def refuse(self, address: str, changed: list[str]) -> Artifact:
-        return self._to_make(address, f"stale   {'; '.join(changed)}", "red")
+    def refuse(self, stage: Stage, inputs: Sequence[Artifact], address: str, changes: Sequence[Change]) -> Artifact:
+        self.display.line(address, f"stale   {'; '.join(map(str, changes))}", style="red")
+        return super().make(stage, inputs, address)
 
     def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
         if self.ledger.find(address):
-            return self._to_make(address, "stale   its inputs are to be made again", "red")
-        return self._to_make(address, "not made" if self.next_told else "not made: comes next", "yellow")
-
-    def _to_make(self, address: str, text: str, style: str) -> Artifact:
-        self.display.line(address, text, style=style)
-        self.next_told = True
-        return Artifact(self.ledger.root, address, {"build": UNMADE, "kept": 1})
+            self.display.line(address, "stale   its inputs must be made again", style="red")
+        else:
+            self.display.line(address, "not made" if self.unmade else "not made: comes next", style="yellow")
+        return super().make(stage, inputs, address)
 
 
-def status(folder: str, overrides: Sequence[str]) -> None:
-    """Say of every stage of a run whether it is made, stale or not made."""
+def show_status(folder: str, overrides: Sequence[str]) -> None:
+    """Print for every artifact of a run whether it is made, stale or not made."""
     ledger = Ledger(folder)
     config = read_settings(ledger, overrides)
     display = Display()
     display.say(folder, style="bold")
-    told = _Told(config, ledger, display)
+    status = _Status(config, ledger, display)
     if isinstance(config, Alignment):
         from pipeline.execution.align import train_on_pairs
 
-        train_on_pairs(told)
+        train_on_pairs(status)
     else:
         from pipeline.round import rounds
 
-        for current in rounds(told):
+        for current in rounds(status):
             if current.ended:
                 display.say(current.ended)
 
 
-def show(folder: str, stage: str, count: int, article: str | None) -> None:
+def show_rows(folder: str, stage: str, count: int, article_id: str | None) -> None:
     """Print a few rows of a table."""
     from pipeline.storage import tables
 
     ledger = Ledger(folder)
-    table = _table(ledger, stage)
-    rows, address = tables.read_table(ledger, table), table.address
-    if article is not None:
-        rows = [row for row in rows if row["article_id"] == article]
+    table = _find_table(ledger, stage)
+    rows = tables.read_table(ledger, table)
+    if article_id is not None:
+        rows = [row for row in rows if row["article_id"] == article_id]
         if not rows:
-            raise UserError(f"{address} has no kept row of article {article!r}")
+            raise UserError(f"{table.address} has no kept row of article {article_id!r}")
     if not rows:
-        raise UserError(f"{folder}/{address} holds no kept rows; look into {address}/record.json for the reasons")
+        record = f"{table.address}/record.json"
+        raise UserError(f"{folder}/{table.address} holds no kept rows; look into {record} for the reasons")
     console = Console(highlight=False)
     for row in rows[:count]:
-        _print(console, row)
-    console.print(f"{min(count, len(rows))} of {len(rows):,} rows of {address}", style="dim", markup=False)
+        _print_row(console, row)
+    console.print(f"{min(count, len(rows))} of {len(rows):,} rows of {table.address}", style="dim", markup=False)
 
 
-def _table(ledger: Ledger, stage: str) -> Artifact:
-    """The table at an address as written, or the latest round's of that stage."""
-    made = ledger.addresses()
-    if not made:
-        begun = "has nothing finished yet: rondo status says what comes next"
-        raise UserError(f"{ledger.root} {'holds no run' if ledger.read(CONFIG) is None else begun}")
-    matching = sorted(address for address in made if re.fullmatch(rf"(.*/)?{re.escape(stage)}", address))
+def _find_table(ledger: Ledger, stage: str) -> Artifact:
+    """The table at this address, or the latest round's table of this stage."""
+    addresses = ledger.addresses()
+    if not addresses:
+        unfinished = "has nothing finished yet: rondo status says what comes next"
+        raise UserError(f"{ledger.root} {'holds no run' if ledger.read(CONFIG) is None else unfinished}")
+    matching = [address for address in addresses if re.fullmatch(rf"(.*/)?{re.escape(stage)}", address)]
     if not matching:
-        raise UserError(f"{ledger.root} has no {stage!r}; it has {', '.join(sorted(made))}")
-    found = ledger.find(matching[-1])
-    assert found is not None, "it was listed by its record"
-    if "parts" not in found.record:
-        raise UserError(f"{found.address} is a model, not a table: look at its record.json and metrics.jsonl")
-    return found
+        raise UserError(f"{ledger.root} has no {stage!r}; it has {', '.join(addresses)}")
+    table = ledger.find(matching[-1])
+    assert table is not None, "it was listed by its record"
+    if "parts" not in table.record:
+        raise UserError(f"{table.address} is a model, not a table: look at its record.json and metrics.jsonl")
+    return table
 
 
-def _print(console: Console, row: dict[str, Any]) -> None:
+def _print_row(console: Console, row: dict[str, Any]) -> None:
     console.print(Text(printable(f"{row['article_id']}  ({row['split']})"), style="bold"))
-    if row.get("article"):  # drift has none: it is about the summaries
+    if row.get("article"):  # the table `drift` has no articles
         article = printable(" ".join(row["article"].split()))
-        console.print(Padding(Text(article if len(article) < 900 else article[:900] + " …", style="dim"), (0, 2)))
+        shown = article if len(article) < _ARTICLE_CHARACTERS else f"{article[:_ARTICLE_CHARACTERS]} …"
+        console.print(Padding(Text(shown, style="dim"), (0, 2)))
     for number, question in enumerate(row.get("questions") or [], 1):
-        line = Text(printable(f"Q{number} {question['question']} "))
-        for i, option in enumerate(question["options"]):
-            line.append(printable(f" {'ABCDEFGHIJ'[i]} {option} "), style="green" if i == question["answer"] else "")
-        console.print(Padding(line, (0, 2)))
-    scores = row.get("scores") or [None] * len(row.get("summaries") or [])
-    for number, (written, score) in enumerate(zip(row.get("summaries") or [], scores, strict=True)):
-        head = Text(f"summary {number}", style="cyan")
-        if score:
-            said = " ".join(answer or "unread" for answer in score["answers"])
-            soft = "" if score.get("soft") is None else f", soft {score['soft']:.2f}"
-            head.append(f"  {score['correct']} right ({said}){soft}, {score['words']} words", style="")
-        for whose in ("reference", "policy", "base"):
-            if row.get(f"{whose}_logps") and row[f"{whose}_logps"][number] is not None:
-                head.append(f", {whose} logp {row[f'{whose}_logps'][number]:.2f}", style="")
-        if written.get("writer"):
-            head.append(f", written by {written['writer']}", style="yellow")
-        if written["finish_reason"] != "stop":
-            head.append(f", finish reason {written['finish_reason']}", style="yellow")
-        console.print(Padding(head, (0, 2)))
-        console.print(Padding(Text(printable(" ".join(written["text"].split()))), (0, 4)))
+        console.print(Padding(_question_line(number, question), (0, 2)))
+    for number, summary in enumerate(row.get("summaries") or []):
+        console.print(Padding(_summary_heading(number, summary, row), (0, 2)))
+        console.print(Padding(Text(printable(" ".join(summary["text"].split()))), (0, 4)))
     for pair in row.get("pairs") or []:
-        line = Text(
-            printable(f"summary {pair['chosen']} over summary {pair['rejected']}: {pair['reason']}"), style="green"
-        )
-        console.print(Padding(line, (0, 2)))
+        line = f"summary {pair['chosen']} over summary {pair['rejected']}: {pair['reason']}"
+        console.print(Padding(Text(printable(line), style="green"), (0, 2)))
     console.print()
+
+
+def _question_line(number: int, question: dict[str, Any]) -> Text:
+    line = Text(printable(f"Q{number} {question['question']} "))
+    for i, option in enumerate(question["options"]):
+        line.append(printable(f" {LETTERS[i]} {option} "), style="green" if i == question["answer"] else "")
+    return line
+
+
+def _summary_heading(number: int, summary: dict[str, Any], row: dict[str, Any]) -> Text:
+    """The summary's number, its score, its log-probabilities, and what is unusual about it."""
+    heading = Text(f"summary {number}", style="cyan")
+    if scores := row.get("scores"):
+        score = scores[number]
+        answers = " ".join(answer or "unread" for answer in score["answers"])
+        soft = "" if score.get("soft") is None else f", soft {score['soft']:.2f}"
+        heading.append(f"  {score['correct']} right ({answers}){soft}, {score['words']} words", style="")
+    for policy in ("reference", "policy", "base"):
+        logps = row.get(f"{policy}_logps")
+        if logps and logps[number] is not None:
+            heading.append(f", {policy} logp {logps[number]:.2f}", style="")
+    if summary.get("writer"):
+        heading.append(f", written by {summary['writer']}", style="yellow")
+    if summary["finish_reason"] != "stop":
+        heading.append(f", finish reason {summary['finish_reason']}", style="yellow")
+    return heading

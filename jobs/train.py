@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from jobs.submitted import warn_of_what_ray_removes
 from pipeline.config.loader import load_alignment
 from pipeline.execution.align import Aligned, run_alignment
+from pipeline.execution.preflight import warn_of_removed_folders
 from pipeline.execution.progress import Display
 from pipeline.stages.external_pairs import BOTH_WAYS, MERGED_TOKEN, REPEATED
 
@@ -13,7 +13,7 @@ def train(path: str, overrides: Sequence[str], remake: str | None) -> None:
     """Train as a configuration says. Raises UserError: see `reading.load_alignment` and `alignment.carry_out`."""
     settings = load_alignment(path, overrides)
     display = Display()
-    warn_of_what_ray_removes(settings, display)
+    warn_of_removed_folders(settings, display)
     tell(run_alignment(settings, display, remake), display)
 
 

@@ -1,15 +1,18 @@
-"""One round, on one page: the policy writes, is judged, learns from the judgement, and comes back to write again."""
+"""One round on one page: the policy writes summaries, a judge scores them, and DPO trains the next policy on the pairs.
+
+Everything here names artifacts and what they are made from. An executor decides whether an artifact is reused or made:
+see `execution/executor.py`.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from pipeline.config import Config
-from pipeline.evaluation import stopping
 from pipeline.evaluation.champion import assess_round
 from pipeline.evaluation.round_result import Assessment, Round
-from pipeline.evaluation.stopping import RoundFigures
-from pipeline.execution.dry_run import UNMADE, DryRun
+from pipeline.evaluation.stopping import RoundFigures, stop_reasons
+from pipeline.execution.executor import NOT_MADE, Executor
 from pipeline.stages.articles import NoNewArticles, read_articles, read_first_articles, read_new_articles
 from pipeline.stages.base import Stage
 from pipeline.stages.drift import drift_from_base
@@ -29,153 +32,184 @@ from pipeline.storage.ledger import Artifact
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a round is about: articles with questions; for the exam, with a second judge's questions too.
+class Articles:
+    """The articles of a round, with questions.
 
     Attributes:
-        taken: the tables of articles that this and earlier rounds have read.
+        train: the table with the training articles.
+        heldout: the table with the held-out articles; with a second judge also its questions.
+        read: the tables of articles that this round and the rounds before it have read.
     """
 
-    questions: Artifact
-    exam: Artifact
-    taken: tuple[Artifact, ...]
+    train: Artifact
+    heldout: Artifact
+    read: tuple[Artifact, ...]
 
 
-def begin(run: DryRun) -> tuple[Material, Round]:
-    """Articles with questions, for the exam and for one round or all, and the base policy with its evaluation."""
-    make = partial(run.produce, into="round-00")
-    articles = run.produce(read_articles if run.setting("articles.each_round") == "same" else read_first_articles)
-    questions = run.produce(ask_questions, articles)
-    exam = run.produce(ask_second_questions, questions) if run.setting("second_judge") else questions
-    policy = make(register_base)
-    _, results = run.chain((summarize_heldout_with_baselines, exam, policy), (score_heldout,), into="round-00")
-    compared = {name: _examine(name, exam, run) for name in run.setting("compare")}
-    second = second_opinion(results, run, "round-00")
-    base = Round(0, policy, results, compared=compared, second=second, assessment=Assessment())
-    return Material(questions, exam, (articles,)), base
+def rounds(run: Executor) -> Iterator[Round]:
+    """Play a run: yield the base, then each round as it is finished.
 
-
-def _examine(name: str, exam: Artifact, run: DryRun) -> Artifact:
-    folder = f"compare/{name}"
-    policy = run.produce(external_policy(name), into=folder)
-    return run.chain((summarize_heldout, exam, policy), (score_heldout,), into=folder)[-1]
-
-
-def audition(run: DryRun) -> tuple[Artifact, Artifact]:
-    """The judge alone, without a policy: its questions, and its answers to them from each article's lead."""
-    articles = run.produce(read_articles if run.setting("articles.each_round") == "same" else read_first_articles)
-    questions = run.produce(ask_questions, articles)
-    return questions, run.chain((lead_baseline, questions), (score_leads,), into="judge-card")[-1]
-
-
-def second_opinion(results: Artifact, run: DryRun, folder: str) -> Artifact | None:
-    """An evaluation scored by the second judge, if there is one."""
-    return run.produce(score_second, results, into=folder) if run.setting("second_judge") else None
-
-
-def supply(material: Material, folder: str, run: DryRun) -> Material:
-    """The same articles again, or new ones with questions.
-
-    Raises:
-        NothingNew: new ones are wanted, and the corpus has none.
+    The run ends early when a rule of `stop` says so, or when there is nothing to learn from.
     """
-    if run.setting("articles.each_round") == "same":
-        return material
-    articles = run.produce(read_new_articles, *material.taken, into=folder)
-    questions = run.produce(replace(ask_questions, split="train"), articles, into=folder)
-    return replace(material, questions=questions, taken=(*material.taken, articles))
-
-
-def opening(played: Sequence[Round], run: DryRun) -> tuple[int, Artifact]:
-    """The policy that the next round starts from, with its round's number: writer, reference and weights in one."""
-    latest = [one for one in played if one.learned][-1]
-    if run.setting("start_from") == "latest":
-        return latest.number, latest.policy
-    if (standing := played[-1].assessment) is not None:
-        return standing.champion, played[standing.champion].policy
-    # Whose turn it is, evaluations will tell that are to be made: what follows from it is to be made too.
-    return latest.number, replace(latest.policy, record={"build": UNMADE})
-
-
-def play(played: Sequence[Round], material: Material, run: DryRun) -> Round:
-    """One round of on-policy DPO."""
-    current, base = played[-1], played[0].policy
-    number, start = opening(played, run)
-    make, stream = partial(run.produce, into=current.next_folder), partial(run.chain, into=current.next_folder)
-    writing, articles, pairing = _plan(played, number, material, run)
-    reference = [base] if number and run.setting("references.policy") == "base" else []
-    behind = (reference or [start])[0]
-    earlier = [one.pairs for one in played if one.pairs and one.learned] if run.setting("pairs.replay") else []
-    links = ((writing, articles, start), (score_samples,), (pairing,))
-    summaries, scores, pairs, *rest = stream(*links) if earlier else stream(*links, (reference_logprobs, behind))
-    if not pairs.record["kept"]:
-        return _fruitless(current, pairs, run)
-    replayed = make(replay_pairs, pairs, *earlier) if earlier else None
-    references = make(reference_logprobs, replayed, behind) if replayed else rest[0]
-    drift = make(drift_from_base, summaries, start, base) if number else None
-    policy = make(train_policy, references, start, *reference)
-    _, results = stream((summarize_heldout, material.exam, policy), (score_heldout,))
-    second = second_opinion(results, run, current.next_folder)
-    return Round(current.number + 1, policy, results, number, scores, pairs, replayed, drift, second=second)
-
-
-def _plan(played: Sequence[Round], start: int, material: Material, run: DryRun) -> tuple[Stage, Artifact, Stage]:
-    """How the round writes, about what, and how it pairs: by itself, or against what the base wrote."""
-    if start == 0 or run.setting("pairs.rejected") == "policy":
-        return sample_summaries, material.questions, make_pairs
-    if run.setting("articles.each_round") == "same":
-        beside = played[1].scores  # whose writer was the base
-    else:
-        folder = f"{played[-1].next_folder}/base"
-        beside = run.chain((sample_summaries, material.questions, played[0].policy), (score_samples,), into=folder)[-1]
-    assert beside is not None, "a round after the first has one before it"
-    return sample_beside_base, beside, make_pairs_with_base
-
-
-def _fruitless(current: Round, pairs: Artifact, run: DryRun) -> Round:
-    """A round without pairs: the end where the next would be about the same articles, and else just a poor round."""
-    number = current.number + 1
-    if run.setting("articles.each_round") == "same":
-        return _unplayed(current, f"gave no pairs ({_reasons(pairs)})")
-    figures = RoundFigures(number, pair_yield=0.0)
-    standing = current.assessment and replace(current.assessment, figures=figures, drift=None, challenge=None)
-    return replace(current, number=number, pairs=pairs, assessment=standing, learned=False)
-
-
-def _unplayed(current: Round, why: str) -> Round:
-    number = current.number + 1
-    ended = f"Round {number} {why}: there was nothing to learn from, and the run ended with the policy it had"
-    return replace(current, number=number, pairs=None, learned=False, ended=ended)
-
-
-def _reasons(pairs: Artifact) -> str:
-    return ", ".join(f"{reason}: {n}" for reason, n in pairs.record["skipped"].items()) or "no summaries"
-
-
-def rounds(run: DryRun) -> Iterator[Round]:
-    """The base, then each round as it is finished. Ends early when a rule says stop, or there is nothing to learn."""
-    material, base = begin(run)
+    articles, base = prepare(run)
     played = [base]
     yield base
-    while (current := played[-1]).ended is None and current.number < run.setting("rounds"):
+    while (last := played[-1]).ended is None and last.number < run.setting("rounds"):
         try:
-            material = material if current.number == 0 else supply(material, current.next_folder, run)
-            played.append(judged([*played, play(played, material, run)], run))
-        except NoNewArticles as nothing:
-            played.append(_unplayed(current, f"was not played, because {nothing}"))
+            if last.number > 0:
+                articles = next_articles(articles, last.next_folder, run)
+            played.append(assess([*played, play_round(played, articles, run)], run))
+        except NoNewArticles as reason:
+            played.append(_end_without_round(last, f"was not played, because {reason}"))
         yield played[-1]
 
 
-def judged(played: Sequence[Round], run: DryRun) -> Round:
-    """The last of these rounds with its standing, and why the run stops there if a rule says so."""
-    current = played[-1]
-    if current.ended:
-        return current
-    assert isinstance(run.config, Config), "only rounds are judged"
-    standing = assess_round(played, run.config, run.ledger) if current.learned else current.assessment
-    if standing is None:
-        return current
-    history = [one.assessment.figures for one in played[1:-1] if one.assessment] + [standing.figures]
-    said = stopping.stop_reasons(run.setting("stop"), [figures for figures in history if figures])
-    ended = f"Stopped after round {current.number}: {'; '.join(said)}" if said else None
-    return replace(current, assessment=standing, ended=ended)
+def prepare(run: Executor) -> tuple[Articles, Round]:
+    """Make the articles with their questions, and round 0: the base policy with its evaluation."""
+    articles, questions = _ask_about_articles(run)
+    heldout = run.produce(ask_second_questions, questions) if run.setting("second_judge") else questions
+    policy = run.produce(register_base, into="round-00")
+    evaluate = (summarize_heldout_with_baselines, heldout, policy), (score_heldout,)
+    _, results = run.produce_chain(*evaluate, into="round-00")
+    compared = {name: _evaluate_external(name, heldout, run) for name in run.setting("compare")}
+    second = second_opinion(results, run, "round-00")
+    base = Round(0, policy, results, compared=compared, second=second, assessment=Assessment())
+    return Articles(questions, heldout, (articles,)), base
+
+
+def play_round(played: Sequence[Round], articles: Articles, run: Executor) -> Round:
+    """Play one round of on-policy DPO."""
+    last, base = played[-1], played[0].policy
+    folder = last.next_folder
+    make, make_chain = partial(run.produce, into=folder), partial(run.produce_chain, into=folder)
+
+    start_number, start = choose_start(played, run)
+    keeps_base_reference = run.setting("references.policy") == "base" and start_number > 0
+    reference = base if keeps_base_reference else start
+
+    # Sample, judge, pair. Reference log-probabilities join the pipeline, unless earlier pairs must be replayed first.
+    sample, sampled_articles, pair = _sampling_and_pairing(played, start_number, articles, run)
+    earlier_pairs = [one.pairs for one in played if one.pairs and one.learned] if run.setting("pairs.replay") else []
+    links = (sample, sampled_articles, start), (score_samples,), (pair,)
+    if earlier_pairs:
+        summaries, scores, pairs = make_chain(*links)
+        references = None
+    else:
+        summaries, scores, pairs, references = make_chain(*links, (reference_logprobs, reference))
+    if not pairs.record["kept"]:
+        return _end_without_pairs(last, pairs, run)
+    replayed = make(replay_pairs, pairs, *earlier_pairs) if earlier_pairs else None
+    if replayed:
+        references = make(reference_logprobs, replayed, reference)
+    assert references is not None, "references are made in the pipeline or from the replayed pairs"
+
+    drift = make(drift_from_base, summaries, start, base) if start_number > 0 else None
+    policy = make(train_policy, references, start, *([base] if keeps_base_reference else []))
+    _, results = make_chain((summarize_heldout, articles.heldout, policy), (score_heldout,))
+    second = second_opinion(results, run, folder)
+    return Round(last.number + 1, policy, results, start_number, scores, pairs, replayed, drift, second=second)
+
+
+def _sampling_and_pairing(
+    played: Sequence[Round], start_number: int, articles: Articles, run: Executor
+) -> tuple[Stage, Artifact, Stage]:
+    """How the round samples, about which articles, and how it pairs: the policy's own summaries, or against the base's.
+
+    For pairs against the base, the articles come with scored summaries by the base.
+    """
+    if start_number == 0 or run.setting("pairs.rejected") == "policy":
+        return sample_summaries, articles.train, make_pairs
+    if run.setting("articles.each_round") == "same":
+        by_base = played[1].scores  # the base wrote for round 1
+    else:
+        links = (sample_summaries, articles.train, played[0].policy), (score_samples,)
+        by_base = run.produce_chain(*links, into=f"{played[-1].next_folder}/base")[-1]
+    assert by_base is not None, "a round that starts from a trained policy has a round before it"
+    return sample_beside_base, by_base, make_pairs_with_base
+
+
+def choose_start(played: Sequence[Round], run: Executor) -> tuple[int, Artifact]:
+    """Choose the policy that the next round starts from: writer, reference and starting weights in one.
+
+    Returns:
+        the number of the round that trained it, and the policy.
+    """
+    latest = [one for one in played if one.learned][-1]
+    if run.setting("start_from") == "latest":
+        return latest.number, latest.policy
+    if (assessment := played[-1].assessment) is not None:
+        return assessment.champion, played[assessment.champion].policy
+    # A dry run cannot know the champion before the evaluations are made. So everything that follows is to be made too.
+    return latest.number, replace(latest.policy, record={"build": NOT_MADE})
+
+
+def next_articles(articles: Articles, folder: str, run: Executor) -> Articles:
+    """The articles of a later round: the same again, or new ones with questions.
+
+    Raises:
+        NoNewArticles: new ones are wanted, and the corpus has none.
+    """
+    if run.setting("articles.each_round") == "same":
+        return articles
+    new = run.produce(read_new_articles, *articles.read, into=folder)
+    questions = run.produce(replace(ask_questions, split="train"), new, into=folder)
+    return replace(articles, train=questions, read=(*articles.read, new))
+
+
+def judge_only(run: Executor) -> tuple[Artifact, Artifact]:
+    """The judge without a policy: its questions, and its answers to them from each article's lead."""
+    _, questions = _ask_about_articles(run)
+    links = (lead_baseline, questions), (score_leads,)
+    return questions, run.produce_chain(*links, into="judge-card")[-1]
+
+
+def second_opinion(results: Artifact, run: Executor, folder: str) -> Artifact | None:
+    """The evaluation as the second judge scores it; None without a second judge."""
+    return run.produce(score_second, results, into=folder) if run.setting("second_judge") else None
+
+
+def _ask_about_articles(run: Executor) -> tuple[Artifact, Artifact]:
+    articles = run.produce(read_articles if run.setting("articles.each_round") == "same" else read_first_articles)
+    return articles, run.produce(ask_questions, articles)
+
+
+def _evaluate_external(name: str, heldout: Artifact, run: Executor) -> Artifact:
+    """Evaluate `compare.NAME`, a model at a server."""
+    folder = f"compare/{name}"
+    policy = run.produce(external_policy(name), into=folder)
+    return run.produce_chain((summarize_heldout, heldout, policy), (score_heldout,), into=folder)[-1]
+
+
+# The end of a run
+
+
+def assess(played: Sequence[Round], run: Executor) -> Round:
+    """The last of these rounds with its assessment, and with the reason if a rule of `stop` ends the run there."""
+    last = played[-1]
+    if last.ended:
+        return last
+    assert isinstance(run.config, Config), "only a run of rounds is assessed"
+    assessment = assess_round(played, run.config, run.ledger) if last.learned else last.assessment
+    if assessment is None:
+        return last
+    figures = [one.assessment.figures for one in played[1:-1] if one.assessment] + [assessment.figures]
+    reasons = stop_reasons(run.setting("stop"), [one for one in figures if one])
+    ended = f"Stopped after round {last.number}: {'; '.join(reasons)}" if reasons else None
+    return replace(last, assessment=assessment, ended=ended)
+
+
+def _end_without_pairs(last: Round, pairs: Artifact, run: Executor) -> Round:
+    """A round without pairs. It ends the run if the next round would have the same articles."""
+    number = last.number + 1
+    if run.setting("articles.each_round") == "same":
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in pairs.record["skipped"].items())
+        return _end_without_round(last, f"gave no pairs ({reasons or 'no summaries'})")
+    figures = RoundFigures(number, pair_yield=0.0)
+    assessment = last.assessment and replace(last.assessment, figures=figures, drift=None, challenge=None)
+    return replace(last, number=number, pairs=pairs, assessment=assessment, learned=False)
+
+
+def _end_without_round(last: Round, why: str) -> Round:
+    number = last.number + 1
+    ended = f"Round {number} {why}: there was nothing to learn from, and the run ended with the policy it had"
+    return replace(last, number=number, pairs=None, learned=False, ended=ended)

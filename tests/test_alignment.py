@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from jobs.cli import main
+from jobs.export import export_pairs
 from judges.base import fill, user
 from pipeline import align
 from pipeline.config import UserError
@@ -27,7 +28,6 @@ from pipeline.config.loader import load_alignment, load_config, parse_alignment
 from pipeline.config.run import PolicySettings
 from pipeline.data.pair_tokenizer import load_pair_tokenizer
 from pipeline.data.preference_formats import Preference
-from pipeline.execution.export_pairs import export_pairs
 from pipeline.stages.external_pairs import collect_pairs
 from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger

@@ -194,7 +194,7 @@ def cloze(folder, *overrides):
 
 
 def test_what_a_card_cannot_be_made_of_is_told_before_ray_starts(tmp_path, monkeypatch):
-    from jobs.judge_card import examine
+    from jobs.judge_card import make_judge_card
     from pipeline.config import UserError
     from pipeline.storage.ledger import Ledger
 
@@ -206,27 +206,27 @@ def test_what_a_card_cannot_be_made_of_is_told_before_ray_starts(tmp_path, monke
         "hardware.servers.o.base_url=http://127.0.0.1:1",
     ]
     with pytest.raises(UserError, match="hardware.servers.o.base_url is .*, and no server answers there"):
-        examine(demo, [*own, *served])
+        make_judge_card(demo, [*own, *served])
     Ledger(str(tmp_path)).finish("articles", {"build": "b", "recipe": {"settings": {"articles": {"limit": 480}}}})
     with pytest.raises(
         UserError, match=r"made by another recipe .*: give the card a folder of its own, such as run=\S+-card"
     ):
-        examine(demo, own)
+        make_judge_card(demo, own)
 
 
 def test_a_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path):
     """Of 4 questions as many as can be asked are to be good, and the cloze judge finds no more than that in some."""
-    from jobs.judge_card import examine
+    from jobs.judge_card import make_judge_card
 
-    examine(*cloze(tmp_path, "judge.questions=20", "questions.min_questions=20"))
+    make_judge_card(*cloze(tmp_path, "judge.questions=20", "questions.min_questions=20"))
     found = json.loads((tmp_path / "judge_card.json").read_text())
     assert found["summaries_judged"] == 0 and found["questions_asked"] > 0 and found["ceiling"] == 1
 
 
 def test_a_card_alone(ray_cluster, tmp_path, capsys):
-    from jobs.judge_card import examine
+    from jobs.judge_card import make_judge_card
 
-    examine(*cloze(tmp_path))
+    make_judge_card(*cloze(tmp_path))
     found = json.loads((tmp_path / "judge_card.json").read_text())
     assert found["floor"] == 0 and found["floor_unsure"] == 1 and found["parse_rate"] == found["agreement"] == 1
     assert 20 < found["summaries_judged"] <= 40

@@ -66,7 +66,7 @@ def test_both_score_one_article_in_16_and_the_mean_is_the_kl(ray_cluster, models
         "policy",
         "base",
         dtype="float32",
-        scorer=by_policy,
+        policy_scorer=by_policy,
         base_scorer=by_base,
         trainer=TrainerHardware(),
     ).take_all()
@@ -96,7 +96,7 @@ def test_what_the_first_of_both_has_to_say_is_told_in_one_line(ray_cluster):
             "policy",
             "base",
             dtype="float32",
-            scorer=pool,
+            policy_scorer=pool,
             base_scorer=pool,
             trainer=TrainerHardware(),
         )

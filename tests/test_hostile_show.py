@@ -6,7 +6,7 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from jobs.show import _print
+from jobs.show import _print_row
 from pipeline.evaluation.report.render import terminal_tables
 from pipeline.execution.progress import Display
 
@@ -38,14 +38,14 @@ def test_a_row_is_shown_as_it_is():
         "scores": [{"answers": ["A"], "correct": 1, "words": 3}, {"answers": [None], "correct": 0, "words": 1}],
         "pairs": [{"chosen": 0, "rejected": 1, "reason": HOSTILE}],
     }
-    _print(on, row)
+    _print_row(on, row)
     assert said(on).count(TOLD) == 6
 
 
 def test_a_row_of_drift_is_shown_without_its_article():
     on = console()
     row = {"article_id": "a", "split": "train", "summaries": [{"text": "Ana led.", "finish_reason": "stop"}]}
-    _print(on, row | {"policy_logps": [-3.25], "base_logps": [-4.5]})
+    _print_row(on, row | {"policy_logps": [-3.25], "base_logps": [-4.5]})
     assert "summary 0, policy logp -3.25, base logp -4.50" in said(on) and "Ana led." in said(on)
 
 

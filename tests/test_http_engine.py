@@ -369,7 +369,7 @@ def test_a_served_judge_is_asked_by_one_actor_whatever_hardware_the_other_judge_
 
     second = "second_judge={model: m, served: {server: ours}}"
     config = settings(second, "hardware.judge={replicas: 2, gpus_per_replica: 1}", "hardware.ray_cpus=null")
-    pool = provide_resources(["second_engine"], config, [], "root", "address", lambda *_: None)["second_engine"]
+    pool = provide_resources(["second_judge_engine"], config, {}, "root", "address", None)["second_judge_engine"]
     assert (pool.hardware.replicas.max, pool.hardware.gpus_per_replica) == (1, 0)
 
 

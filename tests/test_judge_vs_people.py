@@ -130,7 +130,7 @@ def test_a_judges_engine_outside_of_ray_starts_no_ray(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: pytest.fail("Ray was asked, which starts one"))
     config = load_config(ROOT / "configs/demo.yaml")
-    pool = provide_resources(("judge_engine",), config, (), "", "judge_vs_people", None)["judge_engine"]
+    pool = provide_resources(("judge_engine",), config, {}, "", "judge_vs_people", None)["judge_engine"]
     assert pool.make_engine()[0] == str(ROOT / "newsroom/models/judge")
 
 

@@ -3,11 +3,9 @@
 import os
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.config import UserError
-from pipeline.storage.ledger import Ledger, differences
+from pipeline.storage.ledger import Ledger
 
 
 @pytest.fixture
@@ -45,30 +43,3 @@ def test_a_uri_is_a_path_too(tmp_path):
     ledger = Ledger(f"file://{tmp_path}/run")
     ledger.finish("pairs", RECORD)
     assert Ledger(str(tmp_path / "run")).find("pairs").build == "b1"
-
-
-def test_what_changed_is_said_in_the_readers_terms():
-    was = {"settings": {"pairs": {"threshold": 3, "min_words": 5}}, "inputs": {"scores": "a"}}
-    now = {"settings": {"pairs": {"threshold": 4, "min_words": 5}}, "inputs": {"scores": "b"}}
-    assert differences(was, now) == ["settings.pairs.threshold: was 3, now 4", 'inputs.scores: was "a", now "b"']
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@given(json_values, json_values)
-def test_two_recipes_differ_exactly_if_a_difference_is_shown(was, now):
-    # A setting that is null and one that is not there are the same to a recipe.
-    if differences(was, now) == []:
-        assert _without_none(was) == _without_none(now)
-    assert differences(was, was) == []
-
-
-def _without_none(value):
-    if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v not in (None, {})} or None
-    return value

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.config.run import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.judging.preference import accuracy_then_length
-from pipeline.stages.pairs import _lot, _pair_with_base, mix_rows, replay_pairs
+from pipeline.stages.pairs import _lot, _pair_with_base, merge_rounds, replay_pairs
 from pipeline.storage.schema import COLUMNS, to_dataset
 
 
@@ -49,7 +49,7 @@ def told(row):
 @given(rows_of("now"), st.lists(rows_of("r1"), max_size=1), st.lists(rows_of("r2"), max_size=1))
 def test_every_pair_is_still_between_the_same_two_summaries(own, first, second):
     earlier = first + second
-    made, counts = mix_rows([own], earlier)
+    made, counts = merge_rounds([own], earlier)
     assert told(made) == sum((told(one) for one in [own, *earlier]), Counter())
     assert made["summaries"][: len(own["summaries"])] == own["summaries"], "this round's own stay as they are"
     assert len(made["summaries"]) == len(made["scores"]) == sum(len(one["summaries"]) for one in [own, *earlier])
@@ -61,7 +61,7 @@ def test_every_pair_is_still_between_the_same_two_summaries(own, first, second):
 
 @given(rows_of("now"), rows_of("r1"))
 def test_what_another_policy_wrote_names_it_and_has_no_log_probability_of_this_one(own, other):
-    for made in (merge_rows(own, other), mix_rows([], [other])[0]):
+    for made in (merge_rows(own, other), merge_rounds([], [other])[0]):
         for summary in made["summaries"]:
             writer = summary["text"].split()[0]
             assert (summary.get("writer"), summary["logp"]) == ((None, -1.0) if writer == "now" else (writer, None))

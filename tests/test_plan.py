@@ -7,7 +7,7 @@ import pytest
 from driving import PACE, ROOT, start
 from keeping import keep
 
-from jobs.plan import plan, refuse
+from jobs.plan import plan
 from pipeline.config import UserError
 from pipeline.config.hardware import Hardware
 from pipeline.config.loader import load_config
@@ -15,6 +15,7 @@ from pipeline.execution.dry_run import DryRun
 from pipeline.execution.planning.estimator import Estimator
 from pipeline.execution.planning.gpu_memory import GIB
 from pipeline.execution.planning.throughput import StageThroughput, Throughput, open_measured_run
+from pipeline.execution.preflight import check_gpu_memory
 from pipeline.round import rounds
 from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger
@@ -35,7 +36,7 @@ def planned(settings, rates=(), price=None):
     made = Estimator(settings, Ledger(settings.run), Throughput([Ledger(root) for root in rates], settings), price)
     for _ in rounds(made):
         pass
-    return {line.address: line for line in made.lines}
+    return {line.address: line for line in made.estimates}
 
 
 class Played(DryRun):
@@ -213,12 +214,12 @@ def test_a_model_that_cannot_fit_is_refused(tmp_path, monkeypatch):
     gpu = ["hardware.judge.gpus_per_replica=1", f"run={tmp_path}/none"]
 
     with pytest.raises(UserError, match="judge: 1.1M parameters in float32 .* use larger GPUs"):
-        plan(DEMO, gpu, gpu_memory=2)
+        plan(DEMO, gpu, gpu_gib=2)
     with pytest.raises(UserError, match="judge: 1.1M"):
-        refuse(config(*gpu), 2 * GIB)
-    refuse(config(*gpu), None)  # of GPUs that nobody has seen nothing is said
+        check_gpu_memory(config(*gpu), 2 * GIB)
+    check_gpu_memory(config(*gpu), None)  # of GPUs that nobody has seen nothing is said
     monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
-    refuse(config(*gpu), 2 * GIB)  # the cluster's GPUs may be others than this machine's
+    check_gpu_memory(config(*gpu), 2 * GIB)  # the cluster's GPUs may be others than this machine's
 
 
 def test_rates_need_a_run(tmp_path):

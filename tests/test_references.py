@@ -64,7 +64,7 @@ def articles(count: int) -> list[dict]:
 
 def anchored(rows: list[dict], pool: EnginePool, source: str) -> list[dict]:
     found = reference_logprobs(
-        to_dataset(rows), "the digest", dtype="float32", references=References(source=source), scorer=pool,
+        to_dataset(rows), "the digest", dtype="float32", references=References(source=source), reference_scorer=pool,
         trainer=TrainerHardware(tokens_per_batch=30),
     )  # fmt: skip
     return sorted(found.take_all(), key=lambda row: row["article_id"])
@@ -128,7 +128,7 @@ def test_references_overlap_the_judging(model_path: str, tmp_path: Path) -> None
     paired = make_pairs(scored, pairs=Pairs(threshold=1, min_words=1), seed=0)
     stream = iter(reference_logprobs(
         paired, "digest", dtype="float32", references=References(), trainer=TrainerHardware(),
-        scorer=scorer(model_path, batch_size=1, cpus_per_replica=0.5),
+        reference_scorer=scorer(model_path, batch_size=1, cpus_per_replica=0.5),
     ).iter_rows())  # fmt: skip
 
     assert next(stream)["reference_logps"] is not None

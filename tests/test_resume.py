@@ -119,7 +119,7 @@ def play(config, work):
     run = Runner(config, Ledger(config.run), Display())
     articles = run.produce(corpus)
     first, *others = work.stages
-    return articles, *run.chain((first, articles), *((stage,) for stage in others), into="round-01")
+    return articles, *run.produce_chain((first, articles), *((stage,) for stage in others), into="round-01")
 
 
 def break_once(config, work, stage, after):
@@ -227,7 +227,7 @@ def test_a_finished_table_with_a_damaged_part_is_named(tmp_path, work):
         play(config, work)
     again = Runner(config, Ledger(config.run), Display(), remake="round-01/summaries")
     first, *others = work.stages
-    made = again.chain((first, again.produce(corpus)), *((stage,) for stage in others), into="round-01")
+    made = again.produce_chain((first, again.produce(corpus)), *((stage,) for stage in others), into="round-01")
     check(tmp_path, (again.produce(corpus), *made))
 
 
@@ -242,7 +242,7 @@ def test_a_table_of_no_rows_starts_no_engine(tmp_path):
     for together in (False, True):
         config = settings(tmp_path / str(together), hardware={"together": together})
         run = Runner(config, Ledger(config.run), Display())
-        made = run.chain((write, run.produce(corpus)), (Work(tmp_path).stages[2],))
+        made = run.produce_chain((write, run.produce(corpus)), (Work(tmp_path).stages[2],))
         assert [table.record["in"] for table in made] == [0, 0]
 
 

@@ -29,7 +29,7 @@ def judged(ray_cluster):
         {"article_id": name, "article": text, "split": "eval", "questions": []}
         for name, text in (("rich", ARTICLE), ("poor", "Nothing happened."))
     ]
-    settings = {"second_judge": SECOND, "seed": 0, "second_engine": pool}
+    settings = {"second_judge": SECOND, "seed": 0, "second_judge_engine": pool}
     asked = ask_second_questions(to_dataset(articles), questions=run.Questions(min_questions=3), **settings).take_all()
     columns = ("article_id", "article", "split", "questions", "second_questions")
     first = {"answers": ["A"], "correct": 1, "unread": 0, "words": 3, "invalid_chars": 0}

@@ -20,7 +20,7 @@ from pipeline.stages.pairs import make_pairs
 from pipeline.stages.questions import ask_questions
 from pipeline.stages.scores import score_heldout, score_samples
 from pipeline.stages.summaries import (
-    _sit,
+    _sample_with_baselines,
     first_sentences,
     sample_summaries,
     shorten,
@@ -269,14 +269,14 @@ def test_a_soft_score_is_the_count_less_the_judges_doubts():
 def test_show_tells_the_soft_score_where_there_is_one(capsys):
     from rich.console import Console
 
-    from jobs.show import _print
+    from jobs.show import _print_row
 
     score = {"answers": ["A", None], "correct": 1, "words": 7}
     row = {"article_id": "a", "split": "train", "article": "An article.", "summaries": [], "scores": []}
     for soft in ({}, {"soft": None}, {"soft": 0.8125}):
         row["summaries"].append({"text": "one", "finish_reason": "stop"})
         row["scores"].append(score | soft)
-    _print(Console(highlight=False, width=100), row)
+    _print_row(Console(highlight=False, width=100), row)
     said = [line.strip() for line in capsys.readouterr().out.splitlines() if "right" in line]
     plain_line = "summary {}  1 right (A unread), 7 words"
     assert said == [plain_line.format(0), plain_line.format(1), "summary 2  1 right (A unread), soft 0.81, 7 words"]
@@ -330,7 +330,9 @@ def test_baselines_are_judged_like_the_policy():
 def test_a_cut_off_summary_made_shorter_is_cut_off_too():
     engine = ScriptedEngine(lambda prompt, sample: "Ana led it.")
     for tokens, ends in ((5, ["length", "stop", "length"]), (50, ["stop"] * 3)):
-        (outcome,) = _sit(Prompt(user("{article}"), tokens), "w", run.Baselines(), engine, articles(1))
+        (outcome,) = _sample_with_baselines(
+            Prompt(user("{article}"), tokens), "w", run.Baselines(), engine, articles(1)
+        )
         assert [summary["finish_reason"] for summary in outcome["summaries"]] == ends
 
 

@@ -1,14 +1,12 @@
-"""Training on preference pairs from elsewhere, on one page: `rondo train`, and from Python `align`.
+"""Trains a model on preference pairs made elsewhere: `rondo train`, and `align` from Python.
 
-The same ledger, references and trainer as in a round, so that a training that was cut off goes on, one that is there
-is reused, and a changed setting is refused with the difference. Left out: what a round adds, which is to make the pairs
-(`round.py`).
+It uses the same ledger, references and trainer as a round. So an interrupted training resumes, a finished one is
+reused, and a changed setting is refused with the difference.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -19,21 +17,25 @@ from typing import Any
 from pipeline.config import Alignment, UserError
 from pipeline.config.loader import parse_alignment
 from pipeline.execution.dry_run import DryRun
+from pipeline.execution.executor import Executor
+from pipeline.execution.preflight import open_run_folder
 from pipeline.execution.progress import Display
 from pipeline.execution.recipe import fingerprint
-from pipeline.execution.runner import Runner
 from pipeline.stages import external_pairs
 from pipeline.stages.external_pairs import collect_pairs
 from pipeline.stages.policy import register_base, train_policy
 from pipeline.stages.references import reference_logprobs
-from pipeline.storage import run_folder
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.model_files import hub
 from pipeline.training import tracking
 
 
-def train_on_pairs(run: DryRun) -> tuple[Artifact, Artifact]:
-    """The page: what is made, and of what. Gives the table of pairs, and the policy that learned from it."""
+def train_on_pairs(run: Executor) -> tuple[Artifact, Artifact]:
+    """The artifacts of a training, and what each is made from.
+
+    Returns:
+        the table of pairs, and the trained policy.
+    """
     base = run.produce(register_base, into="base")
     pairs = run.produce(collect_pairs, base)
     references = run.produce(reference_logprobs, pairs, base)
@@ -43,11 +45,11 @@ def train_on_pairs(run: DryRun) -> tuple[Artifact, Artifact]:
 
 @dataclass(frozen=True)
 class Aligned:
-    """A policy that learned from pairs.
+    """A policy that was trained on pairs.
 
     Attributes:
-        path: of the trained model, a Hugging Face folder (or its URI).
-        metrics: of the training; see `dpo/metrics.summary`. Each step's are in `path`/metrics.jsonl.
+        path: the folder or URI of the trained model, in the format of Hugging Face.
+        metrics: of the training: see `training.metrics.summary`. The metrics of each step are in `path`/metrics.jsonl.
         pairs: counts of the table of pairs: rows of the file by what became of them, pairs, prompts.
     """
 
@@ -57,34 +59,28 @@ class Aligned:
 
 
 def run_alignment(settings: Alignment, display: Display, remake: str | None = None) -> Aligned:
-    """Check everything, take the folder's lock, start Ray, and make what is not there yet.
+    """Check everything, hold the run folder, start Ray, and make what is missing.
 
     Args:
-        remake: address of what is to be made again although it is there: base/policy, pairs, references or policy.
+        remake: the address of an artifact to make again: base/policy, pairs, references or policy.
 
     Raises:
-        UserError: a model or a file that is not there or cannot be used, a folder in use or made by other settings.
+        UserError: a model or a file is missing or cannot be used, or the folder is in use or was made with other
+            settings.
     """
-    fingerprint.cache_clear()  # a notebook may have changed a file since it last called
+    fingerprint.cache_clear()  # in a notebook a file may have changed since the last call
     hub.check_model("policy.model", settings.policy.model)
     hub.check_lora(settings.policy.model, settings.training.lora)
     tracking.check_trackers(settings.report_to)
     external_pairs.check_pairs(settings.pairs, settings.policy.model)
-    book = Ledger(settings.run)
-    run_folder.check_command(book, settings)
-    survey = DryRun(settings, book, remake)
-    train_on_pairs(survey)
-    to_remake = survey.to_remake()
-    with book.lock(display.warn):
-        run_folder.write_settings(book, settings)
-        display.say(f"{book.root}: {settings.policy.model} on {settings.pairs}", style="bold")
-        from pipeline.execution.ray_cluster import connected_ray
+    ledger = open_run_folder(settings)
+    dry_run = DryRun(settings, ledger, remake)
+    train_on_pairs(dry_run)
+    from pipeline.execution.runner import open_run
 
-        ray = connected_ray(settings.hardware) if survey.unmade else nullcontext(settings.hardware)
-        with book.remaking(to_remake), ray as hardware:
-            pairs, policy = train_on_pairs(
-                Runner(settings.model_copy(update={"hardware": hardware}), book, display, remake)
-            )
+    title = f"{ledger.root}: {settings.policy.model} on {settings.pairs}"
+    with open_run(settings, ledger, display, dry_run, title) as runner:
+        pairs, policy = train_on_pairs(runner)
     counts = {name: pairs.record[name] for name in ("in", "kept", "skipped", "tally")}
     return Aligned(policy.record["model"], policy.record["training"], counts)
 
@@ -105,24 +101,24 @@ def align(
 ) -> Aligned:
     """Train a model on preference pairs.
 
-    The same call goes on where one was cut off, and gives what is there where one was finished.
+    The same call resumes an interrupted training, and returns the result of a finished one.
 
         align("my-model", pairs="pairs.jsonl", loss="sigmoid", beta=0.1, policy={"dtype": "float32"})
 
     Args:
-        model: Hugging Face folder, URI or name on the hub; it is the reference too.
+        model: Hugging Face folder, URI or hub name. The model is the reference too.
         pairs: a file by path or URI, `hf:OWNER/NAME[/CONFIG][:SPLIT]`, or rows in memory (a list of dicts, a
-            `datasets.Dataset`); `formats.py` says which columns are known.
+            `datasets.Dataset`). `data/preference_formats.py` lists the known columns.
         loss: `training.loss_type`: one loss, or several to add up.
-        out: folder or URI of the run, which gets the model as `policy/`; None: runs/NAME-aligned.
+        out: folder or URI of the run, where the model is written as `policy/`; None: runs/NAME-aligned.
         seed: of the order of the pairs.
-        policy, references, hardware: further settings of these sections of the configuration, by name.
-        max_skipped: share of the rows that may be unusable.
-        remake: as of `carry_out`.
-        **training: any setting of `learning.Training` by its name, such as beta or learning_rate.
+        policy, references, hardware: more settings of these sections of the configuration, by name.
+        max_skipped: the share of rows that may be unusable.
+        remake: as of `run_alignment`.
+        **training: any setting of `config.training.Training` by name, such as beta or learning_rate.
 
     Raises:
-        UserError: as `carry_out`; an unknown name, a wrong type, an impossible combination of settings.
+        UserError: as `run_alignment`; or an unknown name, a wrong type, or settings that do not fit together.
     """
     run = fspath(out) if out is not None else f"runs/{Path(fspath(model)).name}-aligned"
     raw = {
@@ -137,36 +133,35 @@ def align(
     }
     settings = parse_alignment(raw)
     if not isinstance(pairs, str | PathLike):
-        book = Ledger(run)
-        run_folder.check_command(book, settings)  # a folder that is refused is left as it is
-        settings = settings.model_copy(update={"pairs": _write(pairs, book)})
+        ledger = open_run_folder(settings)  # checked first: a folder that is refused must stay as it is
+        settings = settings.model_copy(update={"pairs": _save_rows(pairs, ledger)})
     return run_alignment(settings, Display(), remake)
 
 
-def _write(rows: Iterable[Mapping[str, Any]], book: Ledger) -> str:
-    """Keep rows given in memory in the run's folder, so that what was learned from can be looked at and found again.
+def _save_rows(rows: Iterable[Mapping[str, Any]], ledger: Ledger) -> str:
+    """Save rows given in memory in the run folder, so that they can be looked at later. Returns the file's location.
 
-    Named by its contents: other rows are another file, and a drift that the ledger sees.
+    The file is named by its contents. Other rows make another file, and the ledger sees the change.
     """
-    text = "".join(f"{_line(row)}\n" for row in rows)
+    text = "".join(f"{_to_json(row)}\n" for row in rows)
     name = f"given-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]}.jsonl"
-    if book.read(name) is None:
-        book.write(name, text)
-    return f"{book.root}/{name}"
+    if ledger.read(name) is None:
+        ledger.write(name, text)
+    return f"{ledger.root}/{name}"
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _to_json(row: Mapping[str, Any]) -> str:
     columns = (
         f"{json.dumps(str(name), ensure_ascii=False)}: "
-        f"{json.dumps(value, ensure_ascii=False, default=partial(_plain, name))}"
+        f"{json.dumps(value, ensure_ascii=False, default=partial(_to_plain_value, name))}"
         for name, value in row.items()
     )
     return f"{{{', '.join(columns)}}}"
 
 
-def _plain(column: Any, value: Any) -> Any:
-    """What JSON has no word for, in words that it has. Never its repr, which would be learned from."""
-    if hasattr(value, "tolist"):  # of pandas a list of messages comes as an array of dicts
+def _to_plain_value(column: Any, value: Any) -> Any:
+    """Convert what JSON cannot hold. A repr would be trained on, so an unknown type is refused."""
+    if hasattr(value, "tolist"):  # pandas gives a list of messages as an array of dicts
         return value.tolist()
     if isinstance(value, date):
         return value.isoformat()

@@ -1,32 +1,157 @@
-"""What a path or a name holds, as a short fingerprint: a recipe that named files by path alone would miss their change.
+"""What decides a stage's result, as data: the recipe, fingerprints of the files it names, and changes between recipes.
 
-Of a function of the user's, `module:function`, it is its module's file: what it calls there counts too.
-
-Cheap on purpose: sizes, and the first and the last MiB of each file, so that a 100 GB model costs a few reads. The
-trainer's own check of weights (`dpo/weights.digest`) reads every byte.
+A recipe is compared with the one in an artifact's record: an equal one means that the artifact can be reused.
 """
 
 import functools
 import hashlib
 import json
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pyarrow.fs as pafs
+from pydantic import BaseModel
 
+from pipeline.config import Alignment, Config
 from pipeline.judging.preference import source_file
+from pipeline.stages.base import Stage
 from pipeline.storage.files import open_location
+from pipeline.storage.ledger import Artifact
 
 _MIB = 1 << 20
+# Settings that stop a run and change no row: raising one must not make anything stale.
+_LIMITS = ("max_skipped", "max_unread", "check_articles", "max_difference")
+_ABSENT = object()
+
+Kind = Literal["stage", "version", "settings", "contents", "inputs"]
+Recipe = dict[str, Any]
+
+
+def get_setting(config: Config | Alignment, name: str) -> Any:
+    """A section or a value of the configuration, by its dotted name. None within a section that is None."""
+    value: Any = config
+    for part in name.split("."):
+        if value is not None:
+            value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return value
+
+
+def stage_recipe(stage: Stage, inputs: Sequence[Artifact], config: Config | Alignment) -> Recipe:
+    """What decides a stage's result.
+
+    Inputs are named by their build id: making an artifact again does not make an equal one.
+    """
+    return {
+        "stage": stage.name,
+        "version": stage.version,
+        "settings": {name: _recipe_value(get_setting(config, name)) for name in stage.settings},
+        "contents": {name: fingerprint(get_setting(config, name)) for name in stage.contents},
+        "inputs": {artifact.address: artifact.build for artifact in inputs},
+    }
+
+
+def _recipe_value(setting: Any) -> Any:
+    value = setting.model_dump(mode="json") if isinstance(setting, BaseModel) else setting
+    return {name: part for name, part in value.items() if name not in _LIMITS} if isinstance(value, dict) else value
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference between the recipe of a record and the recipe of today.
+
+    Attributes:
+        kind: the part of the recipe.
+        key: the name within that part, such as `pairs.threshold` or `round-01/scores`; empty for stage and version.
+        was, now: the values; None where a recipe has none.
+    """
+
+    kind: Kind
+    key: str
+    was: Any
+    now: Any
+
+    @property
+    def is_new_build(self) -> bool:
+        """The same input was made again."""
+        return self.kind == "inputs" and self.was is not None and self.now is not None
+
+    @property
+    def is_other_policy(self) -> bool:
+        """A policy became an input, or is no longer one: the round starts from another round's policy."""
+        return self.kind == "inputs" and self.key.endswith("policy") and (self.was is None or self.now is None)
+
+    def __str__(self) -> str:
+        name = f"{self.kind}.{self.key}" if self.key else self.kind
+        return f"{name}: was {_shorten(self.was)}, now {_shorten(self.now)}"
+
+
+def compare_recipes(was: Recipe, now: Recipe, config: Config | Alignment) -> list[Change]:
+    """The changes from the recipe of a record to the recipe of today.
+
+    A setting that the older version did not have is no change where it has its default now, and neither is a file that
+    the older recipe did not name where there is none now. So a new setting makes no existing run stale.
+
+    Args:
+        config: the configuration of today, for the defaults.
+    """
+    return [
+        change
+        for kind in ("stage", "version", "settings", "contents", "inputs")
+        for change in _differences(kind, was.get(kind, _ABSENT), now.get(kind, _ABSENT), "", config)
+    ]
+
+
+def _differences(kind: Any, was: Any, now: Any, key: str, config: Config | Alignment) -> Iterator[Change]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in [*was, *(name for name in now if name not in was)]:
+            inner = f"{key}.{name}" if key else str(name)
+            yield from _differences(kind, was.get(name, _ABSENT), now.get(name, _ABSENT), inner, config)
+        return
+    if was is _ABSENT and _is_default(kind, key, now, config):
+        return
+    was, now = (None if value is _ABSENT else value for value in (was, now))
+    if was != now:
+        yield Change(kind, key, was, now)
+
+
+def _is_default(kind: Kind, key: str, value: Any, config: Config | Alignment) -> bool:
+    """Whether a part of a recipe says no more than a recipe without that part."""
+    if kind == "contents":
+        return value is None
+    if kind != "settings":
+        return False
+    section, _, name = key.rpartition(".")
+    model = get_setting(config, section) if section else config
+    field = type(model).model_fields.get(name) if isinstance(model, BaseModel) else None
+    return (
+        field is not None
+        and not field.is_required()
+        and _recipe_value(field.get_default(call_default_factory=True)) == value
+    )
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
 
 
 @functools.cache
-def fingerprint(place: str | None) -> str | None:
-    """16 hexadecimal digits of a file's or a folder's contents; None for a name on a hub, or for nothing."""
-    if place is None or place.startswith("hf:"):
+def fingerprint(location: str | None) -> str | None:
+    """Name the contents of a file or a folder, or of the module of a user's `module:function`.
+
+    The name is cheap: it is made of sizes, and of the first and the last MiB of each file, so that a 100 GB model costs
+    a few reads. `training/modeling/loading.weights_digest` reads every byte.
+
+    Returns:
+        16 hexadecimal digits; None for nothing, for a hub name, and where there is no file.
+    """
+    if location is None or location.startswith("hf:"):
         return None
-    if re.fullmatch(r"[\w.]+:\w+", place):
-        return fingerprint(source_file(place))
-    fs, path = open_location(place)
+    if re.fullmatch(r"[\w.]+:\w+", location):
+        return fingerprint(source_file(location))
+    fs, path = open_location(location)
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
         return None

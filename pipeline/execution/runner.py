@@ -1,237 +1,307 @@
-"""A run: makes each artifact at its address, or finds it made, or refuses to serve a stale one.
+"""Makes the artifacts of a run: calls each stage with its inputs, settings and resources, and writes its record.
 
-What a stage is given, when its rows are all there, and what its record says. Left out: what is made and what is stale
-(`survey.py`), how rows are stored (`tables.py`) and what the stages do.
+How rows are stored is in `storage/tables.py`, what a stage does is in `stages/`.
 """
 
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ray.data import Dataset
+
 from pipeline.config import Alignment, Config, UserError
 from pipeline.config.hardware import driver_node_options
-from pipeline.execution.dry_run import DryRun, address_of
+from pipeline.execution.dry_run import DryRun
+from pipeline.execution.executor import Executor, address_of
 from pipeline.execution.progress import Display, StageProgress, summarize_record
+from pipeline.execution.ray_cluster import connected_ray
 from pipeline.execution.resources import provide_resources
 from pipeline.stages.base import Stage
-from pipeline.storage import parts, streams, tables
+from pipeline.storage import parts, run_folder, streams, tables
 from pipeline.storage.files import remove_folder
 from pipeline.storage.ledger import Artifact, Ledger, utc_now
 from pipeline.storage.provenance import git_commit, package_versions
 
 
-class Runner(DryRun):
-    """What `play` makes things with. Arguments as of `Survey`, and `display`, what the person sees."""
+@contextmanager
+def open_run(
+    config: Config | Alignment, ledger: Ledger, display: Display, dry_run: DryRun, title: str
+) -> Iterator["Runner"]:
+    """Hold the run's lock, and Ray if anything is to be made, while the block makes artifacts.
+
+    Args:
+        dry_run: has walked the page that the block will walk.
+        title: printed once the run is held.
+
+    Raises:
+        UserError: the run is in use, a remake names nothing, or Ray cannot be started or joined.
+    """
+    to_remake = dry_run.to_remake()
+    with ledger.lock(display.warn):
+        run_folder.write_settings(ledger, config)
+        display.say(title, style="bold")
+        ray = connected_ray(config.hardware) if dry_run.unmade else nullcontext(config.hardware)
+        with ledger.remaking(to_remake), ray as hardware:
+            yield Runner(config.model_copy(update={"hardware": hardware}), ledger, display, dry_run.remake)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """An artifact that is being made.
+
+    Attributes:
+        artifact: its address, and the build id and recipe of its record.
+    """
+
+    stage: Stage
+    inputs: tuple[Artifact, ...]
+    artifact: Artifact
+
+
+class Runner(Executor):
+    """Makes what is missing or stale. Arguments as of `Executor`, and `display`, which shows the progress."""
 
     def __init__(self, config: Config | Alignment, ledger: Ledger, display: Display, remake: str | None = None):
         super().__init__(config, ledger, remake)
         self.display = display
 
-    def reuse(self, found: Artifact) -> Artifact:
-        if "training" in found.record:
-            remove_folder(f"{found.uri}/checkpoints")  # in case it was cut off between its record and this
-        self.display.line(found.address, f"reused  {summarize_record(found.record)}", style="dim")
-        return found
+    def reuse(self, artifact: Artifact) -> Artifact:
+        if "training" in artifact.record:
+            _remove_checkpoints(artifact)  # the driver may have died between writing the record and removing them
+        self.display.line(artifact.address, f"reused  {summarize_record(artifact.record)}", style="dim")
+        return artifact
 
     def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
         job = self._begin(stage, inputs, address)
-        began = time.monotonic()
-        if _by_row(stage, inputs):
-            return self._stream([job])[0]
-        with self.display.working([address], None, "rows" if stage.writes else "steps") as (tick,):
-            if stage.writes:
-                given = [streams.stream_table(self.ledger, each) if _is_table(each) else each for each in inputs]
-                try:
-                    said = self._whole(self._call(job, given, tick), job, tick)
-                except UserError:
-                    self.ledger.clear(address)  # nothing of it can be gone on with
-                    raise
-            else:
-                said = self._call(job, inputs, tick)
-        return self._finish(job, said, began)
+        if _is_made_by_row(stage, inputs):
+            return self._make_pipeline([job])[0]
+        started = time.monotonic()
+        unit = "rows" if stage.writes else "steps"
+        with self.display.working([address], None, unit) as (progress,):
+            result = self._make_whole_table(job, progress) if stage.writes else self._call(job, inputs, progress)
+        return self._finish(job, result, started)
 
-    def _whole(self, rows: Any, job: "_Job", tick: StageProgress) -> dict[str, Any]:
-        """Write a table in one go, and say what its record should."""
-        self.ledger.check_held()
-        table = tables.begin_table(job.made.uri, _name_of_attempt())
-        for count in streams.write_rows(rows, table):
-            tick.advance(count)
-        self.ledger.check_held()
-        said = tables.finish_table(table, expected=None)
-        assert said is not None, "nothing was expected of it"
-        return said
+    def produce_chain(self, *links: Sequence[Any], into: str = "") -> tuple[Artifact, ...]:
+        """With `hardware.together`, all tables to be made are one Ray Data pipeline: rows flow on at once.
 
-    def chain(self, *links: Sequence[Any], into: str = "") -> tuple[Artifact, ...]:
-        """Where policy, judge and trainer have their own places, one pipeline: no row waits for the table to end."""
+        Policy, judge and trainer then run on separate hardware, and no row waits until the table before is finished.
+        """
         if not self.config.hardware.together:
-            return super().chain(*links, into=into)
-        made: list[Artifact] = []
+            return super().produce_chain(*links, into=into)
+        current: list[Artifact] = []
         jobs: list[_Job] = []
         for stage, *others in links:
-            inputs, address = (*made[-1:], *others), address_of(stage, into)
-            found = self.look(stage, inputs, address)
-            if found is None:
+            previous = jobs[-1].artifact if jobs else current[-1] if current else None
+            inputs, address = ((previous, *others) if previous else tuple(others)), address_of(stage, into)
+            artifact = self.resolve(stage, inputs, address)
+            if artifact is None:
                 jobs.append(self._begin(stage, inputs, address))
-            made.append(found or jobs[-1].made)
-        return (*made[: len(made) - len(jobs)], *(self._stream(jobs) if jobs else ()))
+            else:
+                current.append(artifact)
+        return (*current, *(self._make_pipeline(jobs) if jobs else ()))
 
-    def _begin(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> "_Job":
-        """Note what is begun, or find that this very thing was begun before and goes on."""
+    # One job
+
+    def _begin(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> _Job:
+        """Note build id and recipe of a new artifact, or take up an interrupted one of the same recipe."""
         recipe, begun = self.recipe(stage, inputs), self.ledger.begun(address)
-        if begun is None or begun["recipe"] != recipe or not (stage.resumes or _by_row(stage, inputs)):
+        can_resume = stage.resumes or _is_made_by_row(stage, inputs)
+        if begun is None or begun["recipe"] != recipe or not can_resume:
             self.ledger.clear(address)
             begun = {"build": uuid.uuid4().hex[:12], "recipe": recipe}
             self.ledger.begin(address, begun)
         return _Job(stage, tuple(inputs), Artifact(self.ledger.root, address, {**begun, "parts": []}))
 
-    def _stream(self, jobs: "list[_Job]") -> list[Artifact]:
-        """Make tables, each from the one before, as one pipeline; what was written before it was cut off stays."""
-        began, there = time.monotonic(), -1
-        # One pass is the rule; another one for as long as the last has added something that can be seen.
-        while there < (there := sum(len(parts.list_parts(job.made.uri)["parts"]) for job in jobs)):
-            if (said := self._pass(jobs)) is not None:
-                return [self._finish(job, some, began, jobs) for job, some in zip(jobs, said, strict=True)]
-        raise UserError(
-            f"{jobs[-1].made.uri}: not every article has come through, as far as can be seen from here: run= must be a "
-            "folder that every node shares, or a URI such as s3://bucket/run"
-        )
-
-    def _pass(self, jobs: "list[_Job]") -> list[dict[str, Any]] | None:
-        """Make what is missing of the jobs' tables. None if some of it is missing still."""
-        drafts: list[tables.Draft] = []
-        self.ledger.check_held()
-        for job in jobs:
-            drafts.append(
-                tables.begin_table(job.made.uri, _name_of_attempt(), within=drafts[-1].ids if drafts else None)
-            )
-        if dropped := sum(table.dropped for table in drafts):
-            self.display.warn(f"{dropped} parts that cannot be used were removed: their articles are made again")
-        source, first = jobs[0].inputs[0], jobs[0].stage.split
-        total = _count(source, first)
-        names = [job.made.address for job in jobs]
-        with self.display.working(names, total) as ticks, ExitStack() as stack:
-            for tick, table in zip(ticks, drafts, strict=True):
-                tick.resume(len(table.ids))
-            seen = stack.enter_context(_told(ticks, drafts)) if len(jobs) > 1 and total else None
-            stream, there, kept = None, source.record["parts"], total
-            for job, table, tick in zip(jobs, drafts, ticks, strict=True):
-                left, uri = kept - len(table.ids), job.inputs[0].uri
-                rest = streams.stream_parts(uri, there, job.stage.split, but=table.ids) if left else None
-                # Of no rows come no rows, and no engine need start to say so.
-                given = rest.union(stream) if rest and stream else rest or stream
-                if given:
-                    rows = self._call(job, (given, *job.inputs[1:]), tick)
-                    if job is not jobs[-1]:
-                        stream = streams.write_through(rows, table, seen)
-                    else:
-                        for count in streams.write_rows(rows, table):
-                            tick.advance(count)
-                there, kept = table.adopted, parts.count_rows(table.uri, table.adopted).kept
-        self.ledger.check_held()
-        said: list[dict[str, Any]] = []
-        expected = source.record["ids"]
-        for job, table in zip(jobs, drafts, strict=True):
-            split = job.stage.split
-            found = tables.finish_table(table, {s: n for s, n in expected.items() if split in (None, s)})
-            if found is None:
-                return None
-            said.append(found)
-            expected = found["ids"]
-        return said
-
-    def _call(self, job: "_Job", given: Sequence[Any], tick: StageProgress) -> Any:
+    def _call(self, job: _Job, inputs: Sequence[Any], progress: StageProgress) -> Any:
+        """Call the stage's function. Its inputs may be datasets in place of artifacts."""
         stage = job.stage
+        arguments = [stage.argument(position, value) for position, value in enumerate(inputs)]
         settings = {name.rsplit(".", 1)[-1]: self.setting(name) for name in stage.settings}
-        root, address = self.ledger.root, job.made.address
-        equipment = provide_resources(stage.uses, self.config, job.inputs, root, address, tick)
-        return stage(*(_give(stage, each) for each in given), **settings, **equipment)
+        named, address = stage.named_inputs(job.inputs), job.artifact.address
+        resources = provide_resources(stage.uses, self.config, named, self.ledger.root, address, progress)
+        return stage(*arguments, **settings, **resources)
 
-    def _finish(self, job: "_Job", said: dict[str, Any], began: float, beside: "Sequence[_Job]" = ()) -> Artifact:
-        others = [other.made.address for other in beside if other is not job]
+    def _finish(self, job: _Job, result: Mapping[str, Any], started: float, pipeline: Sequence[_Job] = ()) -> Artifact:
+        """Write the record. From now on the artifact is finished."""
+        together_with = [other.artifact.address for other in pipeline if other is not job]
         record = {
-            "build": job.made.build,
-            "recipe": job.made.record["recipe"],
-            **said,
+            "build": job.artifact.build,
+            "recipe": job.artifact.record["recipe"],
+            **result,
             "made": utc_now(),
-            "seconds": round(time.monotonic() - began, 2),
-            **({"together_with": others} if others else {}),
+            "seconds": round(time.monotonic() - started, 2),
+            **({"together_with": together_with} if together_with else {}),
             "writer": next((artifact.build for artifact in job.inputs if "model" in artifact.record), None),
             "judge": self.config.judge.model or self.config.judge.kind if isinstance(self.config, Config) else None,
             "packages": package_versions(),
             "commit": git_commit(),
         }
-        artifact = self.ledger.finish(job.made.address, record)
+        artifact = self.ledger.finish(job.artifact.address, record)
         if job.stage.resumes:
-            remove_folder(
-                f"{artifact.uri}/checkpoints"
-            )  # thrice the weights, and of no use to a policy that is finished
+            _remove_checkpoints(artifact)  # three times the size of the weights, and useless once training is done
         self.display.line(artifact.address, summarize_record(record))
         self.check_limits(job.stage, artifact)
         return artifact
 
+    # A table that is made at once
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """An artifact that is being made: `made` has its address, and of its record build and recipe."""
+    def _make_whole_table(self, job: _Job, progress: StageProgress) -> dict[str, Any]:
+        """Write a table in one go. Returns what its record should hold."""
+        inputs = [streams.stream_table(self.ledger, each) if _is_table(each) else each for each in job.inputs]
+        try:
+            rows = self._call(job, inputs, progress)
+            self.ledger.check_held()
+            draft = tables.begin_table(job.artifact.uri, _new_attempt())
+            for count in streams.write_rows(rows, draft):
+                progress.advance(count)
+            self.ledger.check_held()
+            result = tables.finish_table(draft, expected=None)
+        except UserError:
+            self.ledger.clear(job.artifact.address)  # such a table cannot be resumed
+            raise
+        assert result is not None, "without expected ids a table is always complete"
+        return result
 
-    stage: Stage
-    inputs: tuple[Artifact, ...]
-    made: Artifact
+    # Tables that are made row by row, each from the one before
+
+    def _make_pipeline(self, jobs: Sequence[_Job]) -> list[Artifact]:
+        """Make tables as one pipeline. Rows that an interrupted attempt has written stay."""
+        started, parts_before = time.monotonic(), -1
+        # One pass is the rule. Another follows as long as the last one has added parts that can be seen from here.
+        while parts_before < (parts_now := _count_parts(jobs)):
+            parts_before = parts_now
+            results = self._run_pass(jobs)
+            if results is not None:
+                finished = zip(jobs, results, strict=True)
+                return [self._finish(job, result, started, jobs) for job, result in finished]
+        raise UserError(
+            f"{jobs[-1].artifact.uri}: some articles have not come through, as far as can be seen from here: run= must "
+            "be a folder that every node shares, or a URI such as s3://bucket/run"
+        )
+
+    def _run_pass(self, jobs: Sequence[_Job]) -> list[dict[str, Any]] | None:
+        """Make the missing rows of the jobs' tables. None where rows are missing still."""
+        self.ledger.check_held()
+        drafts = self._begin_tables(jobs)
+        source = jobs[0].inputs[0]
+        total = _count_rows(source, jobs[0].stage.split)
+        with self.display.working([job.artifact.address for job in jobs], total) as bars, ExitStack() as stack:
+            for bar, draft in zip(bars, drafts, strict=True):
+                bar.resume(len(draft.ids))
+            counter = stack.enter_context(_show_written_rows(bars, drafts)) if len(jobs) > 1 and total else None
+            self._stream_rows(jobs, drafts, bars, counter, total)
+        self.ledger.check_held()
+        return _finish_tables(jobs, drafts, source.record["ids"])
+
+    def _begin_tables(self, jobs: Sequence[_Job]) -> list[tables.Draft]:
+        drafts: list[tables.Draft] = []
+        for job in jobs:
+            ids_before = drafts[-1].ids if drafts else None
+            drafts.append(tables.begin_table(job.artifact.uri, _new_attempt(), within=ids_before))
+        if dropped := sum(draft.dropped for draft in drafts):
+            self.display.warn(f"{dropped} damaged or outdated parts were removed: their articles are made again")
+        return drafts
+
+    def _stream_rows(
+        self,
+        jobs: Sequence[_Job],
+        drafts: Sequence[tables.Draft],
+        bars: Sequence[StageProgress],
+        counter: Any,
+        total: int,
+    ) -> None:
+        """Connect the jobs, and run the pipeline until its last table is written.
+
+        Each table is made of two streams: the rows that the table before had on disk, without those that this table
+        has already; and the rows that the job before makes now.
+        """
+        new_rows: Dataset | None = None
+        parts_before, rows_before = jobs[0].inputs[0].record["parts"], total
+        for job, draft, bar in zip(jobs, drafts, bars, strict=True):
+            remaining = None
+            if rows_before != len(draft.ids):
+                uri = job.inputs[0].uri
+                remaining = streams.stream_parts(uri, parts_before, job.stage.split, but=draft.ids)
+            rows = remaining.union(new_rows) if remaining and new_rows else remaining or new_rows
+            if rows:  # without rows no engine needs to start
+                result = self._call(job, (rows, *job.inputs[1:]), bar)
+                if job is not jobs[-1]:
+                    new_rows = streams.write_through(result, draft, counter)
+                else:
+                    for count in streams.write_rows(result, draft):
+                        bar.advance(count)
+            parts_before, rows_before = draft.adopted, parts.count_rows(draft.uri, draft.adopted).kept
+
+
+def _finish_tables(
+    jobs: Sequence[_Job], drafts: Sequence[tables.Draft], source_ids: Mapping[str, int]
+) -> list[dict[str, Any]] | None:
+    """What the tables' records should hold. None where one lacks an article of the table before it."""
+    results: list[dict[str, Any]] = []
+    for job, draft in zip(jobs, drafts, strict=True):
+        ids_before = results[-1]["ids"] if results else source_ids
+        expected = {split: ids for split, ids in ids_before.items() if job.stage.split in (None, split)}
+        result = tables.finish_table(draft, expected)
+        if result is None:
+            return None
+        results.append(result)
+    return results
 
 
 @contextmanager
-def _told(ticks: Sequence[StageProgress], drafts: Sequence[tables.Draft]) -> Iterator[Any]:
-    """Show how far all tables of a pipeline but the last are: their rows are written elsewhere.
+def _show_written_rows(bars: Sequence[StageProgress], drafts: Sequence[tables.Draft]) -> Iterator[Any]:
+    """Show the progress of all tables of a pipeline but the last, whose rows are written on other nodes.
 
     Yields:
-        whom the writers tell.
+        the actor that counts; the writers report their rows to it.
     """
     import ray
 
-    seen, over = ray.remote(streams.WriteProgress).options(**driver_node_options()).remote(), threading.Event()
-    shown = list(zip(ticks, drafts, strict=True))[:-1]
+    counter, finished = ray.remote(streams.WriteProgress).options(**driver_node_options()).remote(), threading.Event()
+    shown = list(zip(bars, drafts, strict=True))[:-1]
 
     def show() -> None:
-        while not over.wait(1.0):
-            with suppress(ray.exceptions.RayError):  # it was on a node that is gone: nothing but a bar
-                found = ray.get(seen.read.remote())
-                for tick, table in shown:
-                    if more := len(table.ids) + found.get(table.uri, 0) - tick.done:
-                        tick.advance(more)
+        while not finished.wait(1.0):
+            with suppress(ray.exceptions.RayError):  # the actor may be on a node that is gone: only the bar suffers
+                written = ray.get(counter.read.remote())
+                for bar, draft in shown:
+                    if more := len(draft.ids) + written.get(draft.uri, 0) - bar.done:
+                        bar.advance(more)
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()
     try:
-        yield seen
+        yield counter
     finally:
-        over.set()
+        finished.set()
         thread.join()
-        ray.kill(seen)
+        ray.kill(counter)
 
 
-def _by_row(stage: Stage, inputs: Sequence[Artifact]) -> bool:
-    """Whether what is made of these is made row by row, of the first."""
-    return bool(stage.writes and inputs and _is_table(inputs[0]) and not stage.whole)
+def _is_made_by_row(stage: Stage, inputs: Sequence[Artifact]) -> bool:
+    """Whether each row is made from one row of the first input."""
+    return bool(stage.writes and inputs and _is_table(inputs[0]) and stage.by_row)
 
 
 def _is_table(artifact: Artifact) -> bool:
     return "parts" in artifact.record
 
 
-def _give(stage: Stage, given: Any) -> Any:
-    """Of a policy what a stage that makes rows knows it by; all else as it is."""
-    if not stage.writes or not isinstance(given, Artifact):
-        return given
-    return given.record["digest"] if stage.name == "references" else given.build
+def _count_parts(jobs: Sequence[_Job]) -> int:
+    return sum(len(parts.list_parts(job.artifact.uri)["parts"]) for job in jobs)
 
 
-def _name_of_attempt() -> str:
+def _count_rows(table: Artifact, split: str | None) -> int:
+    return table.record["kept"] if split is None else table.record["tally"].get(split, 0)
+
+
+def _new_attempt() -> str:
     return uuid.uuid4().hex[:8]
 
 
-def _count(table: Artifact, split: str | None) -> int:
-    return table.record["kept"] if split is None else table.record["tally"].get(split, 0)
+def _remove_checkpoints(artifact: Artifact) -> None:
+    remove_folder(f"{artifact.uri}/checkpoints")

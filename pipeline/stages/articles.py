@@ -1,8 +1,8 @@
-"""The corpus: a file or a Hugging Face dataset becomes one row per article, once a run or some more for each round.
+"""The stage `articles`: a file or a Hugging Face dataset becomes one row per article.
 
-Bad rows are set aside, each with its reason; a bad file is refused in one line. Whether an article trains or
-examines is decided by the hash of its id, never by its position. Left out: opening files (`sources.py`); cutting: an
-article too long is skipped.
+The corpus is read once a run, or each round reads new articles. A bad row is skipped with its reason; a bad file is
+refused in one line. An article that is too long is skipped, never cut. The hash of an article's id decides whether it
+is for training or held out, so its position never matters. Opening files is in `data/readers.py`.
 """
 
 import hashlib
@@ -24,16 +24,15 @@ from pipeline.data.readers import UNREADABLE, replace_surrogates
 from pipeline.stages.base import stage
 from pipeline.storage.schema import COLUMNS
 
-_ROWS = 1000  # articles a table
-_OPENING = 40  # words that two articles must share from the start to be near-copies
+_ROWS_PER_TABLE = 1000
+_OPENING_WORDS = 40  # two articles that begin with the same words, so many, are near-copies
+_COLUMNS = ("article_id", "article", "split")
 
-
-_WRITES = ("article_id", "article", "split")
-_articles = partial(stage, "articles", version=1, settings=("articles",), writes=_WRITES)
+_articles = partial(stage, "articles", version=1, settings=("articles",), writes=_COLUMNS, workload="reading")
 
 
 class NoNewArticles(UserError):
-    """The corpus holds no article to train on that earlier rounds did not take. Nothing is wrong with that."""
+    """The corpus has no training article that earlier rounds did not read. The run ends; nothing is wrong."""
 
 
 @_articles(contents=("articles.path",))
@@ -44,80 +43,85 @@ def read_articles(*, articles: Articles) -> Iterator[pa.Table]:
         tables of article_id, article, split, skipped.
 
     Raises:
-        UserError: no such file or dataset, an unreadable file, a missing column.
+        UserError: there is no such file or dataset, it cannot be read, or a column is missing; or no article is left
+            for training, or none for evaluation.
     """
-    raw = iter(_checked(_source(articles), articles))
-    found: Counter[str] = Counter()
-    yield from _tables(_rows(islice(raw, articles.limit), articles, SeenTexts()), found)
+    source = iter(_check_columns(_open_corpus(articles), articles))
+    counts: Counter[str] = Counter()
+    yield from _make_tables(_check_rows(islice(source, articles.limit), articles, SeenTexts()), counts)
     for split in ("train", "eval"):
-        if not found[split]:
-            counts = ", ".join(f"{what}: {count:,}" for what, count in found.most_common())
-            if not found["train"] + found["eval"]:
-                raise UserError(f"{articles.path} has no article that can be used ({counts})")
+        if not counts[split]:
+            summary = ", ".join(f"{what}: {count:,}" for what, count in counts.most_common())
+            if not counts["train"] + counts["eval"]:
+                raise UserError(f"{articles.path} has no article that can be used ({summary})")
             raise UserError(
-                f"{articles.path} has no article for {split} ({counts}): give more articles, or change "
+                f"{articles.path} has no article for {split} ({summary}): give more articles, or change "
                 "articles.eval_fraction, min_words or max_words"
             )
 
 
 @_articles()
 def read_first_articles(*, articles: Articles) -> Iterator[pa.Table]:
-    """`read`, where later rounds read on: the corpus grows, so what it holds now is no part of the recipe."""
+    """`read_articles` for runs whose later rounds read on. The corpus grows, so its contents are not in the recipe."""
     yield from read_articles(articles=articles)
 
 
-@_articles(whole=True)
-def read_new_articles(*taken: Dataset, articles: Articles) -> Iterator[pa.Table]:
-    """Read on: up to `articles.limit` articles that are not among those `taken` by the rounds before.
+@_articles(inputs=("*earlier",), by_row=False)
+def read_new_articles(*earlier: Dataset, articles: Articles) -> Iterator[pa.Table]:
+    """Read up to `articles.limit` articles that no earlier round read.
 
-    Which side one is on its id decides, as ever: an article held out is taken and not used, for the exam stays the
-    first round's. A near-copy of any that was taken is set aside.
+    The id decides the split as ever. A held-out article is read and not used: the evaluation stays with the held-out
+    articles of the first round. A near-copy of an article that was read before is skipped.
+
+    Args:
+        earlier: the tables of articles of the rounds before.
 
     Raises:
-        NothingNew: there is none to train on.
-        UserError: as `read`.
+        NoNewArticles: the corpus has none to train on.
+        UserError: as `read_articles`.
     """
     ids, openings = SeenTexts(), SeenTexts()
-    for table in taken:
+    for table in earlier:
         for batch in table.select_columns(["article_id", "article"]).iter_batches(batch_format="pyarrow"):
             for article_id, article in zip(*(batch[name].to_pylist() for name in batch.column_names), strict=True):
                 ids.add(article_id)
                 openings.add(_opening(article))
-    column = articles.id_column
-    new = (row for row in _checked(_source(articles), articles) if replace_surrogates(str(row.get(column))) not in ids)
-    found: Counter[str] = Counter()
-    held_back: list[pa.Table] = []  # of a round that is not played nothing is written
-    for table in _tables(_up_to(_rows(new, articles, openings), articles.limit), found):
+    source = _check_columns(_open_corpus(articles), articles)
+    new = (row for row in source if replace_surrogates(str(row.get(articles.id_column))) not in ids)
+    counts: Counter[str] = Counter()
+    held_back: list[pa.Table] = []  # nothing may be written for a round that is not played
+    for table in _make_tables(_take_kept(_check_rows(new, articles, openings), articles.limit), counts):
         held_back.append(table)
-        if found["train"]:
+        if counts["train"]:
             yield from held_back
             held_back = []
-    if not found["train"]:
+    if not counts["train"]:
         raise NoNewArticles(f"{articles.path} has no new article to train on")
 
 
 def check_corpus(settings: Articles) -> None:
-    """Open the corpus and look at its first row. Raises UserError as `read` does."""
-    for _ in islice(_checked(_source(settings), settings), 1):
+    """Open the corpus and look at its first row. Raises UserError as `read_articles` does."""
+    for _ in islice(_check_columns(_open_corpus(settings), settings), 1):
         return
     raise UserError(f"{settings.path} is empty: there is no article in it")
 
 
 def is_held_out(article_id: str, fraction: float) -> bool:
-    """Whether an article is held out: decided by its id alone, so that it never changes sides."""
+    """Whether an article is held out. Its id alone decides, so an article never changes sides."""
     digest = hashlib.sha256(article_id.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def _tables(rows: Iterator[dict[str, Any]], found: Counter[str]) -> Iterator[pa.Table]:
-    """The rows as tables; `found` counts them by split, or by the reason why they are set aside."""
-    while batch := list(islice(rows, _ROWS)):
-        found.update(row["skipped"] or row["split"] for row in batch)
-        yield pa.table({name: pa.array([row[name] for row in batch], COLUMNS[name]) for name in (*_WRITES, "skipped")})
+def _make_tables(rows: Iterator[dict[str, Any]], counts: Counter[str]) -> Iterator[pa.Table]:
+    """Make tables of the rows. `counts` counts them by split, or by the reason why they are skipped."""
+    while batch := list(islice(rows, _ROWS_PER_TABLE)):
+        counts.update(row["skipped"] or row["split"] for row in batch)
+        columns = (*_COLUMNS, "skipped")
+        yield pa.table({name: pa.array([row[name] for row in batch], COLUMNS[name]) for name in columns})
 
 
-def _up_to(rows: Iterator[dict[str, Any]], limit: int | None) -> Iterator[dict[str, Any]]:
-    """Rows until so many are kept."""
+def _take_kept(rows: Iterator[dict[str, Any]], limit: int | None) -> Iterator[dict[str, Any]]:
+    """Yield rows until `limit` of them are kept."""
     kept = 0
     for row in rows:
         yield row
@@ -127,47 +131,57 @@ def _up_to(rows: Iterator[dict[str, Any]], limit: int | None) -> Iterator[dict[s
 
 
 def _opening(article: str) -> str:
-    """Equal of near-copies."""
-    return " ".join(re.findall(r"\w+", article.casefold())[:_OPENING])
+    """The first words of an article. Near-copies have the same."""
+    return " ".join(re.findall(r"\w+", article.casefold())[:_OPENING_WORDS])
 
 
-def _rows(raw: Iterable[dict[str, Any]], settings: Articles, openings: SeenTexts) -> Iterator[dict[str, Any]]:
-    """Checked rows. `openings` are of articles that are there already, and those found here are added."""
+def _check_rows(source: Iterable[dict[str, Any]], settings: Articles, openings: SeenTexts) -> Iterator[dict[str, Any]]:
+    """Turn the corpus's rows into rows of the table, each kept or with the reason why it is skipped.
+
+    Args:
+        openings: of the articles of earlier rounds. Those of this round's articles are added.
+    """
     ids = SeenTexts()
-    for number, row in enumerate(raw, 1):
-        article_id, text = row.get(settings.id_column), row.get(settings.text_column)
-        skipped = row.get(UNREADABLE)
-        if article_id != article_id:  # NaN, which a table with gaps has for a number
-            article_id = None
-        if skipped is None and (article_id is None or article_id == ""):
-            skipped = "no id"
-        if skipped is None and isinstance(article_id, bool | list | dict | bytes):
-            skipped = "id of a wrong type"
-        if skipped is None and not isinstance(text, str):
-            skipped = "no text"
-        article_id = f"row {number}" if article_id in (None, "") else str(article_id)
+    for number, row in enumerate(source, 1):
+        raw_id, text = _get_id(row, settings), row.get(settings.text_column)
+        article_id = f"row {number}" if raw_id in (None, "") else str(raw_id)
         article = replace_surrogates(text) if isinstance(text, str) else ""
-        words = article.split()
-        new = ids.add(article_id)
-        if skipped is not None:
-            pass
-        elif not new:
-            skipped = "duplicate id"
-        elif not words:
-            skipped = "empty"
-        elif len(words) < settings.min_words:
-            skipped = f"under {settings.min_words} words"
-        elif len(words) > settings.max_words:
-            skipped = f"over {settings.max_words} words"
-        elif not openings.add(_opening(article)):
-            # Seen in both train and eval, a copy would make the held-out figures a lie.
+        is_new = ids.add(article_id)
+        skipped = row.get(UNREADABLE) or _fault(raw_id, text)
+        if skipped is None:
+            skipped = "duplicate id" if not is_new else _length_fault(article, settings)
+        if skipped is None and not openings.add(_opening(article)):
+            # A copy in both train and eval would make the held-out figures a lie.
             skipped = "near-copy of another article"
         split = "eval" if is_held_out(article_id, settings.eval_fraction) else "train"
         yield {"article_id": replace_surrogates(article_id), "article": article, "split": split, "skipped": skipped}
 
 
-def _checked(rows: Iterator[dict[str, Any]], settings: Articles) -> Iterator[dict[str, Any]]:
-    """The same rows, if the first readable one has the columns that the settings name."""
+def _get_id(row: dict[str, Any], settings: Articles) -> Any:
+    article_id = row.get(settings.id_column)
+    return None if article_id != article_id else article_id  # NaN: a table with gaps has it in place of a number
+
+
+def _fault(article_id: Any, text: Any) -> str | None:
+    """Why a row is no article, by the types of its columns."""
+    if article_id is None or article_id == "":
+        return "no id"
+    if isinstance(article_id, bool | list | dict | bytes):
+        return "id of a wrong type"
+    return None if isinstance(text, str) else "no text"
+
+
+def _length_fault(article: str, settings: Articles) -> str | None:
+    words = len(article.split())
+    if not words:
+        return "empty"
+    if words < settings.min_words:
+        return f"under {settings.min_words} words"
+    return f"over {settings.max_words} words" if words > settings.max_words else None
+
+
+def _check_columns(rows: Iterator[dict[str, Any]], settings: Articles) -> Iterator[dict[str, Any]]:
+    """Yield the same rows. Raise UserError if the first readable one lacks a column that the settings name."""
     for row in rows:
         if UNREADABLE not in row:
             for setting, name in (("id_column", settings.id_column), ("text_column", settings.text_column)):
@@ -182,5 +196,5 @@ def _checked(rows: Iterator[dict[str, Any]], settings: Articles) -> Iterator[dic
     yield from rows
 
 
-def _source(settings: Articles) -> Iterator[dict[str, Any]]:
+def _open_corpus(settings: Articles) -> Iterator[dict[str, Any]]:
     return readers.read_rows(settings.path, "articles.path", (settings.id_column, settings.text_column))

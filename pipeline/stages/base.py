@@ -1,39 +1,50 @@
-"""What a stage is: a plain function with a name, a version, and what it depends on.
+"""Says what a stage is: a plain function, and a declaration of everything that it depends on.
 
-Left out: what rows are (`rows.py`), where they are stored and when they are made again (`ledger.py`, `run.py`).
+A stage never sees a path, a ledger or another stage. `execution/runner.py` calls its function.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from pipeline.storage.ledger import Artifact
+
+# The section of the configuration that describes a judge, and the resource that runs it.
+JUDGE_ENGINES = {"judge": "judge_engine", "second_judge": "second_judge_engine"}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the journey. Calling it calls the function, so a test of it needs no ledger.
+    """One step of a round. Calling a stage calls its function, so a unit test of it needs no ledger.
 
     Attributes:
-        name: of the stage, of its folder and of its log line.
-        function: takes the inputs by position, then by keyword each of `settings` (by its last name) and of `uses`.
-            It gives rows (a `ray.data.Dataset`, or tables one by one) if it has `writes`; else it makes files and
-            gives what the record should say of them.
-        version: goes up when equal settings begin to mean something else; what was made before is then stale.
-        settings: sections of the configuration that the result depends on.
-        contents: settings that name a file or a model, whose contents the result depends on too.
-        uses: what the run must provide and the result does not depend on: see `equipment.equip`.
-        writes: the columns that it adds to each row.
-        split: the rows that it is given, "train" or "eval"; None: all.
-        resumes: it goes on from the files that a making of the same recipe, cut off, has left in its folder; else
-            they are removed first. A table that is made from a table goes on in any case, row by row.
-        whole: but this one does not, for its rows are not each made of one row of the first: it is given all its tables
-            and made from the beginning.
-        limits: settings named max_skipped (share of rows) or max_unread (share of answers). Past one the run stops;
-            no limit is part of the recipe, since it changes no row.
+        name: of the stage, of its folder and of its line in the log.
+        function: takes the inputs by position; then, by keyword, each of `settings` (by the last part of its name) and
+            each of `uses`. With `writes` it returns rows: a `ray.data.Dataset`, or an iterator of tables. Without, it
+            makes files and returns what the record should hold about them.
+        version: raise it when equal settings begin to give another result. Older artifacts are then stale.
+        inputs: a name for each input, in order. `rows` is the table; a last name with a star takes any number of
+            tables; a name with a question mark may be missing. `policy.build` passes that value of the policy's record
+            to the function, instead of the artifact.
+        settings: the settings that the result depends on: sections, or single values.
+        contents: the settings that name a file or a model whose contents the result depends on.
+        uses: the resources that the function needs and the result does not depend on: see `execution/resources.py`.
+        writes: the columns that the stage adds to each row.
+        split: the rows that the stage takes, "train" or "eval"; None: all.
+        limits: settings named max_skipped (a share of rows) or max_unread (a share of answers). The run stops when a
+            limit is exceeded. Limits change no row, so they are not in the recipe.
+        resumes: the function resumes from the files that an interrupted attempt left. Else they are removed first.
+            A table that is made row by row is resumed in any case.
+        by_row: each row is made from one row of the first input. A stage that is not `by_row` gets whole tables, and
+            starts from the beginning after an interruption.
+        workload: what `rondo plan` counts for the stage: see `execution/planning/stage_counts.py`. None: it counts what
+            earlier records of the stage say.
     """
 
     name: str
     function: Callable[..., Any]
     version: int
+    inputs: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     contents: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
@@ -41,10 +52,22 @@ class Stage:
     split: str | None = None
     limits: tuple[str, ...] = ()
     resumes: bool = False
-    whole: bool = False
+    by_row: bool = True
+    workload: str | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
+
+    def named_inputs(self, inputs: Sequence[Artifact]) -> dict[str, Artifact]:
+        """The inputs by name. Those that a starred name takes are left out."""
+        names = [name.rstrip("?").partition(".")[0] for name in self.inputs if not name.startswith("*")]
+        return dict(zip(names, inputs, strict=False))
+
+    def argument(self, position: int, value: Any) -> Any:
+        """What the function is given for an input: the value itself, or the part of its record that `inputs` names."""
+        declared = self.inputs[position] if position < len(self.inputs) else ""
+        field = declared.rstrip("?").partition(".")[2]
+        return value.record[field] if field and isinstance(value, Artifact) else value
 
 
 def stage(name: str, **declared: Any) -> Callable[[Callable[..., Any]], Stage]:

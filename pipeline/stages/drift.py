@@ -1,9 +1,8 @@
-"""Drift: how far the policy that wrote for a round has gone from the base, as KL(policy || base) on what it sampled.
+"""The stage `drift`: how far the policy that wrote for a round is from the base.
 
-Of one article in 16 the trainer's code scores the sampled token ids twice, by the policy that wrote them and by the
-base. The mean difference estimates the KL, without bias where summaries were drawn at temperature 1 and top_p 1; drawn
-otherwise it is the mean over what was drawn. Left out: a round whose writer is the base, and the policy that the round
-trains, which has sampled nothing yet.
+For one article in 16 the trainer's code scores the sampled token ids twice: under the policy that wrote them, and under
+the base. `evaluation/kl.py` estimates KL(policy || base) from the difference. The stage is made only for rounds whose
+writer is not the base. The policy that the round trains has sampled nothing yet; the next round measures it.
 """
 
 from functools import partial
@@ -21,17 +20,19 @@ from pipeline.storage.streams import materialize
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-COMPARED = 1 / 16  # of the articles
+COMPARED = 1 / 16  # share of the articles
 _COLUMNS = ["article_id", "split", "writer", "prompt_ids", "summaries"]
 
 
 @stage(
     "drift",
     version=2,
+    inputs=("rows", "policy.build", "base.build"),
     settings=("policy.dtype",),
-    uses=("scorer", "base_scorer", "trainer"),
+    uses=("policy_scorer", "base_scorer", "trainer"),
     writes=("policy_logps", "base_logps"),
-    whole=True,
+    by_row=False,
+    workload="drift",
 )
 def drift_from_base(
     rows: Dataset,
@@ -39,31 +40,33 @@ def drift_from_base(
     base: str,
     *,
     dtype: str,
-    scorer: EnginePool,
+    policy_scorer: EnginePool,
     base_scorer: EnginePool,
     trainer: TrainerHardware,
 ) -> Dataset:
-    """Add `policy_logps` and `base_logps`, aligned with `summaries`, to one article in 16; leave the rest.
+    """Add `policy_logps` and `base_logps`, aligned with `summaries`, to one article in 16, and drop the others.
 
     Args:
         rows: articles with the policy's summaries.
-        policy, base: the build ids of the writer, which `scorer` holds, and of the base, which `base_scorer` does.
+        policy, base: the build ids of the policies that `policy_scorer` and `base_scorer` hold.
         dtype: of their weights.
         trainer: for `tokens_per_batch`.
     """
-    some = rows.select_columns(_COLUMNS).map_batches(_compared, batch_format="pyarrow", batch_size=None)
-    by_policy, by_base = (partial(_score, trainer.tokens_per_batch, column) for column in drift_from_base.writes)
-    # One after the other: a device that holds one model need not hold two.
-    scored = materialize(scorer.map(some, by_policy, drift_from_base.writes[:1]))
-    return base_scorer.map(scored, by_base, drift_from_base.writes[1:])
+    policy_column, base_column = drift_from_base.writes
+    compared = rows.select_columns(_COLUMNS).map_batches(_keep_compared, batch_format="pyarrow", batch_size=None)
+    score_by_policy = partial(_score, trainer.tokens_per_batch, policy_column)
+    score_by_base = partial(_score, trainer.tokens_per_batch, base_column)
+    # One model after the other, so that a device never has to hold both.
+    scored = materialize(policy_scorer.map(compared, score_by_policy, (policy_column,)))
+    return base_scorer.map(scored, score_by_base, (base_column,))
 
 
 def is_compared(article_id: str) -> bool:
-    """Whether an article is one of those, one in 16, on which the policy is compared with the base."""
+    """Whether an article is one of those on which the policy is compared with the base."""
     return is_drawn(article_id, COMPARED)
 
 
-def _compared(table: pa.Table) -> pa.Table:
+def _keep_compared(table: pa.Table) -> pa.Table:
     return table.filter(pa.array(map(is_compared, table["article_id"].to_pylist()), pa.bool_()))
 
 

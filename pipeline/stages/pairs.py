@@ -1,8 +1,12 @@
-"""Pairs: an article's scored summaries become chosen and rejected.
+"""The stages `pairs` and `replay`: scored summaries of an article become chosen and rejected.
 
-A tie gives no pair. A summary cut off by the token limit is never paired: it has no stop token, and its shortness is
-not its merit. Left out: what is better (`preference.py`), which of the pairs are taken (`selection.py`), and
-log-probabilities (`references.py`).
+A tie makes no pair. A summary that the token limit cut off is never paired: it has no stop token, and it is short only
+because it is unfinished. Which summary is better is in `judging/preference.py`, which pairs are kept is in
+`judging/pair_selection.py`.
+
+`replay` trains again on pairs of earlier rounds, beside this round's. Chosen and rejected grow alike from round to
+round, and old pairs keep old mistakes in sight. Their summaries are off-policy and are counted. Their reference
+log-probabilities are computed anew with all the others.
 """
 
 import hashlib
@@ -24,70 +28,85 @@ from pipeline.judging.preference import RULES, Rule, load_preference
 from pipeline.stages.base import stage
 from pipeline.storage.schema import COLUMNS, Outcome, Row, map_rows
 
-_pairs = partial(stage, "pairs", version=2, settings=("pairs", "seed"), contents=("pairs.preference",))
+_REPLAY_PARTITIONS = 8  # of the shuffle: rows with pairs are few beside a corpus
+_THIS_ROUND = -1  # the source of this round's own rows; earlier rounds' tables are numbered from 0
+
+_pairs = partial(
+    stage,
+    "pairs",
+    version=2,
+    inputs=("rows",),
+    settings=("pairs", "seed"),
+    contents=("pairs.preference",),
+    workload="pairs",
+)
 
 
 @_pairs(writes=("pairs",))
 def make_pairs(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
-    """Add `pairs`, indices into `summaries`, to each article that has any."""
-    return map_rows(rows, partial(_pair, _rule(pairs), pairs, seed), make_pairs.writes)
+    """Add `pairs`, indices into `summaries`, to each article. An article without a pair is skipped."""
+    return map_rows(rows, partial(_pair_article, _load_rule(pairs), pairs, seed), make_pairs.writes)
 
 
 @_pairs(writes=("summaries", "scores", "base_summaries", "base_scores", "pairs"))
 def make_pairs_with_base(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
-    """As `pair`, the chosen by the policy and the rejected by the base, whose summaries join the policy's."""
-    return map_rows(rows, partial(_pair_with_base, _rule(pairs), pairs, seed), make_pairs_with_base.writes)
+    """Like `make_pairs`, with the chosen by the policy and the rejected by the base.
+
+    The base's summaries are added to the policy's, so that the pairs can name them by index.
+    """
+    return map_rows(rows, partial(_pair_article_with_base, _load_rule(pairs), pairs, seed), make_pairs_with_base.writes)
 
 
-def _rule(pairs: Pairs) -> Rule:
+def _load_rule(pairs: Pairs) -> Rule:
     rule = load_preference(pairs)
     if pairs.preference not in RULES:
-        # The user's module may be on this machine alone: it goes to the workers as it is.
+        # The user's module may exist on this machine only, so it is sent to the workers by value.
         cloudpickle.register_pickle_by_value(sys.modules[pairs.preference.partition(":")[0]])
     return rule
 
 
-def _pair(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
-    scores, usable = row["scores"], _usable(row, settings)
+def _pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
+    scores, usable = row["scores"], _usable_summaries(row, settings)
     if len(usable) < 2:
         return Skip("under two usable summaries")
     verdicts = {(a, b): rule(scores[a], scores[b], settings) for a, b in combinations(usable, 2)}
-    found = [(a, b) if wins > 0 else (b, a) for (a, b), wins in verdicts.items() if wins]
-    return _taken(found, settings, seed, row) if found else Skip("all ties")
+    decided = [(a, b) if verdict > 0 else (b, a) for (a, b), verdict in verdicts.items() if verdict]
+    return _select_pairs(decided, settings, seed, row) if decided else Skip("all ties")
 
 
-def _pair_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
+def _pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
     base = {"writer": row["base_writer"], "summaries": row["base_summaries"], "scores": row["base_scores"]}
-    both = merge_rows(row, row | base)
-    scores, own = both["scores"], len(row["summaries"])
-    usable = _usable(both, settings)
-    ours, theirs = [i for i in usable if i < own], [i for i in usable if i >= own]
-    if not ours or not theirs:
-        return Skip(f"no usable summary {'of the base' if ours else 'of the policy'}")
-    found = [(a, b) for a, b in product(ours, theirs) if rule(scores[a], scores[b], settings) > 0]
-    if not found:
+    merged = merge_rows(row, row | base)
+    scores, policy_count = merged["scores"], len(row["summaries"])
+    usable = _usable_summaries(merged, settings)
+    by_policy, by_base = [i for i in usable if i < policy_count], [i for i in usable if i >= policy_count]
+    if not by_policy or not by_base:
+        return Skip(f"no usable summary {'of the base' if by_policy else 'of the policy'}")
+    decided = [(a, b) for a, b in product(by_policy, by_base) if rule(scores[a], scores[b], settings) > 0]
+    if not decided:
         return Skip("none better than the base's")
-    made = _taken(found, settings, seed, both)
-    made["tally"]["pairs against the base"] = len(made["pairs"])
-    return made | {"summaries": both["summaries"], "scores": scores, "base_summaries": None, "base_scores": None}
+    selected = _select_pairs(decided, settings, seed, merged)
+    selected["tally"]["pairs against the base"] = len(selected["pairs"])
+    return selected | {"summaries": merged["summaries"], "scores": scores, "base_summaries": None, "base_scores": None}
 
 
-def _taken(found: list[tuple[int, int]], settings: Pairs, seed: int, row: Row) -> Row:
-    """Those of the informative pairs (chosen, rejected) that are trained on."""
+def _select_pairs(decided: list[tuple[int, int]], settings: Pairs, seed: int, row: Row) -> Row:
+    """Select the pairs to train on, out of all (chosen, rejected) that are no ties."""
     scores = row["scores"]
-    # By the article's id, not by its place in the table: any re-run draws the same.
+    # Seeded by the article's id, not by its place in the table, so that a resumed run draws the same pairs.
     digest = hashlib.sha256(f"{seed}\n{row['article_id']}".encode()).digest()
-    taken = SELECTIONS[settings.selection](found, scores, settings.max_per_article, random.Random(digest))
-    mean = 1 / len(taken) if settings.selection == "all" else 1.0
-    made = [
-        {"chosen": c, "rejected": r, "reason": _reason(scores[c], scores[r]), "weight": weight}
-        for (c, r), weight in zip(taken, pair_weights(taken, scores, mean, settings.weighting), strict=True)
+    selected = SELECTIONS[settings.selection](decided, scores, settings.max_per_article, random.Random(digest))
+    mean_weight = 1 / len(selected) if settings.selection == "all" else 1.0
+    weights = pair_weights(selected, scores, mean_weight, settings.weighting)
+    pairs = [
+        {"chosen": c, "rejected": r, "reason": _describe_pair(scores[c], scores[r]), "weight": weight}
+        for (c, r), weight in zip(selected, weights, strict=True)
     ]
-    return {"pairs": made, "tally": {"pairs": len(made), "pairs found": len(found)}}
+    return {"pairs": pairs, "tally": {"pairs": len(pairs), "pairs found": len(decided)}}
 
 
-def _usable(row: Row, settings: Pairs) -> list[int]:
-    """Indices of the summaries that may be paired."""
+def _usable_summaries(row: Row, settings: Pairs) -> list[int]:
+    """The indices of the summaries that may be paired."""
     return [
         i
         for i, (summary, score) in enumerate(zip(row["summaries"], row["scores"], strict=True))
@@ -98,76 +117,80 @@ def _usable(row: Row, settings: Pairs) -> list[int]:
     ]
 
 
-def _reason(chosen: Row, rejected: Row) -> str:
+def _describe_pair(chosen: Row, rejected: Row) -> str:
     right = f"{chosen['correct']} against {rejected['correct']} right"
     return f"{right}, {chosen['words']} against {rejected['words']} words"
 
 
-_PARTITIONS = 8  # of the shuffle: rows of pairs are few beside those of a corpus
-
-
-_NOW = -1  # as the source of this round's own rows; earlier tables are counted from 0
-
-
-@stage("replay", version=1, settings=("pairs", "seed"), writes=("summaries", "scores", "pairs"), whole=True)
+@stage(
+    "replay",
+    version=1,
+    inputs=("rows", "*earlier"),
+    settings=("pairs", "seed"),
+    writes=("summaries", "scores", "pairs"),
+    by_row=False,
+)
 def replay_pairs(rows: Dataset, *earlier: Dataset, pairs: Pairs, seed: int) -> Dataset:
-    """This round's articles with pairs, and among them `pairs.replay` times as many drawn from earlier rounds.
+    """This round's articles with pairs, and `pairs.replay` times as many articles drawn from earlier rounds.
+
+    Rows about the same article are merged into one. No row-by-row map can do that, so rows are grouped by article.
 
     Args:
         rows: this round's articles with pairs.
-        earlier: those of each round before, in order.
+        earlier: the articles with pairs of each earlier round, in order.
     """
-    there = sum(table.count() for table in earlier)
-    share = min(1.0, pairs.replay * rows.count() / max(1, there))
-    names = [name for name in rows.schema().names if all(name in table.schema().names for table in earlier)]
-    found = [_from(rows, names, _NOW, 1.0, seed)]
-    found += [_from(table, names, number, share, f"{seed}/{len(earlier)}") for number, table in enumerate(earlier)]
-    together = found[0].union(*found[1:])
-    return together.groupby("article_id", num_partitions=_PARTITIONS).map_groups(_gathered, batch_format="pyarrow")
+    available = sum(table.count() for table in earlier)
+    share = min(1.0, pairs.replay * rows.count() / max(1, available))
+    columns = [name for name in rows.schema().names if all(name in table.schema().names for table in earlier)]
+    own = _draw_rows(rows, columns, _THIS_ROUND, 1.0, seed)
+    drawn = [
+        _draw_rows(table, columns, number, share, f"{seed}/{len(earlier)}") for number, table in enumerate(earlier)
+    ]
+    by_article = own.union(*drawn).groupby("article_id", num_partitions=_REPLAY_PARTITIONS)
+    return by_article.map_groups(_merge_article, batch_format="pyarrow")
 
 
-def _from(rows: Dataset, names: list[str], source: int, share: float, seed: int | str) -> Dataset:
-    """The columns of that name, and `source`, of the share of rows that is drawn."""
-    drawn = partial(_drawn, names, source, share, str(seed))
-    return rows.map_batches(drawn, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
+def _draw_rows(rows: Dataset, columns: list[str], source: int, share: float, seed: int | str) -> Dataset:
+    """Draw a share of the rows. Keep `columns`, and add the number of the round as `source`."""
+    draw = partial(_draw_from_table, columns, source, share, str(seed))
+    return rows.map_batches(draw, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
 
 
-def _drawn(names: list[str], source: int, share: float, seed: str, table: pa.Table) -> pa.Table:
-    table = table.select(names)
+def _draw_from_table(columns: list[str], source: int, share: float, seed: str, table: pa.Table) -> pa.Table:
+    table = table.select(columns)
     if share < 1:
-        table = table.filter(
-            pa.array([_lot(seed, source, i) < share for i in table["article_id"].to_pylist()], pa.bool_())
-        )
+        is_drawn = [_hash_share(seed, source, article_id) < share for article_id in table["article_id"].to_pylist()]
+        table = table.filter(pa.array(is_drawn, pa.bool_()))
     return table.append_column("source", pa.array([source] * table.num_rows, pa.int32()))
 
 
-def _lot(seed: str, source: int, article_id: str) -> float:
-    """Between 0 and 1, by the article's id: any re-run draws the same."""
+def _hash_share(seed: str, source: int, article_id: str) -> float:
+    """A number in [0, 1) from the article's id, so that a resumed run draws the same rows."""
     digest = hashlib.sha256(f"{seed}\n{source}\n{article_id}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _gathered(table: pa.Table) -> pa.Table:
-    """The rows of one article as one row, with what is counted of it."""
+def _merge_article(table: pa.Table) -> pa.Table:
+    """Merge the rows of one article into one row, with its tally."""
     rows = sorted(table.to_pylist(), key=lambda row: row["source"])
-    own = [row for row in rows if row.pop("source") == _NOW]
-    made, counts = mix_rows(own, rows[len(own) :])
-    made |= {"skipped": None, "tally": [{"what": what, "count": count} for what, count in counts.items() if count]}
-    names = [name for name in COLUMNS if name in made]
-    return pa.table({name: pa.array([made[name]], COLUMNS[name]) for name in names})
+    own = [row for row in rows if row.pop("source") == _THIS_ROUND]
+    merged, counts = merge_rounds(own, rows[len(own) :])
+    merged |= {"skipped": None, "tally": [{"what": what, "count": count} for what, count in counts.items() if count]}
+    columns = [name for name in COLUMNS if name in merged]
+    return pa.table({name: pa.array([merged[name]], COLUMNS[name]) for name in columns})
 
 
-def mix_rows(own: Sequence[Row], earlier: Sequence[Row]) -> tuple[Row, dict[str, int]]:
-    """One row of an article's rows, and counts of what is in it.
+def merge_rounds(own: Sequence[Row], earlier: Sequence[Row]) -> tuple[Row, dict[str, int]]:
+    """Merge the rows of one article, and count what the merged row holds.
 
     Args:
         own: the article's row of this round, or none.
-        earlier: those drawn from earlier rounds.
+        earlier: the article's rows drawn from earlier rounds.
     """
     first, *others = [*own, *earlier]
-    made = reduce(merge_rows, others, first if own else mark_writer(first))
-    return made, {
-        "pairs": len(made["pairs"]),
+    merged = reduce(merge_rows, others, first if own else mark_writer(first))
+    return merged, {
+        "pairs": len(merged["pairs"]),
         "replayed pairs": sum(len(row["pairs"]) for row in earlier),
         "replayed articles": int(bool(earlier)),
         "merged": len(others),

@@ -1,7 +1,8 @@
-"""Policies: the base is adopted as it is; each round trains the one it starts from into the next with DPO.
+"""The stage `policy`: registers the base policy, takes a model at a server, or trains the next policy with DPO.
 
-Writer and starting weights are one artifact, so a round cannot be off-policy by configuration; and so is the reference,
-unless the settings say that it is the base. Left out: how a step is taken (`dpo/`).
+The writer of a round's summaries and the starting weights of its training are one artifact, so no configuration makes a
+round off-policy. The reference is the same artifact too, unless the settings say that it is the base. The training
+itself is in `training/`.
 """
 
 from collections.abc import Callable
@@ -21,10 +22,10 @@ from pipeline.training.tracking import Log
 
 @stage("policy", version=1, settings=("policy.model",), contents=("policy.model",))
 def register_base(*, model: str) -> dict[str, Any]:
-    """The base policy: nothing is copied, its weights are named by their digest.
+    """Register the base policy. Nothing is copied: the record names the model and the digest of its weights.
 
     Raises:
-        UserError: a folder without weights that can be used.
+        UserError: the folder has no weights that can be used.
     """
     from pipeline.training.modeling.loading import weights_digest
 
@@ -35,20 +36,22 @@ def register_base(*, model: str) -> dict[str, Any]:
 
 
 def external_policy(name: str) -> Stage:
-    """The stage that takes a model at a server, `compare.NAME`, for a policy: to be judged, never to be trained."""
-    return Stage("policy", partial(_hired, name), version=1, settings=(f"compare.{name}",))
+    """The stage that registers `compare.NAME`, a model at a server. It is judged like a policy and never trained."""
+    return Stage("policy", partial(_register_served_model, name), version=1, settings=(f"compare.{name}",))
 
 
-def _hired(name: str, **settings: ComparedModel) -> dict[str, Any]:
+def _register_served_model(name: str, **settings: ComparedModel) -> dict[str, Any]:
     return {"model": settings[name].model, "served": settings[name].model_dump()}
 
 
 @stage(
     "policy",
     version=2,
+    inputs=("rows", "policy", "reference?"),
     settings=("training", "references", "policy.dtype", "seed"),
     uses=("trainer", "folder", "progress", "logging"),
     resumes=True,
+    workload="training",
 )
 def train_policy(
     rows: Artifact,
@@ -64,12 +67,20 @@ def train_policy(
     progress: Callable[[dict[str, Any]], None],
     logging: Callable[[dict[str, Any]], AbstractContextManager[Log]],
 ) -> dict[str, Any]:
-    """Train `policy` on the pairs of `rows`, and write it to `folder`.
+    """Train `policy` on the pairs of `rows`, and write the trained model to `folder`.
 
-    Cut off, it goes on from the last checkpoint in `folder`, which stay until there is a record.
+    After an interruption the training resumes from the last checkpoint in `folder`. Checkpoints stay there until the
+    artifact has its record.
 
     Args:
-        reference: whose log-probabilities `rows` has; None: those of `policy` itself.
+        rows: articles with pairs and reference log-probabilities.
+        policy: the policy to train.
+        reference: the policy whose log-probabilities `rows` has; None: `policy` itself.
+        progress: called with each line of metrics.
+        logging: opens the trackers (TensorBoard, W&B, MLflow), given the training's settings.
+
+    Raises:
+        UserError: the rows or the model cannot be trained on, or the training failed again and again.
     """
     from pipeline.training import ray_job
     from pipeline.training.modeling.loading import weights_digest
@@ -87,18 +98,20 @@ def train_policy(
                 checkpoint_path=f"{folder}/checkpoints",
                 reference_path=locate(reference.record["model"]) if reference else None,
                 reference_digest=None if references.source == "none" else (reference or policy).record["digest"],
-                on_progress=partial(_tell, progress, log),
+                on_progress=partial(_report_line, progress, log),
             )
     except ValueError as error:
         raise UserError(f"training: {error}") from error
     except ray_job.TRAINING_ERRORS as error:
-        raise UserError(f"training failed, and again after {ray_job.RETRIES} new starts: {_reason(error)}") from error
-    fetch.cache_clear()  # a folder elsewhere may have been fetched before, with other weights in it
+        raise UserError(
+            f"training failed, and again after {ray_job.RETRIES} new starts: {_describe_failure(error)}"
+        ) from error
+    fetch.cache_clear()  # a remote folder may have been fetched earlier, with other weights in it
     return {"model": folder, "digest": weights_digest(fetch(folder)), "training": result}
 
 
-def _reason(error: Exception) -> str:
-    """The last line of what went wrong, and what to do about the commonest."""
+def _describe_failure(error: Exception) -> str:
+    """The last line of the error, with a remedy for the commonest one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1] if lines else type(error).__name__
     if "out of memory" in str(error).lower():
@@ -106,6 +119,6 @@ def _reason(error: Exception) -> str:
     return reason
 
 
-def _tell(progress: Callable[[dict[str, Any]], None], log: Log, line: dict[str, Any]) -> None:
+def _report_line(progress: Callable[[dict[str, Any]], None], log: Log, line: dict[str, Any]) -> None:
     progress(line)
     log(line["step"], {name: float(value) for name, value in line.items() if name not in ("step", "steps")})

@@ -1,6 +1,6 @@
-"""Questions about each article: asked once a run, checked before use.
+"""The stages `questions` and `second_questions`: each judge asks questions about articles, once a run.
 
-Left out: how they are asked and checked (`asking.py`).
+How questions are asked and checked is in `judging/question_generation.py`.
 """
 
 from functools import partial
@@ -20,43 +20,48 @@ from pipeline.storage.schema import Outcome, Row
 @stage(
     "questions",
     version=3,
+    inputs=("rows",),
     settings=("judge", "questions", "seed"),
     contents=("judge.model",),
     uses=("judge_engine",),
     writes=("questions", "dropped"),
     limits=("questions.max_skipped",),
+    workload="questions",
 )
 def ask_questions(
     rows: Dataset, *, judge: JudgeSettings, questions: Questions, seed: int, judge_engine: EnginePool
 ) -> Dataset:
-    """Add `questions` to each article, and the reason for each one `dropped`."""
-    return judge_engine.map(
-        rows, partial(generate_questions, make_judge(judge, seed), judge.questions, questions), ask_questions.writes
-    )
+    """Add the usable `questions` to each article, and the reason for each question that was `dropped`."""
+    step = partial(generate_questions, make_judge(judge, seed), judge.questions, questions)
+    return judge_engine.map(rows, step, ask_questions.writes)
 
 
 @stage(
     "second_questions",
     version=2,
+    inputs=("rows",),
     settings=("second_judge", "questions", "seed"),
     contents=("second_judge.model",),
-    uses=("second_engine",),
+    uses=("second_judge_engine",),
     writes=("second_questions",),
     split="eval",
+    workload="questions",
 )
 def ask_second_questions(
-    rows: Dataset, *, second_judge: JudgeSettings, questions: Questions, seed: int, second_engine: EnginePool
+    rows: Dataset, *, second_judge: JudgeSettings, questions: Questions, seed: int, second_judge_engine: EnginePool
 ) -> Dataset:
-    """Add `second_questions` to each held-out article: none where there are too few good ones, and the row is kept."""
-    step = partial(_ask, make_judge(second_judge, seed), second_judge.questions, questions)
-    return second_engine.map(rows, step, ask_second_questions.writes)
+    """Add `second_questions` to each held-out article. An article with too few usable questions gets none and stays."""
+    step = partial(_generate_second_questions, make_judge(second_judge, seed), second_judge.questions, questions)
+    return second_judge_engine.map(rows, step, ask_second_questions.writes)
 
 
-def _ask(judge: Judge, count: int, settings: Questions, engine: Engine, rows: list[Row]) -> list[Outcome]:
+def _generate_second_questions(
+    judge: Judge, count: int, settings: Questions, engine: Engine, rows: list[Row]
+) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    for said in generate_questions(judge, count, settings, engine, rows):
-        assert not isinstance(said, Skip), "what is skipped has its reason among its columns"
-        too_few = bool(said.get("skipped"))
-        tally = said["tally"] | {"articles with too few questions": int(too_few)}
-        outcomes.append({"second_questions": [] if too_few else said["questions"], "tally": tally})
+    for generated in generate_questions(judge, count, settings, engine, rows):
+        assert not isinstance(generated, Skip), "generate_questions puts the reason into the column `skipped`"
+        too_few = bool(generated.get("skipped"))
+        tally = generated["tally"] | {"articles with too few questions": int(too_few)}
+        outcomes.append({"second_questions": [] if too_few else generated["questions"], "tally": tally})
     return outcomes

@@ -1,8 +1,9 @@
-"""References: the log-probability of each paired summary under the policy that the round starts from.
+"""The stage `references`: the log-probability of each paired summary under the reference policy.
 
-By the same function, on the same article trees, in the same dtype as training: so at step 0 every margin is 0, and the
-trainer checks that it is. Keyed by the digest of the weights, never by a name or a path that a later round reuses. Of
-an adapter that is base and adapter together, and so are the values: never those of the adapter switched off.
+The reference is the policy that the round starts from, or the base. One function, `frozen_logps`, scores reference and
+policy, on the same article trees and in the same dtype. So at step 0 every margin is 0, and the trainer checks this.
+Values are keyed by the digest of the weights, never by a name or path that a later round uses again. The digest of an
+adapter covers base and adapter, and so do the values: the reference is never the base with the adapter switched off.
 """
 
 from functools import partial
@@ -23,12 +24,20 @@ if TYPE_CHECKING:
 @stage(
     "references",
     version=2,
+    inputs=("rows", "reference.digest"),
     settings=("policy.dtype", "references"),
-    uses=("scorer", "trainer"),
+    uses=("reference_scorer", "trainer"),
     writes=("reference_logps", "reference_digest"),
+    workload="references",
 )
 def reference_logprobs(
-    rows: Dataset, digest: str, *, dtype: str, references: References, scorer: EnginePool, trainer: TrainerHardware
+    rows: Dataset,
+    digest: str,
+    *,
+    dtype: str,
+    references: References,
+    reference_scorer: EnginePool,
+    trainer: TrainerHardware,
 ) -> Dataset:
     """Add `reference_logps`, aligned with `summaries`, and the digest of the weights that gave them.
 
@@ -36,37 +45,38 @@ def reference_logprobs(
 
     Args:
         rows: articles with pairs.
-        digest: of the weights that `scorer` holds.
-        dtype: of those weights, and of all but the log-softmax (which is float32).
+        digest: of the weights that `reference_scorer` holds.
+        dtype: of those weights and of all computation but the log-softmax, which is float32.
         references: where the values come from.
-        scorer: models rather than engines: `load_reference`, once an actor.
+        reference_scorer: a pool of models instead of engines; each actor calls `load_reference` once.
         trainer: for `tokens_per_batch`, so that rows are packed as in training.
     """
+    columns = reference_logprobs.writes
     match references.source:
         case "none":
-            return map_rows(rows, lambda row: dict.fromkeys(reference_logprobs.writes), reference_logprobs.writes)
+            return map_rows(rows, lambda row: dict.fromkeys(columns), columns)
         case "sampler":
-            return map_rows(rows, partial(_sampled, digest), reference_logprobs.writes)
+            return map_rows(rows, partial(_take_from_sampler, digest), columns)
         case "trainer":
-            return scorer.map(rows, partial(_score, digest, trainer.tokens_per_batch), reference_logprobs.writes)
+            return reference_scorer.map(rows, partial(_score, digest, trainer.tokens_per_batch), columns)
 
 
-def _sampled(digest: str, row: Row) -> Outcome:
-    """The values that came with the samples. The trainer compares some of them with its own (`dpo/passport.py`)."""
+def _take_from_sampler(digest: str, row: Row) -> Outcome:
+    """Take the values that came with the samples. The trainer checks some of them (`training/consistency.py`)."""
     return {"reference_logps": [summary["logp"] for summary in row["summaries"]], "reference_digest": digest}
 
 
 def load_reference(name: str, dtype: str, digest: str, trainer: TrainerHardware) -> "PreTrainedModel":
-    """The frozen reference, on the device of a training worker.
+    """Load a frozen policy onto the device of a training worker.
 
     Raises:
-        ValueError: its weights are not those of the digest: a file was changed since the policy was recorded.
+        ValueError: the digest of its weights is another one: a file changed since the policy was recorded.
     """
     from pipeline.training.modeling import loading
 
-    found = loading.weights_digest(name)
-    if found != digest:
-        raise ValueError(f"{name} holds weights {found}, and its record says {digest}: put the recorded weights back")
+    actual = loading.weights_digest(name)
+    if actual != digest:
+        raise ValueError(f"{name} holds weights {actual}, and its record says {digest}: put the recorded weights back")
     model = loading.load_model(name, dtype, article_tree=trainer.article_tree).requires_grad_(False)
     return model.to("cuda") if trainer.gpus_per_worker else model
 
@@ -76,15 +86,15 @@ def _score(digest: str, tokens_per_batch: int, model: "PreTrainedModel", rows: l
 
     paired = [sorted({i for pair in row["pairs"] for i in (pair["chosen"], pair["rejected"])}) for row in rows]
     articles = [
-        (row["prompt_ids"], [row["summaries"][i]["token_ids"] for i in used])
-        for row, used in zip(rows, paired, strict=True)
+        (row["prompt_ids"], [row["summaries"][i]["token_ids"] for i in indices])
+        for row, indices in zip(rows, paired, strict=True)
     ]
+    scored = frozen_logps(model, articles, tokens_per_batch)
     outcomes: list[Outcome] = []
-    found = frozen_logps(model, articles, tokens_per_batch)
-    for row, used, (prompt, completions), values in zip(rows, paired, articles, found, strict=True):
+    for row, indices, (prompt, completions), values in zip(rows, paired, articles, scored, strict=True):
         logps: list[float | None] = [None] * len(row["summaries"])
-        for i, value in zip(used, values, strict=True):
+        for i, value in zip(indices, values, strict=True):
             logps[i] = value
-        count = len(prompt) + sum(map(len, completions))
-        outcomes.append({"reference_logps": logps, "reference_digest": digest, "tally": {"tokens_in": count}})
+        tokens = len(prompt) + sum(map(len, completions))
+        outcomes.append({"reference_logps": logps, "reference_digest": digest, "tally": {"tokens_in": tokens}})
     return outcomes

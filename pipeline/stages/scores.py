@@ -1,7 +1,7 @@
-"""Scores: each summary's questions are answered from that summary alone.
+"""The stages `scores`, `evaluation` and `second_scores`: a judge answers each article's questions from its summaries.
 
-Unread is not wrong: an answer that cannot be read is kept apart, and too many of them stop the run. Left out: what is
-better (`preference.py`).
+An unread answer is not a wrong one: it is counted apart, and too many of them stop the run. The second judge has
+questions and habits of its own, so it gives a second opinion on a policy that learned to please the first.
 """
 
 from functools import partial
@@ -21,68 +21,78 @@ from pipeline.storage.schema import Outcome, Row
 @stage(
     "scores",
     version=3,
+    inputs=("rows",),
     settings=("judge", "seed"),
     contents=("judge.model",),
     uses=("judge_engine",),
     writes=("scores",),
     limits=("scores.max_unread",),
+    workload="judging",
 )
 def score_samples(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: EnginePool) -> Dataset:
     """Add `scores`, aligned with `summaries`."""
-    return judge_engine.map(rows, partial(score_summaries, make_judge(judge, seed)), ("scores",))
-
-
-@stage(
-    "second_scores",
-    version=2,
-    settings=("second_judge", "seed"),
-    contents=("second_judge.model",),
-    uses=("second_engine",),
-    writes=("second_scores",),
-    limits=("scores.max_unread",),
-)
-def score_second(rows: Dataset, *, second_judge: JudgeSettings, seed: int, second_engine: EnginePool) -> Dataset:
-    """Add `second_scores` to the rows of an evaluation, aligned with `summaries`; of no questions come no answers."""
-    return second_engine.map(rows, partial(_score, make_judge(second_judge, seed)), score_second.writes)
-
-
-def _score(judge: Judge, engine: Engine, rows: list[Row]) -> list[Outcome]:
-    asked = [row | {"questions": row["second_questions"]} for row in rows]
-    return [
-        said if isinstance(said, Skip) else {"second_scores": said["scores"], "tally": said["tally"]}
-        for said in score_summaries(judge, engine, asked)
-    ]
+    return judge_engine.map(rows, partial(score_summaries, make_judge(judge, seed)), score_samples.writes)
 
 
 @stage(
     "evaluation",
     version=6,
+    inputs=("rows",),
     settings=("evaluation.ask_again", "judge", "seed"),
     contents=("judge.model",),
     uses=("judge_engine",),
     writes=("scores",),
     limits=("scores.max_unread",),
+    workload="judging",
 )
 def score_heldout(
     rows: Dataset, *, ask_again: float, judge: JudgeSettings, seed: int, judge_engine: EnginePool
 ) -> Dataset:
-    """Add `scores`, aligned with `summaries`, to the rows of an exam.
+    """Add `scores`, aligned with `summaries`, to summaries of held-out articles.
 
     Args:
-        ask_again: the share of rows whose first summary is judged a second time, the options in another order.
+        ask_again: the share of rows whose first summary is judged twice, the second time with the options in another
+            order. The judge card shows how often the two agree.
     """
     step = partial(score_summaries, make_judge(judge, seed), again=ask_again)
-    return judge_engine.map(rows, step, ("scores",))
+    return judge_engine.map(rows, step, score_heldout.writes)
 
 
 @stage(
     "evaluation",
     version=6,
+    inputs=("rows",),
     settings=("judge", "seed"),
     contents=("judge.model",),
     uses=("judge_engine",),
     writes=("scores",),
+    workload="judging",
 )
 def score_leads(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: EnginePool) -> Dataset:
-    """`evaluate`, of articles' leads, every one of them twice: a judge without a policy."""
+    """Score the articles' leads, each of them twice. This tries a judge without any policy."""
     return score_heldout(rows, ask_again=1.0, judge=judge, seed=seed, judge_engine=judge_engine)
+
+
+@stage(
+    "second_scores",
+    version=2,
+    inputs=("rows",),
+    settings=("second_judge", "seed"),
+    contents=("second_judge.model",),
+    uses=("second_judge_engine",),
+    writes=("second_scores",),
+    limits=("scores.max_unread",),
+    workload="judging",
+)
+def score_second(rows: Dataset, *, second_judge: JudgeSettings, seed: int, second_judge_engine: EnginePool) -> Dataset:
+    """Add `second_scores`, aligned with `summaries`. Without `second_questions` a score has no answers."""
+    step = partial(_score_by_second_judge, make_judge(second_judge, seed))
+    return second_judge_engine.map(rows, step, score_second.writes)
+
+
+def _score_by_second_judge(judge: Judge, engine: Engine, rows: list[Row]) -> list[Outcome]:
+    second_rows = [row | {"questions": row["second_questions"]} for row in rows]
+    return [
+        outcome if isinstance(outcome, Skip) else {"second_scores": outcome["scores"], "tally": outcome["tally"]}
+        for outcome in score_summaries(judge, engine, second_rows)
+    ]

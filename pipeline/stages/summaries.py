@@ -1,6 +1,8 @@
-"""Summaries: the current policy samples several of each training article, in one prompt with one prefill.
+"""The stages `summaries`, `exam` and `leads`: a policy summarizes articles.
 
-Left out: how a policy is asked and what is kept of its replies (`sampling.py`); held-out articles (`evaluation.py`).
+For training it samples several summaries of each article, from one prompt with one prefill. For evaluation it writes
+one greedy summary of each held-out article. The base policy's evaluation also has two baselines that learned nothing:
+the article's lead, and the base's own summary cut short. How a policy is sampled is in `inference/sampling.py`.
 """
 
 import re
@@ -17,15 +19,30 @@ from pipeline.inference.sampling import SAMPLED, sample_dataset, sample_rows
 from pipeline.stages.base import stage
 from pipeline.storage.schema import Outcome, Row, map_rows
 
-_BESIDE = ("base_writer", "base_summaries", "base_scores")
+BASELINES = ("lead", "shorten-only")  # they follow the base's summary in this order
+_BASE_COLUMNS = ("base_writer", "base_summaries", "base_scores")
+
 _summaries = partial(
     stage,
     "summaries",
     version=3,
+    inputs=("rows", "policy.build"),
     settings=("summaries", "policy", "seed"),
     uses=("policy_engine",),
     split="train",
     limits=("summaries.max_skipped",),
+    workload="sampling",
+)
+_exam = partial(
+    stage,
+    "exam",
+    version=2,
+    inputs=("rows", "policy.build"),
+    uses=("policy_engine",),
+    writes=SAMPLED,
+    split="eval",
+    limits=("evaluation.max_skipped",),
+    workload="sampling",
 )
 
 
@@ -33,7 +50,7 @@ _summaries = partial(
 def sample_summaries(
     rows: Dataset, writer: str, *, summaries: Summaries, policy: PolicySettings, seed: int, policy_engine: EnginePool
 ) -> Dataset:
-    """Add `summaries` by the current policy to each article.
+    """Add `summaries`, sampled from the current policy, to each training article.
 
     Args:
         rows: training articles with questions.
@@ -50,41 +67,28 @@ def sample_summaries(
     return sample_dataset(rows, prompt, writer, policy_engine)
 
 
-@_summaries(writes=(*_BESIDE, *SAMPLED))
+@_summaries(writes=(*_BASE_COLUMNS, *SAMPLED))
 def sample_beside_base(rows: Dataset, writer: str, **kwargs: Any) -> Dataset:
-    """`write`, of articles that come with scored summaries by the base: those are kept, as `base_…`."""
-    return sample_summaries(map_rows(rows, _put_beside, _BESIDE), writer, **kwargs)
+    """`sample_summaries` of articles that have scored summaries by the base, which are kept as `base_…` columns."""
+    return sample_summaries(map_rows(rows, _move_to_base_columns, _BASE_COLUMNS), writer, **kwargs)
 
 
-def _put_beside(row: Row) -> Row:
+def _move_to_base_columns(row: Row) -> Row:
     return {"base_writer": row["writer"], "base_summaries": row["summaries"], "base_scores": row["scores"]}
-
-
-BASELINES = ("lead", "shorten-only")  # in this order after the base's summary
-
-
-_exam = partial(
-    stage,
-    "exam",
-    version=2,
-    uses=("policy_engine",),
-    writes=SAMPLED,
-    split="eval",
-    limits=("evaluation.max_skipped",),
-)
 
 
 @_exam(settings=("evaluation.max_tokens", "policy", "seed"))
 def summarize_heldout(
     rows: Dataset, writer: str, *, max_tokens: int, policy: PolicySettings, seed: int, policy_engine: EnginePool
 ) -> Dataset:
-    """Add `summaries`, of one each, to the held-out articles.
+    """Add `summaries`, one greedy summary each, to the held-out articles.
 
     Args:
         rows: held-out articles with questions.
         writer: the build id of the policy that `policy_engine` runs.
     """
-    return policy_engine.map(rows, partial(_sit, Prompt(user(policy.instruction), max_tokens), writer, None), SAMPLED)
+    prompt = Prompt(user(policy.instruction), max_tokens)
+    return policy_engine.map(rows, partial(sample_rows, prompt, writer), SAMPLED)
 
 
 @_exam(settings=("evaluation.max_tokens", "policy", "baselines", "seed"))
@@ -98,36 +102,39 @@ def summarize_heldout_with_baselines(
     seed: int,
     policy_engine: EnginePool,
 ) -> Dataset:
-    """`sit`, of the base policy: after its summary come those of `BASELINES`."""
+    """`summarize_heldout` by the base policy. The summaries of `BASELINES` follow the base's own."""
     prompt = Prompt(user(policy.instruction), max_tokens)
-    return policy_engine.map(rows, partial(_sit, prompt, writer, baselines), SAMPLED)
+    return policy_engine.map(rows, partial(_sample_with_baselines, prompt, writer, baselines), SAMPLED)
 
 
-def _sit(prompt: Prompt, writer: str, baselines: Baselines | None, engine: Engine, rows: list[Row]) -> list[Outcome]:
+def _sample_with_baselines(
+    prompt: Prompt, writer: str, baselines: Baselines, engine: Engine, rows: list[Row]
+) -> list[Outcome]:
     outcomes = sample_rows(prompt, writer, engine, rows)
     for row, outcome in zip(rows, outcomes, strict=True):
-        if baselines and not isinstance(outcome, Skip):
-            led = first_sentences(row["article"], baselines.lead_sentences)
-            whole = outcome["summaries"][0]
-            # The beginning of a summary that was cut off is as unfinished, and wins as little.
-            short = _unsampled(shorten(whole["text"], baselines.shorten_to)) | {"finish_reason": whole["finish_reason"]}
-            outcome["summaries"] += [_unsampled(led), short]
+        if not isinstance(outcome, Skip):
+            (summary,) = outcome["summaries"]
+            outcome["summaries"] = [summary, *_baseline_summaries(row["article"], summary, baselines)]
             outcome["tally"]["summaries"] += len(BASELINES)
     return outcomes
 
 
-@stage("leads", version=1, settings=("baselines.lead_sentences",), writes=SAMPLED)
+def _baseline_summaries(article: str, summary: Row, baselines: Baselines) -> list[Row]:
+    lead = _unsampled(first_sentences(article, baselines.lead_sentences))
+    shortened = _unsampled(shorten(summary["text"], baselines.shorten_to))
+    # The beginning of a summary that was cut off is unfinished too, and must not win either.
+    return [lead, shortened | {"finish_reason": summary["finish_reason"]}]
+
+
+@stage("leads", version=1, inputs=("rows",), settings=("baselines.lead_sentences",), writes=SAMPLED)
 def lead_baseline(rows: Dataset, *, lead_sentences: int) -> Dataset:
-    """Each article's lead for a summary: what a judge is tried on when there is no policy."""
-    return map_rows(rows, partial(_recite, lead_sentences), SAMPLED)
+    """Add each article's lead as its summary: what a judge is tried on when there is no policy."""
+    return map_rows(rows, partial(_lead_as_summary, lead_sentences), SAMPLED)
 
 
-def _recite(sentences: int, row: Row) -> Row:
-    return {
-        "writer": BASELINES[0],
-        "prompt_ids": [],
-        "summaries": [_unsampled(first_sentences(row["article"], sentences))],
-    }
+def _lead_as_summary(sentences: int, row: Row) -> Row:
+    lead = first_sentences(row["article"], sentences)
+    return {"writer": BASELINES[0], "prompt_ids": [], "summaries": [_unsampled(lead)]}
 
 
 def _unsampled(text: str) -> Row:
@@ -135,11 +142,11 @@ def _unsampled(text: str) -> Row:
 
 
 def first_sentences(article: str, sentences: int) -> str:
-    """The first sentences of an article: hard to beat in news."""
+    """The first sentences of an article, a baseline that is hard to beat in news."""
     return " ".join(re.split(r"(?<=[.!?])\s+", article.strip())[:sentences])
 
 
 def shorten(summary: str, share: float) -> str:
-    """The first `share` of a summary's words, at least one: no better a summary, only a shorter one."""
+    """The first `share` of a summary's words, at least one. The result is shorter, and not better."""
     words = summary.split()
     return " ".join(words[: max(1, int(len(words) * share))])

@@ -167,19 +167,3 @@ class Ledger(RunFiles):
 def utc_now() -> str:
     """The time as records have it: UTC, ISO 8601, seconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def differences(was: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two recipes, a line each: `settings.pairs.threshold: was 3, now 4`."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        return [
-            line
-            for key in [*was, *(k for k in now if k not in was)]
-            for line in differences(was.get(key), now.get(key), f"{name}.{key}" if name else str(key))
-        ]
-    return [] if was == now else [f"{name}: was {_short(was)}, now {_short(now)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"

@@ -1,9 +1,9 @@
-"""Before anything starts: what a run would make, what it reuses, and what that takes of prompts, tokens and time.
+"""Estimates a run before it starts: what it would make and reuse, and the prompts, tokens, time and cost of that.
 
-A survey whose placeholders carry the counts that a record would have. They are those of the tables that are there, of
-the sampled articles' token counts (`lengths.py`), and of what earlier records kept and wrote of a row (`rates.py`);
-where there is no such record, the most that the settings allow. Nothing is made, and no Ray is started. Left out:
-memory (`memory.py`), and how it is shown (`jobs/plan.py`).
+The estimator is a dry run whose placeholders carry the counts that a record would have. The counts come from existing
+tables, from the token counts of a sample of the articles (`prompt_lengths.py`), and from what earlier records kept and
+wrote for each row (`throughput.py`). Without such a record they are the most that the settings allow. Memory is in
+`gpu_memory.py`.
 """
 
 import functools
@@ -14,109 +14,115 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.config.hardware import Price
-from pipeline.execution.dry_run import UNMADE, DryRun
+from pipeline.execution.dry_run import DryRun
+from pipeline.execution.executor import NOT_MADE
 from pipeline.execution.planning.prompt_lengths import measure_prompts
 from pipeline.execution.planning.stage_counts import StageCounts, StageEstimate
 from pipeline.execution.planning.throughput import StageThroughput, Throughput, computed_tokens
+from pipeline.execution.recipe import Change
 from pipeline.stages.articles import read_articles
-from pipeline.stages.base import Stage
+from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage import parts
 from pipeline.storage.ledger import Artifact, Ledger
 
-_SAMPLE = 200  # articles that are tokenized
+_SAMPLED_ARTICLES = 200  # that are tokenized
 
 
 class Estimator(DryRun):
-    """Walks the page of a run. After it, `lines` says of each artifact what it would take.
+    """Walks the page of a run. After the walk, `estimates` has one entry for each artifact.
 
     Args:
         config, ledger: of the run.
-        rates: of earlier runs.
-        price: dollars for an hour of a GPU; None: not known.
+        throughput: measured by earlier runs.
+        gpu_price: dollars for an hour of a GPU; None: unknown.
     """
 
-    def __init__(self, config: Config, ledger: Ledger, rates: Throughput, price: float | None = None):
+    def __init__(self, config: Config, ledger: Ledger, throughput: Throughput, gpu_price: float | None = None):
         super().__init__(config, ledger)
-        self.settings, self.rates, self.price = config, rates, price
-        self.lines: list[StageEstimate] = []
-        self.corpus: list[str] = []
-        self.pipeline: set[str] = set()  # what the tables use that are walked over as one pipeline
+        self.settings, self.throughput, self.gpu_price = config, throughput, gpu_price
+        self.estimates: list[StageEstimate] = []
+        self._articles: list[str] = []
+        self._pipeline_uses: set[str] = set()  # the resources of all tables of the pipeline that is walked over
 
     @functools.cached_property
     def counts(self) -> StageCounts:
-        """What stages would count, by a sample of the articles, which are read by now."""
-        asked: list[dict[str, Any]] = []
-        for root in (self.ledger.root, *self.rates.used):
-            book = Ledger(root)
+        """Counts of rows and tokens. Available once the walk has reached the articles."""
+        rows_with_questions: list[dict[str, Any]] = []
+        for root in (self.ledger.root, *self.throughput.used):
+            ledger = Ledger(root)
             for address in ("questions", "second_questions"):
-                if table := book.find(address):
-                    asked += islice(_rows(book, table, address), _SAMPLE)
-        return StageCounts(self.settings, measure_prompts(self.settings, self.corpus, asked), self.rates)
+                if table := ledger.find(address):
+                    rows_with_questions += islice(_read_column(ledger, table, address), _SAMPLED_ARTICLES)
+        lengths = measure_prompts(self.settings, self._articles, rows_with_questions)
+        return StageCounts(self.settings, lengths, self.throughput)
 
-    def reuse(self, found: Artifact) -> Artifact:
-        record = found.record
-        self.lines.append(StageEstimate(found.address, "made", record.get("in"), tally=record.get("tally", {})))
-        if found.address == "articles":
-            self._sample(row["article"] for row in _rows(self.ledger, found, "article"))
-        return found
+    # What an executor decides
 
-    def produce(self, stage: Stage, *inputs: Artifact, into: str = "") -> Artifact:
-        self._asked_for = stage, inputs
-        return super().produce(stage, *inputs, into=into)
+    def reuse(self, artifact: Artifact) -> Artifact:
+        record = artifact.record
+        self.estimates.append(StageEstimate(artifact.address, "made", record.get("in"), tally=record.get("tally", {})))
+        if artifact.address == "articles":
+            self._sample_articles(row["article"] for row in _read_column(self.ledger, artifact, "article"))
+        return artifact
 
-    def chain(self, *links: Sequence[Any], into: str = "") -> tuple[Artifact, ...]:
-        """Tables that are made as one pipeline hold what all of them use, until the last is made."""
-        self.pipeline = {use for stage, *_ in links for use in stage.uses} if self.settings.hardware.together else set()
-        made = super().chain(*links, into=into)
-        self.pipeline = set()
-        return made
+    def produce_chain(self, *links: Sequence[Any], into: str = "") -> tuple[Artifact, ...]:
+        """Tables that run as one pipeline hold the resources of all of them until the last is finished."""
+        if self.settings.hardware.together:
+            self._pipeline_uses = {use for stage, *_ in links for use in stage.uses}
+        artifacts = super().produce_chain(*links, into=into)
+        self._pipeline_uses = set()
+        return artifacts
 
-    def refuse(self, address: str, changed: list[str]) -> Artifact:
-        """A run would stop here; this goes on, to say what it would take to make it again."""
-        done = "made" if self.ledger.find(address) else "begun"
-        made = self.make(*self._asked_for, address)
-        self.lines[-1].notes.append(f"{done} by another recipe ({'; '.join(changed)}): run with --remake {address}")
-        return made
+    def refuse(self, stage: Stage, inputs: Sequence[Artifact], address: str, changes: Sequence[Change]) -> Artifact:
+        """A run would stop here. The estimate goes on, with what it would take to make the artifact again."""
+        state = "made" if self.ledger.find(address) else "begun"
+        artifact = self.make(stage, inputs, address)
+        reasons = "; ".join(map(str, changes))
+        self.estimates[-1].notes.append(f"{state} by another recipe ({reasons}): run with --remake {address}")
+        return artifact
 
     def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
-        stale = self.ledger.find(address) is not None
-        line = StageEstimate(address, "stale" if stale else "to make")
-        record = self._expect(stage, inputs, line)
-        self.lines.append(line)
+        is_stale = self.ledger.find(address) is not None
+        estimate = StageEstimate(address, "stale" if is_stale else "to make")
+        record = self._expected_record(stage, inputs, estimate)
+        self.estimates.append(estimate)
         self.unmade[address] = stage
-        return Artifact(self.ledger.root, address, {"build": UNMADE, **record})
+        return Artifact(self.ledger.root, address, {"build": NOT_MADE, **record})
 
-    def _sample(self, texts: Iterable[str]) -> None:
-        """Evenly from all, whatever order they are in."""
-        found = list(texts)
-        self.corpus = found[:: max(1, len(found) // _SAMPLE)][:_SAMPLE]
+    # What a record would hold
 
-    # What a stage's record would say
-
-    def _expect(self, stage: Stage, inputs: Sequence[Artifact], line: StageEstimate) -> dict[str, Any]:
-        if stage.name == "articles":
-            return self._articles(line)
+    def _expected_record(self, stage: Stage, inputs: Sequence[Artifact], estimate: StageEstimate) -> dict[str, Any]:
+        if stage.workload == "reading":
+            return self._read_articles(estimate)
         table = next((artifact.record for artifact in inputs if "kept" in artifact.record), None)
-        measured = self.rates.of(stage)
-        if table is None:  # a policy that is adopted, or hired
-            return {"model": self.settings.policy.model}
-        rows = table["kept"] if stage.split is None else round(table.get("tally", {}).get(stage.split, table["kept"]))
-        line.rows = rows
-        line.gpus = self._gpus(stage, inputs)
-        given = dict(table.get("tally", {}))
-        line.at_most = table.get("at most", False) and stage.name in ("references", "policy")
-        kept, tally = self.counts.of(stage, inputs, rows, given, line)
-        line.tally = tally
-        self._price(stage, inputs, measured, line)
-        splits = {split: given.get(split, 0) * kept / max(1, table["kept"]) for split in ("train", "eval")}
-        if stage.split:
-            splits = {stage.split: kept}
+        if table is None:
+            return self._expected_policy(stage)
+        before = dict(table.get("tally", {}))
+        rows = table["kept"] if stage.split is None else round(before.get(stage.split, table["kept"]))
+        estimate.rows, estimate.gpus = rows, self._gpus_in_use(stage, inputs)
+        estimate.at_most = table.get("at most", False) and stage.workload in ("references", "training")
+        kept, estimate.tally = self.counts.estimate(stage, inputs, rows, before, estimate)
+        self._add_time_and_cost(stage, estimate)
         if not stage.writes:
             return {"model": self.settings.policy.model}
-        return {"in": rows, "kept": max(1, round(kept)), "tally": {**splits, **tally}, "at most": line.at_most}
+        if stage.split:
+            splits = {stage.split: kept}
+        else:
+            share_kept = kept / max(1, table["kept"])
+            splits = {split: before.get(split, 0) * share_kept for split in ("train", "eval")}
+        tally = {**splits, **estimate.tally}
+        return {"in": rows, "kept": max(1, round(kept)), "tally": tally, "at most": estimate.at_most}
 
-    def _articles(self, line: StageEstimate) -> dict[str, Any]:
-        """Read as the stage reads them: exact, and cheap beside everything else."""
+    def _expected_policy(self, stage: Stage) -> dict[str, Any]:
+        """The record of a policy that is registered: the base, or a model at a server."""
+        for name in stage.settings:
+            if name.startswith("compare."):
+                served = self.setting(name)
+                return {"model": served.model, "served": served.model_dump()}
+        return {"model": self.settings.policy.model}
+
+    def _read_articles(self, estimate: StageEstimate) -> dict[str, Any]:
+        """Read the corpus as the stage does. This is exact, and cheap beside everything else."""
         counts: Counter[str] = Counter()
         texts: list[str] = []
         for table in read_articles(articles=self.settings.articles):
@@ -124,60 +130,75 @@ class Estimator(DryRun):
                 counts[row["split"] if row["skipped"] is None else "skipped"] += 1
                 if row["skipped"] is None:
                     texts.append(row["article"])
-        self._sample(texts)
-        line.rows = sum(counts.values())
-        return {"in": line.rows, "kept": len(texts), "tally": {"train": counts["train"], "eval": counts["eval"]}}
+        self._sample_articles(texts)
+        estimate.rows = sum(counts.values())
+        return {
+            "in": estimate.rows,
+            "kept": len(texts),
+            "tally": {"train": counts["train"], "eval": counts["eval"]},
+        }
 
-    # What that takes
+    def _sample_articles(self, texts: Iterable[str]) -> None:
+        """Sample evenly over the corpus, whatever its order."""
+        articles = list(texts)
+        self._articles = articles[:: max(1, len(articles) // _SAMPLED_ARTICLES)][:_SAMPLED_ARTICLES]
 
-    def _gpus(self, stage: Stage, inputs: Sequence[Artifact]) -> float:
-        """GPUs in use while a stage runs."""
-        hardware, config = self.settings.hardware, self.settings
-        engines, uses = [], self.pipeline | set(stage.uses)
-        if "policy_engine" in uses and not any(a.address.startswith("compare/") for a in inputs):
-            engines.append(hardware.policy.replicas.max * hardware.policy.gpus_per_replica)
-        for who, engine in (("judge", "judge_engine"), ("second_judge", "second_engine")):
-            if engine in uses and (judge := getattr(config, who)) and judge.model and not judge.served:
-                engines.append(hardware.judge.replicas.max * hardware.judge.gpus_per_replica)
-        scores = stage.name == "drift" or ("scorer" in uses and config.references.source == "trainer")
-        if scores or (not stage.writes and "trainer" in stage.uses):
-            engines.append(hardware.trainer.workers * hardware.trainer.gpus_per_worker)
-        return (sum(engines) if hardware.together else max(engines)) if engines else 0.0
+    # Time and cost
 
-    def _price(
-        self, stage: Stage, inputs: Sequence[Artifact], measured: StageThroughput | None, line: StageEstimate
-    ) -> None:
-        asks = {"policy_engine", "judge_engine", "second_engine", "scorer", "trainer"} & set(stage.uses)
-        if measured and asks:
-            width = self._width(stage, measured)
+    def _gpus_in_use(self, stage: Stage, inputs: Sequence[Artifact]) -> float:
+        """GPUs that are in use while a stage runs."""
+        hardware, uses = self.settings.hardware, self._pipeline_uses | set(stage.uses)
+        gpus: list[float] = []
+        if "policy_engine" in uses and not any("served" in artifact.record for artifact in inputs):
+            gpus.append(hardware.policy.replicas.max * hardware.policy.gpus_per_replica)
+        for section, engine in JUDGE_ENGINES.items():
+            judge = getattr(self.settings, section)
+            if engine in uses and judge and judge.model and not judge.served:
+                gpus.append(hardware.judge.replicas.max * hardware.judge.gpus_per_replica)
+        scores_references = "reference_scorer" in uses and self.settings.references.source == "trainer"
+        trains = not stage.writes and "trainer" in stage.uses
+        if scores_references or trains or uses & {"policy_scorer", "base_scorer"}:
+            gpus.append(hardware.trainer.workers * hardware.trainer.gpus_per_worker)
+        if not gpus:
+            return 0.0
+        return sum(gpus) if hardware.together else max(gpus)
+
+    def _add_time_and_cost(self, stage: Stage, estimate: StageEstimate) -> None:
+        measured = self.throughput.of(stage)
+        uses_a_model = {"policy_engine", "trainer", *JUDGE_ENGINES.values()} & set(stage.uses)
+        if measured and uses_a_model:
+            width = self._relative_width(stage, measured)
             if width is None:
-                line.notes.append("its rate was measured without GPUs, or on another number of them for each engine")
+                estimate.notes.append(
+                    "its rate was measured without GPUs, or with another number of GPUs for each engine"
+                )
             else:
-                line.seconds = measured.time(computed_tokens(line.tally) or line.rows or 0, width)
-                line.start_known = measured.started > 0
-        if self.price is not None and line.gpu_hours is not None:
-            line.dollars = line.gpu_hours * self.price
-        for who, engine in (("judge", "judge_engine"), ("second_judge", "second_engine")):
-            judge = getattr(self.settings, who)
-            if engine in stage.uses and judge.served:
+                work = computed_tokens(estimate.tally) or estimate.rows or 0
+                estimate.seconds = measured.time(work, width)
+                estimate.start_known = measured.started > 0
+        if self.gpu_price is not None and estimate.gpu_hours is not None:
+            estimate.dollars = estimate.gpu_hours * self.gpu_price
+        for section, engine in JUDGE_ENGINES.items():
+            judge = getattr(self.settings, section)
+            if engine in stage.uses and judge.served and "tokens_in" in estimate.tally:
                 price = self.settings.hardware.servers[judge.served.server].prices.get(judge.model or "")
-                if price is not None and "tokens_in" in line.tally:
-                    line.dollars = (line.dollars or 0.0) + _cost(price, line.tally)
+                if price is not None:
+                    estimate.dollars = (estimate.dollars or 0.0) + _cost(price, estimate.tally)
 
-    def _width(self, stage: Stage, measured: StageThroughput) -> float | None:
-        """How many times as many engines there are as were measured; None where they are of another kind."""
-        ours, theirs = self.settings.hardware, measured.hardware
+    def _relative_width(self, stage: Stage, measured: StageThroughput) -> float | None:
+        """How many times as many engines there are as were measured. None where they differ in GPUs per engine."""
+        planned, then = self.settings.hardware, measured.hardware
         widths = []
-        for which, engines in (("policy", {"policy_engine"}), ("judge", {"judge_engine", "second_engine"})):
+        for section, engines in (("policy", {"policy_engine"}), ("judge", set(JUDGE_ENGINES.values()))):
             if engines & set(stage.uses):
-                now, then = getattr(ours, which), getattr(theirs, which)
-                if now.gpus_per_replica != then.gpus_per_replica:
+                planned_engine, measured_engine = getattr(planned, section), getattr(then, section)
+                if planned_engine.gpus_per_replica != measured_engine.gpus_per_replica:
                     return None
-                widths.append(now.replicas.max / then.replicas.max)
-        if {"scorer", "trainer"} & set(stage.uses):
-            if ours.trainer.gpus_per_worker != theirs.trainer.gpus_per_worker:
+                widths.append(planned_engine.replicas.max / measured_engine.replicas.max)
+        if "trainer" in stage.uses:
+            if planned.trainer.gpus_per_worker != then.trainer.gpus_per_worker:
                 return None
-            widths.append(ours.trainer.workers / theirs.trainer.workers)
+            widths.append(planned.trainer.workers / then.trainer.workers)
         return min(widths)
 
 
@@ -188,6 +209,6 @@ def _cost(price: Price, tally: dict[str, float]) -> float:
     return dollars / 1e6
 
 
-def _rows(ledger: Ledger, table: Artifact, column: str) -> Iterable[dict[str, Any]]:
+def _read_column(ledger: Ledger, table: Artifact, column: str) -> Iterable[dict[str, Any]]:
     for name in table.record["parts"]:
         yield from parts.read_part(f"{ledger.root}/{table.address}", name, [column]).to_pylist()

@@ -1,8 +1,8 @@
-"""What each stage's record would count, before it is made: rows kept, prompts, tokens, pairs, steps.
+"""Counts what each stage's record would hold before it is made: rows kept, prompts, tokens, pairs, steps.
 
-Of the rows that come in, of how long the prompts of a sample are (`lengths.py`), and of what earlier records kept and
-wrote of a row (`rates.py`); where there is no such record, the most that the settings allow, which the line then says.
-A stage whose name is not known here is taken as its records have it. Left out: time and money (`plan.py`).
+The counts follow from the rows that come in, from the lengths of prompts in a sample (`prompt_lengths.py`), and from
+what earlier records kept and wrote for each row (`throughput.py`). Without such a record a count is the most that the
+settings allow, and the estimate says so. A stage without a `workload` is counted as its records say.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pipeline.config import Config
 from pipeline.execution.planning.prompt_lengths import JudgePromptLengths, PromptLengths
 from pipeline.execution.planning.throughput import StageThroughput, Throughput
-from pipeline.stages.base import Stage
+from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.stages.drift import COMPARED
 from pipeline.stages.summaries import BASELINES
 from pipeline.storage.ledger import Artifact
@@ -20,17 +20,19 @@ from pipeline.storage.ledger import Artifact
 
 @dataclass
 class StageEstimate:
-    """One artifact of the run.
+    """The estimate for one artifact of the run.
 
     Attributes:
         state: "made", "to make", or "stale".
-        rows: that come in; None where it has none.
-        tally: expected counts, as a record has them.
+        rows: rows that come in; None for a policy that is registered.
+        tally: expected counts, by the names of a record.
         prompts: requests to a model.
-        at_most: the tally is what the settings allow, and not what was seen.
+        at_most: the tally is the most that the settings allow; no earlier run measured it.
         seconds: None where no rate is known.
-        gpus: in use meanwhile; dollars: None where unknown.
-        notes: what a person should know of it.
+        start_known: the start of engines was measured apart from their rate.
+        gpus: GPUs in use meanwhile.
+        dollars: None where unknown.
+        notes: what the user should know about it.
     """
 
     address: str
@@ -47,7 +49,7 @@ class StageEstimate:
 
     @property
     def untimed(self) -> bool:
-        """It asks a model, and there is no rate that would say for how long."""
+        """A model is used, and no rate says for how long."""
         return self.seconds is None and bool(self.tally.get("tokens_in"))
 
     @property
@@ -57,152 +59,175 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class StageCounts:
-    """What is known of a run that is planned: its settings, its prompts' lengths, and what was measured."""
+    """Counts rows and tokens of planned stages.
+
+    Attributes:
+        settings: of the planned run.
+        lengths: of its prompts.
+        throughput: measured by earlier runs.
+    """
 
     settings: Config
     lengths: PromptLengths
-    rates: Throughput
+    throughput: Throughput
 
-    def of(
+    def estimate(
         self,
         stage: Stage,
         inputs: Sequence[Artifact],
         rows: int,
-        given: dict[str, float],
-        line: StageEstimate,
+        before: dict[str, float],
+        estimate: StageEstimate,
     ) -> tuple[float, dict[str, float]]:
-        """(rows kept, tally) of a stage that is given so many rows of a table with this tally; fills in prompts."""
-        name, measured = stage.name, self.rates.of(stage)
+        """Count the rows that a stage keeps, and its tally. Adds the number of prompts to `estimate`.
+
+        Args:
+            rows: how many come in.
+            before: the tally of the table that they come from.
+        """
+        measured = self.throughput.of(stage)
         kept = rows * measured.share_kept if measured and measured.rows else float(rows)
-        reply = _Reply(measured, line)
+        reply = _ReplyTokens(measured, estimate)
         tally: dict[str, float] = {}
-        if name in ("questions", "second_questions"):
-            tally = self._questions(name, rows, reply, line)
-        elif name in ("summaries", "exam", "evaluation", "scores", "second_scores"):
-            if "policy_engine" in stage.uses:
-                tally = self._sampled(stage, inputs, rows, reply, line)
-            else:
-                who = "judge" if "judge_engine" in stage.uses else "second_judge"
-                tally = self._judged(stage, who, rows, given, reply, line)
-        elif name == "pairs":
-            each = measured.each("pairs") if measured else None
-            tally = {"pairs": rows * (self._pairs_at_most() if each is None else each)}
-        elif name == "references":
-            tally = self._referred(rows, given, measured, line)
-        elif name == "policy":
-            tally = self._trained(rows, given)
-        elif name == "drift":
-            line.rows = round(rows * COMPARED)  # of those that come in
-        elif measured:  # a stage that is not known here: as its records say
-            tally = {what: rows * count / max(1, measured.rows) for what, count in measured.tally.items()}
+        match stage.workload:
+            case "questions":
+                tally = self._questions(stage, rows, reply, estimate)
+            case "sampling":
+                tally = self._samples(stage, inputs, rows, reply, estimate)
+            case "judging":
+                tally = self._scores(stage, rows, before, reply, estimate)
+            case "pairs":
+                pairs_per_row = measured.each("pairs") if measured else None
+                tally = {"pairs": rows * (self._max_pairs() if pairs_per_row is None else pairs_per_row)}
+            case "references":
+                tally = self._references(rows, before, measured, estimate)
+            case "training":
+                tally = self._training(rows, before)
+            case "drift":
+                estimate.rows = round(rows * COMPARED)
+            case _ if measured:
+                tally = {what: rows * count / max(1, measured.rows) for what, count in measured.tally.items()}
         if measured and tally.get("tokens_in") and (cached := measured.each("tokens_cached", "tokens_in")):
             tally["tokens_cached"] = tally["tokens_in"] * cached
         return kept, tally
 
-    def _questions(self, name: str, rows: int, reply: "_Reply", line: StageEstimate) -> dict[str, float]:
-        """Questions about each article, and answers to them from all of it and from nothing."""
-        who = "judge" if name == "questions" else "second_judge"
-        check = self.settings.questions.check
-        if getattr(self.settings, who).model:
-            line.prompts = rows * (3 if check else 1)
-        asked: JudgePromptLengths | None = getattr(self.lengths, who)
-        if asked is None:
+    def _questions(self, stage: Stage, rows: int, reply: "_ReplyTokens", estimate: StageEstimate) -> dict[str, float]:
+        """Questions about each article, and answers to them from the whole article and from nothing."""
+        section, check = _judge_section(stage), self.settings.questions.check
+        if getattr(self.settings, section).model:
+            estimate.prompts = rows * (3 if check else 1)
+        lengths: JudgePromptLengths | None = getattr(self.lengths, section)
+        if lengths is None:
             return {}
-        most = asked.question_limit + (2 * asked.answer_limit if check else 0)
-        checks = 2 * (asked.answers + self._shown(asked)) + asked.passage if check else 0
-        return {"tokens_in": rows * (asked.article + checks), "tokens_out": rows * reply.of(most)}
+        max_reply = lengths.question_limit + (2 * lengths.answer_limit if check else 0)
+        check_tokens = 2 * (lengths.answers + self._question_tokens(lengths)) + lengths.passage if check else 0
+        return {"tokens_in": rows * (lengths.article + check_tokens), "tokens_out": rows * reply.tokens(max_reply)}
 
-    def _sampled(
-        self, stage: Stage, inputs: Sequence[Artifact], rows: int, reply: "_Reply", line: StageEstimate
+    def _samples(
+        self,
+        stage: Stage,
+        inputs: Sequence[Artifact],
+        rows: int,
+        reply: "_ReplyTokens",
+        estimate: StageEstimate,
     ) -> dict[str, float]:
-        """Summaries by the policy: one prompt an article, whatever the number of samples."""
-        line.prompts += rows
-        hired = any(artifact.address.startswith("compare/") for artifact in inputs)
-        if self.lengths.prompt is None or hired:
+        """Summaries by a policy: one prompt for each article, however many samples it gives."""
+        estimate.prompts += rows
+        is_served = any("served" in artifact.record for artifact in inputs)
+        if self.lengths.prompt is None or is_served:
             return {}
-        training = stage.name == "summaries"
-        n = self.settings.summaries.n if training else 1
+        is_training = "summaries" in stage.settings
+        n = self.settings.summaries.n if is_training else 1
         texts = n + (len(BASELINES) if "baselines" in stage.settings else 0)
-        most = (self.settings.summaries if training else self.settings.evaluation).max_tokens
-        each = reply.of(most, "summaries" if training else None)  # of an exam a row has one that was sampled
-        return {"tokens_in": rows * self.lengths.prompt, "tokens_out": rows * n * each, "summaries": rows * texts}
+        max_tokens = (self.settings.summaries if is_training else self.settings.evaluation).max_tokens
+        # An evaluation samples one summary for each row; the tally of the base's counts the baselines too.
+        tokens = reply.tokens(max_tokens, "summaries" if is_training else None)
+        return {"tokens_in": rows * self.lengths.prompt, "tokens_out": rows * n * tokens, "summaries": rows * texts}
 
-    def _judged(
-        self, stage: Stage, who: str, rows: int, given: dict[str, float], reply: "_Reply", line: StageEstimate
+    def _scores(
+        self,
+        stage: Stage,
+        rows: int,
+        before: dict[str, float],
+        reply: "_ReplyTokens",
+        estimate: StageEstimate,
     ) -> dict[str, float]:
-        """Answers from each summary; equal ones of an article are judged once."""
-        passages = given.get("summaries", given.get("judged", float(rows)))  # of a second judge, what the first judged
-        if stage.name == "scores":
-            summaries = given.get("summaries", rows * self.settings.summaries.n)
+        """Answers from each summary. Equal summaries of an article are judged once."""
+        section = _judge_section(stage)
+        asks_again = "evaluation.ask_again" in stage.settings
+        summaries = before.get("summaries", before.get("judged", float(rows)))
+        if section == "judge" and not asks_again:
+            summaries = before.get("summaries", rows * self.settings.summaries.n)
             distinct = reply.measured.each("judged") if reply.measured else None
-            passages = summaries if distinct is None else min(summaries, rows * distinct)
-        tally = {"judged": passages}
-        if stage.name == "evaluation":
-            passages += self.settings.evaluation.ask_again * rows
-        if getattr(self.settings, who).model:
-            line.prompts += round(passages)
-        asked: JudgePromptLengths | None = getattr(self.lengths, who)
-        if asked is None:
+            summaries = summaries if distinct is None else min(summaries, rows * distinct)
+        tally = {"judged": summaries}
+        passages = summaries + (self.settings.evaluation.ask_again * rows if asks_again else 0)
+        if getattr(self.settings, section).model:
+            estimate.prompts += round(passages)
+        lengths: JudgePromptLengths | None = getattr(self.lengths, section)
+        if lengths is None:
             return tally
-        each = asked.answers + self._shown(asked) + self._summary(asked, line)
-        said = reply.of(asked.answer_limit, "judged")
-        return tally | {"tokens_in": passages * each, "tokens_out": passages * said}
+        prompt = lengths.answers + self._question_tokens(lengths) + self._summary_tokens(lengths, estimate)
+        answers = reply.tokens(lengths.answer_limit, "judged")
+        return tally | {"tokens_in": passages * prompt, "tokens_out": passages * answers}
 
-    def _referred(
-        self, rows: int, given: dict[str, float], measured: StageThroughput | None, line: StageEstimate
+    def _references(
+        self, rows: int, before: dict[str, float], measured: StageThroughput | None, estimate: StageEstimate
     ) -> dict[str, float]:
-        """Article trees of what is paired: at most of all summaries."""
-        each = measured.each("tokens_in") if measured else None
-        if each is None and self.lengths.prompt is not None:
-            written = self._written(self.settings.summaries.max_tokens, line)
-            each, line.at_most = self.lengths.prompt + self.settings.summaries.n * written, True
-        trees = rows * (each or 0.0)
+        """Article trees of the paired summaries: at most of all summaries."""
+        tokens = measured.each("tokens_in") if measured else None
+        if tokens is None and self.lengths.prompt is not None:
+            summary = self._written_tokens(estimate)
+            tokens, estimate.at_most = self.lengths.prompt + self.settings.summaries.n * summary, True
+        trees = rows * (tokens or 0.0)
         computed = {"tokens_in": trees} if self.settings.references.source == "trainer" else {}
-        return {"pairs": given.get("pairs", 0), "tree tokens": trees, **computed}
+        return {"pairs": before.get("pairs", 0), "tree tokens": trees, **computed}
 
-    def _trained(self, rows: int, given: dict[str, float]) -> dict[str, float]:
-        training, pairs = self.settings.training, given.get("pairs", 0)
-        part, epochs = 1 - training.eval_fraction, training.num_train_epochs
-        counted = rows if self.settings.pairs.selection == "all" else pairs  # all pairs of an article weigh as one
+    def _training(self, rows: int, before: dict[str, float]) -> dict[str, float]:
+        training, pairs = self.settings.training, before.get("pairs", 0)
+        share, epochs = 1 - training.eval_fraction, training.num_train_epochs
+        weight = rows if self.settings.pairs.selection == "all" else pairs  # all pairs of an article weigh as one
         return {
-            "pairs": pairs * part * epochs,
-            "steps": math.ceil(counted * part / training.pairs_per_step) * epochs,
-            "tokens_in": given.get("tree tokens", given.get("tokens_in", 0)) * part * epochs,
+            "pairs": pairs * share * epochs,
+            "steps": math.ceil(weight * share / training.pairs_per_step) * epochs,
+            "tokens_in": before.get("tree tokens", before.get("tokens_in", 0)) * share * epochs,
         }
 
-    def _shown(self, asked: JudgePromptLengths) -> float:
+    def _question_tokens(self, lengths: JudgePromptLengths) -> float:
         """Tokens of an article's questions in a prompt: as earlier runs asked them, else the longest reply."""
-        return asked.questions if asked.questions is not None else asked.question_limit
+        return lengths.questions if lengths.questions is not None else lengths.question_limit
 
-    def _written(self, most: int, line: StageEstimate) -> float:
-        """Tokens that the policy writes for a summary."""
-        return self._known("summaries", "summaries", most, line)
+    def _written_tokens(self, estimate: StageEstimate) -> float:
+        """Tokens that the policy writes for a summary: as earlier runs measured them, else the most."""
+        measured = [entry for (stage, _), entry in self.throughput.measured.items() if stage == "summaries"]
+        known = measured[0].each("tokens_out", "summaries") if measured else None
+        estimate.at_most |= known is None
+        return self.settings.summaries.max_tokens if known is None else known
 
-    def _known(self, name: str, per: str, most: int, line: StageEstimate) -> float:
-        found = [measured for (stage, _), measured in self.rates.measured.items() if stage == name]
-        known = found[0].each("tokens_out", per) if found else None
-        line.at_most |= known is None
-        return most if known is None else known
+    def _summary_tokens(self, lengths: JudgePromptLengths, estimate: StageEstimate) -> float:
+        """Tokens of a summary by the judge's tokenizer, scaled by how the two tokenizers differ on articles."""
+        ratio = lengths.passage / self.lengths.article if self.lengths.article else 1.0
+        return self._written_tokens(estimate) * ratio
 
-    def _summary(self, asked: JudgePromptLengths, line: StageEstimate) -> float:
-        """Tokens of a summary by the judge's tokenizer: in the proportion of the two on articles."""
-        ratio = asked.passage / self.lengths.article if self.lengths.article else 1.0
-        return self._written(self.settings.summaries.max_tokens, line) * ratio
-
-    def _pairs_at_most(self) -> int:
+    def _max_pairs(self) -> int:
         n, pairs = self.settings.summaries.n, self.settings.pairs
         return {"best_worst": 1, "all": n * (n - 1) // 2}.get(pairs.selection, pairs.max_per_article)
 
 
-class _Reply:
-    """Tokens of a reply: as measured, else at most, which the line then says."""
+class _ReplyTokens:
+    """Tokens of a reply: as measured, else the most that is allowed. The estimate then says "at most"."""
 
-    def __init__(self, measured: StageThroughput | None, line: StageEstimate):
-        self.measured, self.line = measured, line
+    def __init__(self, measured: StageThroughput | None, estimate: StageEstimate):
+        self.measured, self.estimate = measured, estimate
 
-    def of(self, most: int, per: str | None = None) -> float:
+    def tokens(self, most: int, per: str | None = None) -> float:
         known = self.measured.each("tokens_out", per) if self.measured else None
         if known is None:
-            self.line.at_most = True
+            self.estimate.at_most = True
             return most
         return known
+
+
+def _judge_section(stage: Stage) -> str:
+    """The section of the configuration that describes the judge which a stage uses."""
+    return next(section for section, engine in JUDGE_ENGINES.items() if engine in stage.uses)

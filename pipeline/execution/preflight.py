@@ -1,0 +1,177 @@
+"""Checks everything that can be wrong before Ray starts: settings, files, models, servers and the memory of GPUs."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pipeline.config import Alignment, Config, UserError
+from pipeline.config.loader import load_config
+from pipeline.execution.planning import gpu_memory
+from pipeline.execution.planning.gpu_memory import MemoryNeed, PackedRow
+from pipeline.execution.progress import Display
+from pipeline.judging import preference
+from pipeline.stages import articles
+from pipeline.stages.base import JUDGE_ENGINES, Stage
+from pipeline.storage import run_folder
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.model_files import hub, shapes
+from pipeline.training import tracking
+
+_MIB = 1 << 20
+
+
+def check_rounds(path: str, overrides: Sequence[str], display: Display) -> tuple[Config, Ledger]:
+    """Check the configuration of a run of rounds.
+
+    Returns:
+        the settings, and the run folder.
+
+    Raises:
+        UserError: the settings are wrong, or name a corpus, a model or a folder that cannot be used.
+    """
+    settings = load_config(path, overrides)
+    hub.check_model("policy.model", settings.policy.model)
+    hub.check_lora(settings.policy.model, settings.training.lora)
+    check_judges(settings)
+    articles.check_corpus(settings.articles)
+    preference.check_preference(settings.pairs, settings.judge.questions, settings.judge.logprobs)
+    tracking.check_trackers(settings.report_to)
+    check_gpu_memory(settings, installed_gpu_memory())
+    warn_of_removed_folders(settings, display)
+    return settings, open_run_folder(settings)
+
+
+def open_run_folder(settings: Config | Alignment) -> Ledger:
+    """Open the run folder. Raises UserError if it cannot be opened, or the other command made it."""
+    ledger = Ledger(settings.run)
+    run_folder.check_command(ledger, settings)
+    return ledger
+
+
+def check_judges(settings: Config, sections: Iterable[str] = tuple(JUDGE_ENGINES)) -> None:
+    """See that the models of the judges exist and are whole. Raises UserError."""
+    for section in sections:
+        judge = getattr(settings, section)
+        if judge and judge.model and not judge.served:
+            hub.check_model(f"{section}.model", judge.model)
+
+
+def check_servers(settings: Config, unmade: Mapping[str, Stage]) -> None:
+    """See that each server that has work to do serves. A finished run needs none.
+
+    Args:
+        unmade: the stages that the run will make, by address.
+
+    Raises:
+        UserError: as `inference.server_check.check_server`.
+    """
+    from pipeline.inference.server_check import check_server
+
+    for section, engine in JUDGE_ENGINES.items():
+        judge = getattr(settings, section)
+        if judge and judge.served and any(engine in stage.uses for stage in unmade.values()):
+            check_server(section, judge.model, judge.served, settings.hardware, judge.logprobs)
+    for name, other in settings.compare.items():
+        if any(address.startswith(f"compare/{name}/") for address in unmade):
+            check_server(f"compare.{name}", other.model, other, settings.hardware)
+
+
+def warn_of_removed_folders(settings: Config | Alignment, display: Display) -> None:
+    """In a job that `ray job submit` started, warn of folders that Ray removes with the job's working directory."""
+    if "RAY_JOB_ID" not in os.environ:
+        return
+    removed = "is in this job's copy of the working directory, which Ray removes in time"
+    if "://" not in settings.run and not os.path.isabs(settings.run):
+        display.warn(f"run={settings.run} {removed}: give a path or URI that outlives it, as in run=$PWD/runs/demo")
+    lora, model = settings.training.lora, settings.policy.model
+    if lora is not None and not lora.merge and os.path.isdir(model) and not os.path.isabs(model):
+        display.warn(
+            f"policy.model={model} {removed}, and the adapters of this run need it: give a path or URI that outlives "
+            "it, or set training.lora.merge=true"
+        )
+
+
+# Memory of GPUs
+
+
+def installed_gpu_memory() -> float | None:
+    """Bytes of the smallest GPU of this machine; None where there is none."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    sizes = [float(line) * _MIB for line in finished.stdout.split() if line.isdigit()]
+    return min(sizes) if sizes and finished.returncode == 0 else None
+
+
+def check_gpu_memory(settings: Config, memory: float | None) -> None:
+    """Refuse a model that cannot fit.
+
+    Nothing is refused where the memory is unknown, or where a Ray is joined, whose nodes may have other GPUs.
+
+    Args:
+        memory: bytes of one GPU.
+
+    Raises:
+        UserError: a model cannot fit.
+    """
+    if memory is not None and "RAY_ADDRESS" not in os.environ:
+        memory_needs(settings, memory, PackedRow(0, 0))
+
+
+def memory_needs(
+    settings: Config, memory: float | None, row: PackedRow, used: set[str] | None = None
+) -> tuple[list[MemoryNeed], list[str]]:
+    """What each model of a run takes.
+
+    Args:
+        memory: bytes of one GPU; None: unknown, and nothing is refused.
+        row: the largest packed row of training.
+        used: the resources of the stages that the run will make; None: all.
+
+    Returns:
+        the needs, and a note for each model whose size is unknown.
+
+    Raises:
+        UserError: a model cannot fit on GPUs with so much memory.
+    """
+    needs: list[MemoryNeed] = []
+    unknown: list[str] = []
+    refusals: list[str | None] = []
+    for section, model, place in _engines(settings, used):
+        try:
+            model_shapes = shapes.read_shapes(model.model)
+            needs.append(gpu_memory.engine_memory(section, model_shapes, model.dtype, model.max_model_len, place))
+        except shapes.UnknownShapes as error:
+            unknown.append(f"{section}: the size of {model.model} is unknown ({error})")
+            continue
+        if memory is not None and place.gpus_per_replica:
+            refusals.append(
+                gpu_memory.engine_refusal(section, model_shapes, model.dtype, model.max_model_len, place, memory)
+            )
+    if used is None or "trainer" in used:
+        policy, training, trainer = settings.policy, settings.training, settings.hardware.trainer
+        try:
+            model_shapes = shapes.read_shapes(policy.model)
+            needs.append(gpu_memory.training_memory(model_shapes, policy, training, trainer, row))
+            if memory is not None and trainer.gpus_per_worker:
+                refusals.append(gpu_memory.training_refusal(model_shapes, policy, training, trainer, row, memory))
+        except shapes.UnknownShapes as error:
+            unknown.append(f"training: the size of {policy.model} is unknown ({error})")
+    if any(refusals):
+        raise UserError("\n".join(filter(None, refusals)))
+    return needs, unknown
+
+
+def _engines(settings: Config, used: set[str] | None) -> list[tuple[str, Any, Any]]:
+    """The models that vLLM runs here: name of the section, its settings, its hardware."""
+    engines: list[tuple[str, Any, Any]] = []
+    if used is None or "policy_engine" in used:
+        engines.append(("policy", settings.policy, settings.hardware.policy))
+    for section, engine in JUDGE_ENGINES.items():
+        judge = getattr(settings, section)
+        if judge and judge.model and not judge.served and (used is None or engine in used):
+            engines.append((section, judge, settings.hardware.judge))
+    return engines
