@@ -1,4 +1,4 @@
-"""The command `rondo`. Nothing heavy is imported until a command runs: `rondo --help` answers at once."""
+"""The command `rondo`. Heavy modules are imported when a command runs, so `rondo --help` answers at once."""
 
 import sys
 from typing import Annotated, NoReturn
@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 
 app = typer.Typer(
-    help="Synthetic preferences and iterative on-policy DPO: a policy writes, is judged, learns, and writes again.",
+    help="Iterative on-policy DPO: a policy writes summaries, a judge scores them, and DPO trains the policy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,13 +24,13 @@ def run(
     remake: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help="Make this again, such as round-01/pairs or 'round-*/exam', and what follows."
+            metavar="ADDRESS", help="Make this again, and what follows. For example round-01/pairs, or 'round-*/exam'."
         ),
     ] = None,
 ) -> None:
-    """Play rounds. The same command goes on where a run was cut off.
+    """Play rounds. The same command resumes an interrupted run.
 
-    NAME=VALUE puts a setting over the file's, such as training.beta=0.05 rounds=3.
+    NAME=VALUE overrides a setting of the file, as in training.beta=0.05 rounds=3.
     """
     from jobs.run_rounds import run_rounds
 
@@ -42,21 +42,22 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     rates: Annotated[
-        list[str] | None, typer.Option(metavar="RUN", help="A run whose records say how fast; else this run's own.")
+        list[str] | None, typer.Option(metavar="RUN", help="A run whose records say how fast. Default: this run.")
     ] = None,
-    price: Annotated[float | None, typer.Option(metavar="DOLLARS", min=0, help="Of an hour of a GPU.")] = None,
+    price: Annotated[float | None, typer.Option(metavar="DOLLARS", min=0, help="Price of a GPU for an hour.")] = None,
     gpu_memory: Annotated[
-        float | None, typer.Option(metavar="GIB", min=1, help="Of a GPU; else of this machine's, if it has any.")
+        float | None,
+        typer.Option(metavar="GIB", min=1, help="Memory of a GPU. Default: of this machine's, if it has any."),
     ] = None,
-    out: Annotated[str | None, typer.Option("--json", metavar="FILE", help="The same for machines.")] = None,
+    out: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the plan as JSON.")] = None,
 ) -> None:
-    """What a run would make and reuse, its prompts, tokens, hours, cost and memory. Starts and makes nothing.
+    """Show what a run would make and reuse: prompts, tokens, hours, cost and memory. Nothing is started or made.
 
     A model that cannot fit is refused, with exit status 2.
     """
-    from jobs.plan import plan as tell
+    from jobs.plan import plan as show_plan
 
-    tell(config, overrides or [], rates or [], price, gpu_memory, out)
+    show_plan(config, overrides or [], rates or [], price, gpu_memory, out)
 
 
 @app.command()
@@ -64,43 +65,48 @@ def schedule(
     config: ConfigFile,
     overrides: Overrides = None,
     cron: Annotated[
-        str | None, typer.Option(metavar="EXPRESSION", help='When, such as "0 2 * * *": every night at two.')
+        str | None,
+        typer.Option(metavar="EXPRESSION", help='When to play a round, such as "0 2 * * *" for every night at two.'),
     ] = None,
     timezone: Annotated[
-        str | None, typer.Option(metavar="ZONE", help="Such as Europe/Berlin; else this machine's own.")
+        str | None, typer.Option(metavar="ZONE", help="Such as Europe/Berlin. Default: this machine's.")
     ] = None,
-    now: Annotated[bool, typer.Option("--now", help="One round at once, and then on schedule.")] = False,
-    once: Annotated[bool, typer.Option("--once", help="One round at once, and no schedule: another keeps it.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Play a round now, and then on schedule.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Play one round now, for a schedule that something else keeps.")
+    ] = False,
     max_failures: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Stop after so many failed rounds in a row; else never.")
+        int | None, typer.Option(metavar="N", min=1, help="Stop after N failed rounds in a row. Default: never.")
     ] = None,
 ) -> None:
     """Play one more round at each firing of --cron, in the foreground.
 
-    Each round is a process of its own: one that fails is told of, and gone on with at the next firing. What comes
-    while a round is still played, by this schedule or by anybody, is left out.
+    Each round runs in a process of its own. If a round fails, the next firing resumes it. A firing that comes while a
+    round is still running is left out.
     """
-    from jobs.schedule import schedule as keep
+    from jobs.schedule import schedule as run_schedule
 
-    keep(config, overrides or [], cron, timezone, now, once, max_failures)
+    run_schedule(config, overrides or [], cron, timezone, now, once, max_failures)
 
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Such as configs/own_pairs.yaml, or that of a run.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/own_pairs.yaml, or that of a run.")
+    ],
     overrides: Overrides = None,
     remake: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Make this again, such as policy, and what follows.")
+        str | None, typer.Option(metavar="ADDRESS", help="Make this again, and what follows. For example policy.")
     ] = None,
 ) -> None:
-    """Train on preference pairs of your own, without rounds: pairs=FILE says where they are.
+    """Train on your own preference pairs, without rounds: pairs=FILE names them.
 
     FILE is JSONL, JSON or Parquet by path or URI, or hf:OWNER/NAME:SPLIT, with the columns of TRL, UltraFeedback,
-    Intel orca or LLaMA-Factory. The same command goes on where a training was cut off.
+    Intel orca or LLaMA-Factory. The same command resumes an interrupted training.
     """
-    from jobs.train import train as start
+    from jobs.train import train as run_training
 
-    start(config, overrides or [], remake)
+    run_training(config, overrides or [], remake)
 
 
 @app.command()
@@ -108,21 +114,22 @@ def export(
     folder: RunFolder,
     out: Annotated[str, typer.Option(metavar="FILE", help="Path or URI of the JSONL file.", show_default=False)],
     number: Annotated[
-        int | None, typer.Option("--round", metavar="N", help="Of this round only; else of all.", min=1)
+        int | None, typer.Option("--round", metavar="N", help="Only this round. Default: all rounds.", min=1)
     ] = None,
 ) -> None:
     """Write a run's pairs in TRL's format: prompt, chosen, rejected."""
-    from jobs.export import export as write
+    from jobs.export import export as run_export
 
-    write(folder, out, number)
+    run_export(folder, out, number)
 
 
 @app.command("judge-card")
 def judge_card(config: ConfigFile, overrides: Overrides = None) -> None:
-    """How far the configuration's judge can be trusted on its articles, without a policy.
+    """Show how far the configuration's judge can be trusted on its articles. No policy is needed.
 
-    It asks about each article, and answers from the whole article, from nothing and twice from the first sentences;
-    articles.limit=100 makes it some articles. In the folder of a run about the same articles its questions are used.
+    The judge asks about each article, then answers from the whole article, from nothing, and twice from the first
+    sentences. articles.limit=100 takes fewer articles. In the folder of a run about the same articles, the run's
+    questions are used.
     """
     from jobs.judge_card import make_judge_card
 
@@ -131,9 +138,9 @@ def judge_card(config: ConfigFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def status(folder: RunFolder, overrides: Overrides = None) -> None:
-    """What is made, what is stale, and what would be made next.
+    """Show what is made, what is stale, and what comes next.
 
-    NAME=VALUE asks how it would be with another setting.
+    NAME=VALUE shows how it would be with another setting.
     """
     from jobs.show import show_status
 
@@ -143,11 +150,11 @@ def status(folder: RunFolder, overrides: Overrides = None) -> None:
 @app.command()
 def show(
     folder: RunFolder,
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Such as scores, or round-01/pairs.")],
-    rows: Annotated[int, typer.Option(min=1, help="How many articles.")] = 2,
-    article: Annotated[str | None, typer.Option(help="The id of one article.")] = None,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A table, such as scores or round-01/pairs.")],
+    rows: Annotated[int, typer.Option(min=1, help="Number of articles to show.")] = 2,
+    article: Annotated[str | None, typer.Option(help="Show the article with this id.")] = None,
 ) -> None:
-    """A few rows, readable: article, questions, summaries with their scores, what was chosen and why."""
+    """Show a few rows: article, questions, summaries with scores, what was chosen and why."""
     from jobs.show import show_rows
 
     show_rows(folder, stage, rows, article)
@@ -156,38 +163,38 @@ def show(
 @app.command()
 def merge(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder, URI or hub name of a LoRA adapter.")],
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where the model goes: a new folder.", show_default=False)],
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="A new folder for the model.", show_default=False)],
 ) -> None:
-    """Write the complete model that a LoRA adapter, such as runs/x/round-02/policy, and its base make."""
-    from jobs.export import merge as write
+    """Merge a LoRA adapter, such as runs/x/round-02/policy, into its base, and write the complete model."""
+    from jobs.export import merge as run_merge
 
-    write(adapter, out)
+    run_merge(adapter, out)
 
 
 def main() -> None:
-    """Run a command. A mistake of the user's ends in its message and exit status 2, without a traceback."""
+    """Run a command. A user's mistake ends in its message and exit status 2, without a traceback."""
     try:
         status = app(standalone_mode=False)
     except Exception as error:
         _explain(error)
     else:
-        if status == 130:  # typer's word for Ctrl-C
-            _stopped()
+        if status == 130:  # typer returns this after Ctrl-C
+            _exit_interrupted()
 
 
-def _stopped() -> NoReturn:
-    print("stopped; the same command goes on from here", file=sys.stderr)
+def _exit_interrupted() -> NoReturn:
+    print("stopped; the same command resumes from here", file=sys.stderr)
     sys.exit(130)
 
 
 def _explain(error: Exception) -> None:
-    # A library that is interrupted may well fail over that, with an error of its own.
+    # A library that is interrupted may raise an error of its own.
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, typer.Abort | KeyboardInterrupt):
-            _stopped()
+            _exit_interrupted()
         cause = cause.__context__
-    if isinstance(error, typer.TyperException) and hasattr(error, "show"):  # a mistake in the command line
+    if isinstance(error, typer.TyperException) and hasattr(error, "show"):
         error.show()
         sys.exit(error.exit_code)
     from pipeline.config import UserError

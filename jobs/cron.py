@@ -1,7 +1,7 @@
-"""When a schedule fires: a cron expression, a time zone, and what to do about a clock that jumps.
+"""When a schedule fires: a cron expression, a time zone, and clocks that jump.
 
-What is next is always computed from now, so nothing is caught up with: a firing that passed while the machine slept,
-or while a round was played, is told of and left out. Left out: what is done at a firing (`jobs/schedule.py`).
+The next firing is always computed from the present time, so no missed firing is made up for. A firing that passed while
+the machine slept, or while a round was running, is reported and left out.
 """
 
 import os
@@ -15,10 +15,10 @@ from cronsim import CronSim, CronSimError
 
 from pipeline.config import UserError
 
-_GRACE = timedelta(seconds=60)  # a machine under load is late by as much, and the firing still counts
-_LOOK = 20.0  # seconds between two looks at the clock: it may have been set
-_SET_BACK = timedelta(hours=1)  # a clock set back by less passes the last firing again, which is not a second one
-_COUNTED = 1000
+_GRACE = timedelta(seconds=60)  # on a busy machine a firing may be so late and still count
+_SECONDS_BETWEEN_LOOKS = 20.0  # at the clock, which may be set meanwhile
+_SMALL_STEP_BACK = timedelta(hours=1)  # after a smaller step back the last firing does not fire again
+_MAX_COUNT = 1000
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,11 @@ class CronSchedule:
     """When to fire.
 
     Attributes:
-        cron: minute, hour, day of the month, month, day of the week; with six fields, the first is the second.
+        cron: minute, hour, day of the month, month, day of the week. With six fields, the first is the second.
+        zone: the time zone of the expression.
+
+    Raises:
+        UserError: the expression is wrong, or names a time that never comes.
     """
 
     cron: str
@@ -43,51 +47,51 @@ class CronSchedule:
             ) from None
 
     def next_due(self, now: datetime, last: datetime | None = None) -> datetime:
-        """The first firing after now, and not `last` again if the clock was set back a little since. All are in UTC."""
-        return next(self._after(last if last and now < last <= now + _SET_BACK else now))
+        """The first firing after `now`, all in UTC. It is not `last` again if the clock was set back a little since."""
+        return next(self._after(last if last and now < last <= now + _SMALL_STEP_BACK else now))
 
     def passed(self, after: datetime, until: datetime) -> int:
-        """How many firings there are after one time and up to another, both in UTC; the counting ends at 1,000."""
-        return sum(1 for _ in islice(takewhile(lambda time: time <= until, self._after(after)), _COUNTED))
+        """How many firings there are after one time and up to another, both in UTC. Counting stops at 1,000."""
+        return sum(1 for _ in islice(takewhile(lambda time: time <= until, self._after(after)), _MAX_COUNT))
 
-    def told(self, time: datetime) -> str:
-        """A time as a person reads it, in the zone."""
+    def format(self, time: datetime) -> str:
+        """Format a time in the schedule's zone."""
         return f"{time.astimezone(self.zone):%Y-%m-%d %H:%M:%S %Z}"
 
     def firings(
         self, clock: Callable[[], datetime], sleep: Callable[[float], None], say: Callable[[str], None]
     ) -> Iterator[datetime]:
-        """Each firing at its time; those that come before the next is asked for have passed.
+        """Yield each firing at its time. Firings that come while the caller is busy are left out.
 
         Args:
-            clock: the time now, in UTC.
-            sleep: waits so many seconds.
-            say: is told when the next is due, and what was left out.
+            clock: returns the present time, in UTC.
+            sleep: waits for some seconds.
+            say: is called with a line about the next firing, and about firings that were left out.
         """
         last, due = None, self.next_due(clock())
         while True:
-            say(f"the next round is due {self.told(due)}")
+            say(f"the next round is due {self.format(due)}")
             while (now := clock()) < due:
-                sleep(min(_LOOK, (due - now).total_seconds()))
+                sleep(min(_SECONDS_BETWEEN_LOOKS, (due - now).total_seconds()))
                 due = min(due, self.next_due(clock(), last))  # sooner, if the clock was set back
             if now - due <= _GRACE:
                 yield due
             else:
-                say(f"{self.told(due)} was missed: the clock went on to {self.told(now)}")
+                say(f"{self.format(due)} was missed: the clock went on to {self.format(now)}")
             last, now = due, clock()
             if count := self.passed(last, now):
-                more = " or more" if count == _COUNTED else ""
+                more = " or more" if count == _MAX_COUNT else ""
                 say(f"{count}{more} firing{'s' * (count > 1)} came meanwhile, and nothing was started for them")
             due = self.next_due(now, last)
 
     def _after(self, time: datetime) -> Iterator[datetime]:
-        # Within the hour that comes twice, what is found is the first of the two, which has been.
-        found = (found.astimezone(UTC) for found in CronSim(self.cron, time.astimezone(self.zone)))
-        return (instant for instant in found if instant > time)
+        # In the hour that comes twice, CronSim gives the first of the two, which is in the past.
+        firings = (firing.astimezone(UTC) for firing in CronSim(self.cron, time.astimezone(self.zone)))
+        return (firing for firing in firings if firing > time)
 
 
 def time_zone(name: str | None) -> tzinfo:
-    """A time zone by its name; None: the machine's own, by TZ or /etc/localtime.
+    """A time zone by its name; None: the machine's, from TZ or /etc/localtime.
 
     Raises:
         UserError: there is no such zone.
@@ -97,7 +101,7 @@ def time_zone(name: str | None) -> tzinfo:
         name, source = set_to, "TZ"
     if name is None:
         try:
-            with open("/etc/localtime", "rb") as file:  # not the offset of today: it has another in summer
+            with open("/etc/localtime", "rb") as file:  # not today's offset, which changes with summer time
                 return ZoneInfo.from_file(file)
         except FileNotFoundError:
             return UTC

@@ -1,4 +1,4 @@
-"""`python -m jobs.run CONFIG [NAME=VALUE]...`: what `ray job submit` starts. The same as `rondo run`."""
+"""`python -m jobs.run CONFIG [NAME=VALUE]...`: the same as `rondo run`, for `ray job submit`."""
 
 import sys
 

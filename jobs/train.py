@@ -1,4 +1,4 @@
-"""Train on preference pairs from elsewhere, and say in a few lines what came of it."""
+"""`rondo train`: trains on preference pairs made elsewhere, and prints the result in a few lines."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from pipeline.stages.external_pairs import BOTH_WAYS, MERGED_TOKEN, REPEATED
 
 
 def train(path: str, overrides: Sequence[str], remake: str | None) -> None:
-    """Train as a configuration says. Raises UserError: see `reading.load_alignment` and `alignment.carry_out`."""
+    """Train as a configuration says. Raises UserError as `load_alignment` and `run_alignment` do."""
     settings = load_alignment(path, overrides)
     display = Display()
     warn_of_removed_folders(settings, display)
-    tell(run_alignment(settings, display, remake), display)
+    show_result(run_alignment(settings, display, remake), display)
 
 
-def tell(aligned: Aligned, display: Display) -> None:
-    """Where the model is, what it learned, and what to know of the pairs."""
+def show_result(aligned: Aligned, display: Display) -> None:
+    """Print where the model is, what it learned, and what is unusual about the pairs."""
     metrics = aligned.metrics
     display.say(f"\nModel: {aligned.path}", style="bold")
     display.say(
@@ -27,17 +27,17 @@ def tell(aligned: Aligned, display: Display) -> None:
     if metrics["eval_pairs"]:
         display.say(
             f"  reward accuracy       {metrics['eval_accuracy_first']:.2f} before, {metrics['eval_accuracy_last']:.2f} "
-            f"after, on {metrics['eval_pairs']:,} pairs held out"
+            f"after, on {metrics['eval_pairs']:,} held-out pairs"
         )
     else:
-        display.say("  reward accuracy       not known: no pair was held out (training.eval_fraction)")
+        display.say("  reward accuracy       unknown: no pair was held out (training.eval_fraction)")
     if metrics["chosen_fell"] is not None:
         display.say(
-            f"  chosen fell           in {metrics['chosen_fell']:.0%} of pairs it is now less likely than before"
+            f"  chosen fell           in {metrics['chosen_fell']:.0%} of pairs the chosen is less likely than before"
         )
     tally = aligned.pairs["tally"]
-    for what in (REPEATED, BOTH_WAYS, MERGED_TOKEN):
-        if what in tally:
-            display.warn(f"{what}: {tally[what]:,}")
+    for name in (REPEATED, BOTH_WAYS, MERGED_TOKEN):
+        if name in tally:
+            display.warn(f"{name}: {tally[name]:,}")
     for warning in metrics["warnings"]:
         display.warn(warning)

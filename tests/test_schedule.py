@@ -12,7 +12,7 @@ import pytest
 from driving import PACE, ROOT, environment, start, wait_for
 from rich.console import Console
 
-from jobs.schedule import Rounds, finished, schedule
+from jobs.schedule import ScheduledRounds, count_finished_rounds, schedule
 from pipeline.config import UserError
 from pipeline.execution.progress import Display
 from pipeline.storage.ledger import Ledger
@@ -47,7 +47,7 @@ def book(tmp_path):
 def rounds(book, what, max_failures=None):
     console = Console(record=True, width=200)
     command = [sys.executable, "-c", CHILD, what, book.root]
-    return Rounds(command, book, Display(console), max_failures), console
+    return ScheduledRounds(command, book, Display(console), max_failures), console
 
 
 def told(console):
@@ -60,10 +60,10 @@ def told(console):
 
 def test_each_time_it_is_one_round_more(book):
     playing, console = rounds(book, "play")
-    assert finished(book) == 0
+    assert count_finished_rounds(book) == 0
     playing.play()
     playing.play()
-    assert finished(book) == 2
+    assert count_finished_rounds(book) == 2
     assert told(console) == ["round 1 begins", "round 1 is made", "round 2 begins", "round 2 is made"]
 
 
@@ -88,7 +88,7 @@ def test_a_round_without_pairs_is_over(book):
     playing, console = rounds(book, "play")
     playing.play()
     assert told(console) == ["round 3 begins", "round 3 is made"]
-    assert finished(book) == 3
+    assert count_finished_rounds(book) == 3
 
 
 def test_a_run_that_somebody_else_plays_is_left_alone(book):
@@ -101,7 +101,7 @@ def test_a_run_that_somebody_else_plays_is_left_alone(book):
     ("what", "how"),
     [
         ("fail", "round 1 ended with exit status 1: OutOfMemoryError: there is none left"),
-        ("die", "round 1 ended by signal 9: (it said nothing)"),
+        ("die", "round 1 ended by signal 9: (no message)"),
     ],
 )
 def test_a_round_that_fails_is_told_of_and_tried_again(book, what, how, capfd):

@@ -1,7 +1,6 @@
-"""What a person sees of a run: a bar with rate and time left while a stage works, one line when it is done.
+"""Shows the progress of a run: a bar with rate and time left while a stage works, one line when it is finished.
 
-On a terminal the bar is drawn in place; elsewhere (a job's log, CI) a plain line comes now and then. Left out: the
-report.
+On a terminal the bar is drawn in place. Elsewhere (a job's log, CI) a plain line is printed every 20 seconds.
 """
 
 import time
@@ -15,58 +14,64 @@ from rich.text import Text
 
 from pipeline.config.sanitize import printable
 
-_EVERY = 20.0  # seconds between plain lines
+_SECONDS_BETWEEN_LINES = 20.0
 
 
 class StageProgress:
-    """Counts rows (or steps) of one stage. Call `advance` as they come."""
+    """Counts the rows or steps of one stage, and shows them.
+
+    Attributes:
+        done: how many are finished, those of earlier attempts included.
+        total: how many there will be; None: unknown.
+    """
 
     def __init__(self, console: Console, bar: Progress | None, name: str, total: int | None, unit: str):
-        self.name, self.total, self.unit, self.done, self.skipped = name, total, unit, 0, 0
-        self.began = self.said = time.monotonic()
+        self.name, self.total, self.unit = name, total, unit
+        self.done = self.done_before = 0
+        self.started = self.last_line = time.monotonic()
         self.console, self.bar = console, bar
         if bar is not None:
             self.task = bar.add_task(name, total=total, rate="starting")
 
     def advance(self, count: int = 1) -> None:
-        """Say that `count` more are done."""
+        """Add `count` finished rows or steps."""
         self.done += count
         self._show()
 
     def resume(self, done: int) -> None:
-        """Say how many an earlier attempt has done."""
-        self.done = self.skipped = done
+        """Begin with those that an earlier attempt finished."""
+        self.done = self.done_before = done
 
     def reach(self, done: int, total: int | None) -> None:
-        """Say how many are done by now, of how many: what was begun elsewhere does not begin at 0."""
+        """Set how many are finished, and of how many. A resumed training does not begin at 0."""
         if not self.done:
-            self.skipped = done - 1
+            self.done_before = done - 1
         self.done, self.total = done, total
         self._show()
 
     def _show(self) -> None:
         if self.total and self.done > self.total:
-            self.total = None  # a stage that makes several rows of one: how many will come is not known
+            self.total = None  # a stage that makes several rows of one: their number is unknown
         now = time.monotonic()
-        rate = (self.done - self.skipped) / max(now - self.began, 1e-3)
+        rate = (self.done - self.done_before) / max(now - self.started, 1e-3)
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, total=self.total, rate=f"{rate:.1f} {self.unit}/s")
-        elif now - self.said > _EVERY and self.done != self.total:
-            self.said = now
+        elif now - self.last_line > _SECONDS_BETWEEN_LINES and self.done != self.total:
+            self.last_line = now
             left = f"  {format_duration((self.total - self.done) / rate)} left" if self.total and rate else ""
             of = f" of {self.total:,}" if self.total else ""
             self.console.print(f"  {self.name}  {self.done:,}{of} {self.unit}  {rate:.1f}/s{left}", style="dim")
 
 
 class Display:
-    """Lines and bars on one console (standard error is left to errors)."""
+    """Prints lines and bars on one console. Standard error is for errors only."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(highlight=False, soft_wrap=True)
 
     @contextmanager
     def working(self, names: Sequence[str], total: int | None, unit: str = "rows") -> Iterator[list[StageProgress]]:
-        """A bar for each name while the block runs."""
+        """Show a bar for each name while the block runs."""
         bar = None
         if self.console.is_terminal:
             bar = Progress(
@@ -82,7 +87,7 @@ class Display:
             yield [StageProgress(self.console, bar, name, total, unit) for name in names]
 
     def line(self, name: str, text: str, style: str = "") -> None:
-        """One line of a stage that is done."""
+        """Print the line of a finished stage."""
         self.console.print(Text(f"{name:<22}", style="cyan") + Text(f" {printable(text)}", style=style))
 
     def say(self, text: str, style: str = "") -> None:
@@ -93,7 +98,7 @@ class Display:
 
 
 def summarize_record(record: dict[str, Any]) -> str:
-    """A record in one line: `12,480 in  12,311 kept  169 skipped (all ties 169)  3m12s`."""
+    """Summarize a record in one line: `12,480 in  12,311 kept  169 skipped (all ties 169)  3m12s`."""
     parts = []
     if "kept" in record:
         parts += [f"{record['in']:>6,} in", f"{record['kept']:>6,} kept"]
@@ -125,7 +130,7 @@ def summarize_record(record: dict[str, Any]) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`8.2s`, `3m12s`, `2h05m`."""
+    """Format seconds as `8.2s`, `3m12s` or `2h05m`."""
     if seconds < 60:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)

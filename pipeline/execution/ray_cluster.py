@@ -1,8 +1,7 @@
-"""Ray, started or joined, and kept quiet.
+"""Starts or joins Ray, and keeps it quiet.
 
-A job that `ray job submit` started, or RAY_ADDRESS, says which cluster to join; else a Ray of our own is started on
-this machine, which wants a token, and stopped at the end. A Ray that this process has started before is used, and left
-running. Left out: what runs there.
+A job of `ray job submit`, or RAY_ADDRESS, says which cluster to join. Else Ray is started on this machine, with token
+authentication, and stopped at the end. A Ray that this process started before is used and left running.
 """
 
 import logging
@@ -21,37 +20,39 @@ from pipeline.config.hardware import Hardware
 
 @contextmanager
 def connected_ray(hardware: Hardware) -> Iterator[Hardware]:
-    """Ray while the block runs.
+    """Provide Ray while the block runs.
 
     Yields:
-        The hardware settings, with smaller shares of CPUs where a cluster that was joined has fewer than they ask.
+        the hardware settings. Where a joined cluster has fewer CPUs than they ask for, each share of CPUs is smaller.
 
     Raises:
-        UserError: the hardware settings ask for more GPUs than this machine has, and there is no cluster to join; or
-            nobody answers at RAY_ADDRESS.
+        UserError: there is no cluster to join, and this machine has fewer GPUs than the settings ask for; or no Ray
+            answers at RAY_ADDRESS.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core writes past every Python logger
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ core bypasses Python's loggers
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # 2 s, else, are lost at each end of a training
+    os.environ.setdefault(
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
+    )  # the default of 2 s delays the end of each training
     import ray
     from ray.data import DataContext
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    there = ray.is_initialized()  # in a notebook, say
-    joined = there or bool(os.environ.get("RAY_ADDRESS"))
-    own = hardware.ray_cpus or max(os.cpu_count() or 1, hardware.cpus())
-    how: dict[str, Any] = {} if joined else {"address": "local", "num_cpus": own, "include_dashboard": False}
+    is_running = ray.is_initialized()  # for example in a notebook
+    joined = is_running or bool(os.environ.get("RAY_ADDRESS"))
+    cpus = hardware.ray_cpus or max(os.cpu_count() or 1, hardware.cpus())
+    options: dict[str, Any] = {} if joined else {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     if not joined:
-        _keep_token()
-    elif not there:
-        _knock(os.environ["RAY_ADDRESS"])
+        _create_token()
+    elif not is_running:
+        _check_address(os.environ["RAY_ADDRESS"])
     try:
-        if not there:
-            with _muted():
-                ray.init(**how, logging_level="error", log_to_driver=False)
+        if not is_running:
+            with _silenced_stderr():
+                ray.init(**options, logging_level="error", log_to_driver=False)
     except ConnectionError as error:
-        raise _nobody(os.environ["RAY_ADDRESS"], error) from None
+        raise _no_ray(os.environ["RAY_ADDRESS"], error) from None
     try:
         gpus = ray.cluster_resources().get("GPU", 0)
         if not joined and hardware.gpus() > gpus:
@@ -59,38 +60,38 @@ def connected_ray(hardware: Hardware) -> Iterator[Hardware]:
                 f"hardware asks for {hardware.gpus():g} GPUs at a time and this machine has {gpus:g}: lower "
                 "hardware.*.gpus_per_replica, replicas or workers, or join a cluster (README, On a cluster)"
             )
-        # What Ray Data would log of an error it also raises: twice said, and a log that is kept keeps engines alive.
+        # Ray Data also raises the errors that it logs. A kept log record would keep engines alive.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        # A cluster with GPUs may still grow; one without has what it has, and Ray Data would wait for more for ever.
+        # A cluster with GPUs may still grow. One without GPUs will not, and Ray Data would wait for more CPUs for ever.
         yield hardware.within(ray.cluster_resources().get("CPU", 0)) if joined and not hardware.gpus() else hardware
     finally:
-        if not there:
+        if not is_running:
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """See that somebody listens at an address that says where: Ray would try for ten minutes, and say nothing."""
+def _check_address(address: str) -> None:
+    """See that something listens at the address. Ray itself would try for ten minutes without a message."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
         except OSError as error:
-            raise _nobody(address, error) from None
+            raise _no_ray(address, error) from None
 
 
-def _nobody(address: str, error: Exception) -> UserError:
+def _no_ray(address: str, error: Exception) -> UserError:
     return UserError(f"RAY_ADDRESS is {address!r}, and no Ray answers there: {error}")
 
 
-def _keep_token() -> None:
-    """A token that only this user can read, for a Ray of our own.
+def _create_token() -> None:
+    """Create a token that only this user can read, for a Ray that we start.
 
-    Its ports are open to the network, and to other users of the machine. Ray 2.60 lets in whoever has the token (unless
-    RAY_AUTH_MODE says otherwise), and by itself writes it into a file that everybody may read.
+    Ray's ports are open to the network, and to other users of the machine. Ray 2.60 accepts clients with the token
+    (unless RAY_AUTH_MODE says otherwise). Ray itself would write the token into a file that everybody can read.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
@@ -103,16 +104,16 @@ def _keep_token() -> None:
 
 
 @contextmanager
-def _muted() -> Iterator[None]:
-    """Standard error to nowhere, at the level of the file: Ray's core announces its log level there, and only there.
+def _silenced_stderr() -> Iterator[None]:
+    """Discard standard error at the level of the file descriptor. Ray's core announces its log level there.
 
-    Whatever goes wrong meanwhile is raised, not printed.
+    Errors are raised meanwhile, not printed.
     """
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)

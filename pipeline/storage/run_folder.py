@@ -23,7 +23,7 @@ def read_settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Ali
     Raises:
         UserError: there is no run, or settings that this version refuses.
     """
-    raw = _read(ledger)
+    raw = read_raw_settings(ledger)
     if raw is None:
         raise UserError(f"{ledger.root} holds no run: there is no {CONFIG} in it")
     own = _is_alignment(raw)
@@ -35,7 +35,7 @@ def read_settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Ali
 
 def check_command(ledger: Ledger, given: Config | Alignment) -> None:
     """Raise UserError if the folder holds what the other command made."""
-    raw, own = _read(ledger), isinstance(given, Alignment)
+    raw, own = read_raw_settings(ledger), isinstance(given, Alignment)
     if raw is not None and _is_alignment(raw) != own:
         raise UserError(
             f"{ledger.root} was made by {_COMMAND[not own]}: give this a folder of its own, run={ledger.root}-"
@@ -48,7 +48,8 @@ def write_settings(ledger: Ledger, given: Config | Alignment) -> None:
     ledger.write(CONFIG, yaml.safe_dump(given.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
-def _read(ledger: Ledger) -> dict[str, Any] | None:
+def read_raw_settings(ledger: Ledger) -> dict[str, Any] | None:
+    """Read config.yaml as it is, unchecked. None where there is none. Raises UserError if it is damaged."""
     text = ledger.read(CONFIG)
     if text is None:
         return None

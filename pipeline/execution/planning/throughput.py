@@ -1,7 +1,6 @@
-"""Rates measured by earlier runs: what each stage kept, asked, wrote and took, summed over the records of its kind.
+"""Measures throughput from the records of earlier runs: what each kind of stage read, kept and wrote, and how fast.
 
-A record counts only if it is of the models that are planned with; nothing is guessed where there is none. Left out:
-what is to be made (`plan.py`).
+Only records of the same models count. Without any record nothing is guessed.
 """
 
 from collections import Counter
@@ -9,27 +8,32 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
+from pydantic import ValidationError
 
 from pipeline.config import Config, UserError
 from pipeline.config.hardware import Hardware
-from pipeline.stages.base import Stage
+from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.run_folder import CONFIG
+from pipeline.storage.run_folder import CONFIG, read_raw_settings
 
-Kind = tuple[str, frozenset[str]]
+Kind = tuple[str, frozenset[str]]  # the name of a stage, and the settings that it depends on
+
+# The settings of a model on which a stage's throughput depends.
+_MODEL_SETTINGS = ("model", "dtype", "kind", "served")
 
 
 @dataclass
 class StageThroughput:
-    """Records of one kind of stage, added up.
+    """The records of one kind of stage, added up.
 
     Attributes:
         records: how many.
-        rows: that came in; kept: that were kept.
-        tally: of all of them, tokens among it.
-        seconds: of all of them; started: those of them before engines and workers were ready.
-        hardware: of the run that was last added.
+        rows: rows that came in.
+        kept: rows that were kept.
+        tally: the sums of their tallies, tokens among them.
+        seconds: of all of them.
+        started: the part of `seconds` before engines and workers were ready.
+        hardware: of the run that was added last.
     """
 
     records: int = 0
@@ -41,110 +45,124 @@ class StageThroughput:
     hardware: Hardware = field(default_factory=Hardware)
 
     def add(self, record: Mapping[str, Any], hardware: Hardware) -> None:
+        """Add a record."""
         self.records += 1
         self.rows += record.get("in", 0)
         self.kept += record.get("kept", 0)
-        self.tally.update({k: v for k, v in record.get("tally", {}).items() if isinstance(v, int)})
+        self.tally.update({name: count for name, count in record.get("tally", {}).items() if isinstance(count, int)})
         self.hardware = hardware
-        # A table that was cut off has the seconds of its last making, in which it got the rows that were missing.
-        whole = record["in"] / (record["in"] - record.get("resumed", 0)) if "in" in record else 1.0
-        # Tables that were made as one pipeline have its seconds each: together they took them once. Pairs ask nobody.
-        tables = 1 + sum(not address.endswith("/pairs") for address in record.get("together_with", ()))
-        seconds = whole * record["seconds"] / tables
+        seconds, tables = _seconds_of_table(record)
         self.seconds += seconds
         if training := record.get("training"):
             self.tally.update(tokens_in=training["tokens"], steps=training["steps"])
             self.started += max(0.0, seconds - training["seconds"])
         elif starts := record.get("tally", {}).get("engine starts"):
-            # Replicas start together; where a stage has two engines that take turns, one start is left in the rate.
+            # Replicas start together. Where two engines of a stage take turns, one start stays in the rate.
             self.started += min(seconds, record["tally"]["engine start ms"] / 1000 / starts / tables)
 
     @property
     def share_kept(self) -> float:
         return self.kept / max(1, self.rows)
 
-    def each(self, what: str, per: str | None = None) -> float | None:
-        """A count of the tally for each row that came in, or for each one of another count; None where unknown."""
-        below = self.tally[per] if per else self.rows
-        return self.tally[what] / below if below and what in self.tally else None
+    def each(self, count: str, per: str | None = None) -> float | None:
+        """A count of the tally for each row that came in, or for each one of another count. None where unknown."""
+        divisor = self.tally[per] if per else self.rows
+        return self.tally[count] / divisor if divisor and count in self.tally else None
 
     @property
     def work(self) -> float:
-        """Tokens that were computed; of a stage without tokens, rows."""
+        """The tokens that were computed; for a stage without tokens, rows."""
         return computed_tokens(self.tally) or self.rows
 
-    def time(self, amount: float, width: float) -> float:
-        """Seconds for so much work, where `width` is how many times as many engines there are."""
+    def time(self, work: float, width: float) -> float:
+        """The seconds that so much work takes.
+
+        Args:
+            width: how many times as many engines there are as were measured.
+        """
         start = self.started / self.records
-        return start + (self.seconds - self.started) * amount / max(1, self.work) / width
+        return start + (self.seconds - self.started) * work / max(1, self.work) / width
+
+
+def _seconds_of_table(record: Mapping[str, Any]) -> tuple[float, int]:
+    """The seconds that one table would have taken alone and uninterrupted, and how many tables ran as one pipeline."""
+    # An interrupted table has the seconds of its last attempt, which made only the rows that were missing.
+    scale = record["in"] / (record["in"] - record.get("resumed", 0)) if "in" in record else 1.0
+    # Tables of one pipeline each have the pipeline's seconds. The table of pairs uses no model.
+    tables = 1 + sum(not address.endswith("/pairs") for address in record.get("together_with", ()))
+    return scale * record["seconds"] / tables, tables
 
 
 def computed_tokens(tally: Mapping[str, float]) -> float:
-    """Tokens that are computed: read but not found in a cache, or written."""
+    """The tokens that are computed: those read and not found in a cache, and those written."""
     return tally.get("tokens_in", 0) - tally.get("tokens_cached", 0) + tally.get("tokens_out", 0)
 
 
 class Throughput:
-    """Measured stages by kind: a stage's name, and the settings that it depends on.
+    """Measured stages by kind.
 
     Args:
-        ledgers: run folders; one without config.yaml has no records yet.
-        config: that is planned; records of other models are left out.
+        ledgers: run folders. One without settings has no records yet.
+        config: the planned run. Records of other models are left out.
+
+    Attributes:
+        measured: by kind of stage.
+        used: the run folders whose records count.
     """
 
     def __init__(self, ledgers: Iterable[Ledger], config: Config):
         self.measured: dict[Kind, StageThroughput] = {}
         self.used: list[str] = []
         for ledger in ledgers:
-            text = ledger.read(CONFIG)
-            theirs = yaml.safe_load(text) if text else {}
-            if isinstance(theirs.get("pairs"), dict) and self._add(ledger, theirs, config):
+            settings = read_raw_settings(ledger) or {}
+            if isinstance(settings.get("pairs"), dict) and self._add_run(ledger, settings, config):
                 self.used.append(ledger.root)
 
     def of(self, stage: Stage) -> StageThroughput | None:
-        """What is known of a stage; None where nothing is."""
+        """What was measured of a stage; None where nothing was."""
         return self.measured.get((stage.name, frozenset(stage.settings)))
 
-    def _add(self, ledger: Ledger, theirs: dict[str, Any], ours: Config) -> int:
-        hardware, added = Hardware.model_validate(theirs.get("hardware", {})), 0
-        for record in records(ledger):
+    def _add_run(self, ledger: Ledger, settings: Mapping[str, Any], planned: Config) -> int:
+        """Add the records of a run. Returns how many count."""
+        try:
+            hardware, added = Hardware.model_validate(settings.get("hardware", {})), 0
+        except ValidationError as error:
+            raise UserError(
+                f"{ledger.root}/{CONFIG} has hardware settings that this version refuses: {error}"
+            ) from None
+        for record in (artifact.record for artifact in ledger.artifacts()):
             recipe = record["recipe"]
-            timed = "seconds" in record and record.get("in", -1) != record.get("resumed", 0)
-            if timed and all(
-                theirs.get(who) is None or _same(theirs[who], getattr(ours, who)) for who in _asked(recipe)
-            ):
+            if not isinstance(recipe.get("settings"), dict) or not _is_timed(record):
+                continue
+            sections = _model_sections(recipe)
+            if all(_is_same_model(settings.get(section), getattr(planned, section)) for section in sections):
                 kind = recipe["stage"], frozenset(recipe["settings"])
                 self.measured.setdefault(kind, StageThroughput()).add(record, hardware)
                 added += 1
         return added
 
 
-def _asked(recipe: Mapping[str, Any]) -> set[str]:
-    """The models on which a stage's rate depends, as the configuration's sections are called."""
-    names = {name.split(".")[0] for name in recipe["settings"]} & {"policy", "judge", "second_judge"}
-    return names | ({"policy"} if recipe["stage"] in ("policy", "references") else set())
+def _is_timed(record: Mapping[str, Any]) -> bool:
+    """Whether a record has seconds in which rows were made."""
+    return "seconds" in record and record.get("in", -1) != record.get("resumed", 0)
 
 
-def _same(theirs: Mapping[str, Any], ours: Any) -> bool:
-    given = ours.model_dump(mode="json") if ours is not None else {}
-    return all(theirs.get(name) == given.get(name) for name in ("model", "dtype", "kind", "served"))
+def _model_sections(recipe: Mapping[str, Any]) -> set[str]:
+    """The sections of the configuration whose models decide a stage's throughput."""
+    sections = {name.split(".")[0] for name in recipe["settings"]} & {"policy", *JUDGE_ENGINES}
+    has_policy_input = any(address.endswith("/policy") for address in recipe["inputs"])
+    return sections | ({"policy"} if has_policy_input else set())
 
 
-def records(ledger: Ledger) -> list[dict[str, Any]]:
-    """All finished records of a run.
-
-    Raises:
-        UserError: one is damaged.
-    """
-    return [
-        artifact.record
-        for artifact in ledger.artifacts()
-        if isinstance(artifact.record["recipe"].get("settings"), dict)
-    ]
+def _is_same_model(measured: Mapping[str, Any] | None, planned: Any) -> bool:
+    if measured is None:
+        return True
+    settings = planned.model_dump(mode="json") if planned is not None else {}
+    return all(measured.get(name) == settings.get(name) for name in _MODEL_SETTINGS)
 
 
 def open_measured_run(folder: str) -> Ledger:
-    """The ledger of a run that is to be measured by. Raises UserError if there is no run."""
+    """Open a run whose records say how fast. Raises UserError if there is no run."""
     ledger = Ledger(folder)
     if ledger.read(CONFIG) is None:
         raise UserError(f"--rates {folder}: there is no run, that is no {CONFIG} in it")
