@@ -3,8 +3,8 @@
 Drivers, Ray workers (engines, scorers, training workers, tasks) and whole nodes of a cluster of our own are killed with
 SIGKILL at random moments; the same command is given again until the round is finished; then every table is compared,
 row by row, with that of a round nobody disturbed. Engines are scripted, so that rows can be compared; the reference and
-the training are real. Left out: real vLLM (`tests/test_chaos.py`, slow) and what goes wrong with files
-(`tests/test_disasters.py`).
+the training are real. Left out: real vLLM (`tests/e2e/test_chaos.py`, slow) and what goes wrong with files
+(`tests/integration/execution/test_storage_failures.py`).
 """
 
 import argparse

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import s3_server
 
 from pipeline.config.hardware import Hardware
+from tests.helpers import s3_server
+from tests.helpers.paths import ROOT, SHARED
 
 # No test is about time, and machines are noisy.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -18,10 +19,8 @@ hypothesis.settings.load_profile("untimed")
 # A tiny model on two threads waits for its threads; the more so the busier the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 
-
-LONGEST = {"test_round.py", "test_chaos.py"}
+LONGEST = {"test_cli_run.py", "test_chaos.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,7 +34,7 @@ def ray_cluster() -> Iterator[None]:
     from pipeline.execution.ray_cluster import connected_ray
 
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # workers import the scripts that tests give them
+    os.environ["PYTHONPATH"] = str(ROOT)  # workers import the scripts that tests give them
     os.environ |= s3_server.ENVIRONMENT  # and find the S3 server, once a test has started it
     with connected_ray(Hardware(ray_cpus=4)):
         yield

@@ -6,11 +6,10 @@
 import json
 import os
 import pickle
-from pathlib import Path
 
 from safetensors.numpy import save_file
 
-POLICY = Path(__file__).parents[2] / "newsroom" / "models" / "policy"
+from tests.helpers.paths import POLICY_MODEL as POLICY
 
 
 class _Evil:

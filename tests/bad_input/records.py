@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import save_file
 
-from bad_input.models import evil
+from tests.bad_input.models import evil
 
 RECORDS = [
     ("empty", b""),

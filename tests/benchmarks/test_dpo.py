@@ -1,0 +1,103 @@
+"""The benchmark runs, and what it says of correctness holds. Nothing here is about time."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+pytest.importorskip("trl")
+
+
+def bench(out: Path, *arguments: str, script: str = "dpo") -> dict[str, Any]:
+    command = [sys.executable, f"bench/{script}.py", "--tiny", "--runs", "1", "--threads", "1", "--json", str(out)]
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return json.loads(out.read_text())
+
+
+def test_trl_and_we_find_the_same(tmp_path: Path) -> None:
+    result = bench(tmp_path / "result.json", "--shapes", "headline")
+
+    assert result["grad_rel_error"] < 1e-5 and result["loss_abs_error"] < 1e-4
+    assert result["pairs_per_second_ratio"] > 0 and result["unique_token_ratio"] > 0
+    headline = result["rows"][0]
+    assert len(headline["losses"]) == 20 and max(headline["losses"]) - min(headline["losses"]) > 0.01  # it learnt
+    assert [row["shape"] for row in result["rows"]] == [
+        "headline", "headline, memory kept", "headline, TRL patched",
+    ]  # fmt: skip
+
+
+def test_the_gpu_suite_runs_without_a_gpu(tmp_path: Path) -> None:
+    result = bench(tmp_path / "result.json", "--suite", "scale", "--peak-tflops", "1")
+
+    assert [(row["weights"], row["checkpointing"], row["side"]) for row in result["rows"]] == [
+        (weights, checkpointing, side)
+        for weights in ("lora", "full")
+        for checkpointing in (False, True)
+        for side in ("ours", "TRL")
+    ]
+    assert all(row["pairs_per_second"] > 0 and 0 < row["mfu"] < 1 for row in result["rows"])
+
+
+def test_useful_flops_by_hand() -> None:
+    from transformers import LlamaConfig
+
+    from bench import scale, sides
+
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 10}
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    shape = sides.Shape("", prompt=3, shortest=2, longest=2, pairs=1, articles=1)
+    examples = sides.make_examples(shape, 1, vocabulary=10)
+
+    # q, k, v, o: 8x8, 8x4, 8x4, 8x8; gate, up, down: 8x16 each. 7 tokens, 4 in completions, which see the prompt's 3.
+    layer, seen = 64 + 32 + 32 + 64 + 3 * 128, 6 + 2 * (2 * 3 + 3)
+    full, lora = (scale.flops(scale.make(config, "sdpa", "meta", lora=kind), examples) for kind in (False, True))
+    assert full == 6 * layer * 7 + 6 * 8 * 10 * 4 + 12 * 8 * seen
+    adapter = 8 * (16 + 12 + 12 + 16 + 3 * 24)  # rank x (in + out)
+    assert lora == 4 * layer * 7 + 6 * adapter * 7 + 4 * 8 * 10 * 4 + 12 * 8 * seen
+
+
+@pytest.mark.slow
+def test_every_side_of_the_sampling_bench_makes_every_summary(tmp_path: Path) -> None:
+    few = ("--articles", "4", "--batch-size", "4", "--max-tokens", "8", "--k", "8")
+    result = bench(tmp_path / "result.json", *few, script="sampling")
+
+    assert set(result["runs"]) == {"rondo", "ray_data_llm", "ray_data_llm_uncached", "bare_vllm"}
+    assert all(run["tokens"] == 4 * 8 * 8 for runs in result["runs"].values() for run in runs)
+    assert result["vs_ray_data_llm"] > 0 and result["vs_bare_vllm"] > 0
+    assert [row["at_once"] for row in result["idle"]] == [1, 2]
+    assert all(0 <= row["engine_idle_share"] < 1 for row in result["idle"])
+
+
+def test_a_side_is_over_at_its_last_table(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from bench.samplers import Door
+
+    door = Door(str(tmp_path), {"k": 1, "batch_size": 2, "articles": 4})
+
+    class Made:
+        def iter_batches(self, **how: Any) -> Iterator[pa.Table]:
+            for _ in range(3):
+                assert not door.closed
+                yield pa.table({"tokens": [7, 7]})
+            assert door.closed, "from here on the actors may be gone"
+
+    rows = door.through(Made(), first=2)
+    done = door.timed(0.0, [row["tokens"] for row in rows])
+    assert (done["summaries"], done["tokens"]) == (4, 28)
+    assert 0 < done["seconds"] < done["whole_seconds"] and done["cpu_seconds"] >= 0

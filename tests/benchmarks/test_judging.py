@@ -1,0 +1,53 @@
+"""The benchmark of judging asks what it says it asks, and runs. Nothing here is about time."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+
+from bench.judging import REFERENCE, SIDES, ask, newsroom_work
+from judges.prompts import NEWSROOM, PLAIN
+from tests.helpers.paths import ROOT
+
+
+@pytest.mark.parametrize("wording", [PLAIN, NEWSROOM])
+@pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
+def test_each_side_asks_in_its_own_way(side, wording):
+    work = [newsroom_work(random.Random(i), 8, equal=0.5) for i in range(2)]
+    prompts = ask(side, 77, work, wording, "Turn 3.\n")
+    assert len(prompts) == (sum(len(set(some.summaries)) for some in work) if side.once else 16)
+    for prompt in prompts:
+        text = prompt.messages[0]["content"]
+        summary = next(summary for some in work for summary in some.summaries if summary in text)
+        (question, *_) = next(some.questions for some in work if summary in some.summaries)
+        assert text.startswith("Turn 3.\n") and text.count(summary) == 1
+        assert (text.index(question.question) < text.index(summary)) == side.questions_first
+        assert (prompt.regex is None, prompt.max_tokens == 77) == (not side.held, not side.held)
+
+
+def test_it_runs_and_counts_tokens(tmp_path):
+    sizes = "--layers 1 --heads 3 --question-tokens 150 --random-articles 2 --summaries 4 --equal 0.5 --replies 5 7"
+    command = [sys.executable, "bench/judging.py", "--cases", "random", "--runs", "1", "--threads", "1", *sizes.split()]
+    done = subprocess.run(
+        [*command, "--json", str(tmp_path / "out.json")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    found = json.loads((tmp_path / "out.json").read_text())
+    rows = {(row["side"], row["reply_limit"]): row for row in found["rows"]}
+    assert [key[0] for key in rows] == [*(side.name for side in SIDES), REFERENCE]
+    assert all(row["summaries"] == 8 and row["summaries_per_second"] > 0 for row in rows.values())
+    # A model of random weights ends no reply of its own.
+    assert rows[REFERENCE, 5]["tokens_out_per_summary"] == 5 and rows[REFERENCE, 7]["tokens_out_per_summary"] == 7
+    once = rows["… equal summaries once", 5]
+    assert once["tokens_in_per_summary"] < 0.8 * rows[REFERENCE, 5]["tokens_in_per_summary"]
+    assert rows["… questions first", 5]["prefix_cache_hit_rate"] > once["prefix_cache_hit_rate"] == 0
+    assert found["vs_reference_order"] == rows["ours", None]["vs_reference_order"] > 0
+    assert found["vs_reference_order_by_case"] == {"random": found["vs_reference_order"]}

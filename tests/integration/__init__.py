@@ -1,0 +1,1 @@
+"""Tests that need Ray or vLLM, in the folders of the packages that they test."""

@@ -1,0 +1,111 @@
+"""A run on S3: the ledger, tables and a whole round with a real training, at a local server that speaks S3."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import chaos
+import pyarrow.fs as pafs
+import pytest
+
+from pipeline.config import UserError
+from pipeline.storage import tables
+from pipeline.storage.files import open_location
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.model_files import hub, node_cache
+from tests.helpers import s3_server
+from tests.integration.execution.test_resume import Work, break_once, check_counts, play, settings
+
+
+@pytest.fixture(scope="module")
+def bucket(ray_cluster):
+    with s3_server.serving() as place:
+        yield place
+
+
+def test_a_ledger_on_s3(bucket):
+    ledger = Ledger(f"{bucket}/ledger")
+    assert ledger.find("pairs") is None
+    ledger.begin("pairs", {"build": "b", "recipe": {}})
+    assert ledger.begun("pairs") == {"build": "b", "recipe": {}}
+    ledger.finish("pairs", {"build": "b", "recipe": {}})
+    assert ledger.find("pairs").build == "b"
+    assert ledger.begun("pairs") is None
+    ledger.clear("pairs")
+    assert ledger.find("pairs") is None
+    with (
+        ledger.lock(print),
+        pytest.raises(UserError, match="in use by"),
+        Ledger(ledger.root).lock(print),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_chain_on_s3_goes_on_where_it_was_cut_off(bucket, tmp_path, together):
+    work = Work(tmp_path)
+    config = settings(f"{bucket}/chain-{together}", hardware={"together": together})
+    break_once(config, work, "scores", after=9)
+    noted = work.computed("summaries")
+    made = play(config, work)
+    check_counts(made)
+    if not together:
+        assert work.computed("summaries") == noted
+    ledger = Ledger(config.run)
+    for table in made:
+        there = [row["article_id"] for row in tables.read_table(ledger, table)]
+        assert len(there) == len(set(there)) == table.record["kept"]
+
+
+def test_processes_of_a_node_fetch_a_model_once_and_again_when_it_has_changed(bucket, tmp_path, monkeypatch):
+    fs, path = open_location(f"{bucket}/fetched")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    pafs.copy_files(str(tmp_path / "model"), path, destination_filesystem=fs)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = f"from pipeline.storage.model_files.hub import fetch; print(fetch('{bucket}/fetched'))"
+    command, environment = [sys.executable, "-c", code], os.environ | {"TMPDIR": str(tmp_path)}
+    others = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    first = hub.fetch(f"{bucket}/fetched")
+    assert {other.communicate()[0].strip() for other in others} == {first}
+    assert len(os.listdir(Path(first).parent)) == 1
+
+    (tmp_path / "model/config.json").write_text('{"changed": true}')
+    pafs.copy_files(str(tmp_path / "model"), path, destination_filesystem=fs)
+    assert hub.fetch(f"{bucket}/fetched") == first
+    hub.fetch.cache_clear()
+    again = hub.fetch(f"{bucket}/fetched")
+    assert Path(again, "config.json").read_text() == '{"changed": true}'
+    hub.fetch.cache_clear()
+    node_cache.release_copies()
+
+
+def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket, tmp_path):
+    config = settings("s3://no-such-bucket/run")
+    with pytest.raises(UserError, match="s3://no-such-bucket/run.* cannot be written: .*no-such-bucket") as caught:
+        play(config, Work(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_round_with_a_real_training_on_s3(bucket, tmp_path):
+    """Killed once as it trains; `bench/chaos.py` plays it with a scripted policy."""
+    config = chaos.write_config(tmp_path, tmp_path / "calm", 30, together=True)
+    text = config.read_text().replace(str(tmp_path / "calm"), f"{bucket}/round")
+    config.write_text(text)
+    ledger = Ledger(f"{bucket}/round")
+    driver = chaos.start(config, None, 0.0)
+    deadline = time.monotonic() + 400
+    while ledger.begun("round-01/policy") is None and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ledger.begun("round-01/policy"), config.with_suffix(".log").read_text()
+    driver.kill()
+    driver.wait()
+    assert chaos.start(config, None, 0.0).wait() == 0, config.with_suffix(".log").read_text()
+    metrics = json.loads(ledger.read("metrics.json"))
+    assert metrics["rounds"][0]["training"]["steps"] > 0
+    assert "took over the lock of a driver that is gone" in config.with_suffix(".log").read_text()

@@ -1,0 +1,160 @@
+"""An engine that dies costs no row but the one that kills it: real processes, really ended."""
+
+import os
+import signal
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from judges.base import Prompt, user
+from pipeline.config import UserError
+from pipeline.config.hardware import EngineHardware
+from pipeline.inference import sampling
+from pipeline.inference.base import EngineDied
+from pipeline.inference.crash_log import TRIES, CrashLog
+from pipeline.inference.pool import EnginePool
+from pipeline.inference.scripted import ScriptedEngine
+from pipeline.storage import streams, tables
+from pipeline.storage.schema import to_dataset
+from tests.helpers.paths import POLICY_MODEL as POLICY
+
+
+class Mortal:
+    """Answers with the process that answers; `ends` says what comes of a prompt with which word in it."""
+
+    def __init__(self, log, **ends):
+        self.ends = ends
+        (Path(log) / f"start-{os.getpid()}-{time.monotonic_ns()}").touch()
+
+    def generate(self, prompts):
+        for prompt in prompts:
+            for word, end in self.ends.items():
+                if word in prompt.messages[0]["content"]:
+                    end()
+        time.sleep(0.02)
+        return ScriptedEngine(lambda prompt, sample: f"by {os.getpid()}").generate(prompts)
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raises():
+    raise EngineDied("out of memory")
+
+
+def mistake():
+    raise KeyError("nonsense")
+
+
+def articles(count, words=None):
+    return [
+        {"article_id": f"a{i}", "article": (words or {}).get(i, f"Ana {i} came."), "split": "train"}
+        for i in range(count)
+    ]
+
+
+def sampled(rows, make_engine, batch_size):
+    pool = EnginePool(make_engine, EngineHardware(cpus_per_replica=0.5, batch_size=batch_size))
+    prompt = Prompt(user("{article}"), max_tokens=60, temperature=1.0, n=2)
+    return sampling.sample_dataset(to_dataset(rows), prompt, "build-1", pool)
+
+
+def test_only_the_poisonous_rows_are_lost(ray_cluster, tmp_path):
+    engine = partial(Mortal, tmp_path, poison=killed, bomb=raises)
+    rows = sampled(articles(24, {3: "poison", 13: "bomb"}), engine, 8).take_all()
+    assert Counter(row["article_id"] for row in rows) == Counter(f"a{i}" for i in range(24))
+    assert {row["article_id"]: row["skipped"] for row in rows if row["skipped"]} == {
+        "a3": f"engine failed {TRIES} times: its process was killed",
+        "a13": f"engine failed {TRIES} times: EngineDied: out of memory",
+    }
+    assert all((row["summaries"] is None) == (row["skipped"] is not None) for row in rows)
+    assert 2 * TRIES - 1 <= len(list(tmp_path.glob("start-*"))) <= 2 * TRIES + 1  # the first may be of both
+
+
+@pytest.mark.slow
+def test_an_engine_that_kills_every_row_ends_the_run(ray_cluster, tmp_path):
+    rows = sampled(articles(20), partial(Mortal, tmp_path, came=raises), 4)
+    with pytest.raises(UserError, match="the engine died 9 times in a row and finished nothing between: EngineDied"):
+        list(streams.write_rows(rows, tables.begin_table(str(tmp_path / "out"), "attempt")))
+    assert len(list(tmp_path.glob("start-*"))) == 9
+
+
+def dies_as_it_starts(log):
+    Mortal(log)
+    killed()
+
+
+def test_an_engine_that_dies_as_it_starts_ends_the_run(ray_cluster, tmp_path):
+    with pytest.raises(Exception, match=f"the engine died {TRIES} times in a row before it was ready: its process was"):
+        sampled(articles(8), partial(dies_as_it_starts, tmp_path), 4).take_all()
+    assert len(list(tmp_path.glob("start-*"))) == TRIES
+
+
+def cannot_start(log):
+    raise ValueError("no such model")
+
+
+def test_an_engine_that_cannot_be_made_ends_the_run_at_once(ray_cluster, tmp_path):
+    with pytest.raises(Exception, match="no such model"):
+        sampled(articles(8), partial(cannot_start, tmp_path), 4).take_all()
+
+
+def test_a_mistake_of_ours_ends_the_run_at_once(ray_cluster, tmp_path):
+    with pytest.raises(Exception, match="nonsense"):
+        sampled(articles(8), partial(Mortal, tmp_path, came=mistake), 4).take_all()
+    assert len(list(tmp_path.glob("start-*"))) == 1
+
+
+def test_notes_of_rows():
+    notes = CrashLog()
+    assert notes.together(["a", "b", "c"]) == {}
+    notes.done("actor", ["c"])
+    assert notes.together(["a", "b", "c", "d"]) == {"a": None, "b": None}  # c and d may go together
+    for row in ("a", "a"):
+        notes.alone(row)
+    notes.failed("actor", ["a"], "out of memory")
+    notes.alone("b")
+    notes.done("actor", ["b", "c", "d"])
+    assert notes.together(["a", "b"]) == {"a": "engine failed 3 times: out of memory"}
+
+
+def test_notes_that_were_lost_begin_anew():
+    notes = CrashLog()
+    notes.alone("a")
+    assert notes.together(["a"]) == {"a": None}
+
+
+class Recorded:
+    """A vLLM engine whose process is known, and which takes its time."""
+
+    def __init__(self, log):
+        from pipeline.inference.vllm import VllmEngine
+
+        self.engine = VllmEngine(str(POLICY), "float32", 512, seed=os.getpid(), hardware=EngineHardware())
+        self.log = Path(log)
+        (self.log / f"start-{os.getpid()}").touch()
+
+    def generate(self, prompts):
+        (self.log / f"batch-{os.getpid()}-{time.monotonic_ns()}").touch()
+        return self.engine.generate(prompts)
+
+
+@pytest.mark.slow
+def test_vllm_killed_while_it_samples_loses_nothing(ray_cluster, tmp_path):
+    from newsroom.make_articles import articles as newsroom
+
+    rows = [{"article_id": story.id, "article": story.text, "split": "train"} for story in newsroom(96)]
+    pool = EnginePool(partial(Recorded, tmp_path), EngineHardware(batch_size=16, cpus_per_replica=0.5))
+    prompt = Prompt(user("Summarize.\n{article}"), max_tokens=160, temperature=1.0, n=8)
+    stream = iter(sampling.sample_dataset(to_dataset(rows), prompt, "build-1", pool).iter_rows())
+    found = [next(stream)]
+    (started,) = tmp_path.glob("start-*")
+    os.kill(int(started.name.split("-")[1]), signal.SIGKILL)
+    found += stream
+    assert len(list(tmp_path.glob("start-*"))) == 2
+    assert Counter(row["article_id"] for row in found) == Counter(row["article_id"] for row in rows)
+    assert all(row["skipped"] is None and len(row["summaries"]) == 8 for row in found)

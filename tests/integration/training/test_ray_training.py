@@ -1,0 +1,514 @@
+"""Real Ray Train jobs: one worker against two, and a worker that is killed. And what is refused before training."""
+
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from pipeline.config.hardware import TrainerHardware
+from pipeline.storage.schema import COLUMNS
+from pipeline.training import consistency
+from pipeline.training.batches.article_tree import pack_rows
+from pipeline.training.batches.batching import split_held_out
+from pipeline.training.batches.dataset import read_examples
+from pipeline.training.batches.example import Example
+from pipeline.training.loop import TrainLoop
+from pipeline.training.modeling import loading
+from pipeline.training.modeling.fsdp import PolicyModule
+from pipeline.training.modeling.logprobs import completion_logps, plain_logps
+from tests.helpers.training import Folders, settings
+
+LAYOUT = {"article_tree", "gradient_checkpointing", "torch_compile"}
+PARTS = ("0.parquet", "1.parquet")
+VOCABULARY = 65  # odd, like the inner size below, so that shards are uneven
+SETTINGS = settings(learning_rate=1e-3, num_train_epochs=2, pairs_per_step=8, weight_decay=0.01, eval_fraction=0.15)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=65,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.1,
+        tie_word_embeddings=True,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(model_path: Path) -> list[dict[str, Any]]:
+    """Chosen summaries have only small tokens: something to learn."""
+    draw = random.Random(0)
+    rows = []
+    for number in range(30):
+        summaries = [
+            {
+                "text": "",
+                "token_ids": [draw.randrange(*span) for _ in range(draw.randint(2, 9))],
+                "finish_reason": "stop",
+                "logp": None,
+            }
+            for span in ((1, 32), (1, 32), (32, 65), (1, 65))
+        ]
+        pairs = [(0, 2), (1, 2)] if number % 3 else [(0, 2)]
+        rows.append(
+            {
+                "article_id": f"article-{number:03d}",
+                "prompt_ids": [draw.randrange(1, VOCABULARY) for _ in range(draw.randint(3, 40))],
+                "summaries": summaries,
+                "pairs": [{"chosen": chosen, "rejected": rejected, "reason": "right"} for chosen, rejected in pairs],
+                "reference_logps": [None] * 4,
+                "reference_digest": loading.weights_digest(model_path),
+            }
+        )
+    refer(rows, model_path, "float32")
+    return [*rows, {**rows[0], "article_id": "without-pairs", "pairs": [], "reference_logps": [None] * 4}]
+
+
+def refer(rows: list[dict[str, Any]], model_path: Path, dtype: str, article_tree: bool = True) -> None:
+    """Fill in what the reference thinks of the summaries that pairs need: the first three."""
+    model = loading.load_model(model_path, dtype, article_tree=article_tree)
+    articles = [(row["prompt_ids"], [s["token_ids"] for s in row["summaries"][:3]]) for row in rows]
+    with torch.no_grad():
+        for tree in pack_rows(articles, 300):
+            logps = completion_logps(model, tree).tolist()
+            for (article, completion), logp in zip(tree.completions, logps, strict=True):
+                rows[article]["reference_logps"][completion] = logp
+
+
+def write(rows: list[dict[str, Any]], folder: Path) -> str:
+    """Two Parquet parts, neither in order, and what else is in a stage's folder."""
+    ids = pa.list_(pa.int32())
+    schema = pa.schema(
+        {
+            "article_id": pa.string(),
+            "prompt_ids": ids,
+            "summaries": COLUMNS["summaries"],
+            "pairs": pa.list_(pa.struct({"chosen": pa.int32(), "rejected": pa.int32(), "reason": pa.string()})),
+            "reference_logps": pa.list_(pa.float32()),
+            "reference_digest": pa.string(),
+        }
+    )
+    folder.mkdir(parents=True)
+    for part in (0, 1):
+        pq.write_table(
+            pa.Table.from_pylist(rows[part::2][::-1], schema), folder / f"{part}.parquet", write_page_checksum=True
+        )
+    (folder / "record.json").write_text("{}")
+    (folder / "skipped").mkdir()
+    pq.write_table(pa.table({"article_id": ["odd"], "skipped": ["too long"]}), folder / "skipped" / "0.parquet")
+    return str(folder)
+
+
+def alone(rows: list[dict[str, Any]], model_path: Path, folder: Path, **changes: Any) -> TrainLoop:
+    """The run in this process, without Ray; its checkpoints are in `folder`."""
+    layout = {name: changes.pop(name) for name in LAYOUT & changes.keys()}
+    digest = changes.pop("digest", None) or loading.weights_digest(model_path)
+    return TrainLoop(
+        examples=read_examples(write(rows, folder / "rows"), PARTS, digest),
+        model_path=str(model_path),
+        settings=SETTINGS | changes,
+        tokens_per_batch=200,
+        device=torch.device("cpu"),
+        save_steps=3,
+        shelf=Folders(folder),
+        **layout,
+    )
+
+
+@pytest.fixture(scope="module")
+def in_this_process(rows: list, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    folder = tmp_path_factory.mktemp("alone")
+    run = alone(rows, model_path, folder)
+    answer = run.play()
+    run.save(folder / "out")
+    return answer, folder / "out"
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_says_so(in_this_process: tuple[dict, Path], model_path: Path) -> None:
+    answer, out = in_this_process
+    train = [line for line in lines(out) if "loss" in line]
+    held_out = [line for line in lines(out) if "eval_loss" in line]
+
+    assert answer["step0_loss"] == pytest.approx(0.693147, abs=1e-4) and answer["step0_max_abs_margin"] < 1e-4
+    assert train[-1]["loss"] < 0.6 and answer["eval_accuracy_last"] > answer["eval_accuracy_first"]
+    assert answer["steps"] == len(train) == train[-1]["step"]
+    assert [line["epoch"] for line in held_out] == [0, 1, 2]
+    assert answer["pairs"] == 2 * (50 - held_out[0]["eval_pairs"])
+    assert train[-1]["rewards/margins"] == pytest.approx(
+        train[-1]["rewards/chosen"] - train[-1]["rewards/rejected"], rel=1e-6
+    )
+    assert loading.weights_digest(out) != loading.weights_digest(model_path)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_checkpoint_of_any_number_of_workers_goes_on(
+    rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path], parts: int
+) -> None:
+    run = alone(rows, model_path, tmp_path)
+    run.play()
+    kept = tmp_path / "last-000006"
+    tensors = load_file(kept / "rank-00000-of-00001.safetensors")
+    (kept / "rank-00000-of-00001.safetensors").unlink()
+    for part in range(parts):
+        rows_of_it = {name: tensor.chunk(parts)[part].contiguous() for name, tensor in tensors.items()}
+        save_file(rows_of_it, kept / f"rank-{part:05d}-of-{parts:05d}.safetensors")
+
+    again = alone(rows, model_path, tmp_path / "again")
+    answer = again.play(resume_from=kept)
+    again.save(tmp_path / "out")
+
+    assert [line["step"] for line in again.lines] == [line["step"] for line in run.lines]
+    assert loading.weights_digest(tmp_path / "out") == loading.weights_digest(in_this_process[1])  # to the last bit
+    assert answer["step0_loss"] == in_this_process[0]["step0_loss"]
+    assert answer["passport"] == in_this_process[0]["passport"]
+
+
+def test_a_checkpoint_with_a_part_missing_is_refused(rows: list, model_path: Path, tmp_path: Path) -> None:
+    alone(rows, model_path, tmp_path).play()
+    kept = tmp_path / "last-000003"
+    (kept / "rank-00000-of-00001.safetensors").rename(kept / "rank-00000-of-00002.safetensors")
+    with pytest.raises(ValueError, match="last-000003 is not complete: it has .*rank-00000-of-00002"):
+        alone(rows, model_path, tmp_path / "again").play(resume_from=kept)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"article_tree": False},
+        {"gradient_checkpointing": True},
+        pytest.param({"torch_compile": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_layout_changes_nothing_but_rounding(
+    rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path], layout: dict[str, bool]
+) -> None:
+    run = alone(rows, model_path, tmp_path, **layout)
+    run.play()
+    run.save(tmp_path / "out")
+    assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
+
+
+@pytest.fixture
+def at_odds(rows: list) -> list[dict[str, Any]]:
+    """Rows whose held-out articles have their verdicts swapped: the more is learned, the worse they do."""
+
+    def swapped(row: dict[str, Any]) -> list[dict[str, Any]]:
+        return [pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in row["pairs"]]
+
+    examples = [Example(row["article_id"], np.ones(1), (np.ones(1),), (), ()) for row in rows]
+    held_out = {example.article_id for example in split_held_out(examples, SETTINGS["eval_fraction"])[1]}
+    return [row | {"pairs": swapped(row)} if row["article_id"] in held_out else row for row in rows]
+
+
+OFTEN = {"eval_steps": 2, "metric_for_best_model": "eval_loss"}
+
+
+def test_the_best_weights_are_loaded_at_the_end(at_odds: list, model_path: Path, tmp_path: Path) -> None:
+    last = alone(at_odds, model_path, tmp_path / "last", **OFTEN)
+    last.play()
+    last.save(tmp_path / "last" / "out")
+    losses = {line["step"]: line["eval_loss"] for line in last.lines if "eval_loss" in line and line["step"]}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < max(losses) and len(losses) > 4
+
+    run = alone(at_odds, model_path, tmp_path / "best", **OFTEN, load_best_model_at_end=True)
+    answer = run.play()
+    run.save(tmp_path / "best" / "out")
+
+    assert answer["best_step"] == best
+    assert loading.weights_digest(tmp_path / "best" / "out") != loading.weights_digest(tmp_path / "last" / "out")
+    # What was saved is what was evaluated. (It is not its own reference, so nothing further comes of it.)
+    digest = loading.weights_digest(model_path)
+    scored = alone(at_odds, tmp_path / "best" / "out", tmp_path / "scored", digest=digest, **OFTEN)
+    with pytest.raises(ValueError, match="at step 0"):
+        scored.play()
+    assert scored.lines[0]["eval_loss"] == pytest.approx(losses[best], abs=1e-6)
+
+
+def test_better_weights_push_out_older_ones_that_nobody_goes_back_to(
+    rows: list, model_path: Path, tmp_path: Path
+) -> None:
+    """Every evaluation is the best so far here, and a run may have to go back to either of the last two checkpoints."""
+    run = alone(rows, model_path, tmp_path, **OFTEN, load_best_model_at_end=True)
+    answer = run.play()
+    states = [json.loads((folder / "state.json").read_text()) for folder in sorted(tmp_path.glob("last-*"))]
+
+    assert [state["best"] for state in states[-2:]] == states[-1]["bests"]
+    kept = {path.name for path in tmp_path.glob("best-*")}
+    assert kept == {f"best-{step:06d}" for step in (answer["best_step"], *states[-1]["bests"])}
+    assert answer["best_step"] == len(run.plan)
+
+    again = alone(rows, model_path, tmp_path / "again", **OFTEN, load_best_model_at_end=True)
+    again.play(resume_from=tmp_path / f"last-{states[1]['step']:06d}")
+    assert again.state.bests == run.state.bests
+
+
+def test_who_asks_for_the_best_must_hold_somebody_out(rows: list, model_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="eval_fraction=0.0001 holds out none of 30 articles"):
+        alone(rows, model_path, tmp_path, eval_fraction=0.0001, early_stopping_patience=1)
+
+
+def test_a_run_of_one_step_learns(rows: list, model_path: Path, tmp_path: Path) -> None:
+    """All pairs in one step, and the default warm-up: it is not spent at a rate of 0."""
+    run = alone(rows, model_path, tmp_path, pairs_per_step=1000, num_train_epochs=1)
+    run.play()
+    run.save(tmp_path / "out")
+    assert len(run.plan) == 1 and run.lines[1]["learning_rate"] > 0
+    assert loading.weights_digest(tmp_path / "out") != loading.weights_digest(model_path)
+
+
+def test_a_run_stops_when_held_out_articles_say_so(at_odds: list, model_path: Path, tmp_path: Path) -> None:
+    run = alone(at_odds, model_path, tmp_path, **OFTEN, early_stopping_patience=2)
+    answer = run.play()
+    losses = [(line["step"], line["eval_loss"]) for line in run.lines if "eval_loss" in line and line["step"]]
+
+    assert answer["stopped_early"] and answer["steps"] < len(run.plan)
+    assert answer["best_step"] == min(losses, key=lambda pair: pair[1])[0] == losses[-3][0]  # two evaluations since
+
+
+def test_a_reference_of_other_weights_stops_the_run(rows: list, model_path: Path, tmp_path: Path) -> None:
+    wrong = [{**row, "reference_logps": [logp and logp + 0.1 * i for i, logp in enumerate(row["reference_logps"])]}
+             for row in rows]  # fmt: skip
+    with pytest.raises(ValueError, match="at step 0, before any update, log-probabilities differ"):
+        alone(wrong, model_path, tmp_path).play()
+
+
+@pytest.mark.parametrize("beta", [0.1, 10])
+def test_bf16_passes_its_own_step_0(rows: list, model_path: Path, tmp_path: Path, beta: float) -> None:
+    """References one sequence at a time, training on trees: in bf16 they differ, and a large beta makes it no worse."""
+    rows = [{**row, "reference_logps": [None] * 4} for row in rows[:-1]]
+    refer(rows, model_path, "bfloat16", article_tree=False)
+    run = alone(rows, model_path, tmp_path, dtype="bfloat16", num_train_epochs=1, beta=beta)
+    answer = run.play()
+
+    assert answer["step0_max_abs_margin"] > 1e-3 * beta and answer["final_loss"] < answer["step0_loss"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reference_digest": "other"}, "are of weights other"),
+        ({"reference_logps": [None, -1.0, -1.0, -1.0]}, "summary 0 is in a pair and its reference .* is None"),
+        ({"reference_logps": [-1.0]}, "4 summaries and 1 reference_logps"),
+        ({"pairs": [{"chosen": 0, "rejected": 4, "reason": ""}]}, r"pair \(0, 4\) is not two of 4"),
+        ({"article_id": "article-001"}, "article-001 is there twice"),
+        ({"prompt_ids": []}, "has no tokens"),
+    ],
+)
+def test_rows_that_cannot_be(rows: list, tmp_path: Path, change: dict, message: str) -> None:
+    path = write([{**rows[0], **change}, *rows[1:]], tmp_path / "rows")
+    with pytest.raises(ValueError, match=message):
+        read_examples(path, PARTS, rows[0]["reference_digest"])
+
+
+def test_no_pairs_at_all(rows: list, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        read_examples(
+            write([{**row, "pairs": []} for row in rows], tmp_path / "rows"), PARTS, rows[0]["reference_digest"]
+        )
+
+
+def test_only_the_parts_of_the_table_are_read_and_none_that_is_damaged(rows: list, tmp_path: Path) -> None:
+    path, digest = write(rows, tmp_path / "rows"), rows[0]["reference_digest"]
+    examples = read_examples(path, PARTS, digest)
+    shutil.copy(tmp_path / "rows/0.parquet", tmp_path / "rows/late.parquet")  # by a worker of a driver that is dead
+    assert [e.article_id for e in read_examples(path, PARTS, digest)] == [e.article_id for e in examples]
+    part = tmp_path / "rows/0.parquet"
+    column = pq.read_metadata(part).row_group(0).column(0)
+    written = bytearray(part.read_bytes())
+    written[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    part.write_bytes(written)
+    with pytest.raises(OSError, match=r"rows/0\.parquet cannot be read: .*CRC"):
+        read_examples(path, PARTS, digest)
+    part.unlink()
+    with pytest.raises(ValueError, match=r"rows/0\.parquet is damaged or gone"):
+        read_examples(path, PARTS, digest)
+
+
+def by_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[str, Any]:
+    from pipeline.training.ray_job import run_training
+
+    arguments = {
+        "rows_path": Path(write(rows, folder / "rows")).as_uri(),
+        "rows_parts": PARTS,
+        "model_path": model_path.as_uri(),
+        "out_path": (folder / "out").as_uri(),
+        "settings": SETTINGS,
+        "hardware": TrainerHardware(workers=2, tokens_per_batch=60, save_steps=3),
+        "checkpoint_path": (folder / "checkpoints").as_uri(),
+        "reference_digest": rows[0]["reference_digest"],
+    }
+    return run_training(**(arguments | options))
+
+
+def one_of(name: str) -> int:
+    """Process id of such an actor among the descendants of this process: of the Ray that this test started."""
+    descendants = psutil.Process().children(recursive=True)
+    return next(p.pid for p in descendants if "".join(p.cmdline()[:1]).startswith(f"ray::{name}"))
+
+
+def assert_same_run(ours: Path, theirs: Path, tolerance: float) -> None:
+    for mine, other in zip(lines(ours), lines(theirs), strict=True):
+        assert mine.keys() == other.keys()
+        unlike = {"tokens_per_second", "naive_tokens_per_second", "peak_memory_gib"}
+        if mine["step"] <= 2:  # policy is reference (the first update has a rate of 0): rounding decides who is larger
+            unlike |= {name for name in mine if name.endswith(("accuracies", "fell"))}
+        for name in mine.keys() - unlike:
+            assert mine[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), (name, mine["step"])
+    expected = loading.load_model(theirs, "float32").state_dict()
+    torch.testing.assert_close(
+        dict(loading.load_model(ours, "float32").state_dict()), dict(expected), rtol=tolerance, atol=tolerance
+    )
+
+
+def test_two_workers_give_what_one_gives_even_if_one_is_killed(
+    ray_cluster: None, rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path]
+) -> None:
+    """Other packing, weights in two uneven shards, and a SIGKILL in the middle: the same run to rounding."""
+    seen: list[dict[str, Any]] = []
+    killed: list[int] = []
+
+    def kill_once(line: dict[str, Any]) -> None:
+        seen.append(line)
+        # Ray Train holds the second checkpoint back until it has taken the first: by step 7 there is one for sure.
+        if line["step"] == 7 and not killed:
+            killed.append(one_of("RayTrainWorker"))
+            os.kill(killed[0], signal.SIGKILL)
+
+    answer = by_ray(rows, model_path, tmp_path, on_progress=kill_once)
+
+    steps = [line["step"] for line in seen if "loss" in line]
+    assert killed and steps.count(7) == 2 and steps.count(1) == 1  # it went on after step 3 or 6, not from the start
+    assert answer["steps"] == seen[0]["steps"] == steps[-1]
+    assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
+
+
+def test_a_killed_controller_and_a_killed_queue_cost_a_few_steps(
+    ray_cluster: None, rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path]
+) -> None:
+    """Neither is started again by Ray Train; a node that goes may take both along."""
+    seen: list[dict[str, Any]] = []
+    killed: list[int] = []
+
+    def kill_both(line: dict[str, Any]) -> None:
+        seen.append(line)
+        if line["step"] == 7 and not killed:
+            for name in ("TrainController", "_QueueActor"):
+                killed.append(one_of(name))
+                os.kill(killed[-1], signal.SIGKILL)
+
+    hardware = TrainerHardware(tokens_per_batch=60, save_steps=3)
+    answer = by_ray(rows, model_path, tmp_path, hardware=hardware, on_progress=kill_both)
+
+    steps = [line["step"] for line in seen if "loss" in line]
+    assert len(killed) == 2 and steps.count(1) == 1, "it went on, and not from the start"
+    assert answer["steps"] == seen[0]["steps"] == steps[-1]
+    assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
+
+
+def test_what_is_wrong_comes_back_as_it_was_said(
+    ray_cluster: None, rows: list, model_path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="are of weights .*, and they should be of other"):
+        by_ray(rows, model_path, tmp_path, hardware=TrainerHardware(), reference_digest="other")
+
+
+@pytest.fixture(scope="module")
+def started(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy of a later round: the reference's weights, and a little more."""
+    folder = tmp_path_factory.mktemp("started")
+    model = loading.load_model(model_path, "float32")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    AutoModelForCausalLM.from_config(model.config).save_pretrained(folder)
+    save_file({n: t.contiguous() for n, t in model.state_dict().items() if n != "lm_head.weight"},
+              folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    return folder
+
+
+def test_the_base_as_reference_is_not_where_training_starts(
+    rows: list, model_path: Path, started: Path, tmp_path: Path
+) -> None:
+    """Step 0 has the loss of the margins that policy and base already have, by Hugging Face's own forward."""
+    digest = loading.weights_digest(model_path)
+    options = SETTINGS | {"pairs_per_step": 10_000, "num_train_epochs": 1, "eval_fraction": 0.0}
+    examples = read_examples(write(rows, tmp_path / "rows"), PARTS, digest)
+    layout = {"tokens_per_batch": 200, "device": torch.device("cpu")}
+    answer = TrainLoop(examples, str(started), options, **layout, from_reference=False).play()
+
+    margins = []
+    policy, base = (loading.load_model(path, "float32", article_tree=False) for path in (started, model_path))
+    for row in rows:
+        completions = [summary["token_ids"] for summary in row["summaries"]]
+        with torch.no_grad():
+            gain = plain_logps(policy, row["prompt_ids"], completions) - plain_logps(
+                base, row["prompt_ids"], completions
+            )
+        margins += [float(gain[pair["chosen"]] - gain[pair["rejected"]]) for pair in row["pairs"]]
+    expected = -torch.nn.functional.logsigmoid(SETTINGS["beta"] * torch.tensor(margins)).mean()
+    assert answer["step0_loss"] == pytest.approx(float(expected), abs=1e-5)
+    assert abs(answer["step0_loss"] - 0.693147) > 1e-3
+    assert answer["passport"]["vllm_vs_trainer_max"] is None, "no sampler was asked"
+    with pytest.raises(ValueError, match="at step 0"):
+        TrainLoop(examples, str(started), options, **layout).play()
+
+
+def test_a_reference_column_of_other_weights_is_found_out(
+    rows: list, model_path: Path, started: Path, tmp_path: Path
+) -> None:
+    examples = read_examples(write(rows, tmp_path / "rows"), PARTS, loading.weights_digest(model_path))
+    device = torch.device("cpu")
+    consistency.check_reference(str(model_path), examples, "float32", device, article_tree=True)
+    with pytest.raises(ValueError, match="the references are of other weights"):
+        consistency.check_reference(str(started), examples, "float32", device, article_tree=True)
+
+
+def test_the_sampler_is_compared_with_the_policy_and_not_with_the_base(
+    rows: list, model_path: Path, started: Path, tmp_path: Path
+) -> None:
+    policy = loading.load_model(started, "float32", article_tree=False)
+    sampled = []
+    for row in rows:
+        with torch.no_grad():
+            logps = plain_logps(policy, row["prompt_ids"], [s["token_ids"] for s in row["summaries"]]).tolist()
+        told = [summary | {"logp": logp} for summary, logp in zip(row["summaries"], logps, strict=True)]
+        sampled.append(row | {"summaries": told})
+    examples = read_examples(write(sampled, tmp_path / "rows"), PARTS, loading.weights_digest(model_path))
+    model = PolicyModule(loading.load_model(started, "float32"))
+    found = consistency.measure_consistency(model, examples, torch.device("cpu"), is_reference=False)
+    assert 0 < found["vllm_vs_trainer_max"] < 1e-4
+    assert consistency.measure_consistency(model, examples, torch.device("cpu"))["vllm_vs_trainer_max"] > 1e-3
+
+
+@pytest.mark.slow
+def test_one_worker_finds_the_wrong_reference_and_all_of_them_stop(
+    ray_cluster: None, rows: list, model_path: Path, started: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="the references are of other weights"):
+        by_ray(rows, started, tmp_path, reference_path=started.as_uri())

@@ -1,0 +1,1 @@
+"""Tests of the repository: imports, packaging, deployment files and the newsroom."""

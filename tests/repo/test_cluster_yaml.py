@@ -1,0 +1,51 @@
+"""cluster.yaml against the schema of the Ray that is installed, and what must hold of any edit of it."""
+
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from tests.helpers.paths import ROOT
+
+CLUSTER = ROOT / "cluster.yaml"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> dict[str, Any]:
+    """The file as `ray up` sees it: Ray's defaults filled in, every node with all of its commands."""
+    return prepare_config(yaml.safe_load(CLUSTER.read_text()))
+
+
+def test_ray_accepts_it(cluster):
+    validate_config(cluster)
+
+
+def test_gpus_are_on_the_workers_alone_and_none_waits_idle(cluster):
+    nodes = dict(cluster["available_node_types"])
+    head = nodes.pop(cluster["head_node_type"])
+    assert head["resources"]["GPU"] == 0
+    assert nodes
+    for worker in nodes.values():
+        assert worker["resources"]["GPU"] > 0
+        assert worker["min_workers"] == 0 < worker["max_workers"] <= cluster["max_workers"]
+
+
+def test_nobody_reaches_ray_without_the_token(cluster):
+    starts = [
+        command
+        for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"])
+        for command in commands
+        if "ray start" in command
+    ]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token ray start" in command for command in starts)
+    assert any(mounted.endswith("/.ray/auth_token") for mounted in cluster["file_mounts"])
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+def test_every_node_gets_the_shared_runs_and_its_own_packages(cluster):
+    for role, extra in (("head", "cpu"), ("worker", "gpu")):
+        commands = " ; ".join(cluster[f"{role}_setup_commands"])
+        assert "~/rondo/runs" in commands
+        assert f"make setup EXTRA={extra}" in commands

@@ -1,0 +1,113 @@
+"""Every way of starting Ray that is documented wants a token and keeps the dashboard to itself; so does our own."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+PAGES = ["README.md", "cluster.yaml", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "deploy").iterdir()))]
+
+
+def starts(text):
+    """Each `ray start` with its options, on however many lines, and what is exported or set before it."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    joined = re.sub(r"(ray start[^\n]*)\n\s+(?=--)", r"\1 ", joined)
+    for found in re.finditer(r"^[^\n#]*\bray start (?=-)[^\n]*", joined, re.M):
+        block = joined[: found.start()].rpartition("```")[2]
+        yield found[0], "RAY_AUTH_MODE=token" in found[0] or "export RAY_AUTH_MODE=token" in block
+
+
+def test_every_documented_start_wants_a_token():
+    seen = [(page, *start) for page in PAGES for start in starts((ROOT / page).read_text())]
+    assert len(seen) >= 3  # the README's, and of cluster.yaml the head's and the workers'
+    for page, command, token in seen:
+        assert token, f"{page}: {command} is without RAY_AUTH_MODE=token"
+        if "--head" in command:
+            assert "--dashboard-host=127.0.0.1" in command, f"{page}: {command}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_documented_opens_a_dashboard_or_turns_tokens_off(page):
+    text = (ROOT / page).read_text()
+    assert not re.search(r"dashboard-host[=: '\"]*(0\.0\.0\.0|::)", text)
+    assert not re.search(r"RAY_AUTH_MODE[=: ]*disabled|mode: disabled", text)
+    for address in re.findall(r"job submit --address (\S+)", text):
+        assert address == "http://127.0.0.1:8265"
+
+
+def test_a_start_that_is_careless_would_be_found():
+    careless = "```\nray start --head \\\n    --dashboard-host=0.0.0.0\n```\n"
+    ((command, token),) = starts(careless)
+    assert "--dashboard-host=0.0.0.0" in command and not token
+
+
+OURS = """
+import os, sys, time
+from pipeline.cluster import connected
+from pipeline.config.hardware import Hardware
+with connected(Hardware(ray_cpus=2)):
+    import ray
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.readline()
+"""
+THEIRS = """
+import sys, ray
+from ray.exceptions import AuthenticationError
+try:
+    ray.init(address=sys.argv[1], logging_level="fatal", log_to_driver=False)
+except (ConnectionError, AuthenticationError):
+    sys.exit(3)
+"""
+
+
+@pytest.fixture
+def our_ray(tmp_path):
+    """A Ray as `rondo run` starts it, by somebody whose home is new; its address."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", OURS],
+        cwd=ROOT,
+        env=kept,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        umask=0,
+    )
+    yield process.stdout.readline().strip(), kept
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+
+
+def test_our_own_ray_lets_nobody_in_without_the_token(our_ray, tmp_path):
+    address, environment = our_ray
+    token = tmp_path / ".ray" / "auth_token"
+    assert token.stat().st_mode & 0o077 == 0
+    stranger = environment | {"HOME": str(tmp_path / "another"), "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    for theirs, status in (
+        (stranger | {"RAY_AUTH_MODE": "disabled"}, 3),
+        (environment | {"RAY_AUTH_MODE": "token"}, 0),
+    ):
+        command = [sys.executable, "-c", THEIRS, address]
+        done = subprocess.run(command, env=theirs, capture_output=True, timeout=100, check=False)
+        assert done.returncode == status, done.stderr
+
+
+def test_an_address_where_nobody_answers_is_told_at_once(monkeypatch):
+    import ray
+
+    from pipeline.config import UserError
+    from pipeline.config.hardware import Hardware
+    from pipeline.execution.ray_cluster import connected_ray
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray itself tries for ten minutes"))
+    with (
+        pytest.raises(UserError, match="RAY_ADDRESS is '127.0.0.1:1', and no Ray answers there"),
+        connected_ray(Hardware()),
+    ):
+        pass

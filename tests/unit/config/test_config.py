@@ -1,0 +1,285 @@
+"""Settings are refused in the reader's terms, before anything starts; all shipped ones are accepted."""
+
+import contextlib
+import re
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from judges.base import Question
+from pipeline.config import Config, UserError
+from pipeline.config.loader import apply_overrides, load_alignment, load_config, parse_config
+from pipeline.judging.factory import make_judge
+from tests.helpers.paths import ROOT
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+DEMO = next(path for path in CONFIGS if path.stem == "demo")
+OWN_PAIRS = DEMO.with_name("own_pairs.yaml")
+DEMO_SETTINGS = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid(path):
+    if path == OWN_PAIRS:
+        assert load_alignment(path).pairs == "pairs.jsonl"
+    else:
+        assert load_config(path).rounds >= 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_can_train_on_own_pairs(path):
+    own = load_alignment(path, ["pairs=mine.jsonl", "training.beta=0.5"])
+    assert (own.pairs, own.training.beta) == ("mine.jsonl", 0.5)
+    if path != OWN_PAIRS:
+        whole = load_config(path)
+        policy = whole.policy.model_copy(update={"instruction": own.policy.instruction})  # only rounds use it
+        assert (own.run, own.policy, own.hardware) == (whole.run, policy, whole.hardware)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ([], "pairs is missing: set it in the file, or on the command line as pairs=…"),
+        (["pairs=7"], "pairs is 7: it should be text; put it in quotes"),
+        (
+            ["pairs=x.jsonl", "rounds=3"],
+            "the configuration has no 'rounds' (did you mean run?); it has run, seed, pairs",
+        ),
+        (["pairs=x.jsonl", "trainig.beta=1"], "the configuration has no 'trainig' (did you mean training?)"),
+        (["pairs=x.jsonl", "training.beat=1"], "training has no 'beat' (did you mean beta?)"),
+        (["pairs=x.jsonl", "pairs.threshold=4"], "pairs.threshold: pairs is a value ('x.jsonl'), not a section"),
+        (["pairs=s3://key:secret@bucket/x.jsonl"], "pairs holds a user or a password: put credentials in the"),
+        (["pairs=x.jsonl", "references.source=sampler"], "references.source is sampler, and nothing is sampled here"),
+        (["pairs=x.jsonl", "references.source=none"], "training.loss_type has sigmoid, which compares with a"),
+    ],
+)
+def test_a_wrong_setting_for_own_pairs_is_refused_in_one_line(overrides, line):
+    with pytest.raises(UserError) as caught:
+        load_alignment(DEMO, overrides)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["document_qa.yaml", "document_qa_cpu.yaml"])
+def test_another_task_is_a_matter_of_settings(name):
+    config = load_config(DEMO.with_name(name))
+    judge = make_judge(config.judge, config.seed)
+    (asked,) = judge.ask_questions("The roof is red.\n\nQuestion: What colour?").messages
+    assert "The roof is red.\n\nQuestion: What colour?" in asked["content"]
+    question = Question("q", "Which colour has the roof?", ("red", "blue", "green", "grey", "white"), 0)
+    (answered,) = judge.ask_answers("It is red.", [question]).messages
+    assert answered["content"].index("Which colour has the roof?") < answered["content"].index("It is red.")
+    for prompt, setting in ((asked, config.judge.questions_prompt), (answered, config.judge.answers_prompt)):
+        assert prompt["content"].startswith(setting.split("{")[0])
+        assert not re.search(r"\{\w+\}", prompt["content"]), "every place is filled"
+
+
+def test_the_reference_setting_is_the_published_one():
+    config = load_config(DEMO.with_name("cnn_mistral7b.yaml"))
+    assert (config.articles.limit, config.seed, config.summaries.n) == (21000, 21, 10)
+    assert (config.summaries.temperature, config.summaries.top_p) == (0.8, 0.95)
+    assert (config.pairs.threshold, config.pairs.min_word_gap, config.pairs.max_per_article) == (3, 3, 3)
+    assert (config.training.beta, config.training.num_train_epochs, config.training.pairs_per_step) == (0.01, 3, 36)
+    assert config.training.learning_rate == 5e-6
+    lora = config.training.lora
+    assert (lora.r, lora.lora_alpha, len(lora.target_modules)) == (8, 16, 7)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("pairs.margn=3", "pairs has no 'margn'; it has preference, threshold, min_word_gap,"),
+        ("pairs.treshold=3", "did you mean threshold?"),
+        ("trainig.beta=1", "the configuration has no 'trainig' (did you mean training?)"),
+        ("hardware.trainer.worker=2", "hardware.trainer has no 'worker' (did you mean workers?)"),
+        ("training.beta=-1", "training.beta is -1: input should be greater than 0"),
+        ("training.beta=.nan", "training.beta is nan: input should be a finite number"),
+        ("rounds=two", "rounds is 'two': input should be a valid integer"),
+        ("rounds=0", "rounds is 0: input should be greater than 0"),
+        ("summaries.n=1", "summaries.n is 1: input should be greater than or equal to 2"),
+        ("summaries.temperature=0", "summaries.temperature is 0: input should be greater than 0"),
+        ("training.loss_type=dpo", "training.loss_type has no loss 'dpo'; there are sigmoid, robust, ipo,"),
+        ("training.loss_type=[sigmoid, dpo]", "training.loss_type has no loss 'dpo'; there are sigmoid, robust, ipo,"),
+        ("training.loss_type=[[ipo]]", "training.loss_type has no loss ['ipo']; there are sigmoid, robust, ipo,"),
+        ("training.loss_type=[]", "training.loss_type is []: name a loss, or a list of losses; there are sigmoid,"),
+        ("training.loss_type=1", "training.loss_type is 1: name a loss, or a list of losses; there are sigmoid,"),
+        ("training.loss_type=[ipo, ipo]", "training.loss_type has ipo twice: name it once, with its weight in loss_w"),
+        ("training.loss_weights=[1, 2]", "training.loss_weights has 2 and training.loss_type 1 (sigmoid): give each"),
+        ("training.loss_weights=[0]", "training.loss_weights.0 is 0: input should be greater than 0"),
+        ("training.loss_type=exo_pair", "exo_pair, which is infinite without training.label_smoothing: set one above"),
+        ("training.label_smoothing=0.5", "training.label_smoothing is 0.5: input should be less than 0.5"),
+        ("training.simpo_gamma=1", "training.simpo_gamma is 1, which does nothing with training.loss_type sigmoid: "),
+        ("training.simpo_gamma=-1", "training.simpo_gamma is -1: input should be greater than or equal to 0"),
+        ("training.rpo_alpha=0", "training.rpo_alpha is 0: input should be greater than 0"),
+        ("training.lora.alpha=1", "training.lora has no 'alpha' (did you mean lora_alpha?)"),
+        ("training.lora={r: 0}", "training.lora.r is 0: input should be greater than 0"),
+        (
+            "training.lora.target_modules=q_proj",
+            "target_modules is 'q_proj': it should be all-linear, or names of linear",
+        ),
+        ("training.lora.target_modules=[]", "target_modules is []: it should be all-linear"),
+        ("policy.dtype=float16", "policy.dtype is 'float16': input should be 'float32' or 'bfloat16'"),
+        ("policy.instruction=Summarize!", "policy.instruction must say where the article goes: {article}"),
+        (
+            "second_judge={kind: cloze, wording: newsroom}",
+            "second_judge.wording is set, and second_judge.kind is cloze, which asks no model: remove it",
+        ),
+        ("second_judge={kind: cloze, questions: 2}", "2: of no article would there be a second opinion"),
+        (
+            "training={loss_type: sft, beta: 0.7}",
+            "training.beta is 0.7, which does nothing with training.loss_type sft",
+        ),
+        ("articles.max_words=10", "articles.min_words is 20 and articles.max_words 10: no article could be used"),
+        ("judge.kind=cloze", "judge.kind is cloze, which needs no model, and judge.model is set"),
+        ("judge.model=null", "judge.kind is mcq and judge.model is missing"),
+        ("judge.wording=plan", "judge.wording is 'plan'; there are plain, newsroom"),
+        (
+            "judge={kind: cloze, logprobs: true}",
+            "judge.logprobs is true, and judge.kind is cloze, which is always sure",
+        ),
+        ("pairs.weighting=margin", "pairs.weighting is margin, which needs what judge.logprobs=true keeps: set it too"),
+        ("judge.questions_prompt=Ask!", "judge.questions_prompt must say where these go: {article}"),
+        ("judge.answers_prompt='{passage} {question}'", "judge.answers_prompt must say where these go: {questions}"),
+        ("judge.answers_prompt=''", "judge.answers_prompt must say where these go: {questions}, {passage}"),
+        (
+            "judge={kind: cloze, answers_prompt: x}",
+            "judge.answers_prompt is set, and judge.kind is cloze, which asks no",
+        ),
+        ("pairs.threshold=5", "pairs.threshold is 5 and questions.min_questions only 4"),
+        ("summaries.max_tokens=1024", "summaries.max_tokens is 1024 and policy.max_model_len 1024"),
+        ("run=s3://key:secret@bucket/run", "run holds a user or a password: put credentials in the environment"),
+        ("second_judge={kind: cloze, questions: 3}", "questions.min_questions is 4 and second_judge.questions only 3"),
+        ("second_judge={kind: clozer}", "second_judge.kind is 'clozer': input should be 'mcq' or 'cloze'"),
+        (
+            "second_judge={model: m, wording: plan}",
+            "second_judge.wording is 'plan'; there are plain, newsroom",
+        ),
+        (
+            "second_judge={kind: cloze, model: m}",
+            "second_judge.kind is cloze, which needs no model, and second_judge.model is set",
+        ),
+        ("second_judge={knd: cloze}", "second_judge has no 'knd' (did you mean kind?)"),
+        ("questions.min_questions=6", "questions.min_questions is 6 and judge.questions only 5"),
+        ("pairs.preference=accuracy", "pairs.preference is 'accuracy'; there are accuracy_then_length, accuracy_only,"),
+        ("pairs.selection=best", "pairs.selection is 'best': input should be 'random', 'best_worst', 'widest_margin'"),
+        ("pairs.max_length_ratio=0.5", "pairs.max_length_ratio is 0.5: input should be greater than or equal to 1"),
+        ("pairs.min_words=300", "no summary could be paired"),
+        ("hardware.judge.gpus_per_replica=1.5", "above 1 it must be a whole number"),
+        ("articles=x.jsonl", "articles is 'x.jsonl'"),
+        ("rounds.x=1", "rounds is a value (2), not a section"),
+        ("rounds", "'rounds' is no setting: write NAME=VALUE"),
+        ("run=[", "run: '[' is not a YAML value"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line(override, line):
+    with pytest.raises(UserError) as caught:
+        load_config(DEMO, [override])
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("training", "line"),
+    [
+        (
+            {"loss_type": "ipo", "label_smoothing": 0.1},
+            "training.label_smoothing is 0.1, which does nothing with training.loss_type ipo: leave label_smoothing "
+            "out, or add a loss that takes it (sigmoid, robust, exo_pair, simpo)",
+        ),
+        ({"loss_type": ["hinge", "sft"], "label_smoothing": 0.1}, "does nothing with training.loss_type hinge, sft"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "has 1 and training.loss_type 2 (sigmoid, sft)"),
+        ({"loss_type": ["sigmoid", "sft"], "rpo_alpha": 1.0}, "training.rpo_alpha adds sft, and training.loss_type"),
+        ({"loss_type": "orpo", "rpo_alpha": 1.0}, "training.rpo_alpha adds sft, and orpo in training.loss_type has it"),
+        ({"loss_type": "simpo", "beta": 0}, "training.beta is 0: input should be greater than 0"),
+    ],
+)
+def test_a_mixture_that_makes_no_sense_is_refused(training, line):
+    with pytest.raises(UserError) as caught:
+        parse_config(DEMO_SETTINGS | {"training": training})
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"loss_type": "ipo"},
+        {"loss_type": "robust", "label_smoothing": 0.1},
+        {"loss_type": "exo_pair", "label_smoothing": 0.001},
+        {"loss_type": ["ipo", "simpo"], "simpo_gamma": 1.5, "label_smoothing": 0.1},
+        {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
+        {"loss_type": "sigmoid", "rpo_alpha": 1.0},
+    ],
+)
+def test_losses_and_mixtures_are_read_and_written_down(training):
+    config = parse_config(DEMO_SETTINGS | {"training": training})
+    written = config.model_dump(mode="json")
+    assert written["training"] | training == written["training"]
+    assert parse_config(yaml.safe_load(yaml.safe_dump(written))) == config
+
+
+def test_one_loss_in_a_list_is_the_same_recipe_as_by_itself():
+    assert load_config(DEMO, ["training.loss_type=[ipo]"]) == load_config(DEMO, ["training.loss_type=ipo"])
+
+
+def test_every_wrong_setting_is_named_at_once():
+    with pytest.raises(UserError) as caught:
+        load_config(DEMO, ["rounds=two", "training.beta=-1", "x=1"])
+    assert len(str(caught.value).split("\n")) == 3
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(UserError, match=r"articles\.path is missing: set it in the file, or on the command line"):
+        parse_config({"run": "r", "articles": {}, "policy": {"model": "m"}, "judge": {"kind": "cloze"}})
+
+
+def test_a_file_that_is_not_there_or_not_yaml(tmp_path):
+    with pytest.raises(UserError, match="no configuration at"):
+        load_config(tmp_path / "none.yaml")
+    for text in ("a: [", "- 1\n- 2", "\x00", ""):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(UserError):
+            load_config(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError):
+        load_config(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("one", ["pairs.selection=best_worst", "pairs.max_per_article=1"])
+def test_one_pair_of_an_article_cannot_be_weighed_against_others(one):
+    weighing = ["judge.logprobs=true", "pairs.weighting=margin"]
+    with pytest.raises(UserError, match="weighs an article's pairs against each other, and by pairs.selection or"):
+        load_config(DEMO, [*weighing, one])
+    assert load_config(DEMO, [*weighing, "pairs.max_per_article=1", "pairs.selection=all"]).pairs.weighting == "margin"
+
+
+def test_overrides_reach_where_they_point():
+    config = load_config(DEMO, ["training.beta=0.05", "rounds=3", "hardware.trainer.workers=2"])
+    assert (config.training.beta, config.rounds, config.hardware.trainer.workers) == (0.05, 3, 2)
+
+
+def test_settings_written_down_are_read_back_the_same():
+    config = load_config(DEMO, ["training.lora.target_modules=[q_proj, v_proj]"])
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(list(Config.model_fields)), inner),
+        max_leaves=8,
+    ),
+    st.sampled_from(list(Config.model_fields)),
+)
+def test_nothing_but_a_user_error_comes_of_any_value(value, name):
+    raw = DEMO_SETTINGS | {name: value}
+    with contextlib.suppress(UserError):
+        parse_config(raw)
+
+
+@given(st.text(max_size=20))
+def test_any_override_is_a_setting_or_a_user_error(text):
+    with contextlib.suppress(UserError):
+        apply_overrides({}, [text])

@@ -1,0 +1,398 @@
+"""Rounds walked by the real page and ledger; what a stage would make is scripted, so that who wins is known."""
+
+import io
+import json
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from pipeline.config import UserError
+from pipeline.config.loader import apply_overrides, parse_config
+from pipeline.config.sanitize import escape_markdown
+from pipeline.evaluation import champion
+from pipeline.evaluation.report.metrics import collect_metrics
+from pipeline.evaluation.report.render import write_report
+from pipeline.execution.dry_run import DryRun
+from pipeline.execution.progress import Display
+from pipeline.execution.runner import Runner
+from pipeline.round import rounds
+from pipeline.stages.articles import NoNewArticles, read_first_articles, read_new_articles
+from pipeline.storage import tables
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.schema import COLUMNS
+from tests.helpers.tables import keep
+
+ARTICLES = 100
+TRAINING = {"steps": 1, "warnings": [], "passport": {"dtype": "float32", "attention": "sdpa"}}
+TRAINING |= dict.fromkeys(("step0_loss", "final_loss", "final_kl", "chosen_fell", "eval_accuracy_last"), 0.5)
+TRAINING |= {"eval_pairs": 1}
+
+
+class Scripted(DryRun):
+    """Makes every artifact from a script: `skills[i]` is on how many of 100 held-out articles round i answers right.
+
+    Attributes:
+        made: what was made, and of which inputs, by address.
+        dry: rounds for which the corpus has nothing new.
+    """
+
+    def __init__(self, config, ledger, skills, yields=(), words=(), dry=(), drift=(), remake=None):
+        super().__init__(config, ledger, remake)
+        self.skills, self.yields, self.words, self.dry, self.drift = skills, yields, words, dry, drift
+        self.made = {}
+
+    def make(self, stage, inputs, address):
+        number = int(address[6:8]) if address.startswith("round-") else 0
+        if stage.name == "articles" and number in self.dry:
+            raise NoNewArticles("a.jsonl has no new article to train on")
+        said = {
+            "policy": lambda: {"model": f"models/{number}", "digest": f"d{number}", "training": TRAINING},
+            "evaluation": lambda: self.write(address, list(self.examined(number))),
+            "drift": lambda: self.write(address, [drifted(gap) for gap in self.drift[number - 2 : number - 1]]),
+            "pairs": lambda: self.counted(100, self.yields[number - 1] if self.yields else 60),
+        }.get(stage.name, lambda: self.counted(100, 100))()
+        self.made[address] = tuple(artifact.address for artifact in inputs)
+        record = {"build": uuid.uuid4().hex[:12], "recipe": self.recipe(stage, inputs), "seconds": 1.0, **said}
+        return self.ledger.finish(address, record)
+
+    def counted(self, given, kept):
+        skipped = {"all ties": given - kept} if kept < given else {}
+        return {"in": given, "kept": kept, "skipped": skipped, "tally": {"pairs": kept, "train": kept}, "parts": []}
+
+    def examined(self, number):
+        writer = self.ledger.find(f"round-{number:02d}/policy").build
+        texts = 1 if number else 3  # beside the base's stand two baselines
+        words = self.words[number] if self.words else 20
+        for i in range(ARTICLES):
+            score = {"answers": ["A"] * 4, "correct": int(i < self.skills[number]), "unread": 0}
+            yield {
+                "article_id": f"a{i:03d}",
+                "article": "Some text.",
+                "split": "eval",
+                "questions": [],
+                "writer": writer,
+                "summaries": [{"text": f"by {number}", "token_ids": [1], "finish_reason": "stop"}] * texts,
+                "scores": [score | {"words": words, "invalid_chars": 0}] * texts,
+                "skipped": None,
+            }
+
+    def write(self, address, rows):
+        names = [name for name in COLUMNS if rows and name in rows[0]] or ["article_id", "split", "skipped"]
+        table = pa.table({name: pa.array([row.get(name) for row in rows], COLUMNS[name]) for name in names})
+        return keep([table], f"{self.ledger.root}/{address}")
+
+
+def drifted(gap):
+    return {
+        "article_id": "a",
+        "split": "train",
+        "summaries": [{"text": "", "token_ids": [1, 2], "finish_reason": "stop"}],
+        "policy_logps": [gap - 9.0],
+        "base_logps": [-9.0],
+        "skipped": None,
+    }
+
+
+@pytest.fixture
+def walk(tmp_path):
+    """Walk the rounds of a run by a script; gives the rounds and the run."""
+
+    def _walk(skills, *overrides, remake=None, name="run", **script):
+        run = Scripted(settings(tmp_path / name, skills, *overrides), Ledger(str(tmp_path / name)), skills, **script)
+        run.remake = remake
+        return list(rounds(run)), run
+
+    return _walk
+
+
+def settings(root, skills, *overrides):
+    whole = {
+        "run": str(root),
+        "rounds": len(skills) - 1,
+        "articles": {"path": "a.jsonl"},
+        "policy": {"model": "m"},
+        "judge": {"kind": "cloze"},
+    }
+    return parse_config(apply_overrides(whole, overrides))
+
+
+def champions(played):
+    return [one.assessment.champion for one in played]
+
+
+@pytest.mark.parametrize(
+    ("skills", "expected"),
+    [
+        ([0, 40, 80], [0, 1, 2]),  # each beats the one before
+        ([40, 0, 0], [0, 0, 0]),  # the base stays
+        ([0, 80, 40, 79, 100], [0, 1, 1, 1, 4]),  # 40 and 79 lose to 80
+        ([0, 40, 41], [0, 1, 1]),  # one article more is within the interval
+    ],
+)
+def test_only_a_policy_that_beats_the_champion_takes_its_place(walk, skills, expected):
+    played, _ = walk(skills)
+    assert champions(played) == expected
+    for one, before in zip(played[1:], expected, strict=False):
+        assert one.assessment.challenge.wins == max(0, skills[one.number] - skills[before])
+
+
+@pytest.mark.parametrize(("start_from", "starts"), [("latest", [0, 1, 2, 3]), ("champion", [0, 1, 1, 1])])
+def test_the_next_round_starts_from_the_latest_or_the_champion(walk, start_from, starts):
+    played, run = walk([0, 80, 40, 30, 90], f"start_from={start_from}")
+    assert [one.start for one in played[1:]] == starts
+    for number, start in enumerate(starts, 1):
+        policy = f"round-{start:02d}/policy"
+        for stage in ("summaries", "references", "policy"):
+            given = [address for address in run.made[f"round-{number:02d}/{stage}"] if address.endswith("policy")]
+            assert given == [policy], "writer, reference and starting weights are one"
+    assert [one.assessment.figures.gained.wins for one in played[1:]] == [80, 0, 0, 90 - [0, 80, 40, 30][starts[3]]]
+
+
+def test_a_policy_out_of_bounds_is_no_champion(walk):
+    played, _ = walk([0, 40, 90], "stop.min_words=10", words=[20, 20, 4])
+    assert champions(played) == [0, 1, 1]
+    assert played[-1].ended == ("Stopped after round 2: stop.min_words=10: half the summaries have at most 4 words")
+
+
+def test_patience_ends_the_run_and_a_gain_begins_it_anew(walk):
+    played, run = walk([0, 40, 40, 90, 90, 20, 100], "stop.patience=2")
+    assert len(played) == 6
+    assert played[-1].ended.startswith("Stopped after round 5: stop.patience=2: no gain over what the round started")
+    assert not any(one.ended for one in played[:-1])
+    assert "round-06/summaries" not in run.made
+
+
+def test_a_champion_is_asked_whether_it_was_beaten_and_not_the_failure_after_it(walk):
+    """Each of rounds 3 and 4 is better than the one before it, and none than the champion that it started from."""
+    played, _ = walk([0, 80, 20, 40, 60], "start_from=champion", "stop.patience=3")
+    assert played[-1].ended.startswith("Stopped after round 4")
+    played, _ = walk([0, 80, 20, 40, 60], "stop.patience=3", name="latest")
+    assert played[-1].ended is None
+
+
+def test_a_small_yield_ends_the_run_and_no_pairs_do_without_a_rule(walk):
+    played, _ = walk([0, 40, 80, 90], "stop.min_yield=0.3", yields=[60, 29, 60])
+    assert played[-1].ended == "Stopped after round 2: stop.min_yield=0.3: 29.0% of the judged articles gave a pair"
+    played, run = walk([0, 40, 80, 90], yields=[60, 0, 60], name="none")
+    assert played[-1].ended.startswith("Round 2 gave no pairs (all ties: 100): there was nothing to learn from")
+    assert len(played) == 3 and played[2].policy is played[1].policy and champions(played) == [0, 1, 1]
+    assert "round-02/policy" not in run.made
+
+
+def test_kl_is_measured_from_the_second_round_on_and_can_end_the_run(walk):
+    played, run = walk([0, 40, 80, 90], "stop.max_kl=5", drift=[4.0, 6.5])
+    assert [one.assessment.figures.kl for one in played[1:]] == pytest.approx([0.0, 4.0, 6.5])
+    assert "round-01/drift" not in run.made
+    assert run.made["round-02/drift"] == ("round-02/summaries", "round-01/policy", "round-00/policy")
+    assert played[-1].ended == "Stopped after round 3: stop.max_kl=5.0: the writer is 6.50 nats a summary from the base"
+    played, _ = walk([0, 40, 80], "stop.max_kl=5", name="unknown")
+    assert played[-1].assessment.figures.kl is None and played[-1].ended is None
+
+
+def test_the_reference_is_the_base_if_it_is_to_be(walk):
+    _, run = walk([0, 40, 80], "references.policy=base")
+    assert run.made["round-01/references"] == ("round-01/pairs", "round-00/policy")
+    assert run.made["round-01/policy"] == ("round-01/references", "round-00/policy")
+    assert run.made["round-02/references"] == ("round-02/pairs", "round-00/policy")
+    assert run.made["round-02/policy"] == ("round-02/references", "round-01/policy", "round-00/policy")
+
+
+def test_replay_and_rejected_from_the_base(walk):
+    _, run = walk([0, 40, 80, 90], "pairs.replay=0.25", "pairs.rejected=base")
+    assert "round-01/replay" not in run.made
+    assert run.made["round-03/replay"] == ("round-03/pairs", "round-01/pairs", "round-02/pairs")
+    assert run.made["round-03/references"] == ("round-03/replay", "round-02/policy")
+    assert run.made["round-01/summaries"] == ("questions", "round-00/policy")
+    assert run.made["round-03/summaries"] == ("round-01/scores", "round-02/policy")
+
+
+def test_new_articles_each_round(walk):
+    _, run = walk([0, 40, 80, 90], "articles.each_round=new", "pairs.rejected=base")
+    assert run.made["round-01/summaries"] == ("questions", "round-00/policy")
+    assert run.made["round-03/articles"] == ("articles", "round-02/articles")
+    assert run.made["round-03/base/summaries"] == ("round-03/questions", "round-00/policy")
+    assert run.made["round-03/summaries"] == ("round-03/base/scores", "round-02/policy")
+    assert all(run.made[f"round-{i:02d}/exam"][0] == "questions" for i in range(4)), "one exam"
+
+
+def test_without_new_articles_the_round_is_not_played_until_there_are_some(walk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text("a corpus")
+    played, run = walk([0, 40, 80, 90], "articles.each_round=new", dry=[2])
+    assert played[-1].ended.startswith("Round 2 was not played, because a.jsonl has no new article to train on")
+    assert champions(played) == [0, 1, 1] and not any(address.startswith("round-02") for address in run.made)
+    Path("a.jsonl").write_text("a corpus that has grown, in which nothing that was taken is stale")
+    played, run = walk([0, 40, 80, 90], "articles.each_round=new")
+    assert played[-1].ended is None and len(played) == 4
+    assert "articles" not in run.made and "round-01/policy" not in run.made and "round-03/policy" in run.made
+
+
+@pytest.mark.parametrize("overrides", [[], ["start_from=champion"], ["stop.patience=1", "start_from=champion"]])
+def test_the_same_command_makes_nothing_and_says_the_same(walk, overrides):
+    skills = [0, 80, 40, 90]
+    first, _ = walk(skills, *overrides)
+    again, run = walk(skills, *overrides)
+    assert run.made == {}
+    assert [(one.ended, one.assessment) for one in again] == [(one.ended, one.assessment) for one in first]
+
+
+def test_a_survey_knows_what_is_made_and_guesses_nothing(walk, tmp_path):
+    skills = [0, 80, 40, 90]
+    config = settings(tmp_path / "run", skills, "start_from=champion", "stop.patience=1")
+    unplayed = list(rounds(DryRun(config, Ledger(config.run))))
+    assert len(unplayed) == 4 and not any(one.assessment or one.ended for one in unplayed[1:])
+    walk(skills, "start_from=champion", "stop.patience=1")
+    survey = DryRun(config, Ledger(config.run))
+    found = list(rounds(survey))
+    assert len(found) == 3 and found[-1].ended.startswith("Stopped after round 2") and not survey.unmade
+
+
+def test_another_start_is_refused_and_not_made_over_what_is_there(walk, tmp_path):
+    skills = [0, 80, 40, 90]
+    walk(skills)
+    with pytest.raises(UserError, match="round-03/summaries was made by another recipe") as caught:
+        walk(skills, "start_from=champion")
+    assert "inputs.round-02/policy: was " in str(caught.value)
+    assert "--remake round-03/summaries" in str(caught.value)
+    played, run = walk(skills, "start_from=champion", remake="round-03/summaries")
+    assert [one.start for one in played[1:]] == [0, 1, 1]
+    assert "round-02/policy" not in run.made and "round-03/policy" in run.made
+
+
+def test_a_remake_of_a_round_is_surveyed_though_its_champion_is_not_known_yet(walk, tmp_path):
+    skills = [0, 80, 40, 90]
+    walk(skills, "start_from=champion")
+    config = settings(tmp_path / "run", skills, "start_from=champion")
+    survey = DryRun(config, Ledger(config.run), remake="round-02/pairs")
+    list(rounds(survey))
+    assert {"round-02/policy", "round-03/summaries"} <= set(survey.unmade)
+    played, run = walk(skills, "start_from=champion", remake="round-02/pairs")
+    assert [one.start for one in played[1:]] == [0, 1, 1]
+    assert "round-02/policy" in run.made and "round-03/policy" not in run.made, "its start is still the champion"
+
+
+def test_what_a_remake_is_followed_by_is_made_with_the_new_setting_too(walk):
+    """The advice of a refusal, taken: no later round that shares the setting sends back to the first."""
+    skills = [0, 40, 80]
+    walk(skills)
+    with pytest.raises(UserError, match="--remake round-01/pairs"):
+        walk(skills, "pairs.threshold=2")
+    _, run = walk(skills, "pairs.threshold=2", remake="round-01/pairs")
+    assert {"round-01/pairs", "round-01/policy", "round-02/pairs", "round-02/policy"} <= set(run.made)
+    assert "round-01/scores" not in run.made
+
+
+def test_a_pattern_remakes_what_no_single_address_would(walk):
+    skills = [0, 40, 80]
+    walk(skills)
+    with pytest.raises(UserError, match="was made by another recipe"):
+        walk(skills, "evaluation.max_tokens=99", remake="round-00/exam")
+    _, run = walk(skills, "evaluation.max_tokens=99", remake="round-*/exam")
+    assert {f"round-0{i}/{name}" for i in range(3) for name in ("exam", "evaluation")} == set(run.made)
+
+
+def test_what_was_begun_with_another_setting_is_not_thrown_away_unasked(walk, tmp_path):
+    """Hours of samples, say: refused as what is finished would be; where nothing was written yet nothing is lost."""
+    skills = [0, 40, 80]
+    walk(skills)
+    ledger = Ledger(str(tmp_path / "run"))
+    cut_off = ledger.find("round-02/pairs")
+    ledger.clear("round-02/pairs")
+    ledger.begin("round-02/pairs", {"build": cut_off.build, "recipe": cut_off.record["recipe"]})
+    (tmp_path / "run/round-02/pairs/part-x.parquet").write_bytes(b"rows")
+    changed = settings(tmp_path / "run", skills, "pairs.threshold=2")
+    with pytest.raises(UserError, match="round-01/pairs was made by another recipe"):
+        list(rounds(DryRun(changed, ledger)))
+    first = ledger.find("round-01/pairs").record
+    first["recipe"]["settings"]["pairs"]["threshold"] = 2
+    ledger.finish("round-01/pairs", first)
+    with pytest.raises(UserError, match=r"round-02/pairs was begun by another recipe:\n  settings.pairs.threshold"):
+        list(rounds(DryRun(changed, ledger)))
+    list(rounds(DryRun(changed, ledger, remake="round-02/pairs")))
+    (tmp_path / "run/round-02/pairs/part-x.parquet").unlink()
+    list(rounds(DryRun(changed, ledger)))
+
+
+def test_a_remake_that_is_past_its_limits_again_can_be_asked_for_again(walk, tmp_path):
+    skills = [0, 40]
+    walk(skills, "summaries.max_skipped=1")
+    ledger = Ledger(str(tmp_path / "run"))
+    found = ledger.find("round-01/summaries")
+    ledger.finish(found.address, found.record | {"build": "bad", "skipped": {"prompt too long": 90}})
+    ledger.write("remake.json", '{"round-01/summaries": "before"}')  # which the bad one has replaced
+    with pytest.raises(UserError, match="--remake round-01/summaries"):
+        walk(skills, "summaries.max_skipped=0.1")
+    _, run = walk(skills, "summaries.max_skipped=0.1", remake="round-01/summaries")
+    assert "round-01/summaries" in run.made
+
+
+def test_a_round_of_new_articles_without_pairs_is_not_the_end(walk):
+    overrides = ("articles.each_round=new", "references.policy=base", "pairs.replay=0.5")
+    played, run = walk([0, 40, 80, 90], *overrides, yields=[0, 60, 60])
+    assert [one.learned for one in played] == [True, False, True, True] and played[-1].ended is None
+    assert [one.start for one in played] == [0, 0, 0, 2] and champions(played) == [0, 0, 2, 3]
+    assert played[2].assessment.figures.gained.wins == 80, "against the base, whose policy it started from"
+    assert run.made["round-02/policy"] == ("round-02/references", "round-00/policy"), "the base is its own reference"
+    assert run.made["round-03/replay"] == ("round-03/pairs", "round-02/pairs"), "of nothing nothing is replayed"
+    metrics = collect_metrics(played, run.config, run.ledger)
+    assert [(entry["round"], entry["previous"]) for entry in metrics["rounds"]] == [(2, 0), (3, 2)]
+    played, _ = walk([0, 40, 80, 90], *overrides, "stop.min_yield=0.1", yields=[60, 0, 60], name="poor")
+    assert played[-1].ended == "Stopped after round 2: stop.min_yield=0.1: 0.0% of the judged articles gave a pair"
+
+
+def test_champion_json_says_where_it_is_and_whom_it_beat(walk):
+    played, run = walk([0, 40, 80, 30])
+    champion.write_champion(played[:1], run.ledger)
+    base = json.loads(run.ledger.read("champion.json"))
+    assert (base["round"], base["address"], base["beat"]) == (0, "round-00/policy", None)
+    champion.write_champion(played, run.ledger)
+    found = json.loads(run.ledger.read("champion.json"))
+    assert (found["round"], found["address"], found["model"]) == (2, "round-02/policy", "models/2")
+    assert found["build"] == played[2].policy.build
+    assert found["beat"]["round"] == 1 and found["beat"]["strict"]["wins"] == 40
+
+
+def test_the_report_has_the_rounds_the_champion_and_why_it_stopped(walk):
+    played, run = walk([0, 80, 40, 30, 90], "start_from=champion", "stop.patience=2", drift=[3.0, 4.0])
+    metrics = collect_metrics(played, run.config, run.ledger)
+    assert metrics["champion"] == 1
+    assert metrics["stopped"] == played[-1].ended
+    assert f"{metrics['stopped']}." in metrics["notes"]
+    assert [entry["start"] for entry in metrics["rounds"]] == [0, 1, 1]
+    assert [entry["became_champion"] for entry in metrics["rounds"]] == [True, False, False]
+    assert [entry["kl"] and entry["kl"]["per_summary"] for entry in metrics["rounds"]] == [None, 3.0, 4.0]
+    third = metrics["rounds"][2]
+    assert third["yield"] == 0.6
+    assert third["vs_start"]["strict"] == third["vs_champion"]["strict"] != third["vs_previous"]["strict"]
+    write_report(metrics, [], run.config, run.ledger)
+    text = run.ledger.read("report.md")
+    assert "| 2 | round 1 | 100 | 60.0 % | 60 | – | 3 | 1.5 | 30.0% [2" in text
+    assert "The champion is the policy of round 1: " in text
+    assert "in 3 comparisons, which flatters it" in text
+    assert escape_markdown(played[-1].ended) in text
+
+
+def test_what_a_growing_corpus_has_not_yet_leaves_nothing_behind(ray_cluster, tmp_path):
+    """The real stages in a real run: of no new articles comes no artifact, and of some that came later one."""
+    corpus = tmp_path / "a.jsonl"
+    lines = [json.dumps({"id": f"a{i}", "text": f"{i} " + " ".join(f"word{k}" for k in range(30))}) for i in range(60)]
+    corpus.write_text("\n".join(lines[:40]))
+    overrides = (f"articles.path={corpus}", "articles.each_round=new", "articles.eval_fraction=0.3")
+    config = settings(tmp_path / "run", [0, 0], *overrides)
+
+    def run():
+        return Runner(config, Ledger(config.run), Display(Console(file=io.StringIO())))
+
+    first = run().produce(read_first_articles)
+    with pytest.raises(NoNewArticles):
+        run().produce(read_new_articles, first, into="round-02")
+    assert run().ledger.find("round-02/articles") is None
+    corpus.write_text("\n".join(lines))
+    assert run().produce(read_first_articles).build == first.build, "a corpus that has grown makes nothing stale"
+    second = run().produce(read_new_articles, first, into="round-02")
+    found = [row["article_id"] for row in tables.read_table(run().ledger, second)]
+    assert sorted(found) == sorted(f"a{i}" for i in range(40, 60))
+    assert run().produce(read_new_articles, first, into="round-02").build == second.build

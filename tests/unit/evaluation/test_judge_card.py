@@ -1,0 +1,234 @@
+"""The judge card: its figures are counted from what a scripted judge did, and a bad judge shows."""
+
+import json
+import math
+
+import pytest
+
+from judges.base import LETTERS, UNSURE, Question
+from pipeline.config import run
+from pipeline.evaluation import judge_card
+from pipeline.evaluation.win_rate import homogeneity_p
+from pipeline.inference.scripted import ScriptedEngine
+from pipeline.judging.factory import make_judge
+from pipeline.judging.question_generation import generate_questions
+from pipeline.judging.scoring import _reordered, score_summaries
+from tests.helpers.paths import ROOT
+
+JUDGE = run.JudgeSettings(model="none", questions=4, options=4, wording="plain")
+NAMES = ("Ana", "Ben", "Carla", "Dan")
+
+
+def asks_and(answers):
+    """A judge LLM that always asks who led, built and so on; `answers(passage, options)` says what it answers."""
+
+    def script(prompt, sample):
+        text = prompt.messages[0]["content"]
+        if "write 4 multiple-choice" in text:
+            who, place = text.split("<article>\n")[1].split("\n")[:2]
+            others = [name for name in NAMES if name != who]
+            return "\n".join(
+                f"Q{n} Who {verb} in {place}? Answer {' | '.join([who, *others])}"
+                for n, verb in enumerate(("led", "built", "sang", "led"), 1)
+            )
+        passage = text.split("<passage>\n")[1].split("\n")[0]
+        blocks = text.split("Write one line")[0].split("Who ")[1:]
+        replies = []
+        for n, block in enumerate(blocks, 1):
+            options = [line[3:] for line in block.split("\n")[1:5]]
+            replies.append(f"Q{n} {answers(passage, options)}")
+        return "\n".join(replies)
+
+    return ScriptedEngine(script)
+
+
+def honest(passage, options):
+    return LETTERS[options.index(passage)] if passage in options else "Unsure"
+
+
+def always_b(passage, options):
+    return "B"
+
+
+def record(outcomes):
+    tally = {"engine ms": 2000}
+    for outcome in outcomes:
+        for what, count in outcome["tally"].items():
+            tally[what] = tally.get(what, 0) + count
+    return {"tally": tally, "seconds": 99.0}
+
+
+def made(answers, passages=("Ana", "nobody", ""), check=True, count=40):
+    """The card of a judge: `count` articles, each with these summaries."""
+    engine = asks_and(answers)
+    rows = [{"article_id": str(i), "article": f"{NAMES[i % 4]}\n{i}"} for i in range(count)]
+    asked = generate_questions(make_judge(JUDGE, 0), 4, run.Questions(min_questions=1, check=check), engine, rows)
+    summaries = [{"text": text} for text in passages]
+    judged = [row | said | {"summaries": summaries} for row, said in zip(rows, asked, strict=True)]
+    scored = score_summaries(make_judge(JUDGE, 0), engine, [row for row in judged if row["questions"]], again=1.0)
+    return judge_card.measure_card(record(asked), [record(scored)], [record(scored)], 4)
+
+
+def test_an_honest_judge():
+    found = made(honest)
+    assert (found["ceiling"], found["floor"], found["floor_unsure"]) == (1.0, 0.0, 1.0)
+    assert (found["agreement"], found["parse_rate"]) == (1.0, 1.0)
+    assert found["unsure"] == pytest.approx(2 / 3)
+    # Of the first summary it is sure about the one question that it answers, and twice unsure of none.
+    assert found["checked"] == 3 * 40 and (found["asked_again"], found["unsure_twice"]) == (3 * 40, 0)
+    assert (found["questions_asked"], found["questions_used"]) == (160, 120)
+    assert found["questions_dropped"] == {"question asked twice": 40}
+    assert found["summaries_judged"] == 120
+    assert found["seconds_per_summary"] == pytest.approx(2 / (120 + 40))  # judged, and judged again
+    assert found["tokens_out_per_summary"] > 10 and found["prefix_cache_hit_rate"] == 0
+    assert judge_card.card_notes(found) == []
+    assert all(len(line) == 3 and all(isinstance(cell, str) for cell in line) for line in judge_card.card_lines(found))
+
+
+def test_how_sure_a_judge_is_where_it_is_right_and_where_not():
+    row = {"article_id": "1", "article": "Ana\nRome"}
+    sure = JUDGE.model_copy(update={"logprobs": True})
+    asked = generate_questions(make_judge(sure, 0), 4, run.Questions(min_questions=1), asks_and(always_b), [row])
+    found = judge_card.measure_card(record(asked), [], [], 4)
+    right, wrong = found["confidence_right"], found["confidence_wrong"]
+    # `Q1 B` and what ends the line, 1 nat a token.
+    assert right[0] is None or right[0] == pytest.approx(math.exp(-5), abs=1e-6)
+    assert wrong[0] == pytest.approx(math.exp(-5), abs=1e-6)
+    assert right[1] + wrong[1] == found["checked"] == 3 and right[1] == round(3 * found["ceiling"])
+    assert ["… that are not", "0.7%", f"{wrong[1]} answers"] in judge_card.card_lines(found)
+    assert "confidence_right" not in made(honest)
+
+
+def test_a_judge_that_always_says_b():
+    found = made(always_b)
+    assert found["ceiling"] == found["floor"]
+    assert 0.1 < found["floor"] < 0.4
+    assert found["letters"] == {"A": 0, "B": 1, "C": 0, "D": 0}
+    assert found["letters_p"] < 1e-9
+    assert {note.split(":")[0] for note in judge_card.card_notes(found)} >= {"The judge favours the letter B"}
+
+
+def test_a_judge_that_goes_by_the_place_of_an_option_disagrees_with_itself():
+    found = made(lambda passage, options: "B" if passage == "nobody" else honest(passage, options), ("nobody",))
+    assert (found["ceiling"], found["floor"]) == (1.0, 0.0)
+    assert 0.1 < found["agreement"] < 0.4  # by chance the same option may stand there again
+    assert "With the options in another order" in judge_card.card_notes(found)[0]
+
+
+def test_unsure_twice_is_no_agreement():
+    found = made(lambda passage, options: "B" if passage.startswith("B") else "Unsure", ("nobody", "Ben"), check=False)
+    assert (found["agreement"], found["asked_again"], found["unsure_twice"]) == (None, 0, 3 * 40)
+    mixed = made(lambda passage, options: "B" if passage == "Ben" else "Unsure", ("Ben", "nobody"), check=False)
+    assert mixed["agreement"] < 0.4 and (mixed["asked_again"], mixed["unsure_twice"]) == (3 * 40, 0)
+
+
+def test_without_checks_and_without_judging_nothing_is_claimed():
+    found = made(honest, check=False)
+    assert found["ceiling"] is found["floor"] is found["letters_p"] is None
+    nothing = judge_card.measure_card({"tally": {}}, [], [], 4)
+    assert {line[1] for line in judge_card.card_lines(nothing)[1:]} == {"–", "0 of 0", "A – B – C – D –"}
+    assert judge_card.card_notes(nothing) == []
+
+
+def test_the_share_asked_again_is_drawn_by_the_article_and_changes_no_score():
+    question = {"question_id": "q", "question": "Who led?", "options": list(NAMES), "answer": 2}
+    rows = [
+        {
+            "article_id": str(i),
+            "article": "",
+            "questions": [question],
+            "summaries": [{"text": "Carla"}, {"text": "Ben"}],
+        }
+        for i in range(400)
+    ]
+    some, none = (score_summaries(make_judge(JUDGE, 0), asks_and(honest), rows, again=share) for share in (0.25, 0))
+    assert [outcome["scores"] for outcome in some] == [outcome["scores"] for outcome in none]
+    asked = [outcome["tally"].get("asked again", 0) for outcome in some]
+    assert 70 < sum(asked) < 130
+    assert not any("asked again" in outcome["tally"] for outcome in none)
+    assert asked[:50] == [
+        outcome["tally"].get("asked again", 0)
+        for outcome in score_summaries(make_judge(JUDGE, 0), asks_and(honest), rows[:50], again=0.25)
+    ]
+    assert some[0]["scores"][0]["answers"] == [Question("q", "", NAMES, 2).letter] != [UNSURE]
+
+
+@pytest.mark.parametrize("options", [2, 4])
+def test_asked_again_the_options_are_in_another_order(options):
+    for i in range(50):
+        question = Question("q", f"Who led {i}?", NAMES[:options], 1)
+        other = _reordered(question)
+        assert other.options != question.options and sorted(other.options) == sorted(question.options)
+        assert other.options[other.answer] == question.options[question.answer]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "p"),
+    [
+        ((10, 20), (20, 10), math.erfc(math.sqrt(10 / 3))),  # x = 20 / 3
+        ((10, 20, 30), (30, 20, 10), math.exp(-10)),  # x = 20
+        ((10, 0, 20, 30), (30, 0, 20, 10), math.exp(-10)),  # what neither has says nothing
+        ((1, 2, 3), (10, 20, 30), 1.0),
+        ((5, 0), (7, 0), 1.0),
+        ((0, 0), (7, 1), None),
+    ],
+)
+def test_same_shares_by_hand(one, other, p):
+    assert homogeneity_p(one, other) == (p if p is None else pytest.approx(p, rel=1e-9))
+
+
+@pytest.mark.parametrize(("kinds", "point"), [(4, 7.814728), (5, 9.487729), (10, 16.918978)])
+def test_same_shares_at_the_5_percent_points_of_chi_square(kinds, point):
+    # Both sets have n of each kind but for two: one has d more of the first and d less of the second, the other d
+    # less and more; x = 4 d^2 / n.
+    n, d = 1000, math.sqrt(point * 1000 / 4)
+    rest = [n] * (kinds - 2)
+    assert homogeneity_p([n + d, n - d, *rest], [n - d, n + d, *rest]) == pytest.approx(0.05, rel=1e-5)
+
+
+def cloze(folder, *overrides):
+    """A configuration of the judge without a model, and its settings for some of the newsroom's articles."""
+    places = [f"articles.path={ROOT}/newsroom/articles.jsonl", f"policy.model={ROOT}/newsroom/models/policy"]
+    return str(ROOT / "configs/articles_cpu.yaml"), [*places, f"run={folder}", "articles.limit=40", *overrides]
+
+
+def test_what_a_card_cannot_be_made_of_is_told_before_ray_starts(tmp_path, monkeypatch):
+    from jobs.judge_card import make_judge_card
+    from pipeline.config import UserError
+    from pipeline.storage.ledger import Ledger
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("pipeline.execution.ray_cluster.connected", lambda hardware: pytest.fail("Ray was started"))
+    demo, own = "configs/demo.yaml", [f"run={tmp_path}", "articles.limit=40"]
+    served = [
+        "judge={model: j, wording: newsroom, served: {server: o}}",
+        "hardware.servers.o.base_url=http://127.0.0.1:1",
+    ]
+    with pytest.raises(UserError, match="hardware.servers.o.base_url is .*, and no server answers there"):
+        make_judge_card(demo, [*own, *served])
+    Ledger(str(tmp_path)).finish("articles", {"build": "b", "recipe": {"settings": {"articles": {"limit": 480}}}})
+    with pytest.raises(
+        UserError, match=r"made by another recipe .*: give the card a folder of its own, such as run=\S+-card"
+    ):
+        make_judge_card(demo, own)
+
+
+def test_a_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path):
+    """Of 4 questions as many as can be asked are to be good, and the cloze judge finds no more than that in some."""
+    from jobs.judge_card import make_judge_card
+
+    make_judge_card(*cloze(tmp_path, "judge.questions=20", "questions.min_questions=20"))
+    found = json.loads((tmp_path / "judge_card.json").read_text())
+    assert found["summaries_judged"] == 0 and found["questions_asked"] > 0 and found["ceiling"] == 1
+
+
+def test_a_card_alone(ray_cluster, tmp_path, capsys):
+    from jobs.judge_card import make_judge_card
+
+    make_judge_card(*cloze(tmp_path))
+    found = json.loads((tmp_path / "judge_card.json").read_text())
+    assert found["floor"] == 0 and found["floor_unsure"] == 1 and found["parse_rate"] == found["agreement"] == 1
+    assert 20 < found["summaries_judged"] <= 40
+    assert found["asked_again"] + found["unsure_twice"] >= 3 * found["summaries_judged"] > found["asked_again"] > 0
+    assert not (tmp_path / "config.yaml").exists(), "a run's settings are not those of its judge's card"
+    assert "same with options reordered" in capsys.readouterr().out

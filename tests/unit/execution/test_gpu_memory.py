@@ -1,0 +1,163 @@
+"""What models take of a GPU: counted from headers, and held against what a training really allocates."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from pipeline.config import UserError
+from pipeline.config.hardware import EngineHardware, TrainerHardware
+from pipeline.config.run import PolicySettings
+from pipeline.config.training import Training
+from pipeline.execution.planning import gpu_memory
+from pipeline.execution.planning.gpu_memory import GIB, PackedRow
+from pipeline.storage.model_files import shapes
+from pipeline.training.batches.example import Example
+from pipeline.training.loop import TrainLoop
+from tests.helpers.training import settings
+
+LORA = {"r": 8, "lora_alpha": 16}
+LLAMA_70B = {
+    "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+}  # fmt: skip
+LLAMA_8B = LLAMA_70B | {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+}  # fmt: skip
+
+
+def headers(folder: Path, sizes: dict[str, int]) -> str:
+    """A model folder whose weights are headers without data: all that is looked at."""
+    d, i, v = sizes["hidden_size"], sizes["intermediate_size"], sizes["vocab_size"]
+    kv = d // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
+    layer = {
+        "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d),
+        "self_attn.o_proj": (d, d),
+        "mlp.gate_proj": (i, d), "mlp.up_proj": (i, d), "mlp.down_proj": (d, i),
+        "input_layernorm": (d,), "post_attention_layernorm": (d,),
+    }  # fmt: skip
+    shapes = {"model.embed_tokens.weight": (v, d), "lm_head.weight": (v, d), "model.norm.weight": (d,)} | {
+        f"model.layers.{n}.{name}.weight": shape
+        for n in range(sizes["num_hidden_layers"])
+        for name, shape in layer.items()
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(sizes))
+    header = json.dumps({n: {"dtype": "BF16", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return str(folder)
+
+
+def test_a_model_is_known_by_its_headers(tmp_path):
+    large = shapes.read_shapes(headers(tmp_path / "70b", LLAMA_70B))
+
+    assert large.parameters == 70_553_706_496  # as its makers count it
+    assert large.lora(8, "all-linear") == 103_546_880  # as PEFT counts it
+    assert large.lora(8, ("q_proj",)) == 80 * 8 * 2 * 8192
+
+
+def test_an_engine_that_cannot_start_is_refused_with_a_way_on(tmp_path):
+    large = shapes.read_shapes(headers(tmp_path / "70b", LLAMA_70B))
+
+    def refused(gpus, gib):
+        place = EngineHardware(gpus_per_replica=gpus)
+        return gpu_memory.engine_refusal("judge", large, "bfloat16", 8192, place, gib * GIB)
+
+    said = refused(2, 40)
+    assert "70.6B parameters in bfloat16 are 131.4 GiB of weights, 65.7 GiB on each of 2 GPUs" in said
+    assert said.endswith("raise hardware.judge.gpus_per_replica to 4")
+    assert refused(4, 40) is None
+    assert refused(1, 16).endswith("to 16")
+    assert "use larger GPUs" in refused(8, 4)
+
+
+def test_the_key_value_cache_holds_what_is_left(tmp_path):
+    small = shapes.read_shapes(headers(tmp_path / "8b", LLAMA_8B))
+    need = gpu_memory.engine_memory("judge", small, "bfloat16", 8192, EngineHardware(gpus_per_replica=1))
+
+    assert need.token == 128 * 1024  # 32 layers x 8 heads x 128, keys and values, bf16
+    left = 80 * GIB * 0.9 - need.sure["weights"] - gpu_memory.VLLM_OVERHEAD
+    assert need.sequences(80 * GIB) == pytest.approx(left / GIB)  # a sequence of 8192 takes 1 GiB
+
+
+def test_a_training_that_cannot_be_held_is_refused_with_a_way_on(tmp_path):
+    small = shapes.read_shapes(headers(tmp_path / "8b", LLAMA_8B))
+    policy, row = PolicySettings(model="8b"), PackedRow(8192, 2000)
+
+    def refused(gib, workers=1, **training):
+        trainer = TrainerHardware(workers=workers, gpus_per_worker=1, gradient_checkpointing=True)
+        return gpu_memory.training_refusal(small, policy, Training(**training), trainer, row, gib * GIB)
+
+    # bf16 weights with float32 masters, two moments and a gradient: 18 bytes a parameter.
+    assert "8.0B parameters in bfloat16 take 134.6 GiB on each of 1 GPU" in refused(80)
+    assert "raise hardware.trainer.workers to 4" in refused(80)
+    assert refused(80, workers=4) is None
+    assert refused(24, lora=LORA) is None
+
+
+def test_a_folder_that_holds_no_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no model folder"):
+        shapes.read_shapes(str(tmp_path))
+
+
+def allocated(model: Path, dtype: str, tokens: int, **changes) -> int:
+    """Bytes that a training holds at most: of the model, and what torch was asked for beside it."""
+    checkpointing = changes.pop("gradient_checkpointing", False)
+    words = [5] * 300
+    examples = [
+        Example(f"article-{n}", words, tuple([6] * 50 for _ in range(6)), ((0, 1), (2, 3), (4, 5)), ())
+        for n in range(tokens // 600 * 2)
+    ]
+    run = TrainLoop(
+        examples=examples,
+        model_path=str(model),
+        settings=settings(loss_type="simpo", eval_fraction=0.0, pairs_per_step=3 * len(examples), **changes)
+        | {"dtype": dtype, "references": {"source": "none"}},
+        tokens_per_batch=tokens,
+        device=torch.device("cpu"),
+        gradient_checkpointing=checkpointing,
+    )
+    own = sum(p.numel() * p.element_size() for p in run.policy.parameters())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run.play()
+    events = [(e.start_ns(), e.nbytes()) for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for _, size in sorted(events, key=lambda event: event[0]):
+        now += size
+        most = max(most, now)
+    return own + most
+
+
+@pytest.mark.parametrize(
+    ("hidden", "layers", "vocabulary", "dtype", "changes"),
+    [
+        (128, 4, 8000, "float32", {}),
+        (256, 8, 16000, "float32", {}),
+        (256, 8, 16000, "bfloat16", {}),
+        (256, 8, 16000, "bfloat16", {"lora": LORA}),
+        (256, 8, 16000, "float32", {"gradient_checkpointing": True}),
+    ],
+)
+def test_training_takes_what_is_said(tmp_path, hidden, layers, vocabulary, dtype, changes):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
+        num_attention_heads=hidden // 32, num_key_value_heads=hidden // 64, tie_word_embeddings=False,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokens = 1800  # three articles of 300 + 6 x 50
+    trainer = TrainerHardware(
+        tokens_per_batch=tokens, gradient_checkpointing=changes.get("gradient_checkpointing", False)
+    )
+    said = gpu_memory.training_memory(
+        shapes.read_shapes(str(tmp_path / "model")),
+        PolicySettings(model="model", dtype=dtype),
+        Training(lora=changes.get("lora")),
+        trainer,
+        PackedRow(tokens, tokens // 2),
+    )
+
+    assert said.total == pytest.approx(allocated(tmp_path / "model", dtype, tokens, **changes), rel=0.25)

@@ -1,0 +1,107 @@
+"""The plan of steps, and that gradients do not depend on how a step is cut up."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from pipeline.training.batches.batching import deal_to_workers, micro_batches, plan_steps, split_held_out
+from pipeline.training.batches.example import Example
+from pipeline.training.losses import sigmoid
+from pipeline.training.modeling.logprobs import completion_logps
+from tests.helpers.training import VOCABULARY, article_ids, random_examples
+
+
+def test_the_split_is_by_id_and_about_the_fraction() -> None:
+    examples = random_examples(1000)
+    train, held_out = split_held_out(examples, 0.1)
+
+    assert 60 < len(held_out) < 140
+    assert sorted(article_ids(train) + article_ids(held_out)) == article_ids(examples)
+    backwards = split_held_out(examples[500:][::-1], 0.1)[1]
+    assert set(article_ids(backwards)) == set(article_ids(held_out)) & set(article_ids(examples[500:]))
+    assert split_held_out(examples, 0.0)[1] == []
+    with pytest.raises(ValueError, match="holds out all 2 articles"):
+        split_held_out(examples[:2], 0.9999999)
+
+
+@given(st.integers(1, 30), st.integers(1, 20), st.integers(1, 3), st.integers(0, 5))
+def test_every_epoch_takes_every_article_once(count: int, pairs_per_step: int, epochs: int, seed: int) -> None:
+    examples = random_examples(count)
+    plan = plan_steps(examples, epochs=epochs, pairs_per_step=pairs_per_step, seed=seed)
+
+    seen = Counter(name for step in plan for name in article_ids(step.examples))
+    assert seen == {example.article_id: epochs for example in examples}
+    ends = [number for number, step in enumerate(plan) if step.epoch == int(step.epoch)]
+    assert [plan[end].epoch for end in ends] == list(range(1, epochs + 1))
+    for number, step in enumerate(plan):
+        assert step.pairs >= pairs_per_step or number in ends
+        assert step.pairs - len(step.examples[-1].pairs) < pairs_per_step  # one article fewer was not enough
+    assert [article_ids(step.examples) for step in plan] == [
+        article_ids(step.examples)
+        for step in plan_steps(examples[::-1], epochs=epochs, pairs_per_step=pairs_per_step, seed=seed)
+    ]
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    first, second = plan_steps(random_examples(20), epochs=2, pairs_per_step=1000, seed=0)
+    (other,) = plan_steps(random_examples(20), epochs=1, pairs_per_step=1000, seed=1)
+
+    assert len({tuple(article_ids(step.examples)) for step in (first, second, other)}) == 3
+
+
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 100))
+def test_workers_share_all_the_work_and_stay_in_step(count: int, workers: int, budget: int) -> None:
+    examples = random_examples(count)
+    hands = deal_to_workers(examples, workers)
+    loads = [sum(example.tokens for example in hand) for hand in hands]
+    batches = [micro_batches(examples, rank=rank, workers=workers, tokens_per_batch=budget) for rank in range(workers)]
+
+    assert sorted(name for hand in hands for name in article_ids(hand)) == article_ids(examples)
+    assert max(loads) - min(loads) <= max(example.tokens for example in examples)
+    assert len({len(mine) for mine in batches}) == 1
+    pairs = sum(len(batch.chosen) for mine in batches for batch in mine)
+    assert pairs == sum(len(example.pairs) for example in examples)
+
+
+def gradient(
+    model: torch.nn.Module, examples: list[Example], workers: int, budget: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `workers` workers sum up to."""
+    model.zero_grad()
+    pairs = sum(len(example.pairs) for example in examples)
+    total = torch.zeros((), dtype=torch.float64)
+    for rank in range(workers):
+        for batch in micro_batches(examples, rank=rank, workers=workers, tokens_per_batch=budget):
+            logps = completion_logps(model, batch.tree)
+            losses = sigmoid(
+                chosen_logps=logps[batch.chosen],
+                rejected_logps=logps[batch.rejected],
+                ref_chosen_logps=batch.reference_logps[batch.chosen],
+                ref_rejected_logps=batch.reference_logps[batch.rejected],
+                beta=0.1,
+                label_smoothing=0.0,
+            )
+            loss = losses.sum() / pairs
+            loss.backward()
+            total += loss.detach()
+    return total, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 3), st.sampled_from([1, 20, 45, 1000]), st.integers(0, 100))
+def test_gradients_are_the_same_however_a_step_is_cut_up(count: int, workers: int, budget: int, seed: int) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="article_tree").double().eval()
+    examples = random_examples(count, seed)
+    loss, whole = gradient(model, examples, workers=1, budget=10**9)
+    cut_loss, cut = gradient(model, examples, workers=workers, budget=budget)
+
+    assert float(abs(loss - cut_loss) / loss) < 1e-6
+    assert float((cut - whole).norm() / whole.norm()) < 1e-6

@@ -1,0 +1,348 @@
+"""LoRA: fresh adapters change nothing, later ones are their own reference, and PEFT reads what is written."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from pipeline.config import UserError
+from pipeline.config.training import Lora
+from pipeline.execution.recipe import fingerprint
+from pipeline.storage.model_files.hub import check_lora, check_model
+from pipeline.training.batches.article_tree import pack_row
+from pipeline.training.batches.example import Example
+from pipeline.training.loop import TrainLoop
+from pipeline.training.modeling import loading
+from pipeline.training.modeling.logprobs import completion_logps
+from tests.helpers.training import Folders, settings
+
+VOCABULARY = 65
+LORA = Lora(r=3, lora_alpha=6).model_dump()
+SETTINGS = settings(
+    learning_rate=1e-2, num_train_epochs=2, pairs_per_step=8, warmup_ratio=0.0, lr_scheduler_type="constant",
+    weight_decay=0.01, eval_fraction=0.0, lora=LORA,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=65,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.1,
+        tie_word_embeddings=True,
+        attention_dropout=0.1,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("")
+    return folder
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(torch.arange(20)[None]).logits
+
+
+def trained(base: Path, out: Path, draw: int = 1, **lora: Any) -> Path:
+    """An adapter that does something."""
+    settings = LORA | lora
+    model = loading.load_policy(base, "float32", settings, seed=0)
+    generator = torch.Generator().manual_seed(draw)
+    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    for tensor in state.values():
+        tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
+    loading.save_model(state, base, out, settings)
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_fresh_adapter_changes_nothing_and_depends_on_the_seed_alone(base: Path, dtype: str) -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first, same, other = (loading.load_policy(base, dtype, LORA, seed) for seed in (0, 0, 1))
+
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(logits(first), logits(loading.load_model(base, dtype)), rtol=0, atol=0)
+    torch.testing.assert_close(first.state_dict(), same.state_dict(), rtol=0, atol=0)
+    q_proj = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    assert not torch.equal(first.state_dict()[q_proj], other.state_dict()[q_proj])
+    assert {p.dtype for p in first.parameters()} == {getattr(torch, dtype)}
+    learning = {name for name, p in first.named_parameters() if p.requires_grad}
+    assert len(learning) == 2 * 7 * 2 and all(".lora_" in name for name in learning)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_an_adapter_written_is_read_by_us_and_by_peft(base: Path, tmp_path: Path, use_rslora: bool) -> None:
+    out = trained(base, tmp_path / "adapter", use_rslora=use_rslora)
+    ours = loading.load_model(out, "float32").train()  # in any mode
+
+    assert (logits(ours) - logits(loading.load_model(base, "float32"))).abs().max() > 0.1
+    torch.testing.assert_close(logits(ours), logits(AutoPeftModelForCausalLM.from_pretrained(out).eval()))
+    assert {name for name, p in ours.named_parameters() if p.requires_grad} == {
+        name for name, _ in ours.named_parameters() if ".lora_" in name
+    }
+    assert (out / "chat_template.jinja").is_file()
+    loading.save_model(ours, base, tmp_path / "again", LORA | {"use_rslora": use_rslora})
+    assert loading.weights_digest(tmp_path / "again") == loading.weights_digest(out)
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+
+
+def test_an_adapter_of_pefts_own_is_read(base: Path, tmp_path: Path) -> None:
+    """By a pattern, on some layers, with dropout: what we would not have written."""
+    config = LoraConfig(r=2, target_modules=r".*\.1\.self_attn\.(q|v)_proj", lora_dropout=0.5, init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    model.save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(raw | {"init_lora_weights": True}))
+
+    torch.testing.assert_close(logits(loading.load_model(tmp_path, "float32").train()), logits(model.eval()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_merging_changes_the_weights_and_not_the_function(base: Path, tmp_path: Path, family: str) -> None:
+    if family == "gpt2":  # its linear layers are transposed
+        base = tmp_path / "base"
+        config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2)
+        AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    adapter = trained(base, tmp_path / "adapter")
+    expected = logits(loading.load_model(adapter, "float32"))
+
+    result = CliRunner().invoke(app, ["merge", str(adapter), "--out", str(tmp_path / "merged")])
+    assert result.exit_code == 0, result.output
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4)
+    assert merged.state_dict().keys() == AutoModelForCausalLM.from_pretrained(base).state_dict().keys()
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    if family == "llama":
+        assert json.loads((tmp_path / "merged" / "config.json").read_text())["attention_dropout"] == 0.1
+    again = CliRunner().invoke(app, ["merge", str(adapter), "--out", str(tmp_path / "merged")])
+    assert isinstance(again.exception, UserError) and "not there yet" in str(again.exception)
+
+
+def test_a_name_covers_base_and_adapter_and_scale(base: Path, tmp_path: Path) -> None:
+    adapter = trained(base, tmp_path / "adapter")
+    other_base = shutil.copytree(base, tmp_path / "base")
+    tensors = load_file(other_base / "model.safetensors")
+    save_file({n: t + 1e-4 for n, t in tensors.items()}, other_base / "model.safetensors", metadata={"format": "pt"})
+
+    def changed(name: str, **config: Any) -> Path:
+        out = shutil.copytree(adapter, tmp_path / name)
+        raw = json.loads((out / "adapter_config.json").read_text())
+        (out / "adapter_config.json").write_text(json.dumps(raw | config))
+        return out
+
+    folders = [
+        base,
+        adapter,
+        trained(base, tmp_path / "other", draw=2),
+        changed("scale", lora_alpha=12),
+        changed("moved", base_model_name_or_path=str(other_base)),
+    ]
+    assert len({loading.weights_digest(folder) for folder in folders}) == len(folders)
+    assert len({fingerprint(str(folder)) for folder in folders}) == len(folders)
+    assert loading.weights_digest(changed("same", task_type=None)) == loading.weights_digest(adapter)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "is no plain LoRA: adapter_config.json has {'use_dora': True}"),
+        ({"init_lora_weights": "pissa"}, "is no plain LoRA"),
+        ({"peft_type": "IA3"}, "is no plain LoRA"),
+        ({"base_model_name_or_path": None}, "has no base_model_name_or_path"),
+        ({"r": 4}, "of another shape .*lora_A"),
+        ({"base_model_name_or_path": "ADAPTER"}, "an adapter too: merge that one first"),
+        ({"base_model_name_or_path": "/nowhere"}, "no config.json"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(base: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    out = trained(base, tmp_path / "adapter")
+    raw = json.loads((out / "adapter_config.json").read_text()) | change
+    raw = {name: str(trained(base, tmp_path / "2")) if value == "ADAPTER" else value for name, value in raw.items()}
+    (out / "adapter_config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=message):
+        loading.load_model(out, "float32")
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (None, "training.lora is not set, which trains all weights"),
+        (LORA | {"r": 4}, "training.lora.r is 4, its 3"),
+        (LORA | {"target_modules": ("q_proj",)}, "training.lora.target_modules is .'q_proj'., its .'down_proj', "),
+        (LORA | {"target_modules": ("qproj",)}, "has qproj; the linear layers of LlamaForCausalLM are down_proj, "),
+    ],
+)
+def test_an_adapter_is_trained_on_as_it_is(base: Path, tmp_path: Path, lora: Any, message: str) -> None:
+    out = trained(base, tmp_path / "adapter")
+    loading.load_policy(out, "float32", LORA, seed=0)
+    with pytest.raises(ValueError, match=message):
+        loading.load_policy(out, "float32", lora, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("adapted", "lora", "message"),
+    [
+        (True, None, "a LoRA adapter, and training.lora is not set, which trains all weights"),
+        (True, {"r": 4}, "an adapter with r 3, which training.lora does not have"),
+        (True, {"use_rslora": True}, "an adapter with use_rslora False, which training.lora does not have"),
+        (False, {"target_modules": ["qproj", "q_proj"]}, "target_modules has qproj, and .* it has down_proj, "),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_starts(
+    base: Path, tmp_path: Path, adapted: bool, lora: Any, message: str
+) -> None:
+    policy = trained(base, tmp_path / "adapter") if adapted else base
+    own = Lora(**LORA)
+    check_lora(str(policy), own)
+    with pytest.raises(UserError, match=message):
+        check_lora(str(policy), lora and Lora(**{**LORA, **lora}))
+
+
+def test_the_head_cannot_be_adapted(base: Path, tmp_path: Path) -> None:
+    """Log-probabilities are taken from its bare weight: an adapter on it would be left out in silence."""
+    with pytest.raises(ValueError, match="has lm_head; the linear layers"):
+        loading.load_policy(base, "float32", LORA | {"target_modules": ("lm_head",)}, seed=0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["lm_head"]))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(ValueError, match="on the embeddings or the head"):
+        loading.load_model(tmp_path, "float32")
+
+
+def test_a_base_that_only_one_folder_knows_is_refused(base: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    out = trained(base, tmp_path / "adapter")
+    check_model("policy.model", str(out))
+    path = out / "adapter_config.json"
+    raw = json.loads(path.read_text())
+    monkeypatch.chdir(base.parent)
+    for name, message in ((base.name, "means nothing in another folder: write"), ("/gone", "whose base is '/gone'")):
+        path.write_text(json.dumps(raw | {"base_model_name_or_path": name}))
+        with pytest.raises(UserError, match=message):
+            check_model("policy.model", str(out))
+
+
+def examples(policy: Path, dtype: str = "float32") -> list[Example]:
+    """Chosen completions have only small tokens: something to learn. References are of `policy`."""
+    draw = random.Random(0)
+    model = loading.load_model(policy, dtype).requires_grad_(False)
+    made = []
+    for number in range(16):
+        prompt = np.array([draw.randrange(1, VOCABULARY) for _ in range(draw.randint(3, 20))])
+        completions = tuple(
+            np.array([draw.randrange(*span) for _ in range(draw.randint(2, 9))]) for span in ((1, 32), (32, 65))
+        )
+        logps = completion_logps(model, pack_row([(prompt, completions)])).tolist()
+        made.append(Example(f"article-{number:02d}", prompt, completions, ((0, 1),), tuple(logps)))
+    return made
+
+
+def run(policy: Path, rows: list[Example], rank: int = 0, workers: int = 1, **changes: Any) -> TrainLoop:
+    shelf = changes.pop("shelf", None)
+    options = {"rank": rank, "workers": workers, "shelf": shelf, "save_steps": 3}
+    return TrainLoop(rows, str(policy), SETTINGS | changes, 100, torch.device("cpu"), **options)
+
+
+@pytest.fixture(scope="module")
+def round_1(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("round-1") / "policy"
+    first = run(base, examples(base))
+    answer = first.play()
+    first.save(out)
+    assert answer["step0_loss"] == pytest.approx(0.693147, abs=1e-6) and answer["final_loss"] < 0.6
+    return out
+
+
+def test_the_reference_of_round_2_is_the_adapter_of_round_1(base: Path, round_1: Path, tmp_path: Path) -> None:
+    """Pitfall 14: "adapter off" is the reference only where the adapter began at zero."""
+    of_base, of_round_1 = examples(base), examples(round_1)
+    plain = AutoPeftModelForCausalLM.from_pretrained(round_1).eval()
+    for example, other in zip(of_round_1, of_base, strict=True):
+        assert example.reference_logps != pytest.approx(other.reference_logps, abs=0.1)
+        for completion, logp in zip(example.completions, example.reference_logps, strict=True):
+            ids = torch.tensor([[*example.prompt_ids, *completion]])
+            scores = plain(ids).logits[0, len(example.prompt_ids) - 1 : -1].log_softmax(-1)
+            assert float(scores[range(len(completion)), completion].sum()) == pytest.approx(logp, abs=1e-4)
+
+    second = run(round_1, of_round_1)
+    answer = second.play()
+    second.save(tmp_path / "policy")
+    assert answer["step0_loss"] == pytest.approx(0.693147, abs=1e-6) and answer["step0_max_abs_margin"] < 1e-5
+    assert json.loads((tmp_path / "policy" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert loading.weights_digest(tmp_path / "policy") != loading.weights_digest(round_1)
+    with pytest.raises(ValueError, match="at step 0, before any update"):
+        run(round_1, of_base).play()
+
+
+def test_a_merged_policy_is_a_complete_model_that_the_next_round_adapts(
+    base: Path, round_1: Path, tmp_path: Path
+) -> None:
+    """The same training; only what is written differs."""
+    merging = LORA | {"merge": True}
+    first = run(base, examples(base), lora=merging)
+    first.play()
+    first.save(tmp_path / "policy")
+    model = loading.load_model(tmp_path / "policy", "float32")
+
+    assert not (tmp_path / "policy" / "adapter_config.json").exists()
+    torch.testing.assert_close(logits(model), logits(loading.load_model(round_1, "float32")), rtol=1e-4, atol=1e-4)
+    second = run(tmp_path / "policy", examples(tmp_path / "policy"), lora=merging, num_train_epochs=1)
+    assert second.play()["step0_loss"] == pytest.approx(0.693147, abs=1e-6)
+    second.save(tmp_path / "policy-2")
+    assert loading.weights_digest(tmp_path / "policy-2") != loading.weights_digest(tmp_path / "policy")
+
+
+def test_a_checkpoint_holds_the_adapter_alone_and_goes_on(base: Path, round_1: Path, tmp_path: Path) -> None:
+    rows = examples(base)
+    run(base, rows, shelf=Folders(tmp_path)).play()
+    names = load_file(tmp_path / "last-000003" / "rank-00000-of-00001.safetensors").keys()
+    assert len(names) == 3 * 28 and all(".lora_" in name for name in names)
+
+    again = run(base, rows)
+    again.play(resume_from=tmp_path / "last-000003")
+    again.save(tmp_path / "policy")
+    assert loading.weights_digest(tmp_path / "policy") == loading.weights_digest(round_1)  # to the last bit
+
+
+def test_bf16_adapters_learn_and_pass_step_0(base: Path) -> None:
+    answer = run(base, examples(base, "bfloat16"), dtype="bfloat16").play()
+    assert answer["final_loss"] < 0.6
+
+
+def _one_of_two(rank: int, base: Path, folder: Path) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    for before, after in ((base, folder / "round-1"), (folder / "round-1", folder / "round-2")):
+        part = run(before, examples(before), rank, 2)
+        part.play()
+        part.save(after)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_workers_give_what_one_gives(base: Path, round_1: Path, tmp_path: Path) -> None:
+    """A frozen base in shards, an adapter whose 3 rows do not divide by 2; then once more from that adapter."""
+    second = run(round_1, examples(round_1))
+    second.play()
+    second.save(tmp_path / "alone")
+    torch.multiprocessing.spawn(_one_of_two, args=(base, tmp_path), nprocs=2)
+
+    for ours, theirs in ((tmp_path / "round-1", round_1), (tmp_path / "round-2", tmp_path / "alone")):
+        states = [load_file(folder / "adapter_model.safetensors") for folder in (ours, theirs)]
+        torch.testing.assert_close(*states, rtol=1e-3, atol=1e-4)

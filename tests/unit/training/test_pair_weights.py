@@ -1,0 +1,83 @@
+"""Weights of pairs: of one they change nothing; of two they are the pair given twice."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pipeline.training.batches.batching import micro_batches, plan_steps
+from pipeline.training.batches.example import Example
+from pipeline.training.loop import TrainLoop
+from tests.helpers.training import VOCABULARY, article_ids, random_examples, settings
+
+NOT_OF_THE_RESULT = ("tokens_per_second", "naive_tokens_per_second", "peak_memory_gib", "pairs", "num_tokens_naive")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def lines(model: Path, examples: list[Example], **changes: Any) -> list[dict[str, Any]]:
+    """Metrics of a training; of losses that go without a reference, since these examples' are not the model's."""
+    changes = {"loss_type": ["simpo", "sft"], "eval_fraction": 0.3, "pairs_per_step": 8} | changes
+    options = settings(**changes) | {"references": {"source": "none"}}
+    run = TrainLoop(examples, str(model), options, 100, torch.device("cpu"))
+    run.play()
+    return [{name: value for name, value in line.items() if name not in NOT_OF_THE_RESULT} for line in run.lines]
+
+
+def referenceless(weight: float | None = None, times: int = 1) -> list[Example]:
+    return [
+        replace(
+            example,
+            reference_logps=(),
+            pairs=example.pairs[:1] * times + example.pairs[1:],
+            weights=() if weight is None else (weight, *[1.0] * (len(example.pairs) - 1)),
+        )
+        for example in random_examples(12)
+    ]
+
+
+def test_training_with_weights_of_one_is_training_without(model: Path) -> None:
+    assert lines(model, referenceless(1.0)) == lines(model, referenceless())
+
+
+def test_a_weight_of_two_is_the_pair_given_twice(model: Path) -> None:
+    once, twice = lines(model, referenceless(2.0)), lines(model, referenceless(times=2))
+    assert len(once) == len(twice) > 2
+    for one, other in zip(once, twice, strict=True):
+        same = {name: value for name, value in other.items() if name != "eval_pairs"}
+        assert {name: one[name] for name in same} == pytest.approx(same, rel=1e-4, abs=1e-6)
+    assert once != lines(model, referenceless())
+
+
+def test_weights_of_one_change_nothing() -> None:
+    examples = random_examples(6)
+    ones = [replace(example, weights=(1.0,) * len(example.pairs)) for example in examples]
+    plans = [plan_steps(some, epochs=2, pairs_per_step=4, seed=0) for some in (examples, ones)]
+
+    assert [article_ids(step.examples) for step in plans[0]] == [article_ids(step.examples) for step in plans[1]]
+    for plain, weighted in zip(*plans, strict=True):
+        assert plain.weight == weighted.weight == plain.pairs
+        assert [e.chosen_tokens for e in plain.examples] == [e.chosen_tokens for e in weighted.examples]
+        rows = [micro_batches(s.examples, rank=0, workers=1, tokens_per_batch=60) for s in (plain, weighted)]
+        for one, other in zip(*rows, strict=True):
+            assert torch.equal(one.weights, other.weights) and bool((one.weights == 1).all())
+
+
+def test_a_step_counts_pairs_by_their_weights() -> None:
+    examples = [
+        replace(example, weights=(1 / len(example.pairs),) * len(example.pairs)) for example in random_examples(30)
+    ]
+    plan = plan_steps(examples, epochs=1, pairs_per_step=5, seed=0)
+
+    assert [len(step.examples) for step in plan] == [5] * 6  # each article weighs as much as one pair
+    assert all(abs(step.weight - 5) < 1e-6 for step in plan)
