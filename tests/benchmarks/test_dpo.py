@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.paths import ROOT
+from tests.helpers.tiny_models import tiny_config
 
 pytest.importorskip("trl")
 
@@ -54,12 +55,10 @@ def test_the_gpu_suite_runs_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_useful_flops_by_hand() -> None:
-    from transformers import LlamaConfig
-
     from bench import scale, sides
 
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 10}
-    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    config = tiny_config(**sizes, num_key_value_heads=1)
     shape = sides.Shape("", prompt=3, shortest=2, longest=2, pairs=1, articles=1)
     examples = sides.make_examples(shape, 1, vocabulary=10)
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import subprocess
 import sys
 from itertools import islice
 
@@ -37,7 +36,7 @@ from tests.bad_input import pairs as bad_pairs
 from tests.bad_input import records as bad_records
 from tests.bad_input import replies as bad_replies
 from tests.bad_input import settings as bad_settings
-from tests.helpers.cli import environment
+from tests.helpers.cli import rondo
 from tests.helpers.paths import DEMO, ROOT
 
 
@@ -506,13 +505,7 @@ def test_a_mistake_in_the_command_line_is_told_with_its_usage(monkeypatch, capsy
 )
 def test_the_command_says_so_in_one_line(tmp_path, arguments, line):
     extra = [f"run={tmp_path}/run"] if arguments[0] == "run" else []
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *arguments, *extra],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = rondo(*arguments, *extra)
     assert done.returncode == 2 and done.stderr.startswith(line)
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr and "\x1b" not in done.stderr
     assert not (tmp_path / "run").exists()

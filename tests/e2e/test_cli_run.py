@@ -2,40 +2,17 @@
 
 import json
 import math
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 
-from tests.e2e.test_secrets import SECRETS, check_holds_none
-from tests.helpers.cli import PACE, environment, kill, start, wait_for
+from tests.helpers.cli import PACE, kill, rondo, start, wait_for
 from tests.helpers.paths import ROOT
+from tests.helpers.secrets import SECRETS, check_holds_none
+from tests.helpers.tables import read_records, read_rows
 
 SMALL = ["articles.limit=60", "summaries.n=4", "training.num_train_epochs=1", "training.pairs_per_step=16"]
-
-
-def rondo(*arguments, cwd=ROOT, ray=None, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
-        cwd=cwd,
-        env=environment() | ({"RAY_ADDRESS": ray} if ray else {}),
-        capture_output=True,
-        text=True,
-        timeout=PACE,
-        **kwargs,
-    )
-
-
-def rows(folder):
-    return [row for part in Path(folder).glob("*.parquet") for row in pq.read_table(part).to_pylist()]
-
-
-def records(run):
-    return {str(path.parent.relative_to(run)): json.loads(path.read_text()) for path in run.rglob("record.json")}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +32,7 @@ def played(tmp_path_factory, secrets_about):
     driver = start(*command)
     wait_for(lambda: (run / "round-01/summaries/record.json").exists(), driver)
     kill(driver)
-    before = records(run)
+    before = read_records(run)
     driver = start(*command)
     # Ray Data makes a new engine in its place. One of the evaluation that is just ending would be no loss: it must
     # be none of those seen before.
@@ -88,7 +65,7 @@ def engines(driver):
 
 def test_both_rounds_are_there_and_what_was_finished_was_not_made_again(played):
     run, _, before, output = played
-    after = records(run)
+    after = read_records(run)
     for stage in ("summaries", "scores", "pairs", "references", "policy", "evaluation"):
         assert {f"round-01/{stage}", f"round-02/{stage}"} <= set(after)
     assert "round-01/summaries" in before
@@ -105,10 +82,10 @@ def test_no_secret_is_in_it(played):
 
 def test_every_article_is_kept_once_or_skipped_with_a_reason(played):
     run, *_ = played
-    for address, record in records(run).items():
+    for address, record in read_records(run).items():
         if "kept" not in record:
             continue
-        kept, skipped = rows(run / address), rows(run / address / "skipped")
+        kept, skipped = read_rows(run / address), read_rows(run / address / "skipped")
         keys = [(row["article_id"], row.get("writer")) for row in kept]
         assert len(keys) == len(set(keys)) == record["kept"], address
         assert len(skipped) == sum(record["skipped"].values())
@@ -119,7 +96,7 @@ def test_every_article_is_kept_once_or_skipped_with_a_reason(played):
 def test_step_0_is_the_reference(played):
     run, *_ = played
     for number in (1, 2):
-        training = records(run)[f"round-{number:02d}/policy"]["training"]
+        training = read_records(run)[f"round-{number:02d}/policy"]["training"]
         assert training["step0_loss"] == pytest.approx(math.log(2), abs=1e-4)
         assert training["step0_max_abs_margin"] < 1e-3
         assert 0 < training["passport"]["vllm_vs_trainer_max"] < 1e-3  # of the articles of the engine's first batch
@@ -127,11 +104,11 @@ def test_step_0_is_the_reference(played):
 
 def test_each_round_writes_with_the_policy_of_the_one_before(played):
     run, *_ = played
-    made = records(run)
+    made = read_records(run)
     for number in (1, 2):
         writer = made[f"round-{number - 1:02d}/policy"]
-        assert {row["writer"] for row in rows(run / f"round-{number:02d}/summaries")} == {writer["build"]}
-        references = rows(run / f"round-{number:02d}/references")
+        assert {row["writer"] for row in read_rows(run / f"round-{number:02d}/summaries")} == {writer["build"]}
+        references = read_rows(run / f"round-{number:02d}/references")
         assert {row["reference_digest"] for row in references} == {writer["digest"]}
     assert len({made[f"round-{number:02d}/policy"]["digest"] for number in (0, 1, 2)}) == 3
 
@@ -141,7 +118,7 @@ def test_what_is_trained_on_is_what_was_sampled(played):
 
     run, *_ = played
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "newsroom/models/policy")
-    for row in rows(run / "round-01/references"):
+    for row in read_rows(run / "round-01/references"):
         assert row["prompt_ids"].count(tokenizer.bos_token_id) == 1
         for i, summary in enumerate(row["summaries"]):
             paired = any(i in (pair["chosen"], pair["rejected"]) for pair in row["pairs"])
@@ -154,10 +131,10 @@ def test_what_is_trained_on_is_what_was_sampled(played):
 def test_rounds_differ_from_the_base(played):
     run, *_ = played
     texts = [
-        {row["article_id"]: row["summaries"][0]["text"] for row in rows(run / f"round-{number:02d}/evaluation")}
+        {row["article_id"]: row["summaries"][0]["text"] for row in read_rows(run / f"round-{number:02d}/evaluation")}
         for number in (1, 2)
     ]
-    base = {row["article_id"]: row["summaries"][0]["text"] for row in rows(run / "round-00/evaluation")}
+    base = {row["article_id"]: row["summaries"][0]["text"] for row in read_rows(run / "round-00/evaluation")}
     for text in texts:
         assert text.keys() == base.keys()
         assert any(text[article] != base[article] for article in base)
@@ -173,7 +150,7 @@ def test_the_report_says_what_the_tables_hold(played):
                 rate = entry[against][rule]
                 assert 0 < rate["n"] == rate["wins"] + rate["ties"] + rate["losses"] <= entry["n"]
                 assert rate["low"] <= rate["win_rate"] <= rate["high"]
-        kept = rows(run / f"round-{entry['round']:02d}/evaluation")
+        kept = read_rows(run / f"round-{entry['round']:02d}/evaluation")
         right = [row["scores"][0]["correct"] for row in kept if row["scores"][0]["unread"] == 0]
         assert entry["accuracy"] == pytest.approx(sum(c >= metrics["threshold"] for c in right) / len(right))
         assert entry["accuracy_above"] == pytest.approx(sum(c > metrics["threshold"] for c in right) / len(right))
@@ -185,7 +162,7 @@ def test_the_report_says_what_the_tables_hold(played):
 
 def test_the_same_command_makes_nothing_and_another_setting_is_refused(played):
     run, command, *_ = played
-    made = records(run)
+    made = read_records(run)
     files = {name: (run / name).read_bytes() for name in ("config.yaml", "metrics.json", "report.md")}
     other = rondo(*command, "pairs.threshold=4")
     assert other.returncode == 2
@@ -193,12 +170,12 @@ def test_the_same_command_makes_nothing_and_another_setting_is_refused(played):
     assert "--remake round-01/pairs" in other.stderr
     assert "Traceback" not in other.stderr
     assert {name: (run / name).read_bytes() for name in files} == files
-    again = rondo(*command, ray="127.0.0.1:1")
+    again = rondo(*command, RAY_ADDRESS="127.0.0.1:1")
     assert again.returncode == 0, f"it asks for Ray: {again.stderr}"
-    assert records(run) == made
+    assert read_records(run) == made
     wider = rondo(*command, "hardware.trainer.workers=2", "summaries.max_skipped=0.9")
     assert wider.returncode == 0, "neither hardware nor a limit makes anything stale"
-    assert records(run) == made
+    assert read_records(run) == made
 
 
 def test_status_and_show(played):

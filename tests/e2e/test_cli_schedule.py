@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 
@@ -15,7 +14,7 @@ from jobs.schedule import ScheduledRounds, count_finished_rounds, schedule
 from pipeline.config import UserError
 from pipeline.execution.progress import Display
 from pipeline.storage.ledger import Ledger
-from tests.helpers.cli import PACE, environment, start, wait_for
+from tests.helpers.cli import PACE, rondo, start, wait_for
 from tests.helpers.paths import ROOT
 
 RECORD = {"build": "b1", "recipe": {}}
@@ -146,14 +145,7 @@ def command(tmp_path, corpus, *options):
 
 def test_a_run_that_another_driver_holds_is_left_out_with_a_word(tmp_path, corpus):
     with Ledger(str(tmp_path / "run")).lock(print):
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.cli", *command(tmp_path, corpus, "--once")],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        done = rondo(*command(tmp_path, corpus, "--once"), timeout=200)
     assert done.returncode == 0, done.stderr
     assert f"round 1 is left out: {tmp_path / 'run'} is in use by process {os.getpid()}" in done.stdout
 
@@ -161,14 +153,7 @@ def test_a_run_that_another_driver_holds_is_left_out_with_a_word(tmp_path, corpu
 def test_a_failing_round_ends_once_with_its_last_line(tmp_path, corpus):
     (tmp_path / "run" / "articles").mkdir(parents=True)
     (tmp_path / "run" / "articles" / "record.json").write_text("{")
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *command(tmp_path, corpus, "--once")],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = rondo(*command(tmp_path, corpus, "--once"), timeout=200)
     assert done.returncode == 2
     assert re.search(
         r"^error: round 1 ended with exit status 2 after .*articles/record.json is damaged", done.stderr, re.M
@@ -230,13 +215,6 @@ def test_what_is_wrong_is_refused_at_once(tmp_path, options, overrides, says):
 
 
 def test_the_command_takes_its_options_from_the_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "schedule", "configs/demo.yaml", f"run={tmp_path}/run", "--cron", "0 2 * *"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = rondo("schedule", "configs/demo.yaml", f"run={tmp_path}/run", "--cron", "0 2 * *", timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --cron is '0 2 * *': ")

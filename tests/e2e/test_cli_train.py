@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
 from datetime import date
 from pathlib import Path
@@ -30,9 +28,9 @@ from pipeline.stages.external_pairs import collect_pairs
 from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.schema import COLUMNS
-from tests.helpers.cli import kill, start, wait_for
+from tests.helpers.cli import kill, rondo, start, wait_for
 from tests.helpers.paths import POLICY_MODEL, ROOT
-from tests.helpers.tables import keep
+from tests.helpers.tables import read_records, write_table
 
 POLICY = str(POLICY_MODEL)
 SMALL = {"hardware": {"trainer": {"tokens_per_batch": 768}}, "policy": {"dtype": "float32"}}
@@ -47,21 +45,6 @@ def given(count):
         for chosen, rejected in ((first, second), (first, third), (third, second)):
             pairs.append({"prompt": f"Summarize.\n{text}\n", "chosen": chosen, "rejected": rejected})
     return pairs
-
-
-def rondo(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")} | {"COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def records(run):
-    return {str(path.parent.relative_to(run)): json.loads(path.read_text()) for path in run.rglob("record.json")}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +64,7 @@ def trained(tmp_path_factory):
 
 def test_a_file_of_pairs_becomes_a_model(trained):
     run, _, output = trained
-    made = records(run)
+    made = read_records(run)
     assert set(made) == {"base/policy", "pairs", "references", "policy"}
     pairs, training = made["pairs"], made["policy"]["training"]
     assert (pairs["in"], pairs["kept"], pairs["skipped"]) == (49, 16, {"empty answer": 1})
@@ -99,10 +82,10 @@ def test_a_file_of_pairs_becomes_a_model(trained):
 
 def test_the_same_command_makes_nothing_and_another_setting_is_refused(trained):
     run, command, _ = trained
-    made = records(run)
+    made = read_records(run)
     again = rondo(*command)
     assert again.returncode == 0, again.stderr
-    assert records(run) == made
+    assert read_records(run) == made
     assert again.stdout.count("reused") == 4
     other = rondo(*command, "training.beta=0.5")
     assert other.returncode == 2
@@ -134,7 +117,7 @@ def test_a_killed_driver_goes_on_at_the_step_it_left(trained, tmp_path):
 
     events = accumulator.EventAccumulator(str(run / "tensorboard/policy")).Reload()
     steps = [event.step for event in events.Scalars("loss")]
-    total = records(run)["policy"]["training"]["steps"]
+    total = read_records(run)["policy"]["training"]["steps"]
     assert steps[0] > 2 and steps == list(range(steps[0], total + 1))
     lines = [json.loads(line) for line in (run / "policy/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, total + 1))
@@ -206,11 +189,11 @@ def test_from_python_one_call_does_it(tmp_path):
     assert Path(aligned.path, "config.json").is_file()
     assert aligned.metrics["step0_loss"] == pytest.approx(25, rel=1e-4)  # ipo: (0 - 1 / (2 beta))^2
     assert aligned.pairs["kept"] == 8
-    first = records(tmp_path / "run")
+    first = read_records(tmp_path / "run")
     # A call that was cut off in training goes on: only that is made again.
     (tmp_path / "run/policy/record.json").unlink()
     again = align(POLICY, Dataset.from_list(rows), **call)
-    second = records(tmp_path / "run")
+    second = read_records(tmp_path / "run")
     assert [name for name in first if first[name]["build"] != second[name]["build"]] == ["policy"]
     assert again.metrics["final_loss"] == pytest.approx(aligned.metrics["final_loss"], rel=1e-4)
     with pytest.raises(UserError, match="pairs was made by another recipe"):
@@ -270,7 +253,7 @@ def played(tmp_path, request):
             rows[0]["summaries"][0]["token_ids"] = [*letters, tokens.tokenizer.eos_token_id]
         table = pa.table({name: pa.array([r.get(name) for r in rows], COLUMNS[name]) for name in [*rows[0], "skipped"]})
         address = f"round-{number:02d}/pairs"
-        said = keep([table], f"{config.run}/{address}")
+        said = write_table([table], f"{config.run}/{address}")
         ledger.finish(address, {"build": str(number), "recipe": {}, **said})
     return config, ledger, request.param
 

@@ -1,25 +1,43 @@
-"""Drivers that tests start and end: `rondo …` in a process of its own."""
+"""Runs `rondo …` in a process of its own, waits for it, and kills it."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import psutil
 
 from tests.helpers.paths import ROOT
 
 PACE = 900  # seconds that a small run may take on a busy machine
+RONDO = [sys.executable, "-m", "jobs.cli"]
 
 
-def environment():
+def environment() -> dict[str, str]:
+    """This process's environment without what the tests' own Ray has put there."""
     return {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")} | {"COLUMNS": "120"}
 
 
-def start(*arguments):
+def rondo(*arguments: object, timeout: float = PACE, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end, at the root of the repository; `variables` are added to its environment."""
+    return subprocess.run(
+        [*RONDO, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """Start the command in a session of its own; its output and its errors are one stream."""
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
+        [*RONDO, *map(str, arguments)],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -29,18 +47,21 @@ def start(*arguments):
     )
 
 
-def wait_for(what, process=None):
-    """Until `what()` holds; a driver, if one is given, that ends before is a failure, with all that it said."""
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
+    """Wait until `condition()` is true and return its value.
+
+    If `process` is given and ends first, the test fails with all that the process has written.
+    """
     deadline = time.monotonic() + PACE
-    while not (found := what()):
+    while not (value := condition()):
         assert process is None or process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "nothing came"
+        assert time.monotonic() < deadline, f"not true after {PACE} seconds"
         time.sleep(0.05)
-    return found
+    return value
 
 
-def kill(process):
-    """SIGKILL for a driver that we started, then for what it leaves behind."""
+def kill(process: subprocess.Popen[str]) -> None:
+    """Send SIGKILL to a driver that a test has started, then to every process that it leaves behind."""
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -2,164 +2,30 @@
 
 import json
 import shutil
-from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.data.expressions import col
 
-from judges.base import Prompt, Skip, user
-from pipeline.config import Config, UserError
-from pipeline.config.hardware import EngineHardware
+from pipeline.config import UserError
 from pipeline.execution.progress import Display
 from pipeline.execution.runner import Runner
 from pipeline.inference.pool import EnginePool
-from pipeline.inference.scripted import ScriptedEngine
-from pipeline.stages.base import Stage, stage
+from pipeline.stages.base import stage
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.schema import COLUMNS, map_rows
+from pipeline.storage.schema import map_rows
 from tests.helpers.cli import wait_for
+from tests.helpers.recovery import HARDWARE, SUMMARIES, Work, break_once, check, corpus, play, settings
+from tests.helpers.tables import read_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+
 STAGES = ("summaries", "scores", "pairs", "references")
-HARDWARE = EngineHardware(cpus_per_replica=0.5, batch_size=4)
-
-
-def settings(run, **more):
-    return Config.model_validate(
-        {
-            "run": str(run),
-            "articles": {"path": "articles.jsonl"},
-            "policy": {"model": "none"},
-            "judge": {"kind": "cloze"},
-            **more,
-        }
-    )
-
-
-@stage("articles", version=1, writes=("article_id", "article", "split"))
-def corpus():
-    for start in range(0, 40, 10):
-        rows = range(start, start + 10)
-        values = {
-            "article_id": [f"a{i}" for i in rows],
-            "article": [f"text {i}" for i in rows],
-            "split": ["eval" if i % 4 == 3 else "train" for i in rows],
-            "skipped": ["empty" if i == 7 else None for i in rows],
-        }
-        yield pa.table({name: pa.array(column, COLUMNS[name]) for name, column in values.items()})
-
-
-def script(prompt, sample):
-    if prompt.messages[0]["content"] == "text 5":
-        raise ValueError("prompt too long")
-    return f"about {prompt.messages[0]['content']}"
-
-
-class Work:
-    """The stages of a round, which note in `folder` what they compute, and break where a file there says so."""
-
-    def __init__(self, folder):
-        self.folder, self.error = Path(folder), UserError
-        pool = EnginePool(lambda: ScriptedEngine(script), HARDWARE).map
-        made = {
-            "summaries": (lambda rows: pool(rows, self.write, SAMPLED), SAMPLED, "train"),
-            "scores": (lambda rows: pool(rows, self.score, ("second_scores",)), ("second_scores",), None),
-            "pairs": (lambda rows: map_rows(rows, self.pair, ("pairs",)), ("pairs",), None),
-            "references": (lambda rows: pool(rows, self.anchor, ANCHORED), ANCHORED, None),
-        }
-        self.stages = [
-            Stage(name, function, version=1, writes=writes, split=split)
-            for name, (function, writes, split) in made.items()
-        ]
-
-    def note(self, name, rows):
-        """Note what is computed; break after so many rows as the file `break-NAME` says."""
-        log, limit = self.folder / f"{name}.log", self.folder / f"break-{name}"
-        with log.open("a") as file:
-            file.write("".join(row["article_id"] + "\n" for row in rows))
-        if limit.exists() and len(log.read_text().split()) > int(limit.read_text()):
-            raise self.error(f"{name} breaks here")
-
-    def computed(self, stage):
-        log = self.folder / f"{stage}.log"
-        return log.read_text().split() if log.exists() else []
-
-    def write(self, engine, rows):
-        self.note("summaries", rows)
-        replies = engine.generate([Prompt(user(row["article"]), 50) for row in rows])
-        return [
-            Skip(reply.error)
-            if reply.error
-            else {"writer": "w", "summaries": [vars(s) for s in reply.samples], "tally": {"tokens_out": 3}}
-            for reply in replies
-        ]
-
-    def score(self, engine, rows):
-        self.note("scores", rows)
-        return [{"second_scores": [], "tally": {"judged": 1}} for _ in rows]
-
-    def pair(self, row):
-        self.note("pairs", [row])
-        return Skip("all ties") if row["article_id"] in ("a0", "a1") else {"pairs": []}
-
-    def anchor(self, engine, rows):
-        self.note("references", rows)
-        return [{"reference_digest": "d"} for _ in rows]
-
-
-SAMPLED, ANCHORED = ("writer", "summaries"), ("reference_digest",)
-TRAIN = {f"a{i}" for i in range(40) if i % 4 != 3 and i != 7}
-
-
-def play(config, work):
-    run = Runner(config, Ledger(config.run), Display())
-    articles = run.produce(corpus)
-    first, *others = work.stages
-    return articles, *run.produce_chain((first, articles), *((stage,) for stage in others), into="round-01")
-
-
-def break_once(config, work, stage, after):
-    """Play until a stage breaks, which it does once it has computed so many rows; then it is mended."""
-    switch = work.folder / f"break-{stage}"
-    switch.write_text(str(after))
-    with pytest.raises(UserError, match=f"{stage} breaks here"):
-        play(config, work)
-    switch.unlink()
-
-
-def rows(folder, skipped=False):
-    found = Path(folder, "skipped") if skipped else Path(folder)
-    return [row for part in sorted(found.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
 
 
 def ids(folder):
-    return {row["article_id"] for skipped in (False, True) for row in rows(folder, skipped)}
-
-
-def check_counts(made):
-    articles, summaries, scores, pairs, references = made
-    assert (articles.record["in"], articles.record["kept"], articles.record["skipped"]) == (40, 39, {"empty": 1})
-    assert (summaries.record["in"], summaries.record["skipped"]) == (30, {"prompt too long": 1})
-    assert summaries.record["tally"]["tokens_out"] == 87
-    assert scores.record["tally"]["judged"] == scores.record["kept"] == 29
-    assert (pairs.record["in"], pairs.record["kept"], pairs.record["skipped"]) == (29, 27, {"all ties": 2})
-    assert references.record["in"] == references.record["kept"] == 27
-
-
-def check(folder, made):
-    check_counts(made)
-    for table in made:
-        kept = [row["article_id"] for row in rows(folder / table.address)]
-        assert len(kept) == len(set(kept)) == table.record["kept"]
-        left = rows(folder / table.address, skipped=True)
-        assert len(left) == sum(table.record["skipped"].values())
-        assert sorted(table.record["parts"]) == sorted(p.name for p in (folder / table.address).glob("*.parquet"))
-        assert not list((folder / table.address).rglob("*.tmp"))
-    assert {row["article_id"] for row in rows(folder / "round-01/summaries")} == TRAIN - {"a5"}
+    return {row["article_id"] for row in [*read_rows(folder), *read_rows(folder / "skipped")]}
 
 
 @pytest.fixture
@@ -235,9 +101,9 @@ def test_a_table_of_no_rows_starts_no_engine(tmp_path):
     def never():
         raise AssertionError("an engine was started for nothing")
 
-    @stage("summaries", version=1, writes=SAMPLED, split="nobody")
+    @stage("summaries", version=1, writes=SUMMARIES, split="nobody")
     def write(rows):
-        return EnginePool(never, HARDWARE).map(rows, lambda engine, some: [], SAMPLED)
+        return EnginePool(never, HARDWARE).map(rows, lambda engine, some: [], SUMMARIES)
 
     for together in (False, True):
         config = settings(tmp_path / str(together), hardware={"together": together})

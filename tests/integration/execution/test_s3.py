@@ -18,7 +18,7 @@ from pipeline.storage.files import open_location
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.model_files import hub, node_cache
 from tests.helpers import s3_server
-from tests.integration.execution.test_resume import Work, break_once, check_counts, play, settings
+from tests.helpers.recovery import Work, break_once, check_counts, play, settings
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import UserError
 from pipeline.storage.ledger import Ledger
-from tests.integration.execution.test_resume import Work, break_once, check, play, settings
+from tests.helpers.recovery import Work, break_once, check, play, settings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

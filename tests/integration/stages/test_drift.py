@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, TrainerHardware
@@ -15,6 +14,7 @@ from pipeline.stages.references import load_reference
 from pipeline.storage.schema import to_dataset
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import plain_logps
+from tests.helpers.tiny_models import save_tiny_model
 
 VOCABULARY, PROMPT = 11, [1, 2, 3]
 
@@ -22,21 +22,8 @@ VOCABULARY, PROMPT = 11, [1, 2, 3]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders of a base and of a policy that went away from it."""
-    folders = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            initializer_range=0.3,
-        )
-        folder = tmp_path_factory.mktemp("model")
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        folders.append(str(folder))
-    return folders
+    sizes = {"vocab_size": VOCABULARY, "initializer_range": 0.3}
+    return [str(save_tiny_model(tmp_path_factory.mktemp("model"), seed=seed, **sizes)) for seed in (0, 1)]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from judges.base import LETTERS
 from pipeline.config.hardware import EngineHardware, TrainerHardware
@@ -22,19 +22,14 @@ from pipeline.stages.scores import score_samples
 from pipeline.storage.schema import to_dataset
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import plain_logps
+from tests.helpers.tiny_models import save_tiny_model
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    folder = tmp_path_factory.mktemp("reference")
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return str(folder)
+    return str(save_tiny_model(tmp_path_factory.mktemp("reference")))
 
 
 def scorer(model_path: str, digest: str | None = None, **hardware) -> EnginePool:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from pipeline.config.hardware import TrainerHardware
 from pipeline.storage.schema import COLUMNS
@@ -28,6 +28,7 @@ from pipeline.training.loop import TrainLoop
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import completion_logps, plain_logps
+from tests.helpers.tiny_models import save_tiny_model
 from tests.helpers.training import Folders, settings
 
 LAYOUT = {"article_tree", "gradient_checkpointing", "torch_compile"}
@@ -38,9 +39,8 @@ SETTINGS = settings(learning_rate=1e-3, num_train_epochs=2, pairs_per_step=8, we
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    return save_tiny_model(
+        tmp_path_factory.mktemp("model"),
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=65,
@@ -50,8 +50,6 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.1,
         tie_word_embeddings=True,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

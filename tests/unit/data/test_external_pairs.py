@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from tokenizers.decoders import ByteLevel
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from judges.base import Skip
 from pipeline.config import UserError
 from pipeline.data.pair_tokenizer import PairTokenizer, load_pair_tokenizer
 from pipeline.data.preference_formats import Preference, parse_row
 from pipeline.stages.external_pairs import check_pairs, collect_pairs
+from tests.helpers.tiny_models import tiny_config
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -177,7 +178,7 @@ def test_a_pair_that_cannot_be_learned_from_says_why(template, room, pair, reaso
 def policy(tmp_path):
     """A folder with a tokenizer that chats, and a configuration with room for 64 tokens."""
     tokenizer(CHATML).save_pretrained(tmp_path / "policy")
-    LlamaConfig(max_position_embeddings=64, hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path / "policy")
+    tiny_config(max_position_embeddings=64).save_pretrained(tmp_path / "policy")
     return str(tmp_path / "policy")
 
 

@@ -2,15 +2,12 @@
 
 import io
 import json
-import uuid
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from rich.console import Console
 
 from pipeline.config import UserError
-from pipeline.config.loader import apply_overrides, parse_config
 from pipeline.config.sanitize import escape_markdown
 from pipeline.evaluation import champion
 from pipeline.evaluation.report.metrics import collect_metrics
@@ -22,78 +19,7 @@ from pipeline.round import rounds
 from pipeline.stages.articles import NoNewArticles, read_first_articles, read_new_articles
 from pipeline.storage import tables
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.schema import COLUMNS
-from tests.helpers.tables import keep
-
-ARTICLES = 100
-TRAINING = {"steps": 1, "warnings": [], "passport": {"dtype": "float32", "attention": "sdpa"}}
-TRAINING |= dict.fromkeys(("step0_loss", "final_loss", "final_kl", "chosen_fell", "eval_accuracy_last"), 0.5)
-TRAINING |= {"eval_pairs": 1}
-
-
-class Scripted(DryRun):
-    """Makes every artifact from a script: `skills[i]` is on how many of 100 held-out articles round i answers right.
-
-    Attributes:
-        made: what was made, and of which inputs, by address.
-        dry: rounds for which the corpus has nothing new.
-    """
-
-    def __init__(self, config, ledger, skills, yields=(), words=(), dry=(), drift=(), remake=None):
-        super().__init__(config, ledger, remake)
-        self.skills, self.yields, self.words, self.dry, self.drift = skills, yields, words, dry, drift
-        self.made = {}
-
-    def make(self, stage, inputs, address):
-        number = int(address[6:8]) if address.startswith("round-") else 0
-        if stage.name == "articles" and number in self.dry:
-            raise NoNewArticles("a.jsonl has no new article to train on")
-        said = {
-            "policy": lambda: {"model": f"models/{number}", "digest": f"d{number}", "training": TRAINING},
-            "evaluation": lambda: self.write(address, list(self.examined(number))),
-            "drift": lambda: self.write(address, [drifted(gap) for gap in self.drift[number - 2 : number - 1]]),
-            "pairs": lambda: self.counted(100, self.yields[number - 1] if self.yields else 60),
-        }.get(stage.name, lambda: self.counted(100, 100))()
-        self.made[address] = tuple(artifact.address for artifact in inputs)
-        record = {"build": uuid.uuid4().hex[:12], "recipe": self.recipe(stage, inputs), "seconds": 1.0, **said}
-        return self.ledger.finish(address, record)
-
-    def counted(self, given, kept):
-        skipped = {"all ties": given - kept} if kept < given else {}
-        return {"in": given, "kept": kept, "skipped": skipped, "tally": {"pairs": kept, "train": kept}, "parts": []}
-
-    def examined(self, number):
-        writer = self.ledger.find(f"round-{number:02d}/policy").build
-        texts = 1 if number else 3  # beside the base's stand two baselines
-        words = self.words[number] if self.words else 20
-        for i in range(ARTICLES):
-            score = {"answers": ["A"] * 4, "correct": int(i < self.skills[number]), "unread": 0}
-            yield {
-                "article_id": f"a{i:03d}",
-                "article": "Some text.",
-                "split": "eval",
-                "questions": [],
-                "writer": writer,
-                "summaries": [{"text": f"by {number}", "token_ids": [1], "finish_reason": "stop"}] * texts,
-                "scores": [score | {"words": words, "invalid_chars": 0}] * texts,
-                "skipped": None,
-            }
-
-    def write(self, address, rows):
-        names = [name for name in COLUMNS if rows and name in rows[0]] or ["article_id", "split", "skipped"]
-        table = pa.table({name: pa.array([row.get(name) for row in rows], COLUMNS[name]) for name in names})
-        return keep([table], f"{self.ledger.root}/{address}")
-
-
-def drifted(gap):
-    return {
-        "article_id": "a",
-        "split": "train",
-        "summaries": [{"text": "", "token_ids": [1, 2], "finish_reason": "stop"}],
-        "policy_logps": [gap - 9.0],
-        "base_logps": [-9.0],
-        "skipped": None,
-    }
+from tests.helpers.scripted_rounds import ScriptedRounds, settings
 
 
 @pytest.fixture
@@ -101,22 +27,13 @@ def walk(tmp_path):
     """Walk the rounds of a run by a script; gives the rounds and the run."""
 
     def _walk(skills, *overrides, remake=None, name="run", **script):
-        run = Scripted(settings(tmp_path / name, skills, *overrides), Ledger(str(tmp_path / name)), skills, **script)
+        run = ScriptedRounds(
+            settings(tmp_path / name, skills, *overrides), Ledger(str(tmp_path / name)), skills, **script
+        )
         run.remake = remake
         return list(rounds(run)), run
 
     return _walk
-
-
-def settings(root, skills, *overrides):
-    whole = {
-        "run": str(root),
-        "rounds": len(skills) - 1,
-        "articles": {"path": "a.jsonl"},
-        "policy": {"model": "m"},
-        "judge": {"kind": "cloze"},
-    }
-    return parse_config(apply_overrides(whole, overrides))
 
 
 def champions(played):

@@ -19,7 +19,7 @@ from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger
 from tests.helpers.cli import PACE, start
 from tests.helpers.paths import ROOT
-from tests.helpers.tables import keep
+from tests.helpers.tables import write_table
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
 
@@ -47,7 +47,7 @@ class Played(DryRun):
         rows = {"train": 41, "eval": 78}.get(stage.split, 120)
         recipe = self.recipe(stage, inputs)
         if stage.name == "articles":
-            said = keep(stage(articles=self.config.articles), f"{self.ledger.root}/articles")
+            said = write_table(stage(articles=self.config.articles), f"{self.ledger.root}/articles")
         elif not stage.writes:
             said = {"model": "newsroom/models/policy", "digest": "0"}
             if "training" in stage.settings:

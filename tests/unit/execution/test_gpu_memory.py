@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, TrainerHardware
@@ -17,6 +16,7 @@ from pipeline.execution.planning.gpu_memory import GIB, PackedRow
 from pipeline.storage.model_files import shapes
 from pipeline.training.batches.example import Example
 from pipeline.training.loop import TrainLoop
+from tests.helpers.tiny_models import save_tiny_model
 from tests.helpers.training import settings
 
 LORA = {"r": 8, "lora_alpha": 16}
@@ -142,12 +142,16 @@ def allocated(model: Path, dtype: str, tokens: int, **changes) -> int:
     ],
 )
 def test_training_takes_what_is_said(tmp_path, hidden, layers, vocabulary, dtype, changes):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
-        num_attention_heads=hidden // 32, num_key_value_heads=hidden // 64, tie_word_embeddings=False,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    save_tiny_model(
+        tmp_path / "model",
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 64,
+        tie_word_embeddings=False,
+    )
     tokens = 1800  # three articles of 300 + 6 x 50
     trainer = TrainerHardware(
         tokens_per_batch=tokens, gradient_checkpointing=changes.get("gradient_checkpointing", False)

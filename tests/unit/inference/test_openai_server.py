@@ -28,9 +28,10 @@ from pipeline.inference.openai_server import OpenAIServerEngine, retry_after
 from pipeline.inference.server_check import check_server
 from pipeline.judging.scoring import score_summaries
 from tests.helpers.chat_server import KEY, Server
+from tests.helpers.cli import rondo
 from tests.helpers.paths import DEMO, ROOT
 from tests.helpers.paths import JUDGE_MODEL as JUDGE
-from tests.helpers.tables import keep
+from tests.helpers.tables import write_table
 
 
 def script(prompt, sample):
@@ -281,7 +282,7 @@ def _scored(tmp_path, **place):
     )
     settings = run.JudgeSettings(model="judge", questions=1, options=2)
     made = score_samples(to_dataset(rows), judge=settings, seed=0, judge_engine=pool)
-    return keep(made, f"{tmp_path}/scores")
+    return write_table(made, f"{tmp_path}/scores")
 
 
 def test_rows_are_judged_at_a_server_under_ray_data(ray_cluster, server, tmp_path):
@@ -486,20 +487,9 @@ def test_a_server_that_cannot_hold_replies_to_a_form_is_found_out():
         check_server("judge", "judge", ServedModel(server="ours", structured_outputs=None), place)
 
 
-def rondo(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "run", str(DEMO), *arguments],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")} | environment,
-        capture_output=True,
-        text=True,
-        timeout=420,
-    )
-
-
 def test_a_missing_server_ends_in_one_line_before_ray_starts(tmp_path):
     url = "hardware.servers.ours.base_url=http://127.0.0.1:1/v1"
-    done = rondo(f"run={tmp_path}/run", url, "compare.other={model: m, server: ours}")
+    done = rondo("run", DEMO, f"run={tmp_path}/run", url, "compare.other={model: m, server: ours}")
     assert done.returncode == 2
     assert done.stderr.startswith("error: hardware.servers.ours.base_url is 'http://127.0.0.1:1/v1', and no server")
     assert done.stderr.count("\n") == 1
@@ -610,9 +600,9 @@ def test_a_run_with_a_served_judge_and_a_column_beside(place, newsroom, tmp_path
             "hardware.servers.news.prices.judge={input: 9, output: 9}",
             f"hardware.servers.other={{base_url: '{other.url}', api_key_env: OUR_KEY}}",
         ]
-        done = rondo(*overrides, OUR_KEY=KEY)
+        done = rondo("run", DEMO, *overrides, OUR_KEY=KEY)
         assert done.returncode == 0, done.stdout + done.stderr
-    again = rondo(*overrides, OUR_KEY="")
+    again = rondo("run", DEMO, *overrides, OUR_KEY="")
     assert again.returncode == 0, again.stderr
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     column = metrics["compared"]["lead-1"]

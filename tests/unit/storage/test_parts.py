@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.config import UserError
 from pipeline.storage import parts, streams, tables
 from pipeline.storage.schema import COLUMNS
-from tests.helpers.tables import keep
+from tests.helpers.tables import write_table
 
 some_rows = st.lists(
     st.tuples(st.sampled_from([None, "empty", "too long"]), st.sampled_from(["train", "eval"]), st.integers(0, 9)),
@@ -91,7 +91,7 @@ def test_what_another_attempt_writes_too_late_is_no_part_of_the_table(tmp_path):
 
 
 def test_a_table_that_lost_an_article_and_doubled_another_is_not_finished(tmp_path):
-    expected = keep([table(ONE * 3)], str(tmp_path / "whole"))["ids"]
+    expected = write_table([table(ONE * 3)], str(tmp_path / "whole"))["ids"]
     assert tables.finish_table(tables.begin_table(str(tmp_path / "whole"), "then"), expected)["kept"] == 3
     broken = tables.begin_table(str(tmp_path / "broken"), "now")
     assert sum(streams.write_rows([table(ONE), table(ONE * 2)], broken)) == 3

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.training.batches.batching import deal_to_workers, micro_batches, plan_steps, split_held_out
 from pipeline.training.batches.example import Example
 from pipeline.training.losses import sigmoid
 from pipeline.training.modeling.logprobs import completion_logps
+from tests.helpers.tiny_models import tiny_config, tiny_model
 from tests.helpers.training import VOCABULARY, article_ids, random_examples
 
 
@@ -94,11 +94,7 @@ def gradient(
 @settings(max_examples=8, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 3), st.sampled_from([1, 20, 45, 1000]), st.integers(0, 100))
 def test_gradients_are_the_same_however_a_step_is_cut_up(count: int, workers: int, budget: int, seed: int) -> None:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="article_tree").double().eval()
+    model = tiny_model(tiny_config(vocab_size=VOCABULARY), attention="article_tree").double()
     examples = random_examples(count, seed)
     loss, whole = gradient(model, examples, workers=1, budget=10**9)
     cut_loss, cut = gradient(model, examples, workers=workers, budget=budget)

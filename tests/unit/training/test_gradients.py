@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.training.batches.batching import micro_batches
 from pipeline.training.batches.example import Example
@@ -15,6 +14,7 @@ from pipeline.training.losses import Objective
 from pipeline.training.modeling import tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule, shard
 from pipeline.training.modeling.logprobs import completion_logps
+from tests.helpers.tiny_models import tiny_config, tiny_model
 
 VOCABULARY = 53
 CASES = range(8)
@@ -44,11 +44,8 @@ def gradients(rank: int, workers: int, folder: str) -> None:
     """All cases on one of several workers; rank 0 writes the whole gradients."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{workers}", rank=rank, world_size=workers)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=33, num_hidden_layers=2, num_attention_heads=2
-    )
-    policy = PolicyModule(AutoModelForCausalLM.from_config(config, attn_implementation=tree_attention.NAME).eval())
+    config = tiny_config(vocab_size=VOCABULARY, intermediate_size=33)
+    policy = PolicyModule(tiny_model(config, attention=tree_attention.NAME))
     if workers > 1:
         shard(policy, torch.device("cpu"), workers)
     found = {}

@@ -7,9 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    LlamaConfig,
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
     get_linear_schedule_with_warmup,
@@ -17,22 +14,14 @@ from transformers import (
 
 from pipeline.training.modeling.loading import load_model, save_model, weights_digest
 from pipeline.training.optimizer import Optimizer, learning_rate
+from tests.helpers.tiny_models import save_tiny_model
 
 ADAMW = {"adam_beta1": 0.9, "adam_beta2": 0.99, "weight_decay": 0.1, "max_grad_norm": 0.5}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        attention_dropout=0.1,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    save_tiny_model(tmp_path / "model", vocab_size=40, attention_dropout=0.1)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (tmp_path / "model" / name).write_text(f'"{name}"')
     (tmp_path / "model" / "record.json").write_text("{}")
@@ -40,8 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_dropout_is_off_in_any_mode(tmp_path: Path) -> None:
-    config = GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    save_tiny_model(tmp_path, "gpt2", vocab_size=40, num_hidden_layers=1)
     model = load_model(tmp_path, "float32").train()
     ids = torch.arange(10)[None]
 

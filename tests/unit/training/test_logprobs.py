@@ -10,20 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.nn.attention.flex_attention import flex_attention
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    GPT2Config,
-    GPTNeoXConfig,
-    GptOssConfig,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen3Config,
-    Qwen3MoeConfig,
-    StableLmConfig,
-)
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.pytorch_utils import Conv1D
 
@@ -33,6 +20,7 @@ from pipeline.training.batches.example import Example
 from pipeline.training.modeling import last_layer, lm_head, tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import check_supported, completion_logps, plain_logps
+from tests.helpers.tiny_models import tiny_config, tiny_model
 
 VOCABULARY = 97
 SMALL = {
@@ -44,25 +32,31 @@ SMALL = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
+UNGROUPED = {name: size for name, size in SMALL.items() if name != "num_key_value_heads"}
 # A large initial range, so that a wrong mask or position shows.
 CONFIGS = {
-    "llama": LlamaConfig(**SMALL, initializer_range=0.3),
-    "llama-tied": LlamaConfig(**SMALL, initializer_range=0.3, tie_word_embeddings=True),
-    "mistral": MistralConfig(**SMALL, initializer_range=0.3, sliding_window=64),
-    "mistral-sliding": MistralConfig(**SMALL, initializer_range=0.3, sliding_window=9),
-    "qwen2": Qwen2Config(**SMALL, initializer_range=0.3),
-    "qwen3": Qwen3Config(**SMALL, head_dim=8, initializer_range=0.3),
-    "qwen3-some-layers-sliding": Qwen3Config(
-        **SMALL, head_dim=8, initializer_range=0.3, use_sliding_window=True, sliding_window=9, max_window_layers=1
+    "llama": tiny_config(**SMALL, initializer_range=0.3),
+    "llama-tied": tiny_config(**SMALL, initializer_range=0.3, tie_word_embeddings=True),
+    "mistral": tiny_config("mistral", **SMALL, initializer_range=0.3, sliding_window=64),
+    "mistral-sliding": tiny_config("mistral", **SMALL, initializer_range=0.3, sliding_window=9),
+    "qwen2": tiny_config("qwen2", **SMALL, initializer_range=0.3),
+    "qwen3": tiny_config("qwen3", **SMALL, head_dim=8, initializer_range=0.3),
+    "qwen3-some-layers-sliding": tiny_config(
+        "qwen3",
+        **SMALL,
+        head_dim=8,
+        initializer_range=0.3,
+        use_sliding_window=True,
+        sliding_window=9,
+        max_window_layers=1,
     ),
-    "gpt-neox": GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, initializer_range=0.3),
-    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3),
+    "gpt-neox": tiny_config("gpt_neox", **UNGROUPED, initializer_range=0.3),
+    "gpt2": tiny_config("gpt2", **UNGROUPED, initializer_range=0.3),
 }
 
 
 def model_of(config: object, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=tree_attention.NAME).to(dtype).eval()
+    model = tiny_model(config, attention=tree_attention.NAME).to(dtype)
     last_layer.skip_unread_tokens(model)  # as `weights.load` does
     return model
 
@@ -175,7 +169,8 @@ def test_the_last_network_runs_for_what_is_read_and_no_more(name: str) -> None:
 
 
 def test_a_mixture_of_experts_is_left_whole() -> None:
-    model = model_of(Qwen3MoeConfig(**SMALL, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, initializer_range=0.3))  # fmt: skip  # noqa: E501
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    model = model_of(tiny_config("qwen3_moe", **SMALL, **experts, head_dim=8, initializer_range=0.3))
     articles = articles_of(seed=6)
     plain, ours = one_at_a_time(model, articles), on_trees(model, articles, 100)
 
@@ -246,9 +241,8 @@ def test_a_model_that_ignores_positions_is_found_out() -> None:
 
 def test_a_model_that_takes_no_trees_goes_the_slow_way() -> None:
     """Soft-capped logits: the tree is refused, and one sequence at a time is right."""
-    config = Gemma2Config(**SMALL, head_dim=8, initializer_range=0.3)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    config = tiny_config("gemma2", **SMALL, head_dim=8, initializer_range=0.3)
+    model = tiny_model(config, attention="sdpa")
     articles = articles_of(seed=5)
     plain, ours = one_at_a_time(model, articles), on_trees(model, articles, 100)
 
@@ -317,7 +311,7 @@ def test_a_compiled_kernel_reads_the_blocks_as_we_mean_them(window: int | None) 
 
 
 def test_a_window_in_chunks_is_refused_when_it_would_be_overlooked() -> None:
-    model = model_of(LlamaConfig(**SMALL, attention_chunk_size=8))
+    model = model_of(tiny_config(**SMALL, attention_chunk_size=8))
 
     check_supported(model, 8)
     with pytest.raises(ValueError, match="has 9 tokens, and LlamaForCausalLM has attention_chunk_size=8"):
@@ -325,7 +319,7 @@ def test_a_window_in_chunks_is_refused_when_it_would_be_overlooked() -> None:
 
 
 def test_logits_that_are_changed_after_the_head_are_refused() -> None:
-    gemma = model_of(Gemma2Config(**SMALL, head_dim=8))
+    gemma = model_of(tiny_config("gemma2", **SMALL, head_dim=8))
     with pytest.raises(ValueError, match="Gemma2ForCausalLM has final_logit_softcapping=30.0"):
         check_supported(gemma, 10)
 
@@ -333,7 +327,7 @@ def test_logits_that_are_changed_after_the_head_are_refused() -> None:
 def test_positions_that_depend_on_the_rest_of_the_row_are_refused() -> None:
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
             "original_max_position_embeddings": 32}  # fmt: skip
-    model = model_of(LlamaConfig(**SMALL, rope_parameters=rope))
+    model = model_of(tiny_config(**SMALL, rope_parameters=rope))
 
     check_supported(model, 32)
     with pytest.raises(ValueError, match="has longrope, whose positions depend on the longest article of a row"):
@@ -347,12 +341,12 @@ def test_an_article_beyond_the_context_is_refused() -> None:
 
 def test_attention_of_another_kind_is_refused() -> None:
     """Attention sinks: neither SDPA nor the tree has them."""
-    model = model_of(GptOssConfig(**SMALL, head_dim=8, num_local_experts=2, num_experts_per_tok=1))
+    model = model_of(tiny_config("gpt_oss", **SMALL, head_dim=8, num_local_experts=2, num_experts_per_tok=1))
     with pytest.raises(ValueError, match="GptOssAttention asks its attention for s_aux"):
         completion_logps(model, pack_row([([1, 2], [[3]])]))
 
 
 def test_a_model_that_keeps_the_tree_from_its_attention_is_refused() -> None:
-    model = model_of(StableLmConfig(**SMALL))
+    model = model_of(tiny_config("stablelm", **SMALL))
     with pytest.raises(ValueError, match="StableLmAttention does not get the tree"):
         completion_logps(model, pack_row([([1, 2], [[3]])]))

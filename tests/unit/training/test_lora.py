@@ -13,7 +13,7 @@ import torch.distributed as dist
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from jobs.cli import app
@@ -26,6 +26,7 @@ from pipeline.training.batches.example import Example
 from pipeline.training.loop import TrainLoop
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import completion_logps
+from tests.helpers.tiny_models import save_tiny_model
 from tests.helpers.training import Folders, settings
 
 VOCABULARY = 65
@@ -38,20 +39,17 @@ SETTINGS = settings(
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    folder = save_tiny_model(
+        tmp_path_factory.mktemp("base"),
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=65,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         initializer_range=0.1,
         tie_word_embeddings=True,
         attention_dropout=0.1,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text("")
     return folder
 
@@ -119,9 +117,7 @@ def test_an_adapter_of_pefts_own_is_read(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_merging_changes_the_weights_and_not_the_function(base: Path, tmp_path: Path, family: str) -> None:
     if family == "gpt2":  # its linear layers are transposed
-        base = tmp_path / "base"
-        config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2)
-        AutoModelForCausalLM.from_config(config).save_pretrained(base)
+        base = save_tiny_model(tmp_path / "base", "gpt2", vocab_size=VOCABULARY)
     adapter = trained(base, tmp_path / "adapter")
     expected = logits(loading.load_model(adapter, "float32"))
 

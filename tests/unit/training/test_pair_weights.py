@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.training.batches.batching import micro_batches, plan_steps
 from pipeline.training.batches.example import Example
 from pipeline.training.loop import TrainLoop
+from tests.helpers.tiny_models import save_tiny_model
 from tests.helpers.training import VOCABULARY, article_ids, random_examples, settings
 
 NOT_OF_THE_RESULT = ("tokens_per_second", "naive_tokens_per_second", "peak_memory_gib", "pairs", "num_tokens_naive")
@@ -18,11 +18,7 @@ NOT_OF_THE_RESULT = ("tokens_per_second", "naive_tokens_per_second", "peak_memor
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **sizes)).save_pretrained(folder)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("model"), vocab_size=VOCABULARY)
 
 
 def lines(model: Path, examples: list[Example], **changes: Any) -> list[dict[str, Any]]:
