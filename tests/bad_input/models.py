@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tests.helpers.paths import POLICY_MODEL as POLICY
 
 
-class _Evil:
+class Evil:
     def __init__(self, mark):
         self.mark = mark
 
@@ -21,7 +21,7 @@ class _Evil:
 
 
 def evil(path):
-    path.write_bytes(pickle.dumps(_Evil(path.parent / "PWNED")))
+    path.write_bytes(pickle.dumps(Evil(path.parent / "PWNED")))
 
 
 def set_json(folder, name, **values):

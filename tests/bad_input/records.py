@@ -23,7 +23,7 @@ DAMAGED = "{at}/stage/record.json is damaged: remove the folder stage/ to have i
 _ONE, _STATE = "rank-00000-of-00001.safetensors", "state.json"
 
 
-def _part(folder, name=_ONE, state="{}", **tensors):
+def write_part(folder, name=_ONE, state="{}", **tensors):
     save_file(tensors, folder / name)
     (folder / _STATE).write_text(state)
 
@@ -33,26 +33,26 @@ CHECKPOINTS = [
     ("empty", lambda f: None, "is not complete: it has []"),
     (
         "a part missing",
-        lambda f: _part(f, "rank-00001-of-00002.safetensors", weight=torch.ones(2, 2)),
+        lambda f: write_part(f, "rank-00001-of-00002.safetensors", weight=torch.ones(2, 2)),
         "is not complete",
     ),
     ("no state", lambda f: save_file({"weight": torch.ones(4, 2)}, f / _ONE), "is not complete"),
     (
         "a part cut off",
-        lambda f: (_part(f), (f / _ONE).write_bytes(b"abc")),
+        lambda f: (write_part(f), (f / _ONE).write_bytes(b"abc")),
         "is damaged, or another model's (Error while",
     ),
     (
         "another tensor",
-        lambda f: _part(f, bias=torch.ones(4, 2)),
+        lambda f: write_part(f, bias=torch.ones(4, 2)),
         "is damaged, or another model's (File does not contain",
     ),
-    ("too few rows", lambda f: _part(f, weight=torch.ones(3, 2)), "(weight is (3, 2), and should be (4, 2))"),
-    ("another shape", lambda f: _part(f, weight=torch.ones(4, 3)), "(weight is (4, 3), and should be (4, 2))"),
+    ("too few rows", lambda f: write_part(f, weight=torch.ones(3, 2)), "(weight is (3, 2), and should be (4, 2))"),
+    ("another shape", lambda f: write_part(f, weight=torch.ones(4, 3)), "(weight is (4, 3), and should be (4, 2))"),
     (
         "a state cut off",
-        lambda f: _part(f, state="{", weight=torch.ones(4, 2)),
+        lambda f: write_part(f, state="{", weight=torch.ones(4, 2)),
         "is damaged, or another model's (Expecting",
     ),
-    ("a pickle for a part", lambda f: (_part(f), evil(f / _ONE)), "is damaged, or another model's (Error while"),
+    ("a pickle for a part", lambda f: (write_part(f), evil(f / _ONE)), "is damaged, or another model's (Error while"),
 ]

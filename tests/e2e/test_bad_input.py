@@ -248,7 +248,7 @@ def test_the_pickle_would_run():
     """Else the tests above could not fail."""
     import pickle
 
-    assert b"system" in pickle.dumps(bad_models._Evil("x"))
+    assert b"system" in pickle.dumps(bad_models.Evil("x"))
 
 
 def test_a_dataset_that_is_a_pickle_or_a_script(tmp_path, monkeypatch):
@@ -450,7 +450,9 @@ def test_a_checkpoint(tmp_path, make, line):
 
 def test_a_checkpoint_of_more_workers_is_good(tmp_path):
     for rank in (0, 1):
-        bad_records._part(tmp_path, f"rank-{rank:05d}-of-00002.safetensors", weight=torch.full((2, 2), float(rank)))
+        bad_records.write_part(
+            tmp_path, f"rank-{rank:05d}-of-00002.safetensors", weight=torch.full((2, 2), float(rank))
+        )
     bad_models.evil(tmp_path / "optimizer.pt")
     found = torch.zeros(4, 2)
     checkpoint.load(tmp_path, [("weight", found)], rank=0, workers=1)

@@ -8,7 +8,6 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -27,10 +26,9 @@ from pipeline.data.preference_formats import Preference
 from pipeline.stages.external_pairs import collect_pairs
 from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.schema import COLUMNS
 from tests.helpers.cli import kill, rondo, start, wait_for
 from tests.helpers.paths import POLICY_MODEL, ROOT
-from tests.helpers.tables import read_records, write_table
+from tests.helpers.tables import add_table, read_records
 
 POLICY = str(POLICY_MODEL)
 SMALL = {"hardware": {"trainer": {"tokens_per_batch": 768}}, "policy": {"dtype": "float32"}}
@@ -251,10 +249,7 @@ def played(tmp_path, request):
         if number == 2:  # sampled letter by letter: the same text tokenized again is shorter
             letters = [i for c in "It was red." for i in tokens.tokenizer(c, add_special_tokens=False)["input_ids"]]
             rows[0]["summaries"][0]["token_ids"] = [*letters, tokens.tokenizer.eos_token_id]
-        table = pa.table({name: pa.array([r.get(name) for r in rows], COLUMNS[name]) for name in [*rows[0], "skipped"]})
-        address = f"round-{number:02d}/pairs"
-        said = write_table([table], f"{config.run}/{address}")
-        ledger.finish(address, {"build": str(number), "recipe": {}, **said})
+        add_table(ledger, f"round-{number:02d}/pairs", rows, build=str(number))
     return config, ledger, request.param
 
 

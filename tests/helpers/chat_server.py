@@ -1,39 +1,74 @@
-"""A chat server of ours on loopback that misbehaves as it is told to, and notes what it saw."""
+"""A local chat server that fails on demand and logs its requests; prompts and an engine for it."""
 
 import asyncio
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 from aiohttp import web
 
-from judges.base import Prompt
+from judges.base import Prompt, user
+from pipeline.config import hardware
+from pipeline.config.servers import ServedModel
+from pipeline.inference.openai_server import OpenAIServerEngine
 from pipeline.inference.scripted import ScriptedEngine
 
 KEY = "sk-Secret.0123456789"
 CONTEXT = 2000  # characters of a conversation; more does not fit
 
 
+def reply_text(prompt: Prompt, sample: int) -> str:
+    """A script for `ChatServer`: an answer to a question where the reply has a regex, else the sample's number."""
+    return "Q1 A" if prompt.regex else f"said {sample}"
+
+
+def chat_prompt(text: str = "hello", **changes: Any) -> Prompt:
+    return Prompt(user(text), max_tokens=20, **changes)
+
+
+def engine_at(server: "ChatServer", served: ServedModel | None = None, **settings: Any) -> OpenAIServerEngine:
+    """An engine for the server, with a short timeout and few tries unless `settings` say otherwise."""
+    quick = {"timeout": 2, "tries": 3} | settings
+    return OpenAIServerEngine(
+        "judge", served or ServedModel(server="ours"), hardware.Server(base_url=server.url, **quick)
+    )
+
+
 def _tokens(sample):
     return [{"token": text, "logprob": logp} for text, logp in sample.token_logps]
 
 
-class Server:
-    """Serves what `script(prompt, sample)` says, at `url`, while the `with` block runs.
+class ChatServer:
+    """Answers with the text of `script(prompt, sample)` while the `with` block runs.
 
-    A prompt that begins with `NAME:` gets that fault, the first time or, with `NAME!:`, always. The log notes tries by
-    prompt, when they came, their bodies, and the most that were under way at one time.
+    A prompt that begins with `NAME:` fails the first time, in the way of the method `_NAME`; with `NAME!:` it fails
+    every time.
+
+    Attributes:
+        url: the server's address, with `/v1`.
+        tries: number of requests by prompt.
+        times: when the requests of a prompt came, by the clock of the server's event loop.
+        bodies: bodies of all requests, in order.
+        most: the most requests that were under way at one time.
     """
 
-    def __init__(self, script, models=("judge",), key=None, delay=0.0):
+    def __init__(
+        self,
+        script: Callable[[Prompt, int], str],
+        models: tuple[str, ...] | list[str] = ("judge",),
+        key: str | None = None,
+        delay: float = 0.0,
+    ) -> None:
         self.engine, self.models, self.key, self.delay = ScriptedEngine(script), models, key, delay
         self.tries, self.times, self.bodies, self.now, self.most = Counter(), {}, [], 0, 0
         self.up = 0.0  # when it serves again, by its loop's clock
 
-    def down(self, seconds):
-        """Serve nobody for so long."""
+    def down(self, seconds: float) -> None:
+        """Refuse all requests for so many seconds."""
         self.up = self.loop.time() + seconds
 
     def __enter__(self):
@@ -64,7 +99,7 @@ class Server:
 
     def _refusal(self, request):
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
-            # Some do quote the key.
+            # Some servers quote the key.
             text = f"Incorrect API key provided: {request.headers.get('Authorization')}"
             return web.json_response({"error": {"message": text}}, status=401)
         return None
@@ -128,7 +163,7 @@ class Server:
         return web.Response(status=429, headers={"Retry-After": "1"})
 
     async def _prose(self, request, reply):
-        """No JSON in the text, though it was asked for; and paid for."""
+        """The text is not the JSON that was asked for, but its tokens are billed."""
         reply["choices"][0]["message"]["content"] = "As you wish."
         return web.json_response(reply)
 
@@ -153,7 +188,7 @@ class Server:
         return web.Response(text=json.dumps(reply)[:-20], content_type="application/json")
 
     async def _short(self, request, reply):
-        """Fewer bytes than were promised."""
+        """Sends fewer bytes than Content-Length says."""
         response = web.StreamResponse(headers={"Content-Length": "5000"})
         await response.prepare(request)
         await response.write(b'{"choices"')
@@ -174,7 +209,7 @@ class Server:
         return web.json_response(reply | {"choices": reply["choices"][:-1]})
 
     async def _drip(self, request, reply):
-        """A byte now and then: never silent, never done."""
+        """Sends a byte every 0.1 s, so that no read times out and the reply takes very long."""
         response = web.StreamResponse()
         await response.prepare(request)
         for byte in json.dumps(reply).encode():

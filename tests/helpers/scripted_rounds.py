@@ -5,16 +5,13 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.config import Config
 from pipeline.config.loader import apply_overrides, parse_config
 from pipeline.execution.dry_run import DryRun
 from pipeline.stages.articles import NoNewArticles
 from pipeline.stages.base import Stage
 from pipeline.storage.ledger import Artifact, Ledger
-from pipeline.storage.schema import COLUMNS
-from tests.helpers.tables import write_table
+from tests.helpers.tables import as_table, write_table
 
 ARTICLES = 100
 TRAINING = {"steps": 1, "warnings": [], "passport": {"dtype": "float32", "attention": "sdpa"}}
@@ -105,9 +102,7 @@ class ScriptedRounds(DryRun):
             }
 
     def write(self, address: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        names = [name for name in COLUMNS if rows and name in rows[0]] or ["article_id", "split", "skipped"]
-        table = pa.table({name: pa.array([row.get(name) for row in rows], COLUMNS[name]) for name in names})
-        return write_table([table], f"{self.ledger.root}/{address}")
+        return write_table([as_table(rows)], f"{self.ledger.root}/{address}")
 
 
 def drift_row(ratio: float) -> dict[str, Any]:

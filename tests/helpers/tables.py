@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.storage import streams, tables
+from pipeline.storage.ledger import Artifact, Ledger
+from pipeline.storage.schema import COLUMNS
 
 
 def write_table(parts: Iterable[pa.Table], uri: str) -> dict:
@@ -28,3 +30,16 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 def read_records(run: Path) -> dict[str, dict[str, Any]]:
     """Each record.json of a run by its artifact's address."""
     return {str(path.parent.relative_to(run)): json.loads(path.read_text()) for path in run.rglob("record.json")}
+
+
+def as_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as a stage would hand them on: with those columns of a run's tables that the first row has."""
+    names = [name for name in COLUMNS if name in rows[0]] if rows else ["article_id", "split"]
+    names = [*dict.fromkeys([*names, "skipped"])]
+    return pa.table({name: pa.array([row.get(name) for row in rows], COLUMNS[name]) for name in names})
+
+
+def add_table(ledger: Ledger, address: str, rows: list[dict[str, Any]], build: str = "build-1") -> Artifact:
+    """Write rows as a finished artifact of a run."""
+    counts = write_table([as_table(rows)], f"{ledger.root}/{address}")
+    return ledger.finish(address, {"build": build, "recipe": {}, **counts})

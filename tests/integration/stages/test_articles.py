@@ -1,5 +1,6 @@
 """The corpus: a bad row is set aside with its reason, a bad file is refused in one line, nothing disappears."""
 
+import io
 import json
 
 import pyarrow as pa
@@ -7,12 +8,25 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from pipeline.config import UserError
 from pipeline.config.run import Articles
 from pipeline.data.dedup import SeenTexts
-from pipeline.stages.articles import NoNewArticles, check_corpus, is_held_out, read_articles, read_new_articles
+from pipeline.execution.progress import Display
+from pipeline.execution.runner import Runner
+from pipeline.stages.articles import (
+    NoNewArticles,
+    check_corpus,
+    is_held_out,
+    read_articles,
+    read_first_articles,
+    read_new_articles,
+)
+from pipeline.storage import tables
+from pipeline.storage.ledger import Ledger
 from pipeline.storage.schema import to_dataset
+from tests.helpers.scripted_rounds import settings
 
 WORDS = " ".join(f"word{i}" for i in range(30))
 
@@ -213,3 +227,26 @@ def test_seen_is_a_set(texts):
         assert (text in seen) == (text in known)
         assert seen.add(text) == (text not in known)
         known.add(text)
+
+
+def test_what_a_growing_corpus_has_not_yet_leaves_nothing_behind(ray_cluster, tmp_path):
+    """The real stages in a real run: of no new articles comes no artifact, and of some that came later one."""
+    corpus = tmp_path / "a.jsonl"
+    lines = [json.dumps({"id": f"a{i}", "text": f"{i} " + " ".join(f"word{k}" for k in range(30))}) for i in range(60)]
+    corpus.write_text("\n".join(lines[:40]))
+    overrides = (f"articles.path={corpus}", "articles.each_round=new", "articles.eval_fraction=0.3")
+    config = settings(tmp_path / "run", [0, 0], *overrides)
+
+    def run():
+        return Runner(config, Ledger(config.run), Display(Console(file=io.StringIO())))
+
+    first = run().produce(read_first_articles)
+    with pytest.raises(NoNewArticles):
+        run().produce(read_new_articles, first, into="round-02")
+    assert run().ledger.find("round-02/articles") is None
+    corpus.write_text("\n".join(lines))
+    assert run().produce(read_first_articles).build == first.build, "a corpus that has grown makes nothing stale"
+    second = run().produce(read_new_articles, first, into="round-02")
+    found = [row["article_id"] for row in tables.read_table(run().ledger, second)]
+    assert sorted(found) == sorted(f"a{i}" for i in range(40, 60))
+    assert run().produce(read_new_articles, first, into="round-02").build == second.build

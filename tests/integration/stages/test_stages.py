@@ -2,32 +2,37 @@
 
 import math
 import random
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judges.base import LETTERS, UNSURE, Prompt, Question, Skip, user
+from jobs.show import show
+from judges.base import LETTERS, UNSURE, Question
 from pipeline.config import run
 from pipeline.config.hardware import EngineHardware
 from pipeline.evaluation.comparison import compare_writers, single_summary_rows
 from pipeline.inference.base import Reply, Sample
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
+from pipeline.judging.factory import make_judge
+from pipeline.judging.question_generation import generate_questions
 from pipeline.judging.scoring import soft_score
 from pipeline.stages.pairs import make_pairs
 from pipeline.stages.questions import ask_questions
 from pipeline.stages.scores import score_heldout, score_samples
 from pipeline.stages.summaries import (
-    _sample_with_baselines,
     first_sentences,
     sample_summaries,
     shorten,
     summarize_heldout,
     summarize_heldout_with_baselines,
 )
+from pipeline.storage.ledger import Ledger
 from pipeline.storage.schema import to_dataset
+from tests.helpers.tables import add_table
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -266,17 +271,14 @@ def test_a_soft_score_is_the_count_less_the_judges_doubts():
             assert score["answer_logps"] is score["soft"] is None
 
 
-def test_show_tells_the_soft_score_where_there_is_one(capsys):
-    from rich.console import Console
-
-    from jobs.show import _print_row
-
+def test_show_tells_the_soft_score_where_there_is_one(capsys, tmp_path):
     score = {"answers": ["A", None], "correct": 1, "words": 7}
     row = {"article_id": "a", "split": "train", "article": "An article.", "summaries": [], "scores": []}
     for soft in ({}, {"soft": None}, {"soft": 0.8125}):
         row["summaries"].append({"text": "one", "finish_reason": "stop"})
         row["scores"].append(score | soft)
-    _print_row(Console(highlight=False, width=100), row)
+    add_table(Ledger(str(tmp_path)), "scores", [row])
+    show(str(tmp_path), "scores", 1, None)
     said = [line.strip() for line in capsys.readouterr().out.splitlines() if "right" in line]
     plain_line = "summary {}  1 right (A unread), 7 words"
     assert said == [plain_line.format(0), plain_line.format(1), "summary 2  1 right (A unread), soft 0.81, 7 words"]
@@ -328,12 +330,12 @@ def test_baselines_are_judged_like_the_policy():
 
 
 def test_a_cut_off_summary_made_shorter_is_cut_off_too():
-    engine = ScriptedEngine(lambda prompt, sample: "Ana led it.")
+    engine = pool(lambda prompt, sample: "Ana led it.")
+    settings = {"policy": POLICY, "seed": 0, "policy_engine": engine, "baselines": run.Baselines()}
     for tokens, ends in ((5, ["length", "stop", "length"]), (50, ["stop"] * 3)):
-        (outcome,) = _sample_with_baselines(
-            Prompt(user("{article}"), tokens), "w", run.Baselines(), engine, articles(1)
-        )
-        assert [summary["finish_reason"] for summary in outcome["summaries"]] == ends
+        written = summarize_heldout_with_baselines(to_dataset(articles(1)), "w", max_tokens=tokens, **settings)
+        (row,) = written.take_all()
+        assert [summary["finish_reason"] for summary in row["summaries"]] == ends
 
 
 def test_a_summary_cut_off_never_wins():
@@ -355,13 +357,13 @@ def test_an_unread_answer_leaves_its_article_out_of_the_comparison():
 
 
 def test_a_question_cut_off_is_not_used():
-    from pipeline.judging.factory import make_judge
-    from pipeline.judging.question_generation import _read
-
     lines = "\n".join(f"Q{i} Who {i}? Answer Ana | Ben | Carla | Dan | Ev" for i in (1, 2))
-    whole, cut = (Reply([1], [Sample(lines, [1], finish)]) for finish in ("stop", "length"))
-    assert [q for q in _read(make_judge(JUDGE, 0), whole, 3) if isinstance(q, Skip)] == [Skip("question not written")]
-    assert _read(make_judge(JUDGE, 0), cut, 2)[1] == Skip("question cut off")
+    settings = run.Questions(check=False, min_questions=1)
+    for finish, count, reason in (("stop", 3, "question not written"), ("length", 2, "question cut off")):
+        engine = mock.Mock()
+        engine.generate.return_value = [Reply([1], [Sample(lines, [1], finish)])]
+        (outcome,) = generate_questions(make_judge(JUDGE, 0), count, settings, engine, [{"article": "Ana."}])
+        assert outcome["dropped"] == [reason]
 
 
 def test_lead_and_shorten():

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from pipeline.config.run import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.judging.preference import accuracy_then_length
-from pipeline.stages.pairs import _lot, _pair_with_base, merge_rounds, replay_pairs
-from pipeline.storage.schema import COLUMNS, to_dataset
+from pipeline.stages.pairs import _lot, _pair_with_base, merge_rounds
 
 
 @st.composite
@@ -112,25 +111,3 @@ def test_what_is_drawn_depends_on_the_article_and_not_on_its_place():
     lots = [_lot("0/1", 0, f"a{i}") for i in range(4000)]
     assert 900 < sum(lot < 0.25 for lot in lots) < 1100  # 1000 expected, four deviations either way
     assert lots != [_lot("0/2", 0, f"a{i}") for i in range(4000)], "another round draws others"
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_replay_gives_each_article_once_and_a_share_of_the_earlier_rounds():
-    now = [row("now", 3, [(1, 0)], f"a{i}") for i in range(30)]
-    first = [row("r1", 2, [(1, 0)], f"a{i}") for i in range(20, 60)]
-    second = [row("r2", 2, [(1, 0)], f"a{i}") for i in range(40)]
-    found = replay_pairs(
-        to_dataset(now), to_dataset(first), to_dataset(second), pairs=Pairs(replay=0.5), seed=0
-    ).take_all()
-    ids = [one["article_id"] for one in found]
-    assert len(ids) == len(set(ids)) and {f"a{i}" for i in range(30)} <= set(ids)
-    tally = Counter()
-    for one in found:
-        tally.update({entry["what"]: entry["count"] for entry in one["tally"]})
-    assert len(ids) + tally["merged"] == 30 + tally["replayed pairs"], "each of these rows has one pair"
-    assert 6 <= tally["replayed pairs"] <= 24, "15 are expected of 80, three deviations either way"
-    for one in found:
-        assert one["skipped"] is None
-        marks = [summary["writer"] for summary in one["summaries"]]
-        assert marks[:3] == [None] * 3 or one["writer"] in ("r1", "r2")
-        assert set(COLUMNS) >= set(one)

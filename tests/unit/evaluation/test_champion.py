@@ -1,11 +1,9 @@
 """Rounds walked by the real page and ledger; what a stage would make is scripted, so that who wins is known."""
 
-import io
 import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from pipeline.config import UserError
 from pipeline.config.sanitize import escape_markdown
@@ -13,11 +11,7 @@ from pipeline.evaluation import champion
 from pipeline.evaluation.report.metrics import collect_metrics
 from pipeline.evaluation.report.render import write_report
 from pipeline.execution.dry_run import DryRun
-from pipeline.execution.progress import Display
-from pipeline.execution.runner import Runner
 from pipeline.round import rounds
-from pipeline.stages.articles import NoNewArticles, read_first_articles, read_new_articles
-from pipeline.storage import tables
 from pipeline.storage.ledger import Ledger
 from tests.helpers.scripted_rounds import ScriptedRounds, settings
 
@@ -290,26 +284,3 @@ def test_the_report_has_the_rounds_the_champion_and_why_it_stopped(walk):
     assert "The champion is the policy of round 1: " in text
     assert "in 3 comparisons, which flatters it" in text
     assert escape_markdown(played[-1].ended) in text
-
-
-def test_what_a_growing_corpus_has_not_yet_leaves_nothing_behind(ray_cluster, tmp_path):
-    """The real stages in a real run: of no new articles comes no artifact, and of some that came later one."""
-    corpus = tmp_path / "a.jsonl"
-    lines = [json.dumps({"id": f"a{i}", "text": f"{i} " + " ".join(f"word{k}" for k in range(30))}) for i in range(60)]
-    corpus.write_text("\n".join(lines[:40]))
-    overrides = (f"articles.path={corpus}", "articles.each_round=new", "articles.eval_fraction=0.3")
-    config = settings(tmp_path / "run", [0, 0], *overrides)
-
-    def run():
-        return Runner(config, Ledger(config.run), Display(Console(file=io.StringIO())))
-
-    first = run().produce(read_first_articles)
-    with pytest.raises(NoNewArticles):
-        run().produce(read_new_articles, first, into="round-02")
-    assert run().ledger.find("round-02/articles") is None
-    corpus.write_text("\n".join(lines))
-    assert run().produce(read_first_articles).build == first.build, "a corpus that has grown makes nothing stale"
-    second = run().produce(read_new_articles, first, into="round-02")
-    found = [row["article_id"] for row in tables.read_table(run().ledger, second)]
-    assert sorted(found) == sorted(f"a{i}" for i in range(40, 60))
-    assert run().produce(read_new_articles, first, into="round-02").build == second.build

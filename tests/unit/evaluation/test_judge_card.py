@@ -1,7 +1,8 @@
 """The judge card: its figures are counted from what a scripted judge did, and a bad judge shows."""
 
-import json
 import math
+import re
+from collections import defaultdict
 
 import pytest
 
@@ -12,8 +13,7 @@ from pipeline.evaluation.win_rate import homogeneity_p
 from pipeline.inference.scripted import ScriptedEngine
 from pipeline.judging.factory import make_judge
 from pipeline.judging.question_generation import generate_questions
-from pipeline.judging.scoring import _reordered, score_summaries
-from tests.helpers.paths import ROOT
+from pipeline.judging.scoring import score_summaries
 
 JUDGE = run.JudgeSettings(model="none", questions=4, options=4, wording="plain")
 NAMES = ("Ana", "Ben", "Carla", "Dan")
@@ -155,11 +155,29 @@ def test_the_share_asked_again_is_drawn_by_the_article_and_changes_no_score():
 
 @pytest.mark.parametrize("options", [2, 4])
 def test_asked_again_the_options_are_in_another_order(options):
-    for i in range(50):
-        question = Question("q", f"Who led {i}?", NAMES[:options], 1)
-        other = _reordered(question)
-        assert other.options != question.options and sorted(other.options) == sorted(question.options)
-        assert other.options[other.answer] == question.options[question.answer]
+    orders = defaultdict(list)
+
+    def script(prompt, sample):
+        number, block = re.search(r"Who led (\d+)\?\n(.*?)\n\n", prompt.messages[0]["content"], re.DOTALL).groups()
+        order = [line[3:] for line in block.split("\n")[:options]]
+        orders[number].append(order)
+        return f"Q1 {LETTERS[order.index('Ben')]}"
+
+    question = {"question_id": "q", "options": list(NAMES[:options]), "answer": 1}
+    rows = [
+        {
+            "article_id": str(i),
+            "article": "",
+            "questions": [question | {"question": f"Who led {i}?"}],
+            "summaries": [{"text": "Ben"}],
+        }
+        for i in range(50)
+    ]
+    outcomes = score_summaries(make_judge(JUDGE, 0), ScriptedEngine(script), rows, again=1.0)
+    assert len(orders) == 50
+    for first, second in orders.values():
+        assert first == list(NAMES[:options]) != second and sorted(first) == sorted(second)
+    assert [outcome["tally"]["same again"] for outcome in outcomes] == [1] * 50, "Ben both times"
 
 
 @pytest.mark.parametrize(
@@ -184,51 +202,3 @@ def test_same_shares_at_the_5_percent_points_of_chi_square(kinds, point):
     n, d = 1000, math.sqrt(point * 1000 / 4)
     rest = [n] * (kinds - 2)
     assert homogeneity_p([n + d, n - d, *rest], [n - d, n + d, *rest]) == pytest.approx(0.05, rel=1e-5)
-
-
-def cloze(folder, *overrides):
-    """A configuration of the judge without a model, and its settings for some of the newsroom's articles."""
-    places = [f"articles.path={ROOT}/newsroom/articles.jsonl", f"policy.model={ROOT}/newsroom/models/policy"]
-    return str(ROOT / "configs/articles_cpu.yaml"), [*places, f"run={folder}", "articles.limit=40", *overrides]
-
-
-def test_what_a_card_cannot_be_made_of_is_told_before_ray_starts(tmp_path, monkeypatch):
-    from jobs.judge_card import make_judge_card
-    from pipeline.config import UserError
-    from pipeline.storage.ledger import Ledger
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("pipeline.execution.ray_cluster.connected", lambda hardware: pytest.fail("Ray was started"))
-    demo, own = "configs/demo.yaml", [f"run={tmp_path}", "articles.limit=40"]
-    served = [
-        "judge={model: j, wording: newsroom, served: {server: o}}",
-        "hardware.servers.o.base_url=http://127.0.0.1:1",
-    ]
-    with pytest.raises(UserError, match="hardware.servers.o.base_url is .*, and no server answers there"):
-        make_judge_card(demo, [*own, *served])
-    Ledger(str(tmp_path)).finish("articles", {"build": "b", "recipe": {"settings": {"articles": {"limit": 480}}}})
-    with pytest.raises(
-        UserError, match=r"made by another recipe .*: give the card a folder of its own, such as run=\S+-card"
-    ):
-        make_judge_card(demo, own)
-
-
-def test_a_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path):
-    """Of 4 questions as many as can be asked are to be good, and the cloze judge finds no more than that in some."""
-    from jobs.judge_card import make_judge_card
-
-    make_judge_card(*cloze(tmp_path, "judge.questions=20", "questions.min_questions=20"))
-    found = json.loads((tmp_path / "judge_card.json").read_text())
-    assert found["summaries_judged"] == 0 and found["questions_asked"] > 0 and found["ceiling"] == 1
-
-
-def test_a_card_alone(ray_cluster, tmp_path, capsys):
-    from jobs.judge_card import make_judge_card
-
-    make_judge_card(*cloze(tmp_path))
-    found = json.loads((tmp_path / "judge_card.json").read_text())
-    assert found["floor"] == 0 and found["floor_unsure"] == 1 and found["parse_rate"] == found["agreement"] == 1
-    assert 20 < found["summaries_judged"] <= 40
-    assert found["asked_again"] + found["unsure_twice"] >= 3 * found["summaries_judged"] > found["asked_again"] > 0
-    assert not (tmp_path / "config.yaml").exists(), "a run's settings are not those of its judge's card"
-    assert "same with options reordered" in capsys.readouterr().out

@@ -6,9 +6,11 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from jobs.show import _print_row
+from jobs.show import show
 from pipeline.evaluation.report.render import terminal_tables
 from pipeline.execution.progress import Display
+from pipeline.storage.ledger import Ledger
+from tests.helpers.tables import add_table
 
 HOSTILE = (
     "[bold]x[/] [/red] \x1b[31mred\x1b]0;owned\x07 {article} {0.__class__} %s $(touch x) | a | "
@@ -27,8 +29,22 @@ def said(on):
     return text
 
 
-def test_a_row_is_shown_as_it_is():
-    on = console()
+@pytest.fixture
+def shown(tmp_path, monkeypatch, capsys):
+    """Shows a row with `rondo show`; gives what it prints."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def show_row(row):
+        add_table(Ledger(str(tmp_path)), "pairs", [row])
+        show(str(tmp_path), "pairs", 1, None)
+        output = capsys.readouterr().out
+        assert "\x1b" not in output and "\x07" not in output
+        return output
+
+    return show_row
+
+
+def test_a_row_is_shown_as_it_is(shown):
     row = {
         "article_id": f"../../etc {HOSTILE}",
         "split": "train",
@@ -38,15 +54,13 @@ def test_a_row_is_shown_as_it_is():
         "scores": [{"answers": ["A"], "correct": 1, "words": 3}, {"answers": [None], "correct": 0, "words": 1}],
         "pairs": [{"chosen": 0, "rejected": 1, "reason": HOSTILE}],
     }
-    _print_row(on, row)
-    assert said(on).count(TOLD) == 6
+    assert shown(row).count(TOLD) == 6
 
 
-def test_a_row_of_drift_is_shown_without_its_article():
-    on = console()
+def test_a_row_of_drift_is_shown_without_its_article(shown):
     row = {"article_id": "a", "split": "train", "summaries": [{"text": "Ana led.", "finish_reason": "stop"}]}
-    _print_row(on, row | {"policy_logps": [-3.25], "base_logps": [-4.5]})
-    assert "summary 0, policy logp -3.25, base logp -4.50" in said(on) and "Ana led." in said(on)
+    output = shown(row | {"policy_logps": [-3.25], "base_logps": [-4.5]})
+    assert "summary 0, policy logp -3.25, base logp -4.50" in output and "Ana led." in output
 
 
 @pytest.mark.parametrize("show", ["say", "warn", "line"])

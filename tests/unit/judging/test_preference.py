@@ -177,18 +177,6 @@ def test_a_changed_function_is_another_recipe(mine):
     assert "pairs.preference" in stage.make_pairs.contents
 
 
-def test_a_function_of_the_users_goes_to_the_workers(mine, ray_cluster):
-    from pipeline.storage.schema import to_dataset
-
-    pairs = mine(
-        "travelling_preference",
-        "LEAST = 1\ndef mine(a, b, settings): return (a['words'] > b['words']) - (a['words'] < b['words'])",
-    )
-    some = row([(score(5, 9), {}), (score(0, 20), {})]) | {"article": "", "split": "train"}
-    (made,) = stage.make_pairs(to_dataset([some]), pairs).take_all()
-    assert [(p["chosen"], p["rejected"]) for p in made["pairs"]] == [(1, 0)]
-
-
 def row(some, finish="stop", article_id="a"):
     return {
         "article_id": article_id,

@@ -1,8 +1,6 @@
 """One copy a node of a model that is elsewhere: shared by processes, made anew, and removed when it harms nobody."""
 
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -11,15 +9,6 @@ import pytest
 
 from pipeline.config import UserError
 from pipeline.storage.model_files import node_cache
-from tests.helpers.paths import ROOT
-
-PROCESS = """
-import sys
-import pyarrow.fs as pafs
-from pipeline.storage.model_files import node_cache
-print(node_cache.local_copy(sys.argv[1], pafs.LocalFileSystem(), sys.argv[2]), flush=True)
-input()
-"""
 
 
 @pytest.fixture
@@ -44,30 +33,6 @@ def copy(model, uri="far://model"):
     return Path(node_cache.local_copy(uri, pafs.LocalFileSystem(), str(model)))
 
 
-def start(here, model, uri="far://model"):
-    command = [sys.executable, "-c", PROCESS, uri, str(model)]
-    environment = os.environ | {"TMPDIR": str(here)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-
-def age(path):
-    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 2 * node_cache._UNUSED))
-
-
-def test_processes_share_one_copy_that_nobody_else_can_open(here, model):
-    started = [start(here, model) for _ in range(4)]
-    said = [process.stdout.readline().strip() for process in started]
-    assert {copy(model)} == set(map(Path, said))
-    assert os.listdir(copy(model).parent) == [copy(model).name]
-    assert (copy(model) / "weights").read_text() == "1"
-    assert not (copy(model) / "checkpoints").exists()
-    assert {path.stat().st_mode & 0o777 for path in (copy(model), *copy(model).parents[:2])} == {0o700}
-    for process in started:
-        process.communicate("\n")
-
-
 def test_a_changed_model_and_another_one_are_other_copies(here, model):
     first = copy(model)
     (model / "record.json").write_text("{}")  # a policy's is written when it was looked at
@@ -76,24 +41,6 @@ def test_a_changed_model_and_another_one_are_other_copies(here, model):
     assert (copy(model) / "weights").read_text() == "2"
     assert copy(model) != first != copy(model, "far://other")
     assert (first / "weights").read_text() == "1"
-
-
-def test_a_copy_goes_when_nobody_reads_it_and_nobody_asked_in_a_day(here, model):
-    reader = start(here, model, "far://read")
-    read = Path(reader.stdout.readline().strip())
-    mine, fresh, begun = copy(model, "far://mine"), copy(model, "far://fresh"), read.with_name("part-of-the-dead")
-    begun.mkdir()
-    for old in (read, mine, begun):
-        age(old)
-    last = copy(model, "far://last")
-    assert set(read.parent.iterdir()) == {read, mine, fresh, last}
-    reader.communicate("\n")
-    node_cache.release_copies()
-    for old in (mine, fresh):
-        age(old)
-    assert copy(model, "far://mine") == mine  # asked for again
-    added = copy(model, "far://added")
-    assert set(read.parent.iterdir()) == {mine, last, added}
 
 
 def test_a_copy_that_somebody_removed_is_made_again(here, model):

@@ -18,7 +18,7 @@ from pipeline.inference.openai_server import OpenAIServerEngine
 from pipeline.inference.scripted import ScriptedEngine
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import plain_logps
-from tests.helpers.chat_server import Server
+from tests.helpers.chat_server import ChatServer
 from tests.helpers.paths import POLICY_MODEL as POLICY
 
 ARTICLE = "Summarize.\nOfficials said the scene was in Lima. The team was headed by Ana Santos."
@@ -41,7 +41,7 @@ def vllm():
 
 @pytest.fixture(scope="module")
 def http():
-    with Server(_script) as server:
+    with ChatServer(_script) as server:
         yield OpenAIServerEngine("judge", ServedModel(server="ours"), EngineServer(base_url=server.url))
 
 

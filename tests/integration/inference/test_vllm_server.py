@@ -1,0 +1,143 @@
+"""The engine for OpenAI servers against vLLM's own server, alone and in a whole run."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from judges.base import Question, line_logps
+from judges.mcq import McqJudge
+from judges.prompts import NEWSROOM
+from pipeline.config import hardware
+from pipeline.config.servers import ServedModel
+from pipeline.inference.base import count_tokens
+from pipeline.inference.openai_server import OpenAIServerEngine
+from pipeline.inference.server_check import check_server
+from tests.helpers.chat_server import KEY, ChatServer, chat_prompt
+from tests.helpers.cli import rondo
+from tests.helpers.paths import DEMO, ROOT
+from tests.helpers.paths import JUDGE_MODEL as JUDGE
+
+
+@pytest.fixture(scope="module")
+def newsroom(tmp_path_factory):
+    """The address of a vLLM server with the newsroom judge, in a process of ours."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Not `vllm serve`: of the CPU build it asks for the version of a package `vllm`, which that build is not.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(JUDGE), "--port", str(port)]
+    options = ["--host=127.0.0.1", "--served-model-name=judge", "--dtype=float32", "--enforce-eager"]
+    environment = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_API_KEY": KEY,
+    }
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, *options, "--enable-prompt-tokens-details"], env=environment, stdout=output, stderr=output
+        )
+    try:
+        url, deadline = f"http://127.0.0.1:{port}/v1", time.monotonic() + 240
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health").is_success:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def place(newsroom, monkeypatch):
+    monkeypatch.setenv("OUR_KEY", KEY)
+    prices = {"judge": {"input": 1.0, "output": 2.0}}
+    return hardware.Hardware(servers={"ours": {"base_url": newsroom, "api_key_env": "OUR_KEY", "prices": prices}})
+
+
+@pytest.mark.slow
+def test_the_newsroom_judge_at_vllms_own_server(place):
+    served = ServedModel(server="ours")
+    check_server("judge", "judge", served, place)
+    judge = McqJudge(wording=NEWSROOM)
+    lines = (ROOT / "newsroom" / "articles.jsonl").read_text(encoding="utf-8").splitlines()[:8]
+    articles = [json.loads(line)["text"] for line in lines]
+    tried = OpenAIServerEngine("judge", served, place.servers["ours"])
+    replies = tried.generate([judge.ask_questions(article) for article in articles])
+    asked = [judge.read_questions(reply.samples[0].text) for reply in replies]
+    assert all(isinstance(question, Question) for line in asked for question in line)
+    answers = [judge.ask_answers(article, line) for article, line in zip(articles, asked, strict=True)]
+    replied = tried.generate([replace(prompt, logprobs=True) for prompt in answers])
+    right = 0
+    for prompt, reply, line in zip(answers, replied, asked, strict=True):
+        (sample,) = reply.samples
+        assert re.fullmatch(prompt.regex, sample.text)
+        assert sample.finish_reason == "stop"
+        assert -20 < sample.logp <= 0
+        assert None not in line_logps(sample.token_logps, len(line))
+        right += sum(said == q.letter for said, q in zip(judge.read_answers(sample.text, line), line, strict=True))
+    assert right >= 0.9 * sum(map(len, asked))
+    spent = count_tokens(replied)
+    assert spent["tokens_in"] > 1000
+    assert spent["micro_usd"] == pytest.approx(spent["tokens_in"] + 2 * spent["tokens_out"])
+    again = count_tokens(tried.generate(answers))
+    assert again["tokens_cached"] > 0.4 * again["tokens_in"]  # in blocks of 128 on a CPU
+    (long,) = tried.generate([chat_prompt("Lima " * 5000)])
+    assert long.error == "prompt too long"
+
+
+@pytest.mark.slow
+def test_a_run_with_a_served_judge_and_a_column_beside(place, newsroom, tmp_path):
+    """Judged at vLLM's server, beside a model that says the first sentence; finished, the run needs no server."""
+
+    def first_sentence(prompt, sample):
+        return prompt.messages[0]["content"].split("\n")[-1].split(". ")[0] + "."
+
+    with ChatServer(first_sentence, models=["lead-1"], key=KEY) as other:
+        overrides = [
+            f"run={tmp_path}/run",
+            "rounds=1",
+            "articles.limit=60",
+            "summaries.n=4",
+            "training.num_train_epochs=1",
+            "judge.model=judge",
+            "judge.dtype=bfloat16",
+            "judge.max_model_len=null",
+            "judge.served.server=news",
+            "compare.lead-1={model: lead-1, server: other}",
+            f"hardware.servers.news={{base_url: '{newsroom}', api_key_env: OUR_KEY}}",
+            "hardware.servers.news.prices.judge={input: 9, output: 9}",
+            f"hardware.servers.other={{base_url: '{other.url}', api_key_env: OUR_KEY}}",
+        ]
+        done = rondo("run", DEMO, *overrides, OUR_KEY=KEY)
+        assert done.returncode == 0, done.stdout + done.stderr
+    again = rondo("run", DEMO, *overrides, OUR_KEY="")
+    assert again.returncode == 0, again.stderr
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    column = metrics["compared"]["lead-1"]
+    assert 0 < column["vs_base"]["strict"]["n"] <= column["n"]  # fewer, where the base has an answer unread
+    assert "| lead-1 against base | strict |" in (tmp_path / "run/report.md").read_text()
+    record = json.loads((tmp_path / "run/compare/lead-1/evaluation/record.json").read_text())
+    assert record["tally"]["tokens_in"] > 0
+    assert record["tally"]["micro_usd"] > 0
+    for file in (tmp_path / "run").rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+    assert KEY not in done.stdout + done.stderr

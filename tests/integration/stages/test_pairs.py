@@ -1,0 +1,61 @@
+"""Pairs made by Ray Data's workers: a user's own preference, and replay of earlier rounds."""
+
+import sys
+from collections import Counter
+
+import pytest
+
+from pipeline.config.run import Pairs
+from pipeline.stages.pairs import make_pairs, replay_pairs
+from pipeline.storage.schema import COLUMNS, to_dataset
+
+
+def row(writer, count, pairs, article="a"):
+    return {
+        "article_id": article,
+        "article": "Text.",
+        "split": "train",
+        "writer": writer,
+        "prompt_ids": [1, 2, 3],
+        "summaries": [
+            {"text": f"{writer} {i}", "token_ids": [i + 1, 0], "finish_reason": "stop", "logp": -1.0}
+            for i in range(count)
+        ],
+        "scores": [{"answers": [], "correct": i, "unread": 0, "words": 9, "invalid_chars": 0} for i in range(count)],
+        "pairs": [{"chosen": c, "rejected": r, "reason": f"{writer}", "weight": 1.0} for c, r in pairs],
+    }
+
+
+def test_a_function_of_the_users_goes_to_the_workers(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "travelling_preference.py").write_text(
+        "LEAST = 1\ndef mine(a, b, settings): return (a['words'] > b['words']) - (a['words'] < b['words'])"
+    )
+    article = row("w", 2, [])
+    for score, words in zip(article["scores"], (9, 20), strict=True):
+        score["words"] = words
+    (made,) = make_pairs(to_dataset([article]), Pairs(preference="travelling_preference:mine")).take_all()
+    assert [(p["chosen"], p["rejected"]) for p in made["pairs"]] == [(1, 0)]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_replay_gives_each_article_once_and_a_share_of_the_earlier_rounds():
+    now = [row("now", 3, [(1, 0)], f"a{i}") for i in range(30)]
+    first = [row("r1", 2, [(1, 0)], f"a{i}") for i in range(20, 60)]
+    second = [row("r2", 2, [(1, 0)], f"a{i}") for i in range(40)]
+    found = replay_pairs(
+        to_dataset(now), to_dataset(first), to_dataset(second), pairs=Pairs(replay=0.5), seed=0
+    ).take_all()
+    ids = [one["article_id"] for one in found]
+    assert len(ids) == len(set(ids)) and {f"a{i}" for i in range(30)} <= set(ids)
+    tally = Counter()
+    for one in found:
+        tally.update({entry["what"]: entry["count"] for entry in one["tally"]})
+    assert len(ids) + tally["merged"] == 30 + tally["replayed pairs"], "each of these rows has one pair"
+    assert 6 <= tally["replayed pairs"] <= 24, "15 are expected of 80, three deviations either way"
+    for one in found:
+        assert one["skipped"] is None
+        marks = [summary["writer"] for summary in one["summaries"]]
+        assert marks[:3] == [None] * 3 or one["writer"] in ("r1", "r2")
+        assert set(COLUMNS) >= set(one)
