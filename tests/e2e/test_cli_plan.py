@@ -29,7 +29,7 @@ def planned(settings, rates=(), price=None):
     made = Estimator(settings, Ledger(settings.run), Throughput([Ledger(root) for root in rates], settings), price)
     for _ in rounds(made):
         pass
-    return {line.address: line for line in made.lines}
+    return {line.address: line for line in made.estimates}
 
 
 @pytest.mark.slow

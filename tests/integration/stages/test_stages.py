@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.show import show
+from jobs.show import show_rows
 from judges.base import LETTERS, UNSURE, Question
 from pipeline.config import run
 from pipeline.config.hardware import EngineHardware
@@ -278,7 +278,7 @@ def test_show_tells_the_soft_score_where_there_is_one(capsys, tmp_path):
         row["summaries"].append({"text": "one", "finish_reason": "stop"})
         row["scores"].append(score | soft)
     add_table(Ledger(str(tmp_path)), "scores", [row])
-    show(str(tmp_path), "scores", 1, None)
+    show_rows(str(tmp_path), "scores", 1, None)
     said = [line.strip() for line in capsys.readouterr().out.splitlines() if "right" in line]
     plain_line = "summary {}  1 right (A unread), 7 words"
     assert said == [plain_line.format(0), plain_line.format(1), "summary 2  1 right (A unread), soft 0.81, 7 words"]

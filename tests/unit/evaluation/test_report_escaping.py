@@ -6,7 +6,7 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from jobs.show import show
+from jobs.show import show_rows
 from pipeline.evaluation.report.render import terminal_tables
 from pipeline.execution.progress import Display
 from pipeline.storage.ledger import Ledger
@@ -36,7 +36,7 @@ def shown(tmp_path, monkeypatch, capsys):
 
     def show_row(row):
         add_table(Ledger(str(tmp_path)), "pairs", [row])
-        show(str(tmp_path), "pairs", 1, None)
+        show_rows(str(tmp_path), "pairs", 1, None)
         output = capsys.readouterr().out
         assert "\x1b" not in output and "\x07" not in output
         return output
