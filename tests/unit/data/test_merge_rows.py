@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.config.run import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.judging.preference import accuracy_then_length
-from pipeline.stages.pairs import _lot, _pair_with_base, merge_rounds
+from pipeline.stages.pairs import _hash_share, _pair_article_with_base, merge_rounds
 
 
 @st.composite
@@ -85,7 +85,7 @@ def beside(own, base):
 def test_the_rejected_are_the_bases_and_the_chosen_are_better():
     own, base = row("now", 5, []), row("base", 3, [])
     settings = Pairs(threshold=5, max_per_article=99)
-    made = _pair_with_base(accuracy_then_length, settings, 0, beside(own, base))
+    made = _pair_article_with_base(accuracy_then_length, settings, 0, beside(own, base))
     both = own | made
     assert told(both).keys() == {
         ((f"now {a}", a), (f"base {b}", b), f"{a} against {b} right, 9 against 9 words")
@@ -101,13 +101,13 @@ def test_an_article_on_which_the_base_is_as_good_gives_no_pair():
     own, base = row("now", 2, []), row("base", 5, [])
     own["scores"] = [score | {"correct": 0} for score in own["scores"]]
     rule, settings = accuracy_then_length, Pairs(threshold=5)
-    assert _pair_with_base(rule, settings, 0, beside(own, base)).reason == "none better than the base's"
+    assert _pair_article_with_base(rule, settings, 0, beside(own, base)).reason == "none better than the base's"
     cut = [summary | {"finish_reason": "length"} for summary in base["summaries"]]
-    said = _pair_with_base(rule, settings, 0, beside(own, base | {"summaries": cut}))
+    said = _pair_article_with_base(rule, settings, 0, beside(own, base | {"summaries": cut}))
     assert said.reason == "no usable summary of the base"
 
 
 def test_what_is_drawn_depends_on_the_article_and_not_on_its_place():
-    lots = [_lot("0/1", 0, f"a{i}") for i in range(4000)]
+    lots = [_hash_share("0/1", 0, f"a{i}") for i in range(4000)]
     assert 900 < sum(lot < 0.25 for lot in lots) < 1100  # 1000 expected, four deviations either way
-    assert lots != [_lot("0/2", 0, f"a{i}") for i in range(4000)], "another round draws others"
+    assert lots != [_hash_share("0/2", 0, f"a{i}") for i in range(4000)], "another round draws others"
