@@ -19,7 +19,7 @@ dev:
 demo: setup  ## two rounds on the newsroom, with tiny models: no GPU, no downloads
 	@$(BIN)/rondo run configs/demo.yaml
 
-test: dev  ## the tests; ARGS='-m slow' or ARGS=tests/unit for some of them
+test: dev  ## the tests; ARGS=tests/unit for the fast ones, ARGS='-m slow' for the slow ones
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: dev  ## format, lint and types, changing nothing

@@ -1,4 +1,4 @@
-"""What several tests share: one Ray, kept for the session, and small things to make rows from."""
+"""Fixtures and hooks for all tests: one Ray per session, real data beside the checkout, and the order of the files."""
 
 import gc
 import os
@@ -16,33 +16,35 @@ from tests.helpers.paths import ROOT, SHARED
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-# A tiny model on two threads waits for its threads; the more so the busier the machine.
+# The threads of a tiny model mostly wait for each other; the busier the machine, the longer.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 
 LONGEST = {"test_cli_run.py", "test_chaos.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that two at a time end together."""
+    """Mark what needs Ray, and put the longest files first, so that both test processes end at about the same time."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A Ray of our own, as `rondo run` starts it."""
+    """Ray on this machine, started as `rondo run` starts it."""
     from pipeline.execution.ray_cluster import connected_ray
 
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ["PYTHONPATH"] = str(ROOT)  # workers import the scripts that tests give them
-    os.environ |= s3_server.ENVIRONMENT  # and find the S3 server, once a test has started it
+    os.environ["PYTHONPATH"] = str(ROOT)  # Ray's workers import classes and functions from the test files
+    os.environ |= s3_server.ENVIRONMENT  # and use the S3 server, once a test has started it
     with connected_ray(Hardware(ray_cpus=4)):
         yield
 
 
 @pytest.fixture(autouse=True)
-def no_engine_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A pipeline that failed keeps its engines, and their CPUs, until Python finds that nobody refers to it."""
+def release_engines(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect garbage after each test with Ray: a failed pipeline keeps its engines, and their CPUs, until then."""
     yield
     if "ray_cluster" in request.fixturenames:
         gc.collect()
@@ -50,7 +52,7 @@ def no_engine_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def shared_data() -> Path:
-    """Real articles and a third-party checkpoint, which are not part of the project."""
+    """The folder with real articles and a third-party checkpoint, which are not part of the repository."""
     if not SHARED.is_dir():
         pytest.skip("the folder with real articles and models is not beside this checkout")
     return SHARED

@@ -1,4 +1,4 @@
-"""A local server that speaks S3 (moto's), and the environment in which everything finds it."""
+"""Starts a local S3 server (moto's). `ENVIRONMENT` holds the variables that make every client use it."""
 
 import socket
 import subprocess
@@ -17,9 +17,9 @@ def _free_port() -> int:
 
 
 PORT = _free_port()
-PLACE = f"http://127.0.0.1:{PORT}"
+ADDRESS = f"http://127.0.0.1:{PORT}"
 ENVIRONMENT = {
-    "AWS_ENDPOINT_URL": PLACE,
+    "AWS_ENDPOINT_URL": ADDRESS,
     "AWS_ACCESS_KEY_ID": "s3tests0123456789",
     "AWS_SECRET_ACCESS_KEY": "s3tests9876543210",
     "AWS_DEFAULT_REGION": "us-east-1",
@@ -29,13 +29,13 @@ ENVIRONMENT = {
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """`s3://bucket` while the block runs."""
+    """Run the server while the block runs; gives the URI of an empty bucket."""
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(PORT)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
             try:
-                urllib.request.urlopen(urllib.request.Request(f"{PLACE}/bucket", method="PUT")).close()
+                urllib.request.urlopen(urllib.request.Request(f"{ADDRESS}/bucket", method="PUT")).close()
                 break
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)

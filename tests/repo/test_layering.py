@@ -1,59 +1,158 @@
-"""Imports go one way, and what should be light is light."""
+"""The shape of the code: which package imports which, what stays light, and that file names in prose exist."""
 
 import ast
+import io
+import re
 import subprocess
 import sys
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
 
 from tests.helpers.paths import ROOT
 
-STAGES = {"articles", "questions", "summaries", "scores", "pairs", "references", "policy", "evaluation"} | {
-    "own_pairs",
-    "second",
-    "drift",
-    "replay",
-}
+CODE = ("pipeline", "judges", "jobs", "newsroom", "bench")
+# A package may import those of the lines above it. Packages of one line do not import each other.
+ORDER = (
+    ("judges",),
+    ("pipeline.config",),
+    ("pipeline.storage",),
+    ("pipeline.data", "pipeline.inference", "pipeline.training"),
+    ("pipeline.judging",),
+    ("pipeline.stages",),
+    ("pipeline.evaluation", "pipeline.execution"),
+    ("pipeline.round",),
+    ("pipeline",),  # its __init__ hands on `align`
+    ("jobs",),
+    ("newsroom",),
+    ("bench",),
+    ("tests",),
+)
 
 
-def imports(path):
-    """Modules that a file imports at any place in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def python_files(*folders):
+def python_files(*folders: str) -> list[Path]:
     return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def importers(package, *folders):
-    found = python_files(*folders)
-    return [path.name for path in found if any(name.split(".")[0] == package for name in imports(path))]
+def module_name(path: Path) -> str:
+    """`pipeline.config.run` for its file, `pipeline.config` for the package's __init__.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in python_files(*CODE, "tests")}
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """What a file imports, inside functions too: both `a.b` and `a.b.c` for `from a.b import c`."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def imported_modules(name: str) -> frozenset[str]:
+    """Modules of this repository that a module imports.
+
+    `from a.b import c` counts as an import of `a.b.c` if that is a module, else of `a.b`.
+    """
+    modules = set()
+    for node in ast.walk(parse(MODULES[name])):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                modules.add(submodule if submodule in MODULES else node.module)
+    return frozenset(modules & MODULES.keys())
+
+
+def package_of(module: str) -> str:
+    """The entry of ORDER to which a module belongs: the longest that is a prefix of its name."""
+    packages = (package for group in ORDER for package in group)
+    return max((p for p in packages if f"{module}.".startswith(f"{p}.")), key=len)
+
+
+def rank(package: str) -> int:
+    return next(i for i, group in enumerate(ORDER) if package in group)
+
+
+def test_every_package_has_its_place_in_the_order():
+    """A new folder under pipeline/ is not mistaken for pipeline/__init__.py, which may import everything."""
+    assert [name for name in MODULES if package_of(name) == "pipeline"] == ["pipeline"]
+
+
+@pytest.mark.parametrize("package", [package for group in ORDER for package in group])
+def test_a_package_imports_only_earlier_ones(package):
+    wrong = []
+    for module in (name for name in MODULES if package_of(name) == package):
+        for target in sorted(imported_modules(module)):
+            other = package_of(target)
+            if other != package and rank(other) >= rank(package):
+                wrong.append(f"{module} imports {target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    def reachable(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for module in imported_modules(waiting.pop()) - seen:
+                seen.add(module)
+                waiting.append(module)
+        return seen
+
+    reached = {name: reachable(name) for name in MODULES}
+    circles = {frozenset(other for other in reached[name] if name in reached[other]) for name in MODULES}
+    assert not [sorted(circle) for circle in circles if circle]
+
+
+def test_stages_do_not_import_each_other():
+    stages = {name for name in MODULES if name.startswith("pipeline.stages.")} - {"pipeline.stages.base"}
+    wrong = {name: sorted(imported_modules(name) & (stages - {name})) for name in stages}
+    assert not {name: others for name, others in wrong.items() if others}
+
+
+def test_test_files_share_code_through_helpers_only():
+    test_files = {name for name in MODULES if name.rpartition(".")[2].startswith("test_")}
+    wrong = {name: sorted(imported_modules(name) & test_files) for name in MODULES}
+    assert not {name: others for name, others in wrong.items() if others}
+
+
+def importers(package: str, *folders: str) -> list[str]:
+    """Files in `folders` that import a package from outside the repository, at any place in them."""
+    return [
+        str(path.relative_to(ROOT))
+        for path in python_files(*folders)
+        if any(name.split(".")[0] == package for name in imported_names(path))
+    ]
 
 
 @pytest.mark.parametrize("path", python_files("judges"), ids=lambda path: path.name)
 def test_judges_need_the_standard_library_only(path):
-    for name in imports(path):
+    for name in imported_names(path):
         top = name.split(".")[0]
         assert top in sys.stdlib_module_names or top == "judges", f"{path.name} imports {name}"
 
 
-@pytest.mark.parametrize("name", sorted(STAGES))
-def test_stages_do_not_import_each_other(name):
-    others = {f"pipeline.{other}" for other in STAGES - {name}}
-    assert not others & set(imports(ROOT / "pipeline" / f"{name}.py"))
-
-
 def test_only_one_module_imports_vllm():
-    assert importers("vllm", "pipeline", "judges", "jobs") == ["vllm.py"]
+    assert importers("vllm", "pipeline", "judges", "jobs") == ["pipeline/inference/vllm.py"]
 
 
-def test_only_the_worker_imports_ray_for_training():
-    assert importers("ray", "pipeline/training") == ["ray_job.py"]
+def test_only_the_ray_job_imports_ray_for_training():
+    assert importers("ray", "pipeline/training") == ["pipeline/training/ray_job.py"]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +175,48 @@ def test_what_is_light_stays_light(module, without):
     assert not without & set(loaded.split())
 
 
-def test_modules_say_what_they_are_for_and_have_one_idea():
-    for path in python_files("pipeline", "judges", "jobs", "newsroom"):
-        text = path.read_text(encoding="utf-8")
-        assert len(text.split("\n")) <= 350, f"{path} has two ideas in it"
-        if text.strip():
-            assert ast.get_docstring(ast.parse(text)), f"{path} does not say what it is for"
+def folders_of(root: str) -> list[Path]:
+    return [ROOT / root, *(path for path in sorted((ROOT / root).rglob("*")) if path.is_dir())]
+
+
+@pytest.mark.parametrize("root", [*CODE, "tests"])
+def test_a_folder_has_at_most_ten_entries(root):
+    counts = {}
+    for folder in folders_of(root):
+        if "__pycache__" not in folder.parts:
+            entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+            counts[str(folder.relative_to(ROOT))] = len(entries - {"__init__.py", "__pycache__"})
+    assert not {folder: count for folder, count in counts.items() if count > 10}
+
+
+def test_every_module_and_package_has_a_docstring():
+    bare = [str(path.relative_to(ROOT)) for path in MODULES.values() if not ast.get_docstring(parse(path))]
+    assert not bare
+
+
+def test_packages_of_the_pipeline_introduce_themselves_in_3_to_10_lines():
+    packages = [path for path in python_files("pipeline") if path.name == "__init__.py"]
+    lines = {str(path.relative_to(ROOT)): len(ast.get_docstring(parse(path)).splitlines()) for path in packages}
+    assert not {path: count for path, count in lines.items() if not 3 <= count <= 10}
+
+
+def prose(path: Path) -> Iterator[str]:
+    """Docstrings and comments of a file."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+
+
+def test_file_names_in_docstrings_and_comments_exist():
+    """They are relative to the module's folder or one above it, or to pipeline/."""
+    missing = []
+    for path in python_files(*CODE, "tests"):
+        folders = [ROOT / "pipeline", *(folder for folder in path.parents if folder.is_relative_to(ROOT))]
+        for text in prose(path):
+            names = re.findall(r"[\w./-]*\w\.py\b|docs/[\w/-]+\.md\b", text)
+            unknown = [name for name in names if not any((folder / name).exists() for folder in folders)]
+            missing += [f"{path.relative_to(ROOT)}: {name}" for name in unknown]
+    assert not missing, "\n".join(missing)
