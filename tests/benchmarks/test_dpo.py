@@ -16,8 +16,8 @@ from tests.helpers.tiny_models import tiny_config
 pytest.importorskip("trl")
 
 
-def bench(out: Path, *arguments: str, script: str = "dpo") -> dict[str, Any]:
-    command = [sys.executable, f"bench/{script}.py", "--tiny", "--runs", "1", "--threads", "1", "--json", str(out)]
+def bench(out: Path, *arguments: str, script: str = "training.dpo") -> dict[str, Any]:
+    command = [sys.executable, "-m", f"bench.{script}", "--tiny", "--runs", "1", "--threads", "1", "--json", str(out)]
     done = subprocess.run(
         [*command, *arguments],
         cwd=ROOT,
@@ -55,7 +55,7 @@ def test_the_gpu_suite_runs_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_useful_flops_by_hand() -> None:
-    from bench import scale, sides
+    from bench.training import scale, sides
 
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 10}
     config = tiny_config(**sizes, num_key_value_heads=1)
@@ -73,7 +73,7 @@ def test_useful_flops_by_hand() -> None:
 @pytest.mark.slow
 def test_every_side_of_the_sampling_bench_makes_every_summary(tmp_path: Path) -> None:
     few = ("--articles", "4", "--batch-size", "4", "--max-tokens", "8", "--k", "8")
-    result = bench(tmp_path / "result.json", *few, script="sampling")
+    result = bench(tmp_path / "result.json", *few, script="inference.sampling")
 
     assert set(result["runs"]) == {"rondo", "ray_data_llm", "ray_data_llm_uncached", "bare_vllm"}
     assert all(run["tokens"] == 4 * 8 * 8 for runs in result["runs"].values() for run in runs)
@@ -85,7 +85,7 @@ def test_every_side_of_the_sampling_bench_makes_every_summary(tmp_path: Path) ->
 def test_a_side_is_over_at_its_last_table(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from bench.samplers import Door
+    from bench.inference.samplers import Door
 
     door = Door(str(tmp_path), {"k": 1, "batch_size": 2, "articles": 4})
 

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import judge_vs_people
-from bench.judge_vs_people import RATINGS, compare, kendall, read, spearman
+from bench.judge_quality import judge_vs_people
+from bench.judge_quality.judge_vs_people import RATINGS, compare, kendall, read, spearman
 from judges.cloze import ClozeJudge
 from pipeline.config import UserError
 from pipeline.config.loader import load_config
 from pipeline.inference.scripted import ScriptedEngine
 from tests.helpers.paths import ROOT
 
-SAMPLE = ROOT / "bench/people_sample.jsonl"
+SAMPLE = ROOT / "bench/judge_quality/people_sample.jsonl"
 CONFIG = ROOT / "configs/articles_cpu.yaml"
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench.judging import REFERENCE, SIDES, ask, newsroom_work
+from bench.inference.judging import REFERENCE, SIDES, ask, newsroom_work
 from judges.prompts import NEWSROOM, PLAIN
 from tests.helpers.paths import ROOT
 
@@ -30,9 +30,9 @@ def test_each_side_asks_in_its_own_way(side, wording):
 
 def test_it_runs_and_counts_tokens(tmp_path):
     sizes = "--layers 1 --heads 3 --question-tokens 150 --random-articles 2 --summaries 4 --equal 0.5 --replies 5 7"
-    command = [sys.executable, "bench/judging.py", "--cases", "random", "--runs", "1", "--threads", "1", *sizes.split()]
+    command = [sys.executable, "-m", "bench.inference.judging", "--cases", "random", "--runs", "1", "--threads", "1"]
     done = subprocess.run(
-        [*command, "--json", str(tmp_path / "out.json")],
+        [*command, *sizes.split(), "--json", str(tmp_path / "out.json")],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -4,13 +4,13 @@ import json
 import random
 import subprocess
 
-import chaos
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from bench.recovery import chaos
 from tests.helpers.cli import PACE, kill, start
 
 SMALL = ["articles.limit=60", "summaries.n=4", "training.num_train_epochs=1", "training.pairs_per_step=16"]

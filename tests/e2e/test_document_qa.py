@@ -6,7 +6,7 @@ from statistics import mean
 import pytest
 from transformers import AutoTokenizer
 
-from newsroom.make_articles import documents
+from newsroom.recipe.make_articles import documents
 from tests.helpers.cli import PACE, rondo
 from tests.helpers.paths import ROOT
 from tests.helpers.tables import read_rows

@@ -13,7 +13,7 @@ from judges.base import Prompt, Question, user
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
 from newsroom import tasks
-from newsroom.make_models import HERE
+from newsroom.recipe.make_models import MODELS
 from newsroom.world import article
 from pipeline.config.hardware import EngineHardware
 from pipeline.inference.sampling import fill_article
@@ -182,7 +182,7 @@ SUFFIXES = {
 @pytest.fixture(scope="module")
 def judged():
     """60 articles of the newsroom, questions about them, summaries of half of their facts, and what they score."""
-    engine = VllmEngine(str(HERE / "models" / "judge"), "float32", 1024, seed=0, hardware=EngineHardware())
+    engine = VllmEngine(str(MODELS / "judge"), "float32", 1024, seed=0, hardware=EngineHardware())
     judge, rng = tasks.judge(), random.Random("hostile")
     stories = [article(rng) for _ in range(60)]
     questions = [tasks.any_questions(story, rng) for story in stories]

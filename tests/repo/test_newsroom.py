@@ -1,4 +1,4 @@
-"""The newsroom's world, tokenizer and shipped models. How well the models do is for `newsroom.examine` to say."""
+"""Tests the newsroom's world, tokenizer and shipped models; `newsroom.recipe.evaluate` measures how good the models are."""
 
 import json
 import random
@@ -11,13 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from judges.base import Question
 from newsroom import tasks, world
-from newsroom.make_articles import CORPUS, DOCUMENTS, articles, documents
-from newsroom.make_models import HERE, generate, make_tokenizer
-from newsroom.marks import RIGHT, AnswerMarks, expected, mark_question, mark_sentences, mark_summary
-from newsroom.training import prompt_ids
+from newsroom.recipe.make_articles import CORPUS, DOCUMENTS, articles, documents
+from newsroom.recipe.make_models import MODELS, generate, make_tokenizer
+from newsroom.recipe.metrics import RIGHT, AnswerMarks, expected, mark_question, mark_sentences, mark_summary
+from newsroom.recipe.train import prompt_ids
 from newsroom.world import SLOTS, article, facts_in
-
-MODELS = HERE / "models"
 
 
 @pytest.fixture(scope="module")

@@ -47,9 +47,9 @@ def test_a_start_that_is_careless_would_be_found():
 
 OURS = """
 import os, sys, time
-from pipeline.cluster import connected
+from pipeline.execution.ray_cluster import connected_ray
 from pipeline.config.hardware import Hardware
-with connected(Hardware(ray_cpus=2)):
+with connected_ray(Hardware(ray_cpus=2)):
     import ray
     print(ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.readline()

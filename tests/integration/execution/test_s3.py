@@ -93,7 +93,7 @@ def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket, tmp_path):
 
 @pytest.mark.slow
 def test_a_round_with_a_real_training_on_s3(bucket, tmp_path):
-    """Killed once as it trains; `bench/chaos.py` plays it with a scripted policy."""
+    """Killed once as it trains; `bench/recovery/chaos.py` plays it with a scripted policy."""
     config = chaos.write_config(tmp_path, tmp_path / "calm", 30, together=True)
     text = config.read_text().replace(str(tmp_path / "calm"), f"{bucket}/round")
     config.write_text(text)

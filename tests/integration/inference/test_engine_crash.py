@@ -145,7 +145,7 @@ class Recorded:
 
 @pytest.mark.slow
 def test_vllm_killed_while_it_samples_loses_nothing(ray_cluster, tmp_path):
-    from newsroom.make_articles import articles as newsroom
+    from newsroom.recipe.make_articles import articles as newsroom
 
     rows = [{"article_id": story.id, "article": story.text, "split": "train"} for story in newsroom(96)]
     pool = EnginePool(partial(Recorded, tmp_path), EngineHardware(batch_size=16, cpus_per_replica=0.5))

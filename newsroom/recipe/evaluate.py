@@ -1,4 +1,4 @@
-"""`python -m newsroom.examine`: how good are the newsroom's models, under vLLM, on articles that they never saw?
+"""Measures the newsroom's models under vLLM on articles that they never saw: `python -m newsroom.recipe.evaluate`.
 
 The judge is asked for questions and answers just as the pipeline asks it; every key and every answer is compared with
 what the article or the passage really tells. The policy's samples are then judged, as they would be in a round. Needs
@@ -23,11 +23,11 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from judges.base import LETTERS, Prompt, Question
 from newsroom import tasks
-from newsroom.marks import RIGHT, AnswerMarks, Share, mark_question, mark_sentences, mark_summary
-from newsroom.training import prompt_ids
+from newsroom.recipe.make_models import MODELS
+from newsroom.recipe.metrics import RIGHT, AnswerMarks, Share, mark_question, mark_sentences, mark_summary
+from newsroom.recipe.train import prompt_ids
 from newsroom.world import Article, article
 
-MODELS = Path(__file__).parent / "models"
 THRESHOLD, WORD_GAP = 3, 3
 SUMMARY_TOKENS = 160
 

@@ -1,4 +1,4 @@
-"""`python -m newsroom.make_models`: train the judge and the policy of the newsroom, from nothing, on a CPU.
+"""`python -m newsroom.recipe.make_models`: train the judge and the policy of the newsroom, from nothing, on a CPU.
 
 Both begin with the same course in copying (the trunk), then each learns its own tasks. Seeded; a run that was killed
 goes on from its last saved step; accuracy on fresh articles, free-running, is printed as it goes. Left out: judging
@@ -14,10 +14,10 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from newsroom import tasks, tokenizer, world
-from newsroom.marks import RIGHT, AnswerMarks, Share, mark_question, mark_summary
-from newsroom.training import Course, Ids, copying, encode, prompt_ids, tiny_llama
+from newsroom.recipe.metrics import RIGHT, AnswerMarks, Share, mark_question, mark_summary
+from newsroom.recipe.train import Course, Ids, copying, encode, prompt_ids, tiny_llama
 
-HERE = Path(__file__).parent
+MODELS = Path(__file__).parents[1] / "models"
 STEPS = {"trunk": 1000, "judge": 3750, "policy": 2500}  # steps of the judge and the policy count the trunk's
 EXAMPLES = 20
 HELD_OUT = "held out"  # no step of training has this seed
@@ -151,8 +151,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=("trunk", "judge", "policy"), help="train this one (and what it needs)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=HERE / ".work", help="where unfinished training is kept")
-    parser.add_argument("--out", type=Path, default=HERE / "models")
+    parser.add_argument(
+        "--work", type=Path, default=MODELS.with_name(".work"), help="where unfinished training is kept"
+    )
+    parser.add_argument("--out", type=Path, default=MODELS)
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--steps", type=int, help="steps of each model (default: judge 3,750, policy 2,500)")
     given = parser.parse_args()

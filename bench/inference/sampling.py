@@ -1,4 +1,4 @@
-"""Rondo's sampling against Ray Data's LLM processor and bare vLLM: `PYTHONPATH=. python bench/sampling.py`.
+"""Rondo's sampling against Ray Data's LLM processor and bare vLLM: `.venv/bin/python -m bench.inference.sampling`.
 
 K summaries of each article, by a policy of SmolLM2-135M's shape with random weights, on newsroom articles put together
 to prompts of about 600 tokens; every summary has the same number of tokens on every side. The sides, in turn, with
@@ -29,9 +29,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.samplers import INSTRUCTION, TASKS
-from bench.show import machine, show, spread
+from bench.inference.samplers import INSTRUCTION, TASKS
+from bench.print_table import machine, show, spread
 
+ROOT = Path(__file__).parents[2]
 SHAPES = {  # of the policy, by device: SmolLM2-135M's, Qwen2.5-0.5B's
     "cpu": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
     | {"num_key_value_heads": 3, "vocab_size": 49152},
@@ -137,8 +138,8 @@ def child(side: str, options: argparse.Namespace, **arguments: Any) -> dict[str,
     """Run a side in a Python of its own."""
     names = ("device", "dtype", "k", "max_tokens", "threads", "batch_size", "kvcache", "articles")
     arguments |= {name: getattr(options, name) for name in names}
-    command = [sys.executable, __file__, "--child", side, "--arguments", json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment(options))
+    command = [sys.executable, "-m", "bench.inference.sampling", "--child", side, "--arguments", json.dumps(arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=_environment(options))
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -150,7 +151,7 @@ def make(folder: Path, options: argparse.Namespace) -> float:
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     from newsroom import tokenizer
-    from newsroom.make_articles import articles
+    from newsroom.recipe.make_articles import articles
     from pipeline.inference.vllm import encode_messages
 
     shape = TINY if options.tiny else SHAPES[options.device]

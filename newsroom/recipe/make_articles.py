@@ -1,4 +1,4 @@
-"""`python -m newsroom.make_articles`: write the shipped corpora, each from a fixed seed.
+"""`python -m newsroom.recipe.make_articles`: write the shipped corpora, each from a fixed seed.
 
 `articles.jsonl` is the demo's, 1,000 articles; `documents.jsonl` is that of answering questions, 240 documents, each
 with what is asked of it. The models never saw these: training and examination draw theirs from other seeds.
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from newsroom.world import SLOTS, Article, article, prose, say
 
-CORPUS = Path(__file__).parent / "articles.jsonl"
-DOCUMENTS = Path(__file__).parent / "documents.jsonl"
+CORPUS = Path(__file__).parents[1] / "articles.jsonl"
+DOCUMENTS = Path(__file__).parents[1] / "documents.jsonl"
 COUNT = 1000
 DOCUMENT_COUNT = 240
 SEED = "the demo's corpus"

@@ -1,4 +1,4 @@
-"""Does the judge rank summaries as people do? `PYTHONPATH=. python bench/judge_vs_people.py CONFIG FILE`
+"""Does the judge rank summaries as people do? `python -m bench.judge_quality.judge_vs_people CONFIG FILE`
 
 FILE holds articles, summaries and people's ratings with SummEval's columns (Fabbri et al., 2021), as JSONL, JSON,
 Parquet or hf:NAME:SPLIT (hf:mteb/summeval:test). Either a row an article: id, text, machine_summaries, and of
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.show import show
+from bench.print_table import show
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
 from pipeline.data import readers

@@ -1,4 +1,4 @@
-"""Rondo's DPO trainer against TRL's, in one run: `PYTHONPATH=. python bench/dpo.py`; `--help` for the rest.
+"""Rondo's DPO trainer against TRL's, in one run: `.venv/bin/python -m bench.training.dpo`; `--help` for the rest.
 
 Same model (random weights), pairs, token ids, order, precision and threads. A step is the whole of it on both sides:
 batches, forward, loss, backward, clipping, AdamW, metrics. Ours runs before and after TRL's, so that a machine which
@@ -31,9 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from bench import memory, scale, sides, trl_side
-from bench.show import machine, show, spread
-from bench.sides import Shape, Work
+from bench.print_table import machine, show, spread
+from bench.training import memory, scale, sides, trl_side
+from bench.training.sides import Shape, Work
 from pipeline.training.batches.article_tree import pack_row
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import completion_logps

@@ -1,4 +1,4 @@
-"""How long a killed run takes to go on: `PYTHONPATH=. .venv/bin/python bench/resume.py`.
+"""How long a killed run takes to go on: `.venv/bin/python -m bench.recovery.resume`.
 
 Plays the demo with real vLLM, kills the driver and all it started when some summaries are written, gives the same
 command again, and measures from there to the first new row. Left out: whether anything is lost (`chaos.py`).
@@ -16,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from show import spread
 
-ROOT = Path(__file__).parents[1]
+from bench.print_table import spread
+
+ROOT = Path(__file__).parents[2]
 ENDLESS = 600.0  # seconds after which something is broken
 
 

@@ -1,4 +1,4 @@
-"""What a row costs Rondo itself: `PYTHONPATH=. .venv/bin/python bench/rows.py --json FILE`.
+"""What a row costs Rondo itself: `.venv/bin/python -m bench.row_overhead --json FILE`.
 
 A round's tables (articles, questions, summaries, scores, pairs, references) are made of more and more articles, with
 engines that answer from a script at once. Each size is a process of its own: seconds and microseconds a row, and the
@@ -22,8 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from show import show
+from bench.print_table import show
 
+ROOT = Path(__file__).parents[1]
 FACTS = ("roof", "bill", "door", "song")
 COLOURS = ("red", "blue", "green", "white", "black")
 
@@ -179,11 +180,13 @@ def child(side: str, articles: int, trace: bool) -> None:
 
 
 def measure(side: str, articles: int, trace: bool) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.row_overhead", "--child", side, "--articles", str(articles)]
     done = subprocess.run(
-        [sys.executable, __file__, "--child", side, "--articles", str(articles), *["--trace"] * trace],
+        [*command, *["--trace"] * trace],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
+        cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     return json.loads(done.stdout.splitlines()[-1])

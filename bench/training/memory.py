@@ -14,8 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import sides, trl_side
-from bench.sides import Shape, Trained, Work
+from bench.training import sides, trl_side
+from bench.training.sides import Shape, Trained, Work
+
+ROOT = Path(__file__).parents[2]
 
 
 def keep() -> None:
@@ -58,16 +60,10 @@ def rows(options: argparse.Namespace, shape: Shape, batch_size: int) -> list[dic
 def child(task: str, options: argparse.Namespace, **arguments: Any) -> dict[str, Any]:
     """A task in a process of its own, started as usual; the name is one of `dpo.TASKS`."""
     arguments["tokens_per_batch"] = options.tokens_per_batch
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("dpo.py")),
-        "--threads",
-        str(options.threads),
-        "--child",
-        task,
-    ]
+    command = [sys.executable, "-m", "bench.training.dpo", "--threads", str(options.threads), "--child", task]
     done = subprocess.run(
         [*command, "--arguments", json.dumps(arguments)],
+        cwd=ROOT,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         check=True,

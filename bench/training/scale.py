@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from bench import sides, trl_side
-from bench.show import show, spread
-from bench.sides import SETTINGS, Shape, Work
+from bench.print_table import show, spread
+from bench.training import sides, trl_side
+from bench.training.sides import SETTINGS, Shape, Work
 from pipeline.training.batches.example import Example
 from pipeline.training.modeling import last_layer, tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule, checkpoint_activations

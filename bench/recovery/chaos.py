@@ -1,4 +1,4 @@
-"""Kills a round again and again, and counts what it lost: `PYTHONPATH=. .venv/bin/python bench/chaos.py --json FILE`.
+"""Kills a round again and again, and counts what it lost: `.venv/bin/python -m bench.recovery.chaos --json FILE`.
 
 Drivers, Ray workers (engines, scorers, training workers, tasks) and whole nodes of a cluster of our own are killed with
 SIGKILL at random moments; the same command is given again until the round is finished; then every table is compared,
@@ -28,9 +28,10 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from safetensors.torch import load_file
-from show import show
 
-ROOT = Path(__file__).parents[1]
+from bench.print_table import show
+
+ROOT = Path(__file__).parents[2]
 PATIENCE = 300  # seconds without a new file after which a driver counts as hung
 NAMELESS = ("writer", "reference_digest")  # columns that name a build, which every making has its own of
 
@@ -129,7 +130,7 @@ def start(config: Path, address: str | None, pace: float) -> "subprocess.Popen[b
     log = config.with_suffix(".log").open("ab")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, __file__, "--drive", str(config), "--pace", str(pace)],
+        [sys.executable, "-m", "bench.recovery.chaos", "--drive", str(config), "--pace", str(pace)],
         env=environment | ({"RAY_ADDRESS": address} if address else {}),
         stdout=log,
         stderr=log,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from bench.sides import EOS, PAD, Trained, Work
+from bench.training.sides import EOS, PAD, Trained, Work
 
 
 def make(work: Work, batch_size: int, model: PreTrainedModel | None = None, peft: Any = None, **settings: Any) -> Any:

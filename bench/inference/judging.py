@@ -1,4 +1,4 @@
-"""Judged summaries per second, ours against the reference order: `PYTHONPATH=. python bench/judging.py`.
+"""Judged summaries per second, ours against the reference order: `python -m bench.inference.judging`.
 
 Ours is what a run does: questions first and summary last, so that an article's summaries share what comes before them
 in the prefix cache; replies held to their form; equal summaries judged once. The reference order is the published
@@ -23,15 +23,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.show import machine, show, spread
+from bench.print_table import machine, show, spread
 from judges.base import Prompt, Question
 from judges.mcq import McqJudge
 from judges.prompts import NEWSROOM, PLAIN, Wording
 from newsroom import tasks, world
+from newsroom.recipe.make_models import MODELS
 from newsroom.tokenizer import build
 from pipeline.inference.base import Engine, count_tokens
 
-MODELS = Path(__file__).parents[1] / "newsroom" / "models"
 HELD_TO = "ours"
 REFERENCE = "reference order"
 

@@ -1,0 +1,1 @@
+"""Measures the throughput of sampling summaries and of judging them."""

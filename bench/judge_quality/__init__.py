@@ -1,0 +1,1 @@
+"""Compares the scores of a judge with human ratings."""
