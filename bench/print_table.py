@@ -1,4 +1,4 @@
-"""How results are printed: a table by rich, or plain columns where rich is not installed. Left out: what they mean."""
+"""Prints benchmark results as a table: with rich where it is installed, otherwise as plain columns."""
 
 import os
 import platform
@@ -11,18 +11,15 @@ from typing import Any
 import torch
 
 
-def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows, whose columns are the keys of the first."""
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows as a table. The keys of the first row are the columns."""
     columns = list(rows[0])
     cells = [[str(row.get(column, "")) for column in columns] for row in rows]
     try:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        widths = [max(map(len, [column, *(line[i] for line in cells)])) for i, column in enumerate(columns)]
-        print(f"\n{title}")
-        for line in [columns, *cells]:
-            print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+        _print_plain(title, columns, cells)
         return
     table = Table(title=title, title_justify="left")
     for column in columns:
@@ -30,29 +27,36 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for line in cells:
         table.add_row(*line)
     console = Console()
-    # In a file there is no width to keep to: a table that is cut says nothing.
+    # Rich takes a file for 80 columns wide and would cut the cells.
     Console(width=console.width if console.is_terminal else 180).print(table)
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median, and from the least to the largest."""
+def _print_plain(title: str, columns: list[str], cells: list[list[str]]) -> None:
+    widths = [max(map(len, [column, *(line[i] for line in cells)])) for i, column in enumerate(columns)]
+    print(f"\n{title}")
+    for line in [columns, *cells]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def median_and_range(values: Sequence[float]) -> str:
+    """The median, then the smallest and the largest value in brackets."""
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
-def machine(device: str, threads: int) -> dict[str, Any]:
-    """What the numbers were taken on."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
+def machine_info(device: str, threads: int) -> dict[str, Any]:
+    """The hardware and package versions that a benchmark ran with."""
+    cpu_info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpu_names = [line.split(":")[1].strip() for line in cpu_info.splitlines() if line.startswith("model name")]
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else (names or [platform.processor()])[0],
+        "device": torch.cuda.get_device_name() if device == "cuda" else (cpu_names or [platform.processor()])[0],
         "cores": os.cpu_count(),
         "threads": threads,
         "load": os.getloadavg()[0],
-        **{name: _version(name) for name in ("torch", "transformers", "trl", "peft")},
+        **{name: _installed_version(name) for name in ("torch", "transformers", "trl", "peft")},
     }
 
 
-def _version(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,11 +1,11 @@
-"""What a row costs Rondo itself: `.venv/bin/python -m bench.row_overhead --json FILE`.
+"""Measures what Rondo itself costs for each row: `.venv/bin/python -m bench.row_overhead --json FILE`.
 
-A round's tables (articles, questions, summaries, scores, pairs, references) are made of more and more articles, with
-engines that answer from a script at once. Each size is a process of its own: seconds and microseconds a row, and the
-most memory that the driver had. Beside it, in turn, the same functions over the same rows in Ray Data alone, which
-keeps nothing but what `write_parquet` writes: what Rondo takes beyond it is its ledger, records and row checkpoints.
-`--trace` says how much of that memory are Python's own objects, in the most that there were of them; what grows beside
-them is Ray's. Left out: training, and engines (`sampling.py`, `judging.py`).
+Makes the tables of a round (articles, questions, summaries, scores, pairs, references) for more and more articles, with
+engines that answer from a script at once. Each size runs in a process of its own, and reports seconds in all,
+microseconds per article and the driver's peak memory. At one size the same functions also process the same rows in Ray
+Data alone, by turns; that side keeps only what `write_parquet` writes. The difference is what Rondo's ledger, records
+and row checkpoints cost. `--trace` measures how much of the memory growth is Python objects, at their peak; the rest of
+the growth is Ray's. Training and real engines are not part of it (see `inference/sampling.py`, `inference/judging.py`).
 """
 
 import argparse
@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.print_table import show
+from bench.print_table import print_table
 
 ROOT = Path(__file__).parents[1]
 FACTS = ("roof", "bill", "door", "song")
@@ -30,31 +30,32 @@ COLOURS = ("red", "blue", "green", "white", "black")
 
 
 def article(number: int) -> str:
-    """Sixty words or so, of which four can be asked about."""
-    told = [f"The {fact} of house {number} is {COLOURS[(number + i) % 5]}." for i, fact in enumerate(FACTS)]
-    return " ".join([*told, "Nobody who was asked about the houses that day had anything else to add to it."] * 2)
+    """An article of about sixty words with four facts to ask about."""
+    facts = [f"The {fact} of house {number} is {COLOURS[(number + i) % 5]}." for i, fact in enumerate(FACTS)]
+    return " ".join([*facts, "Nobody who was asked about the houses that day had anything else to add to it."] * 2)
 
 
-def policy_says(prompt: Any, sample: int) -> str:
-    """The first facts, by the number of the sample."""
+def policy_script(prompt: Any, sample: int) -> str:
+    """The policy's reply: sample i is the first 1 + i facts of the article."""
     return ". ".join(prompt.messages[0]["content"].split("\n", 1)[1].split(". ")[: sample + 1]) + "."
 
 
-def judge_says(prompt: Any, sample: int) -> str:
-    """Four questions about an article, or answers that depend on the summary's length alone."""
+def judge_script(prompt: Any, sample: int) -> str:
+    """The judge's reply: four questions about an article, or answers that depend only on the summary's length."""
     text = prompt.messages[0]["content"]
     if "write 4 multiple-choice" in text:
-        head = text.split("<article>\n", 1)[1].split(". ", 4)[:4]
-        told = [line.rstrip(".").split(" is ") for line in head]
+        sentences = text.split("<article>\n", 1)[1].split(". ", 4)[:4]
+        facts = [sentence.rstrip(".").split(" is ") for sentence in sentences]
         return "\n".join(
-            f"Q{i} What of {about}? Answer {colour} | {' | '.join(c for c in COLOURS if c != colour)}"
-            for i, (about, colour) in enumerate(told, 1)
+            f"Q{i} What of {subject}? Answer {colour} | {' | '.join(c for c in COLOURS if c != colour)}"
+            for i, (subject, colour) in enumerate(facts, 1)
         )
-    told_facts = text.split("<passage>\n", 1)[1].count(" is ")
-    return "\n".join(f"Q{i} {'A' if i <= told_facts else 'Unsure'}" for i in range(1, 5))
+    fact_count = text.split("<passage>\n", 1)[1].count(" is ")
+    return "\n".join(f"Q{i} {'A' if i <= fact_count else 'Unsure'}" for i in range(1, 5))
 
 
-def configure(folder: Path, articles: int) -> Any:
+def make_config(folder: Path) -> Any:
+    """The configuration of a run in `folder`, which also holds its articles."""
     from pipeline.config.loader import parse_config
 
     return parse_config(
@@ -73,26 +74,25 @@ def configure(folder: Path, articles: int) -> Any:
     )
 
 
-def given(config: Any) -> dict[str, Any]:
-    """What stages are given by name: the settings' sections, and engines that answer from a script."""
+def make_resources(config: Any) -> dict[str, Any]:
+    """The named arguments of stages: the sections of the settings, and engines that answer from a script."""
     from pipeline.inference.pool import EnginePool
     from pipeline.inference.scripted import ScriptedEngine
 
     return {
         **dict(config),
         "dtype": config.policy.dtype,
-        "policy_engine": EnginePool(partial(ScriptedEngine, policy_says), config.hardware.policy),
-        "judge_engine": EnginePool(partial(ScriptedEngine, judge_says), config.hardware.judge),
+        "policy_engine": EnginePool(partial(ScriptedEngine, policy_script), config.hardware.policy),
+        "judge_engine": EnginePool(partial(ScriptedEngine, judge_script), config.hardware.judge),
         "reference_scorer": None,
         "trainer": config.hardware.trainer,
     }
 
 
-def of_rondo(config: Any) -> list[str]:
-    """Make the tables as a run makes them."""
-    import pipeline.execution.runner
+def run_rondo(config: Any) -> list[str]:
+    """Make the tables as a run makes them. Returns each table with its seconds."""
+    from pipeline.execution import runner
     from pipeline.execution.progress import Display
-    from pipeline.execution.runner import Runner
     from pipeline.stages.articles import read_articles
     from pipeline.stages.pairs import make_pairs
     from pipeline.stages.questions import ask_questions
@@ -101,20 +101,23 @@ def of_rondo(config: Any) -> list[str]:
     from pipeline.stages.summaries import sample_summaries
     from pipeline.storage.ledger import Artifact, Ledger
 
-    pipeline.execution.runner.provide_resources = lambda names, config, *_: {
-        name: given(config)[name] for name in names
-    }
-    run = Runner(config, Ledger(config.run), Display())
+    patched: Any = runner
+    patched.provide_resources = lambda names, config, *_: {name: make_resources(config)[name] for name in names}
+    run = runner.Runner(config, Ledger(config.run), Display())
     policy = Artifact(config.run, "base", {"build": "base", "recipe": {}, "model": "scripted", "digest": "d"})
     questions = run.produce(ask_questions, run.produce(read_articles))
-    made = run.produce_chain(
+    tables = run.produce_chain(
         (sample_summaries, questions, policy), (score_samples,), (make_pairs,), (reference_logprobs, policy)
     )
-    return [f"{table.address} {table.record['seconds']:.1f}s" for table in (questions, *made)]
+    return [f"{table.address} {table.record['seconds']:.1f}s" for table in (questions, *tables)]
 
 
-def of_ray_data(config: Any) -> list[str]:
-    """Make the same tables with Ray Data alone: each stage's function, and `write_parquet`."""
+def run_ray_data(config: Any) -> list[str]:
+    """Make the same tables with Ray Data alone: each stage's function, then `write_parquet`.
+
+    Returns:
+        each table with its seconds.
+    """
     import pyarrow.parquet as pq
     import ray.data
     from ray.data.expressions import col
@@ -126,13 +129,13 @@ def of_ray_data(config: Any) -> list[str]:
     from pipeline.stages.scores import score_samples
     from pipeline.stages.summaries import sample_summaries
 
-    at = Path(config.run)
-    (at / "articles").mkdir(parents=True)
+    folder = Path(config.run)
+    (folder / "articles").mkdir(parents=True)
     for number, table in enumerate(read_articles(articles=config.articles)):
         kept = table.filter(table["skipped"].is_null()).drop_columns(["skipped"])
-        pq.write_table(kept, at / "articles" / f"{number}.parquet", compression="zstd")
-    rows, equipment, said = "articles", given(config), []
-    for stage, beside in (
+        pq.write_table(kept, folder / "articles" / f"{number}.parquet", compression="zstd")
+    input_name, resources, timings = "articles", make_resources(config), []
+    for stage, other_inputs in (
         (ask_questions, ()),
         (sample_summaries, ("base",)),
         (score_samples, ()),
@@ -141,23 +144,22 @@ def of_ray_data(config: Any) -> list[str]:
     ):
         began = time.monotonic()
         names = [name.rsplit(".", 1)[-1] for name in (*stage.settings, *stage.uses)]
-        table = ray.data.read_parquet(str(at / rows))
+        rows = ray.data.read_parquet(str(folder / input_name))
         if stage.split:
-            table = table.filter(expr=col("split") == stage.split)
-        made = stage(table, *beside, **{name: equipment[name] for name in names})
-        made.filter(expr=col("skipped").is_null()).drop_columns(["skipped", "tally"]).write_parquet(
-            str(at / stage.name)
-        )
-        rows = stage.name
-        said.append(f"{rows} {time.monotonic() - began:.1f}s")
-    return said
+            rows = rows.filter(expr=col("split") == stage.split)
+        results = stage(rows, *other_inputs, **{name: resources[name] for name in names})
+        kept = results.filter(expr=col("skipped").is_null()).drop_columns(["skipped", "tally"])
+        kept.write_parquet(str(folder / stage.name))
+        input_name = stage.name
+        timings.append(f"{stage.name} {time.monotonic() - began:.1f}s")
+    return timings
 
 
-SIDES = {"rondo": of_rondo, "ray data": of_ray_data}
+SIDES = {"rondo": run_rondo, "ray data": run_ray_data}
 
 
-def child(side: str, articles: int, trace: bool) -> None:
-    """One side, one size, in this process: prints its figures as JSON."""
+def run_child(side: str, articles: int, trace: bool) -> None:
+    """Run one side at one size in this process. Prints its figures as JSON."""
     from pipeline.execution.ray_cluster import connected_ray
 
     with tempfile.TemporaryDirectory() as name:
@@ -165,23 +167,24 @@ def child(side: str, articles: int, trace: bool) -> None:
         with (folder / "articles.jsonl").open("w", encoding="utf-8") as lines:
             for number in range(articles):
                 lines.write(json.dumps({"id": f"a{number}", "text": article(number)}) + "\n")
-        config = configure(folder, articles)
+        config = make_config(folder)
         with connected_ray(config.hardware):
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             if trace:
                 tracemalloc.start()
             began = time.monotonic()
             stages = SIDES[side](config)
             seconds = time.monotonic() - began
-            objects = {"python_mib": tracemalloc.get_traced_memory()[1] / 2**20} if trace else {}
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    memory = {"driver_mib": most / 1024, "grown_mib": (most - before) / 1024} | objects
+            python_objects = {"python_mib": tracemalloc.get_traced_memory()[1] / 2**20} if trace else {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = {"driver_mib": peak / 1024, "grown_mib": (peak - memory_before) / 1024} | python_objects
     print(json.dumps({"seconds": seconds, **memory, "at": stages}))
 
 
 def measure(side: str, articles: int, trace: bool) -> dict[str, Any]:
+    """Run one side at one size in a process of its own. Returns its figures."""
     command = [sys.executable, "-m", "bench.row_overhead", "--child", side, "--articles", str(articles)]
-    done = subprocess.run(
+    child = subprocess.run(
         [*command, *["--trace"] * trace],
         stdout=subprocess.PIPE,
         text=True,
@@ -189,49 +192,55 @@ def measure(side: str, articles: int, trace: bool) -> dict[str, Any]:
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rondo at every size once; both sides `--runs` times at the size that is compared."""
+    rows: list[dict[str, Any]] = []
+    for articles in sorted({*options.articles, options.against}):
+        compared = articles == options.against
+        for _ in range(options.runs if compared else 1):
+            for side in SIDES if compared else ("rondo",):
+                figures = measure(side, articles, options.trace)
+                rows.append({"side": side, "articles": articles, **figures})
+                stages = ", ".join(figures["at"])
+                print(f"{side}: {articles:,} articles, {figures['seconds']:.1f} s ({stages})", flush=True)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--articles", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--against", type=int, default=100_000, help="the size at which both sides are timed")
-    parser.add_argument("--runs", type=int, default=3, help="of each side at that size; other sizes are timed once")
-    parser.add_argument("--trace", action="store_true", help="how much memory Python's objects take; all is slower")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--articles", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="sizes to run")
+    parser.add_argument("--against", type=int, default=100_000, help="size at which both sides run (%(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each side at that size (%(default)s), else one")
+    parser.add_argument("--trace", action="store_true", help="measure Python's objects too, which slows everything")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the overhead and every row")
     parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child, options.articles[0], options.trace)
+        run_child(options.child, options.articles[0], options.trace)
         return
-    rows: list[dict[str, Any]] = []
-    for articles in sorted({*options.articles, options.against}):
-        for _ in range(options.runs if articles == options.against else 1):
-            for side in SIDES if articles == options.against else ("rondo",):
-                found = measure(side, articles, options.trace)
-                rows.append({"side": side, "articles": articles, **found})
-                print(f"{side}: {articles:,} articles, {found['seconds']:.1f} s ({', '.join(found['at'])})", flush=True)
-    ours, theirs = (
-        statistics.median(row["seconds"] for row in rows if (row["side"], row["articles"]) == (side, options.against))
-        for side in SIDES
-    )
-    show(
-        "A row",
+    rows = measure_all(options)
+    compared = [row for row in rows if row["articles"] == options.against]
+    rondo, ray_data = (statistics.median(row["seconds"] for row in compared if row["side"] == side) for side in SIDES)
+    print_table(
+        "Cost of a row",
         [
             {
                 "side": row["side"],
                 "articles": f"{row['articles']:,}",
                 "s": f"{row['seconds']:.1f}",
-                "µs an article": f"{row['seconds'] / row['articles'] * 1e6:.0f}",
+                "µs per article": f"{row['seconds'] / row['articles'] * 1e6:.0f}",
                 "driver, MiB": f"{row['driver_mib']:.0f}",
-                "grown by, MiB": f"{row['grown_mib']:.0f}",
-                **({"Python's objects, MiB": f"{row['python_mib']:.1f}"} if options.trace else {}),
+                "growth, MiB": f"{row['grown_mib']:.0f}",
+                **({"Python objects, MiB": f"{row['python_mib']:.1f}"} if options.trace else {}),
             }
             for row in rows
         ],
     )
-    overhead = 1 - theirs / ours
-    print(f"\nledger, records and checkpoints: {overhead:.1%} of a round's time at {options.against:,} articles")
+    overhead = 1 - ray_data / rondo
+    print(f"\nledger, records and checkpoints take {overhead:.1%} of the time at {options.against:,} articles")
     if options.json:
         options.json.write_text(json.dumps({"overhead": overhead, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 

@@ -1,18 +1,23 @@
-"""Does the judge rank summaries as people do? `python -m bench.judge_quality.judge_vs_people CONFIG FILE`
+"""Correlates a judge's scores with human ratings: `python -m bench.judge_quality.judge_vs_people CONFIG FILE`.
 
-FILE holds articles, summaries and people's ratings with SummEval's columns (Fabbri et al., 2021), as JSONL, JSON,
-Parquet or hf:NAME:SPLIT (hf:mteb/summeval:test). Either a row an article: id, text, machine_summaries, and of
-relevance, consistency, coherence and fluency a list aligned with them. Or a row a summary: id, text, decoded (or
-summary), and the ratings themselves or expert_annotations, whose mean is taken. A rating that no row has is left out.
+FILE holds articles, summaries and human ratings with SummEval's columns (Fabbri et al., 2021), as JSONL, JSON, Parquet
+or hf:NAME:SPLIT (hf:mteb/summeval:test). It has one of two forms:
 
-The judge is CONFIG's: it asks about each article and answers from each summary, in this process, without Ray.
-Correlated with the ratings are the share that it finds right, the number of words, and the preference that is made of
-both (`pairs.preference`: how many of the article's other summaries a summary is preferred to, less how many are to it).
-Spearman's rho and Kendall's tau-b; the mean over articles (those where both sides differ at all), and pooled over all
-summaries. Beside them, of the pairs that the preference and people both rank, the share that they rank alike. What is
-left out is counted: summaries with an answer unread, articles with too few questions.
+- One row per article: id, text, machine_summaries, and relevance, consistency, coherence and fluency, each a list
+  aligned with machine_summaries.
+- One row per summary: id, text, decoded (or summary), and either the ratings or expert_annotations, whose mean is used.
 
-`people_sample.jsonl` beside this is for trying it: newsroom articles, and ratings that nobody gave.
+A rating that no row has is not reported.
+
+The judge is the one of CONFIG. It asks questions about each article and answers them from each summary, in this process
+and without Ray. The ratings are correlated with three scores: the share of right answers, the number of words, and the
+preference made of both (`pairs.preference`: to how many of the article's other summaries a summary is preferred, minus
+how many are preferred to it). Correlations are Spearman's rho and Kendall's tau-b, as a mean over the articles in which
+both sides vary, and pooled over all summaries. The table also has the share of pairs that the preference and people
+rank alike, among the pairs that both rank. Summaries with an unread answer and articles with too few questions are not
+correlated; they are counted.
+
+`people_sample.jsonl` in this folder is for a trial: newsroom articles with invented ratings.
 """
 
 import argparse
@@ -25,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.print_table import show
+from bench.print_table import print_table
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
 from pipeline.data import readers
@@ -37,13 +42,14 @@ from pipeline.judging.preference import load_preference
 from pipeline.judging.question_generation import generate_questions
 from pipeline.judging.scoring import score_summaries
 
+TOO_FEW_QUESTIONS, UNREAD = "articles with too few questions", "summaries with an answer unread"
 RATINGS = ("relevance", "consistency", "coherence", "fluency")
-BATCH = 64  # articles that the engine is given at a time
+BATCH = 64  # articles per call of the engine
 
 
 @dataclass
-class Rated:
-    """An article, its summaries, and people's ratings of each: a dict by name, aligned with `summaries`."""
+class RatedArticle:
+    """An article with its summaries and, aligned with them, the human ratings of each summary by name."""
 
     article_id: str
     article: str
@@ -54,43 +60,43 @@ class Rated:
 def main() -> None:
     options = _options()
     settings = load_config(options.config, options.overrides)
-    unseen = StageProgress(Display().console, None, "", None, "")
-    pool = provide_resources(("judge_engine",), settings, {}, "", "judge_vs_people", unseen)["judge_engine"]
-    result = compare(read(options.file), settings, pool.make_engine())
-    show(
+    hidden_progress = StageProgress(Display().console, None, "", None, "")
+    resources = provide_resources(("judge_engine",), settings, {}, "", "judge_vs_people", hidden_progress)
+    result = compare(read_ratings(options.file), settings, resources["judge_engine"].make_engine())
+    print_table(
         f"{result['judge']} and people, on {result['summaries']:,} summaries of {result['articles']:,} articles",
-        rows(result),
+        table_rows(result),
     )
-    for what, count in result["left_out"].items():
-        print(f"left out: {count:,} {what}")
+    for reason, count in result["left_out"].items():
+        print(f"left out: {count:,} {reason}")
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def read(place: str) -> list[Rated]:
-    """Articles with their rated summaries, in the order of the file.
+def read_ratings(place: str) -> list[RatedArticle]:
+    """Read articles with their rated summaries, in the order of the file.
 
     Raises:
-        UserError: no such file, a row without the columns, lists that are not aligned.
+        UserError: the file does not exist or is empty, a row lacks a column, or its lists are not aligned.
     """
-    found: dict[str, Rated] = {}
+    articles: dict[str, RatedArticle] = {}
     for number, row in enumerate(readers.read_rows(place, "FILE"), 1):
-        for text, summary, ratings in _summaries(row, f"{place}, row {number}"):
-            article = found.setdefault(str(row["id"]), Rated(str(row["id"]), text))
+        for text, summary, ratings in _rated_summaries(row, f"{place}, row {number}"):
+            article = articles.setdefault(str(row["id"]), RatedArticle(str(row["id"]), text))
             article.summaries.append(summary)
             article.ratings.append(ratings)
-    if not found:
-        raise UserError(f"{place} holds no rows")
-    return list(found.values())
+    if not articles:
+        raise UserError(f"{place} has no rows")
+    return list(articles.values())
 
 
-def _summaries(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """(article, summary, ratings) of a row."""
-    written = row.get("machine_summaries") or [row.get("decoded") or row.get("summary")]
-    if "id" not in row or not isinstance(row.get("text"), str) or not all(isinstance(s, str) for s in written):
+def _rated_summaries(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """Yield (article, summary, ratings) for each summary of a row. `where` names the row in errors."""
+    summaries = row.get("machine_summaries") or [row.get("decoded") or row.get("summary")]
+    if "id" not in row or not isinstance(row.get("text"), str) or not all(isinstance(s, str) for s in summaries):
         raise UserError(
-            f"{where} has {', '.join(row)}: it should have id, text, and machine_summaries, decoded or summary "
-            "(SummEval's own file has to be paired with the articles first, as its README says)"
+            f"{where} has the columns {', '.join(row)}; it must have id, text, and machine_summaries, decoded or "
+            "summary (join SummEval's own file with the articles first, as its README says)"
         )
     experts = row.get("expert_annotations")
     lists: dict[str, list[float]] = {}
@@ -99,61 +105,71 @@ def _summaries(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, d
             lists[name] = [float(np.mean([expert[name] for expert in experts]))]
         elif row.get(name) is not None:
             lists[name] = row[name] if isinstance(row[name], list) else [row[name]]
-    if not lists or any(len(values) != len(written) for values in lists.values()):
+    if not lists or any(len(values) != len(summaries) for values in lists.values()):
         counts = ", ".join(f"{len(values)} of {name}" for name, values in lists.items()) or "none"
-        raise UserError(f"{where} has {len(written)} summaries and ratings {counts}: each summary should have one")
-    for i, summary in enumerate(written):
+        raise UserError(f"{where} has {len(summaries)} summaries and ratings {counts}; each summary needs one")
+    for i, summary in enumerate(summaries):
         yield row["text"], summary, {name: float(values[i]) for name, values in lists.items()}
 
 
-def compare(articles: Sequence[Rated], settings: Config, engine: Engine) -> dict[str, Any]:
-    """The judge's scores beside people's ratings.
+def compare(articles: Sequence[RatedArticle], settings: Config, engine: Engine) -> dict[str, Any]:
+    """Judge the summaries and correlate the scores with the ratings.
 
     Returns:
-        counts; and `correlations`: for each rating, and `mean` of all four, and for each of `judge`, `words` and
-        `preference`: `spearman` and `kendall`, each `per_article` and `pooled` (None where nothing varies), and
-        `articles`, how many the mean is over; `pairs_alike` for each rating.
+        the judge, the preference and counts, and by name of rating (and `mean` of all four):
+        `correlations`: for each of `judge`, `words` and `preference`: `spearman` and `kendall`, each with
+        `per_article` and `pooled` (None if a side is constant) and `articles`, the number of articles in the mean;
+        `pairs_alike`: the `share` ranked alike and the number of `pairs`.
     """
     judge = make_judge(settings.judge, settings.seed)
-    left_out = {"articles with too few questions": 0, "summaries with an answer unread": 0}
-    found: list[dict[str, np.ndarray]] = []
+    left_out = {TOO_FEW_QUESTIONS: 0, UNREAD: 0}
+    scored_articles: list[dict[str, np.ndarray]] = []
     for begin in range(0, len(articles), BATCH):
         batch = articles[begin : begin + BATCH]
         rows = [{"article_id": rated.article_id, "article": rated.article} for rated in batch]
-        asked = generate_questions(judge, settings.judge.questions, settings.questions, engine, rows)
-        good = [i for i, said in enumerate(asked) if isinstance(said, dict) and not said.get("skipped")]
-        left_out["articles with too few questions"] += len(batch) - len(good)
-        judged = [rows[i] | asked[i] | {"summaries": [{"text": text} for text in batch[i].summaries]} for i in good]
-        for i, said in zip(good, score_summaries(judge, engine, judged), strict=True):
-            assert isinstance(said, dict), "an article with ratings has summaries"
-            read = [n for n, score in enumerate(said["scores"]) if not score["unread"]]
-            left_out["summaries with an answer unread"] += len(said["scores"]) - len(read)
-            found.append(_columns([said["scores"][n] for n in read], [batch[i].ratings[n] for n in read], settings))
-    names = [name for name in (*RATINGS, "mean") if any(name in columns for columns in found)]
+        replies = generate_questions(judge, settings.judge.questions, settings.questions, engine, rows)
+        questions = {
+            i: reply for i, reply in enumerate(replies) if isinstance(reply, dict) and not reply.get("skipped")
+        }
+        left_out[TOO_FEW_QUESTIONS] += len(batch) - len(questions)
+        to_score = [
+            rows[i] | asked | {"summaries": [{"text": text} for text in batch[i].summaries]}
+            for i, asked in questions.items()
+        ]
+        for i, scored in zip(questions, score_summaries(judge, engine, to_score), strict=True):
+            assert isinstance(scored, dict), "an article with ratings has summaries"
+            scores = scored["scores"]
+            read = [n for n, score in enumerate(scores) if not score["unread"]]
+            left_out[UNREAD] += len(scores) - len(read)
+            scored_articles.append(_columns([scores[n] for n in read], [batch[i].ratings[n] for n in read], settings))
+    names = [name for name in (*RATINGS, "mean") if any(name in columns for columns in scored_articles)]
     return {
         "judge": settings.judge.model or settings.judge.kind,
         "preference": settings.pairs.preference,
-        "articles": len(found),
-        "summaries": sum(len(columns["words"]) for columns in found),
+        "articles": len(scored_articles),
+        "summaries": sum(len(columns["words"]) for columns in scored_articles),
         "left_out": left_out,
         "correlations": {
-            name: {what: _correlations(found, what, name) for what in ("judge", "words", "preference")}
+            name: {score: _correlations(scored_articles, score, name) for score in ("judge", "words", "preference")}
             for name in names
         },
-        "pairs_alike": {name: _alike(found, name) for name in names},
+        "pairs_alike": {name: _share_ranked_alike(scored_articles, name) for name in names},
     }
 
 
 def _columns(scores: list[dict[str, Any]], ratings: list[dict[str, float]], settings: Config) -> dict[str, np.ndarray]:
-    """Of an article's summaries, (n,) each: what the judge says, words, the preference, and each rating."""
+    """Scores and ratings of an article's n summaries.
+
+    Returns:
+        arrays of (n,): judge, words, preference, and each rating that all summaries have; verdicts is (n, n).
+    """
     rule = load_preference(settings.pairs)
-    verdicts = np.array([[rule(a, b, settings.pairs) for b in scores] for a in scores]).reshape(
-        len(scores), len(scores)
-    )
+    verdicts = np.array([[rule(a, b, settings.pairs) for b in scores] for a in scores])
+    verdicts = verdicts.reshape(len(scores), len(scores))  # also for no scores
     columns = {
         "judge": np.array([score["correct"] / max(1, len(score["answers"])) for score in scores]),
         "words": np.array([score["words"] for score in scores]),
-        # Over how many others: else an article with more summaries would count for more where all are pooled.
+        # Divided by the number of other summaries; otherwise articles with more summaries would dominate when pooled.
         "preference": verdicts.sum(1) / max(1, len(scores) - 1),
         "verdicts": verdicts,
     }
@@ -165,30 +181,32 @@ def _columns(scores: list[dict[str, Any]], ratings: list[dict[str, float]], sett
     return columns
 
 
-def _correlations(found: list[dict[str, np.ndarray]], what: str, rating: str) -> dict[str, Any]:
-    sides = [(columns[what], columns[rating]) for columns in found if rating in columns]
+def _correlations(scored_articles: list[dict[str, np.ndarray]], score: str, rating: str) -> dict[str, Any]:
+    rated = [(columns[score], columns[rating]) for columns in scored_articles if rating in columns]
     result: dict[str, Any] = {}
     for name, measure in (("spearman", spearman), ("kendall", kendall)):
-        each = [value for value in (measure(a, b) for a, b in sides) if value is not None]
-        pooled = measure(*(np.concatenate(side) for side in zip(*sides, strict=True))) if sides else None
-        result[name] = {"per_article": float(np.mean(each)) if each else None, "pooled": pooled, "articles": len(each)}
+        by_article = [value for value in (measure(a, b) for a, b in rated) if value is not None]
+        pooled = measure(*(np.concatenate(side) for side in zip(*rated, strict=True))) if rated else None
+        mean = float(np.mean(by_article)) if by_article else None
+        result[name] = {"per_article": mean, "pooled": pooled, "articles": len(by_article)}
     return result
 
 
-def _alike(found: list[dict[str, np.ndarray]], rating: str) -> dict[str, Any]:
-    """Of the pairs within an article that neither the preference nor people call a tie: the share ranked alike."""
-    verdicts = [
+def _share_ranked_alike(scored_articles: list[dict[str, np.ndarray]], rating: str) -> dict[str, Any]:
+    """The share of pairs ranked alike, among pairs within an article that are no tie by preference or by rating."""
+    agreements = [
         columns["verdicts"][i, j] * np.sign(columns[rating][i] - columns[rating][j])
-        for columns in found
+        for columns in scored_articles
         if rating in columns
         for i, j in combinations(range(len(columns["words"])), 2)
     ]
-    ranked = [verdict for verdict in verdicts if verdict]
-    return {"share": float(np.mean([v > 0 for v in ranked])) if ranked else None, "pairs": len(ranked)}
+    ranked = [agreement for agreement in agreements if agreement]
+    share = float(np.mean([agreement > 0 for agreement in ranked])) if ranked else None
+    return {"share": share, "pairs": len(ranked)}
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's rho of two (n,): Pearson's r of their ranks, where equals share one. None if a side is constant."""
+    """Spearman's rho of two (n,): Pearson's r of their ranks; equal values share a rank. None if a side is constant."""
     ranks = [_ranks(np.asarray(side, float)) for side in (a, b)]
     x, y = (rank - rank.mean() for rank in ranks) if len(a) else ranks
     norm = float(np.sqrt((x**2).sum() * (y**2).sum()))
@@ -197,33 +215,36 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float | None:
     """Kendall's tau-b of two (n,), which corrects for ties (Kendall, 1945). None if a side is constant."""
-    # Row by row: n = 1,600 in one piece would be 20 MB a side, and ten times the articles a hundred times that.
-    both = up = down = 0
     a, b = np.asarray(a, float), np.asarray(b, float)
+    concordance = untied_a = untied_b = 0.0
+    # Row by row: full matrices would take 20 MB per side at n = 1,600, and a hundred times that at ten times n.
     for i in range(len(a)):
-        x, y = np.sign(a[i] - a[i + 1 :]), np.sign(b[i] - b[i + 1 :])
-        both, up, down = both + float((x * y).sum()), up + float((x != 0).sum()), down + float((y != 0).sum())
-    return both / float(np.sqrt(up * down)) if up and down else None
+        sign_a, sign_b = np.sign(a[i] - a[i + 1 :]), np.sign(b[i] - b[i + 1 :])
+        concordance += float((sign_a * sign_b).sum())
+        untied_a += float((sign_a != 0).sum())
+        untied_b += float((sign_b != 0).sum())
+    return concordance / float(np.sqrt(untied_a * untied_b)) if untied_a and untied_b else None
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[where]
+    """Ranks from 1; equal values share the mean of their ranks."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last_ranks = np.cumsum(counts)
+    return (last_ranks - (counts - 1) / 2)[group]
 
 
-def rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
+def table_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
     """A line for each rating and each of judge, words and preference."""
     lines = []
-    for rating, sides in result["correlations"].items():
-        for what, values in sides.items():
-            line = {"rating": rating, "by": result["preference"] if what == "preference" else what}
+    for rating, scores in result["correlations"].items():
+        for score, values in scores.items():
+            line = {"rating": rating, "score": result["preference"] if score == "preference" else score}
             for name in ("spearman", "kendall"):
                 line |= {f"{name}, per article": _number(values[name]["per_article"])}
                 line |= {f"{name}, pooled": _number(values[name]["pooled"])}
             alike = result["pairs_alike"][rating]
             line["pairs ranked alike"] = ""
-            if what == "preference" and alike["pairs"]:
+            if score == "preference" and alike["pairs"]:
                 line["pairs ranked alike"] = f"{alike['share']:.1%} of {alike['pairs']:,}"
             lines.append(line)
     return lines
@@ -235,7 +256,9 @@ def _number(value: float | None) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", metavar="CONFIG", help="a run's configuration: its judge, questions and pairs count")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a run's configuration; its judge, questions and pairs are used"
+    )
     parser.add_argument("file", metavar="FILE", help="articles, summaries and ratings")
     parser.add_argument("overrides", metavar="NAME=VALUE", nargs="*", help="such as judge.model=… judge.questions=10")
     parser.add_argument("--json", metavar="FILE", help="write all figures")

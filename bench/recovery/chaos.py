@@ -1,10 +1,10 @@
-"""Kills a round again and again, and counts what it lost: `.venv/bin/python -m bench.recovery.chaos --json FILE`.
+"""Kills a round at random moments and counts lost rows: `.venv/bin/python -m bench.recovery.chaos --json FILE`.
 
-Drivers, Ray workers (engines, scorers, training workers, tasks) and whole nodes of a cluster of our own are killed with
-SIGKILL at random moments; the same command is given again until the round is finished; then every table is compared,
-row by row, with that of a round nobody disturbed. Engines are scripted, so that rows can be compared; the reference and
-the training are real. Left out: real vLLM (`tests/e2e/test_chaos.py`, slow) and what goes wrong with files
-(`tests/integration/execution/test_storage_failures.py`).
+The script starts a small Ray cluster, and sends SIGKILL at random moments to drivers, Ray workers (engines, scorers,
+training workers, tasks) and whole nodes. It repeats the same command until the round is finished. Then it compares
+every table, row by row, with the tables of an undisturbed round. Engines are scripted, so that rows can be compared;
+reference log-probabilities and training are real. `tests/e2e/test_chaos.py` (slow) kills real vLLM, and
+`tests/integration/execution/test_storage_failures.py` covers failing files.
 """
 
 import argparse
@@ -29,18 +29,20 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from bench.print_table import show
+from bench.print_table import print_table
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300  # seconds without a new file after which a driver counts as hung
-NAMELESS = ("writer", "reference_digest")  # columns that name a build, which every making has its own of
+HANG_TIMEOUT = 300  # seconds without a new file after which a driver counts as hung
+MAX_STOPPED = 20  # drivers that may end with an error before the benchmark gives up
+KINDS, KIND_WEIGHTS = ("driver", "worker", "node"), (6, 3, 1)
+NOT_COMPARED = ("writer", "reference_digest")  # columns that identify one build of a model, so every run has its own
 
 
-# The driver: `rondo run`, but for the policy's engine
+# The driver process: `rondo run` with a scripted engine for the policy
 
 
-class Paced:
-    """A scripted policy that takes its time: sentences of the article, by the number of the sample."""
+class PacedEngine:
+    """A scripted policy that sleeps for every prompt. Sample i of an article is 1 + i of its sentences."""
 
     def __init__(self, pace: float):
         from pipeline.inference.scripted import ScriptedEngine
@@ -59,44 +61,59 @@ def _summary(prompt: Any, sample: int) -> str:
 
 
 def drive(config: str, pace: float) -> None:
-    """Play a configuration as `rondo run` does, with `Paced` for vLLM."""
-    import pipeline.execution.runner
+    """Run a configuration as `rondo run` does, with `PacedEngine` in place of vLLM."""
     from jobs.cli import main
+    from pipeline.execution import runner
     from pipeline.inference.pool import EnginePool
 
-    equip = pipeline.execution.runner.provide_resources
+    patched: Any = runner
+    provide_resources = patched.provide_resources
 
-    def with_script(names: Any, settings: Any, *others: Any) -> dict[str, Any]:
-        given = equip([name for name in names if name != "policy_engine"], settings, *others)
+    def provide_with_script(names: Any, settings: Any, *others: Any) -> dict[str, Any]:
+        resources = provide_resources([name for name in names if name != "policy_engine"], settings, *others)
         if "policy_engine" in names:
-            given["policy_engine"] = EnginePool(partial(Paced, pace), settings.hardware.policy)
-        return given
+            resources["policy_engine"] = EnginePool(partial(PacedEngine, pace), settings.hardware.policy)
+        return resources
 
-    pipeline.execution.runner.provide_resources = with_script
+    patched.provide_resources = provide_with_script
     sys.argv = ["rondo", "run", config]
     main()
 
 
-# The one who kills
+# Killing
 
 
 @dataclass
 class Tally:
-    """What happened, and what became of the rows."""
+    """Counts of kills, and of rows that differ from an undisturbed run.
+
+    Attributes:
+        kills: processes or nodes that were killed.
+        runs: runs that were killed, finished and compared.
+        lost: rows that are missing.
+        duplicated: rows that occur more than once.
+        wrong: rows, tables, part files or weights that differ.
+        stopped: drivers that ended with an error without being killed.
+        hung: drivers that wrote no file for `HANG_TIMEOUT` seconds.
+        by_kind: kills by what was killed.
+        during: kills by the stages that were running.
+        errors: the end of the log of each stopped driver.
+    """
 
     kills: int = 0
     runs: int = 0
     lost: int = 0
     duplicated: int = 0
     wrong: int = 0
-    stopped: int = 0  # drivers that ended by themselves with an error
+    stopped: int = 0
     hung: int = 0
     by_kind: Counter[str] = field(default_factory=Counter)
     during: Counter[str] = field(default_factory=Counter)
-    said: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
 def write_config(folder: Path, run: Path, articles: int, together: bool) -> Path:
+    """Write the articles and a configuration for one run. Returns the path of the configuration."""
     settings = {
         "run": str(run),
         "articles": {"path": str(folder / "articles.jsonl"), "eval_fraction": 0.3},
@@ -127,6 +144,7 @@ def write_config(folder: Path, run: Path, articles: int, together: bool) -> Path
 
 
 def start(config: Path, address: str | None, pace: float) -> "subprocess.Popen[bytes]":
+    """Start a driver on the cluster at `address`. Its output is appended to a log beside the configuration."""
     log = config.with_suffix(".log").open("ab")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -138,55 +156,69 @@ def start(config: Path, address: str | None, pace: float) -> "subprocess.Popen[b
     )
 
 
-def under_way(run: Path) -> str:
-    """The stages that a run has begun and not finished. It may be tidying up meanwhile, hence no rglob."""
+def running_stages(run: Path) -> str:
+    """The stages that a run has begun and not finished, joined by `+`."""
+    # os.walk and not rglob: the run may remove folders meanwhile.
     begun = {Path(folder).name for folder, _, names in os.walk(run) if "begun.json" in names}
     return "+".join(sorted(begun)) or "between stages"
 
 
 def disturb(
-    config: Path, run: Path, cluster: Any, tally: Tally, rng: random.Random, *, most: int, pace: float, apart: float
+    config: Path, run: Path, cluster: Any, tally: Tally, rng: random.Random, *, max_kills: int, pace: float, gap: float
 ) -> None:
-    """Play a run to its end, killing something up to `apart` seconds after the last, `most` times at most."""
+    """Run to the end, and kill something at most every `gap` seconds until `max_kills` is reached."""
     driver, kills = start(config, cluster.address, pace), 0
     while True:
-        code = _watch(driver, run, rng.uniform(0.5, apart) if kills < most else PATIENCE)
-        if code == 0:
+        seconds = rng.uniform(0.5, gap) if kills < max_kills else HANG_TIMEOUT
+        exit_status = _wait_for_exit(driver, run, seconds)
+        if exit_status == 0:
             return
-        if code is not None:
-            tally.stopped += 1
-            tally.said.append(config.with_suffix(".log").read_text(errors="replace")[-600:])
-            if tally.stopped > 20:
-                raise SystemExit(f"drivers stop by themselves:\n{tally.said[-1]}")
-        elif kills >= most:
+        kind = None
+        if exit_status is not None:
+            _count_stopped(config, tally)
+        elif kills >= max_kills:
             tally.hung += 1
             driver.kill()
         else:
-            during, kind = under_way(run), rng.choices(("driver", "worker", "node"), (6, 3, 1))[0]
+            stages, kind = running_stages(run), rng.choices(KINDS, KIND_WEIGHTS)[0]
             if not _kill(kind, driver, cluster, rng):
                 continue
             kills += 1
             tally.kills += 1
             tally.by_kind[kind] += 1
-            tally.during[during] += 1
-        if driver.poll() is not None or code is not None or kind == "driver":
+            tally.during[stages] += 1
+        if kind in (None, "driver") or driver.poll() is not None:
             driver.wait()
             driver = start(config, cluster.address, pace)
 
 
-def _watch(driver: Any, run: Path, seconds: float) -> int | None:
-    """The driver's exit status, if it ends in this time; time in which files come does not count past PATIENCE."""
-    deadline, seen = time.monotonic() + seconds, -1
+def _count_stopped(config: Path, tally: Tally) -> None:
+    """Count a driver that ended with an error. Gives up after `MAX_STOPPED` of them."""
+    tally.stopped += 1
+    tally.errors.append(config.with_suffix(".log").read_text(errors="replace")[-600:])
+    if tally.stopped > MAX_STOPPED:
+        raise SystemExit(f"{tally.stopped} drivers ended with an error; the last one printed:\n{tally.errors[-1]}")
+
+
+def _wait_for_exit(driver: Any, run: Path, seconds: float) -> int | None:
+    """The driver's exit status, or None if it still runs after this time.
+
+    A wait of `HANG_TIMEOUT` or more starts again whenever the number of files in the run changes.
+    """
+    deadline, file_count = time.monotonic() + seconds, -1
     while time.monotonic() < deadline:
-        if (code := driver.poll()) is not None:
-            return code
-        if seconds >= PATIENCE and (files := sum(len(names) for _, _, names in os.walk(run))) != seen:
-            deadline, seen = time.monotonic() + seconds, files
+        if (exit_status := driver.poll()) is not None:
+            return exit_status
+        if seconds >= HANG_TIMEOUT:
+            files_now = sum(len(names) for _, _, names in os.walk(run))
+            if files_now != file_count:
+                deadline, file_count = time.monotonic() + seconds, files_now
         time.sleep(0.1)
     return None
 
 
 def _kill(kind: str, driver: Any, cluster: Any, rng: random.Random) -> bool:
+    """Kill the driver, a random worker or a random node. Returns False if no worker is running."""
     if kind == "driver":
         driver.send_signal(signal.SIGKILL)
         return True
@@ -195,15 +227,15 @@ def _kill(kind: str, driver: Any, cluster: Any, rng: random.Random) -> bool:
         cluster.remove_node(node, allow_graceful=False)
         add_node(cluster)
         return True
-    found = sorted(_workers(), key=lambda process: process.pid)
-    if not found:
+    workers = sorted(_workers(), key=lambda process: process.pid)
+    if not workers:
         return False
-    rng.choice(found).kill()
+    rng.choice(workers).kill()
     return True
 
 
 def _workers() -> Iterator[psutil.Process]:
-    """Ray's processes that are at work for a driver, of the cluster that this process has started."""
+    """The Ray workers that do work for a driver, in the cluster that this process started."""
     for process in psutil.Process().children(recursive=True):
         try:
             name = " ".join(process.cmdline())
@@ -217,8 +249,8 @@ def add_node(cluster: Any) -> None:
     cluster.add_node(num_cpus=4, object_store_memory=256 * 2**20)
 
 
-def cluster_of(nodes: int) -> Any:
-    """A head that works too, and `nodes` more, each a raylet of its own on this machine."""
+def start_cluster(nodes: int) -> Any:
+    """A head node that also runs work, and `nodes` more. Each is a raylet of its own on this machine."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 256 * 2**20})
@@ -227,81 +259,102 @@ def cluster_of(nodes: int) -> Any:
     return cluster
 
 
-# What became of the rows
+# Comparing tables
 
 
-def tables(run: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every finished table by its address, as the record names its parts."""
-    found = {}
+def read_tables(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every finished table, and of its skipped rows, by address. The record names a table's parts."""
+    rows_by_address = {}
     for path in sorted(run.rglob("record.json")):
         record = json.loads(path.read_text())
         if "parts" in record:
             address = str(path.parent.relative_to(run))
-            found[address] = [row for part in record["parts"] for row in _rows(path.parent / part)]
-            left = (path.parent / "skipped").glob("*.parquet")
-            found[f"{address}/skipped"] = [row for part in left for row in _rows(part)]
-    return found
+            rows_by_address[address] = [row for part in record["parts"] for row in _read_part(path.parent / part)]
+            skipped_parts = (path.parent / "skipped").glob("*.parquet")
+            rows_by_address[f"{address}/skipped"] = [row for part in skipped_parts for row in _read_part(part)]
+    return rows_by_address
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Without the engine's log-probabilities: those are of the first batch of every engine that was ever started."""
+def _read_part(path: Path) -> list[dict[str, Any]]:
+    """Rows without the engine's log-probabilities: only the first batch of each engine start has them."""
     rows = pq.read_table(path, partitioning=None).to_pylist()
-    for summary in (summary for row in rows for summary in row.get("summaries") or ()):
-        del summary["logp"]
+    for row in rows:
+        for summary in row.get("summaries") or ():
+            del summary["logp"]
     return rows
 
 
-def compare(run: Path, calm: Path, tally: Tally) -> None:
-    """Count what a run lost, has twice or has otherwise than the calm one."""
-    ours, theirs = tables(run), tables(calm)
-    tally.wrong += len(theirs.keys() ^ ours.keys())
-    for address in theirs.keys() & ours.keys():
-        rows, expected = ours[address], {row["article_id"]: row for row in theirs[address]}
+def compare(run: Path, undisturbed: Path, tally: Tally) -> None:
+    """Count rows that a run lost, duplicated or changed, compared with an undisturbed run."""
+    tables, expected_tables = read_tables(run), read_tables(undisturbed)
+    tally.wrong += len(expected_tables.keys() ^ tables.keys())
+    for address in expected_tables.keys() & tables.keys():
+        rows, expected_rows = tables[address], {row["article_id"]: row for row in expected_tables[address]}
         ids = Counter(row["article_id"] for row in rows)
-        tally.lost += len(expected.keys() - ids.keys())
+        tally.lost += len(expected_rows.keys() - ids.keys())
         tally.duplicated += ids.total() - len(ids)
-        tally.wrong += sum(not _equal(row, expected.get(row["article_id"], {})) for row in rows)
-        record = json.loads((run / address.removesuffix("/skipped") / "record.json").read_text())
-        folder = run / address
+        tally.wrong += sum(not _rows_match(row, expected_rows.get(row["article_id"], {})) for row in rows)
         if not address.endswith("/skipped"):
-            tally.wrong += {path.name for path in folder.glob("part-*")} != set(record["parts"])
+            record = json.loads((run / address / "record.json").read_text())
+            tally.wrong += {path.name for path in (run / address).glob("part-*")} != set(record["parts"])
             tally.wrong += record["kept"] != len(rows)
-    mine, other = (load_file(folder / "round-01/policy/model.safetensors") for folder in (run, calm))
-    tally.wrong += any(not torch.allclose(mine[name], other[name], rtol=1e-3, atol=1e-5) for name in other)
+    weights, expected_weights = (
+        load_file(folder / "round-01/policy/model.safetensors") for folder in (run, undisturbed)
+    )
+    tally.wrong += any(
+        not torch.allclose(weights[name], expected_weights[name], rtol=1e-3, atol=1e-5) for name in expected_weights
+    )
 
 
-def _equal(row: dict[str, Any], other: dict[str, Any]) -> bool:
-    if row.keys() != other.keys():
+def _rows_match(row: dict[str, Any], expected: dict[str, Any]) -> bool:
+    if row.keys() != expected.keys():
         return False
-    for name in row.keys() - set(NAMELESS):
-        if name == "reference_logps":
-            for one, two in zip(row[name], other[name], strict=True):
-                if (one is None) != (two is None) or (one is not None and abs(one - two) > 1e-3):
-                    return False
-        elif name != "tally" and row[name] != other[name]:
+    for name in row.keys() - {*NOT_COMPARED, "tally", "reference_logps"}:
+        if row[name] != expected[name]:
+            return False
+    return _logps_match(row.get("reference_logps") or [], expected.get("reference_logps") or [])
+
+
+def _logps_match(logps: list[float | None], expected: list[float | None]) -> bool:
+    """Whether two lists are None at the same places and differ by at most 0.001 nat elsewhere."""
+    for logp, expected_logp in zip(logps, expected, strict=True):
+        if logp is None or expected_logp is None:
+            if logp is not expected_logp:
+                return False
+        elif abs(logp - expected_logp) > 1e-3:
             return False
     return True
 
 
-def chaos(kills: int, *, articles: int, per_run: int, nodes: int, seed: int, pace: float, apart: float) -> Tally:
-    """Kill until there were `kills`, `per_run` to a run, and look at each run when it is finished."""
+def chaos(kills: int, *, articles: int, per_run: int, nodes: int, seed: int, pace: float, gap: float) -> Tally:
+    """Kill `kills` times, at most `per_run` times in each run, and compare each run once it is finished.
+
+    Args:
+        kills: processes and nodes to kill in all.
+        articles: of each run.
+        per_run: kills in a run before it may finish.
+        nodes: nodes beside the head.
+        seed: of the random moments and targets.
+        pace: seconds that the scripted policy sleeps for each prompt.
+        gap: seconds between two kills, at most.
+    """
     tally, rng = Tally(), random.Random(seed)
-    cluster = cluster_of(nodes)
+    cluster = start_cluster(nodes)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            calm = Path(folder, "calm")
-            done = start(write_config(Path(folder), calm, articles, together=False), cluster.address, 0.0)
-            assert done.wait() == 0, (Path(folder) / "calm.log").read_text()
+            undisturbed = Path(folder, "undisturbed")
+            config = write_config(Path(folder), undisturbed, articles, together=False)
+            if start(config, cluster.address, 0.0).wait() != 0:
+                raise SystemExit(f"the undisturbed run failed:\n{config.with_suffix('.log').read_text()}")
             while tally.kills < kills:
                 run = Path(folder, f"run-{tally.runs}")
                 config = write_config(Path(folder), run, articles, together=tally.runs % 2 == 0)
-                disturb(
-                    config, run, cluster, tally, rng, most=min(per_run, kills - tally.kills), pace=pace, apart=apart
-                )
-                compare(run, calm, tally)
+                max_kills = min(per_run, kills - tally.kills)
+                disturb(config, run, cluster, tally, rng, max_kills=max_kills, pace=pace, gap=gap)
+                compare(run, undisturbed, tally)
                 tally.runs += 1
                 print(
-                    f"run {tally.runs}: {tally.kills} kills, {tally.lost} lost, {tally.duplicated} twice, "
+                    f"run {tally.runs}: {tally.kills} kills, {tally.lost} lost, {tally.duplicated} duplicated, "
                     f"{tally.wrong} wrong, {tally.stopped} stopped, {tally.hung} hung",
                     flush=True,
                 )
@@ -312,35 +365,38 @@ def chaos(kills: int, *, articles: int, per_run: int, nodes: int, seed: int, pac
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--per-run", type=int, default=20, help="kills in a run before it is left alone to finish")
-    parser.add_argument("--articles", type=int, default=120)
-    parser.add_argument("--nodes", type=int, default=1, help="nodes beside the head")
-    parser.add_argument("--pace", type=float, default=0.03, help="seconds that the scripted policy takes for a prompt")
-    parser.add_argument("--apart", type=float, default=12, help="seconds between two kills, at the most")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--kills", type=int, default=200, help="kills in all (%(default)s)")
+    parser.add_argument("--per-run", type=int, default=20, help="kills in a run before it may finish (%(default)s)")
+    parser.add_argument("--articles", type=int, default=120, help="articles of each run (%(default)s)")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes beside the head (%(default)s)")
+    parser.add_argument(
+        "--pace", type=float, default=0.03, help="seconds that the scripted policy sleeps for each prompt (%(default)s)"
+    )
+    parser.add_argument("--apart", type=float, default=12, help="seconds between two kills, at most (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments and targets (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all counts")
     parser.add_argument("--drive", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.drive:
-        drive(given.drive, given.pace)
+    options = parser.parse_args()
+    if options.drive:
+        drive(options.drive, options.pace)
         return
     began = time.monotonic()
     tally = chaos(
-        given.kills,
-        articles=given.articles,
-        per_run=given.per_run,
-        nodes=given.nodes,
-        seed=given.seed,
-        pace=given.pace,
-        apart=given.apart,
+        options.kills,
+        articles=options.articles,
+        per_run=options.per_run,
+        nodes=options.nodes,
+        seed=options.seed,
+        pace=options.pace,
+        gap=options.apart,
     )
     result = {**vars(tally), "seconds": round(time.monotonic() - began)}
-    show("Kills, by what was killed", [{"killed": kind, "times": n} for kind, n in tally.by_kind.most_common()])
-    show("Kills, by what was being made", [{"stages": what, "times": n} for what, n in tally.during.most_common()])
-    show("Rows", [{name: result[name] for name in ("kills", "runs", "lost", "duplicated", "wrong", "stopped", "hung")}])
-    if given.json:
-        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print_table("Kills by target", [{"killed": kind, "times": n} for kind, n in tally.by_kind.most_common()])
+    print_table("Kills by running stage", [{"stages": stages, "times": n} for stages, n in tally.during.most_common()])
+    counts = ("kills", "runs", "lost", "duplicated", "wrong", "stopped", "hung")
+    print_table("Rows", [{name: result[name] for name in counts}])
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

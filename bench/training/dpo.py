@@ -1,14 +1,16 @@
-"""Rondo's DPO trainer against TRL's, in one run: `.venv/bin/python -m bench.training.dpo`; `--help` for the rest.
+"""Compares Rondo's DPO trainer with TRL's DPOTrainer: `.venv/bin/python -m bench.training.dpo`; `--help` lists options.
 
-Same model (random weights), pairs, token ids, order, precision and threads. A step is the whole of it on both sides:
-batches, forward, loss, backward, clipping, AdamW, metrics. Ours runs before and after TRL's, so that a machine which
-grows slower in between does not decide. TRL's settings are in `trl_side.py`; its batch size is the fastest of a trial.
+Both sides train the same model (random weights) on the same pairs, token ids, order, precision and threads. A step is
+a whole optimizer step on both sides: batches, forward, loss, backward, clipping, AdamW, metrics. Rondo runs before and
+after TRL, so that a machine that slows down in between favours neither. `trl_side.py` has TRL's settings; a short trial
+chooses TRL's fastest batch size.
 
-Both sides run as Python starts them. glibc gives large blocks back to the kernel at each free and asks for them again,
-and the page faults cost TRL, whose blocks are larger, more than us: a third of its time in the virtual machine where
-this was written. So one more row says what is left of the ratio where both sides' allocator keeps its memory.
-Left out: what the sides are (`sides.py`), how memory is measured (`memory.py`), and GPUs (`scale.py`, by
-`--suite scale`).
+Both sides run with the C library's default allocator settings. glibc returns large blocks to the kernel at each free,
+and requests them again. The page faults cost TRL more than Rondo, because TRL's blocks are larger: a third of its time
+in the virtual machine where this benchmark was written. One more row therefore shows the ratio when the allocator of
+both sides keeps freed memory.
+
+`sides.py` has the data and Rondo's side, `memory.py` measures memory, `scale.py` runs on GPUs (`--suite scale`).
 """
 
 import argparse
@@ -31,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from bench.print_table import machine, show, spread
+from bench.print_table import machine_info, median_and_range, print_table
 from bench.training import memory, scale, sides, trl_side
 from bench.training.sides import Shape, Work
 from pipeline.training.batches.article_tree import pack_row
@@ -52,7 +54,7 @@ TINY = (
 )
 MEMORY_SHAPE = replace(SHAPES[0], name="memory", articles=1)
 VOCABULARY = 8192
-LOSS_STEPS = 20  # of the headline shape, over which losses are compared
+LOSS_STEPS = 20  # steps of the headline shape over which the losses are compared
 TOKENS_PER_BATCH = 4096
 
 
@@ -65,9 +67,9 @@ def main() -> None:
         print(json.dumps(TASKS[options.child](**json.loads(options.arguments))))
         return
     began = time.perf_counter()
-    result = {"machine": machine(options.device, options.threads)}
+    result: dict[str, Any] = {"machine": machine_info(options.device, options.threads)}
     if options.suite == "scale":
-        result |= scale.suite(options)
+        result |= scale.run_suite(options)
     else:
         result |= compare_suite(options)
     result["seconds"] = time.perf_counter() - began
@@ -77,7 +79,7 @@ def main() -> None:
 
 
 def compare_suite(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything against TRL. Returns the four figures and every row."""
+    """Run every comparison with TRL. Returns the four main figures and every row."""
     shapes = [shape for shape in (TINY if options.tiny else SHAPES) if shape.name in options.shapes]
     vocabulary = 64 if options.tiny else VOCABULARY
     result: dict[str, Any] = {}
@@ -87,45 +89,47 @@ def compare_suite(options: argparse.Namespace) -> dict[str, Any]:
         parameters = sides.make_model(model, vocabulary, tiny=options.tiny)
         print(f"{parameters:,} parameters, vocabulary {vocabulary}, float32, {options.threads} threads")
 
-        def work(shape: Shape, steps: int) -> Work:
-            more = {"learning_rate": 1e-2} if options.tiny else {}
-            return sides.make_work(model, shape, steps, vocabulary, options.tokens_per_batch, **more)
+        def make_work(shape: Shape, steps: int) -> Work:
+            learning_rate = {"learning_rate": 1e-2} if options.tiny else {}
+            return sides.make_work(model, shape, steps, vocabulary, options.tokens_per_batch, **learning_rate)
 
-        batch_size, trial = fastest_batch_size(work(shapes[0], 4))
+        batch_size, trial = fastest_batch_size(make_work(shapes[0], 4))
         for shape in shapes:
             print(f"{shape.name} …", flush=True)
             headline = shape.name == "headline"
-            this = work(shape, LOSS_STEPS if headline else 1 + options.runs)
-            row, trainer = compare(this, math.gcd(batch_size, shape.pairs_per_step))
-            row |= against_plain(loading.load_model(model, "float32"), this, options.runs)
+            work = make_work(shape, LOSS_STEPS if headline else 1 + options.runs)
+            row, trainer = compare(work, math.gcd(batch_size, shape.pairs_per_step))
+            row |= compare_with_plain_row(loading.load_model(model, "float32"), work, options.runs)
             rows.append(row)
-            print("  " + ", ".join(f"{name} {value}" for name, value in _speed(row).items() if name != "shape"))
+            print("  " + ", ".join(f"{name} {value}" for name, value in _speed_cells(row).items() if name != "shape"))
             if headline:
-                row |= gradient_errors(this, trainer) | {"flop_ratio": flop_ratio(this, trainer)}
+                row |= gradient_errors(work, trainer) | {"flop_ratio": flop_ratio(work, trainer)}
                 result |= {name: row[name] for name in _FIGURES}
                 arguments = {"model": str(model), "shape": asdict(shape), "steps": 1 + options.runs}
                 arguments |= {"vocabulary": vocabulary, "batch_size": batch_size}
-                rows.append(memory.child("kept", options, **arguments) | {"shape": "headline, memory kept"})
-                with trl_scores_completions_only():
-                    patched = compare(work(shape, 1 + options.runs), batch_size)[0]
-                rows.append(patched | {"shape": "headline, TRL patched"})
+                rows.append(memory.run_child("kept", options, **arguments) | {"shape": "headline, memory kept"})
+                with trl_head_on_completions_only():
+                    patched_row = compare(make_work(shape, 1 + options.runs), batch_size)[0]
+                rows.append(patched_row | {"shape": "headline, TRL patched"})
             del trainer
-        show("Optimizer steps against TRL's DPOTrainer", [_speed(row) for row in rows])
+        print_table("Optimizer steps, Rondo and TRL's DPOTrainer", [_speed_cells(row) for row in rows])
         print(
-            "'TRL patched': its LM head on completion tokens only, as TRL has it on CUDA; on CPU it scores every token."
-            "\nTRL at the first shape, by per_device_train_batch_size: "
-            + ", ".join(f"{size}: {seconds:.2f} s a step" for size, seconds in trial.items())
-            + f"; {batch_size} is what it is compared at."
-            "\ntree / plain: forward and backward of one article's tree, over those of a plain causal row of as many"
-            "\ntokens (Hugging Face's decoder, SDPA, LM head and cross-entropy on as many positions)."
+            "'memory kept': the allocator of both sides keeps freed memory."
+            "\n'TRL patched': TRL applies its LM head to completion tokens only, as it does on CUDA. On a CPU it scores"
+            "\nevery token."
+            "\nTRL's step at the first shape, by per_device_train_batch_size: "
+            + ", ".join(f"{size}: {seconds:.2f} s" for size, seconds in trial.items())
+            + f". The comparison uses {batch_size}."
+            "\ntree / plain: time of forward and backward over one article's tree, divided by that over a plain causal"
+            "\nrow with as many tokens (Hugging Face's decoder, SDPA, LM head and cross-entropy at as many positions)."
         )
     if result:
         names = ("loss_abs_error", *(name for name in rows[0] if name.startswith("grad_")))
-        print(f"Matrix products at the headline shape, TRL's over ours: {rows[0]['flop_ratio']:.2f}")
-        show("Correctness at the headline shape", [{name: f"{rows[0][name]:.2g}" for name in names}])
-    peaks = memory.rows(options, TINY[0] if options.tiny else MEMORY_SHAPE, batch_size)
+        print(f"FLOPs of matrix products at the headline shape, TRL / Rondo: {rows[0]['flop_ratio']:.2f}")
+        print_table("Correctness at the headline shape", [{name: f"{rows[0][name]:.2g}" for name in names}])
+    peaks = memory.peak_rows(options, TINY[0] if options.tiny else MEMORY_SHAPE, batch_size)
     if peaks:
-        show("Peak memory above the loaded model, MiB", peaks)
+        print_table("Peak memory beyond the loaded model, MiB", peaks)
     return result | {"trl_batch_size": batch_size, "trl_trial": trial, "rows": rows, "memory": peaks}
 
 
@@ -133,12 +137,12 @@ _FIGURES = ("pairs_per_second_ratio", "grad_rel_error", "loss_abs_error", "uniqu
 
 
 def compare(work: Work, batch_size: int) -> tuple[dict[str, Any], Any]:
-    """One shape: ours, TRL's, ours. Returns the row, and TRL's trainer as it is afterwards."""
+    """Train one shape with Rondo, TRL and Rondo again. Returns the row and TRL's trainer after training."""
     ours = sides.train_ours(work)
-    trainer = trl_side.make(work, batch_size)
+    trainer = trl_side.make_trainer(work, batch_size)
     theirs = trl_side.train(trainer)
-    again = sides.train_ours(work)
-    seconds = ours.seconds + again.seconds
+    ours_again = sides.train_ours(work)
+    seconds = ours.seconds + ours_again.seconds
     row = {
         "shape": work.shape.name,
         **asdict(replace(work.shape, name="")),
@@ -157,56 +161,61 @@ def compare(work: Work, batch_size: int) -> tuple[dict[str, Any], Any]:
 
 
 def fastest_batch_size(work: Work) -> tuple[int, dict[int, float]]:
-    """One pair at a time, or all of a step: at which TRL's steps took less in the median, and what each took.
+    """TRL's faster batch size: one pair, or all pairs of a step.
 
-    Several steps, in turn: a single one has gone either way. (Sizes between the two lie between them.)
+    Each size trains several steps, by turns, because single steps have favoured either. (Sizes between the two take
+    times between theirs.)
+
+    Returns:
+        the batch size with the lower median, and the median seconds of a step by batch size.
     """
     sizes = (1, work.shape.pairs_per_step)
-    took: dict[int, list[float]] = {size: [] for size in sizes}
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(2):
         for size in sizes:
-            took[size] += trl_side.train(trl_side.make(work, size)).seconds
-    medians = {size: statistics.median(seconds) for size, seconds in took.items()}
+            seconds[size] += trl_side.train(trl_side.make_trainer(work, size)).seconds
+    medians = {size: statistics.median(values) for size, values in seconds.items()}
     return min(sizes, key=lambda size: medians[size]), medians
 
 
 def gradient_errors(work: Work, trainer: Any) -> dict[str, float]:
-    """Of the first step's batch, |ours - TRL's| / |TRL's|: at the first weights and at the trained ones.
+    """Relative errors |ours - TRL's| / |TRL's| of the first step's gradient, at the first and at the trained weights.
 
-    At first policy and reference round alike, and margins are 0 on both sides. Later each side's float32 margins carry
-    the rounding of sums of hundreds of nats; how far either is from our gradient in float64 tells whose it is.
+    At the first weights policy and reference round alike, and margins are 0 on both sides. At the trained weights each
+    side's float32 margins carry the rounding of sums of hundreds of nats. The distance of each side from our gradient
+    in float64 tells which side the rounding error comes from.
     """
-    model = loading.load_model(work.model, "float32")
+    model = loading.load_model(work.model_folder, "float32")
     first, trained = deepcopy(model.state_dict()), deepcopy(trainer.model.state_dict())
     examples, tokens = work.plan[0].examples, work.tokens_per_batch
-    precise = loading.load_model(work.model, "float64")
-    precisely = sides.refer(precise, examples, tokens)
+    model64 = loading.load_model(work.model_folder, "float64")
+    examples64 = sides.add_references(model64, examples, tokens)
 
     def norm(tensors: Iterable[Tensor]) -> float:
         return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
 
-    def error(found: dict[str, Tensor], true: dict[str, Tensor]) -> float:
-        return norm(found[name] - true[name] for name in true) / norm(true.values())
+    def error(gradient: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+        return norm(gradient[name] - expected[name] for name in expected) / norm(expected.values())
 
     errors = {}
-    for state, when in ((first, ""), (trained, "_trained")):
-        for each in (model, precise, trainer.model):
-            each.load_state_dict(state)
+    for weights, suffix in ((first, ""), (trained, "_trained")):
+        for each in (model, model64, trainer.model):
+            each.load_state_dict(weights)
         ours, theirs = sides.our_gradient(model, examples, tokens), trl_side.gradient(trainer, 0)
-        exact = sides.our_gradient(precise, precisely, tokens)
-        errors[f"grad_rel_error{when}"] = error(ours, theirs)
-        errors[f"grad_float64_ours{when}"] = error(ours, exact)
-        errors[f"grad_float64_trl{when}"] = error(theirs, exact)
+        exact = sides.our_gradient(model64, examples64, tokens)
+        errors[f"grad_rel_error{suffix}"] = error(ours, theirs)
+        errors[f"grad_float64_ours{suffix}"] = error(ours, exact)
+        errors[f"grad_float64_trl{suffix}"] = error(theirs, exact)
     return errors
 
 
 def flop_ratio(work: Work, trainer: Any) -> float:
-    """Multiplications in matrix products of a step, TRL's over ours: what is won if both run equally fast.
+    """FLOPs of a step's matrix products, TRL's divided by ours: the speed-up if both sides compute equally fast.
 
-    torch does not count those of attention on a CPU, of which TRL has more still.
+    On a CPU torch does not count those of attention, of which TRL has even more.
     """
     counts = []
-    model = loading.load_model(work.model, "float32")
+    model = loading.load_model(work.model_folder, "float32")
     for step in (
         lambda: sides.our_gradient(model, work.plan[0].examples, work.tokens_per_batch),
         lambda: trl_side.gradient(trainer, 0),
@@ -217,14 +226,14 @@ def flop_ratio(work: Work, trainer: Any) -> float:
     return counts[1] / counts[0]
 
 
-def against_plain(model: PreTrainedModel, work: Work, runs: int) -> dict[str, Any]:
-    """Forward and backward of one article's tree, and of a plain row of as many tokens, in turn."""
+def compare_with_plain_row(model: PreTrainedModel, work: Work, runs: int) -> dict[str, Any]:
+    """Time forward and backward over one article's tree and over a plain row of as many tokens, by turns."""
     tree = pack_row([work.examples[0].article])
 
-    def ours() -> None:
+    def run_tree() -> None:
         completion_logps(model, tree).sum().backward()
 
-    def plain() -> None:
+    def run_plain() -> None:
         hidden = model.base_model(input_ids=tree.input_ids, use_cache=False).last_hidden_state[0, tree.predictors]
         F.cross_entropy(model.get_output_embeddings()(hidden), tree.targets, reduction="sum").backward()
 
@@ -234,8 +243,9 @@ def against_plain(model: PreTrainedModel, work: Work, runs: int) -> dict[str, An
         function()
         return time.perf_counter() - began
 
-    ours(), plain()  # warm up
-    times = [(seconds(ours), seconds(plain)) for _ in range(2 * runs + 1)]
+    run_tree()  # warm up
+    run_plain()
+    times = [(seconds(run_tree), seconds(run_plain)) for _ in range(2 * runs + 1)]
     tree_seconds, plain_seconds = map(list, zip(*times, strict=True))
     return {
         "tree_seconds": tree_seconds,
@@ -245,39 +255,39 @@ def against_plain(model: PreTrainedModel, work: Work, runs: int) -> dict[str, An
     }
 
 
-def kept(*, shape: dict[str, Any], steps: int, batch_size: int, **more: Any) -> dict[str, Any]:
-    """`compare` with an allocator that gives nothing back."""
-    memory.keep()
-    work = sides.make_work(shape=Shape(**shape), count=steps, **more)
+def compare_with_memory_kept(*, shape: dict[str, Any], steps: int, batch_size: int, **arguments: Any) -> dict[str, Any]:
+    """`compare` in a process whose allocator keeps freed memory."""
+    memory.keep_freed_memory()
+    work = sides.make_work(shape=Shape(**shape), count=steps, **arguments)
     return compare(work, batch_size)[0]
 
 
-TASKS = {"kept": kept, "peak": memory.peak}
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {"kept": compare_with_memory_kept, "peak": memory.peak}
 
 
 @contextmanager
-def trl_scores_completions_only() -> Iterator[None]:
-    """Have TRL's fused head leave out prompt tokens on the CPU too. Nobody's installation does: it is a what-if."""
+def trl_head_on_completions_only() -> Iterator[None]:
+    """Patch TRL so that its fused LM head skips prompt tokens on the CPU too. No installation of TRL does this."""
     from trl.trainer import utils
 
-    usual = utils._use_triton
+    original = utils._use_triton
     utils._use_triton = lambda device: True
     try:
         yield
     finally:
-        utils._use_triton = usual
+        utils._use_triton = original
 
 
-def _speed(row: dict[str, Any]) -> dict[str, str]:
+def _speed_cells(row: dict[str, Any]) -> dict[str, str]:
     return {
         "shape": row["shape"],
-        "pairs a step": str(row["pairs_per_step"]),
-        "ours, s": spread(row["seconds"]),
-        "TRL, s": spread(row["trl_seconds"]),
-        "pairs/s": f"{row['pairs_per_second']:.2f}",
-        "TRL": f"{row['trl_pairs_per_second']:.2f}",
+        "pairs per step": str(row["pairs_per_step"]),
+        "Rondo, s": median_and_range(row["seconds"]),
+        "TRL, s": median_and_range(row["trl_seconds"]),
+        "Rondo, pairs/s": f"{row['pairs_per_second']:.2f}",
+        "TRL, pairs/s": f"{row['trl_pairs_per_second']:.2f}",
         "ratio": f"{row['pairs_per_second_ratio']:.2f}",
-        "loss differs by": f"{row['loss_abs_error']:.1e}",
+        "loss difference": f"{row['loss_abs_error']:.1e}",
         "tree / plain": f"{row['unique_token_ratio']:.2f}" if "unique_token_ratio" in row else "",
     }
 
@@ -287,12 +297,12 @@ def _options() -> argparse.Namespace:
     names = [shape.name for shape in SHAPES]
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--suite", choices=("compare", "scale"), help="scale: 0.5B and 7B; the default on cuda")
-    parser.add_argument("--runs", type=int, default=3, help="timed steps of a shape on each side (headline: 19)")
+    parser.add_argument("--runs", type=int, default=3, help="timed steps of each shape and side (headline: 19)")
     parser.add_argument("--shapes", default=",".join(names), help="default: %(default)s")
-    parser.add_argument("--vocabularies", help="to compare memory at; default 32768,131072, and none with --tiny")
-    parser.add_argument("--tokens-per-batch", type=int, help="of our rows; default 4096, on a GPU what fits")
+    parser.add_argument("--vocabularies", help="for peak memory; default 32768,131072, and none with --tiny")
+    parser.add_argument("--tokens-per-batch", type=int, help="of Rondo's packed rows; default 4096, on a GPU what fits")
     parser.add_argument("--threads", type=int, default=2, help="torch threads of both sides (%(default)s)")
-    parser.add_argument("--tiny", action="store_true", help="a toy model and toy shapes: to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="a toy model and toy shapes, to check that everything runs")
     parser.add_argument("--json", metavar="FILE", help="write the figures and every row")
     parser.add_argument("--child", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--arguments", help=argparse.SUPPRESS)
@@ -303,10 +313,10 @@ def _options() -> argparse.Namespace:
         options.tokens_per_batch = options.tokens_per_batch or TOKENS_PER_BATCH
     options.shapes = options.shapes.split(",")
     if unknown := set(options.shapes) - set(names):
-        parser.error(f"no shapes called {', '.join(sorted(unknown))}: there are {', '.join(names)}")
+        parser.error(f"--shapes has {', '.join(sorted(unknown))}; known are {', '.join(names)}")
     default = "" if options.tiny else "32768,131072"
-    text = default if options.vocabularies is None else options.vocabularies
-    options.vocabularies = [int(number) for number in text.split(",") if number]
+    vocabularies = default if options.vocabularies is None else options.vocabularies
+    options.vocabularies = [int(number) for number in vocabularies.split(",") if number]
     return options
 
 

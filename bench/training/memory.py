@@ -1,4 +1,7 @@
-"""Memory: each side's peak, in a process of its own, and what glibc does with what is freed. Left out: GPUs'."""
+"""Measures the peak memory of each side in a process of its own, on a CPU, and controls glibc's allocator.
+
+`scale.py` measures the memory of GPUs.
+"""
 
 import argparse
 import ctypes
@@ -15,53 +18,53 @@ from pathlib import Path
 from typing import Any
 
 from bench.training import sides, trl_side
-from bench.training.sides import Shape, Trained, Work
+from bench.training.sides import Shape, TrainResult, Work
 
 ROOT = Path(__file__).parents[2]
 
 
-def keep() -> None:
-    """Have glibc keep what is freed. Does nothing where the C library is another."""
-    trim, most_maps = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory instead of returning it to the kernel. Does nothing with another C library."""
+    trim_threshold, max_mmaps = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(most_maps, 0)
-        mallopt(trim, 2**31 - 1)
+        mallopt(max_mmaps, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
-def rows(options: argparse.Namespace, shape: Shape, batch_size: int) -> list[dict[str, Any]]:
-    """Peak memory of two steps of one article, each side in a process of its own. TRL twice: as fast, and at 1."""
-    found = []
+def peak_rows(options: argparse.Namespace, shape: Shape, batch_size: int) -> list[dict[str, Any]]:
+    """Peak memory of two steps on one article, by vocabulary; TRL at its fastest batch size and at 1."""
+    rows = []
     for vocabulary in options.vocabularies:
         with tempfile.TemporaryDirectory() as folder:
             parameters = sides.make_model(Path(folder), vocabulary, tiny=options.tiny)
 
-            def measure(side: str, size: int, **spec: Any) -> float:
-                answer = child("peak", options, side=side, batch_size=size, shape=asdict(shape), **spec)
-                return answer["peak_bytes"] / 2**20
+            def measure(side: str, size: int, **model: Any) -> float:
+                result = run_child("peak", options, side=side, batch_size=size, shape=asdict(shape), **model)
+                return result["peak_bytes"] / 2**20
 
-            spec = {"model": folder, "vocabulary": vocabulary}
+            model = {"model": folder, "vocabulary": vocabulary}
             size = math.gcd(batch_size, shape.pairs_per_step)
-            ours, fast = measure("ours", 0, **spec), measure("trl", size, **spec)
-            small = fast if size == 1 else measure("trl", 1, **spec)
-        found.append(
+            ours, trl_fastest = measure("ours", 0, **model), measure("trl", size, **model)
+            trl_smallest = trl_fastest if size == 1 else measure("trl", 1, **model)
+        rows.append(
             {
                 "vocabulary": vocabulary,
-                "parameters and AdamW": round(parameters * 12 / 2**20),  # gradient and two moments, which none escapes
-                "ours": round(ours),
-                f"TRL, batch {size}": round(fast),
-                "TRL, batch 1": round(small),
-                "least TRL / ours": f"{min(fast, small) / ours:.2f}",
+                "gradient and AdamW": round(parameters * 12 / 2**20),  # gradient and two moments: both sides need them
+                "Rondo": round(ours),
+                f"TRL, batch {size}": round(trl_fastest),
+                "TRL, batch 1": round(trl_smallest),
+                "least TRL / Rondo": f"{min(trl_fastest, trl_smallest) / ours:.2f}",
             }
         )
-    return found
+    return rows
 
 
-def child(task: str, options: argparse.Namespace, **arguments: Any) -> dict[str, Any]:
-    """A task in a process of its own, started as usual; the name is one of `dpo.TASKS`."""
+def run_child(task: str, options: argparse.Namespace, **arguments: Any) -> dict[str, Any]:
+    """Run a task of `dpo.TASKS` in a process of its own, with the default allocator settings."""
     arguments["tokens_per_batch"] = options.tokens_per_batch
     command = [sys.executable, "-m", "bench.training.dpo", "--threads", str(options.threads), "--child", task]
-    done = subprocess.run(
+    child = subprocess.run(
         [*command, "--arguments", json.dumps(arguments)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -69,29 +72,28 @@ def child(task: str, options: argparse.Namespace, **arguments: Any) -> dict[str,
         check=True,
         text=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 def peak(
     *, side: str, model: str, vocabulary: int, batch_size: int, tokens_per_batch: int, shape: dict[str, Any]
-) -> dict[str, int]:
-    """Bytes that two steps of one side take at most, beyond the process with its model loaded."""
-    form = Shape(**shape)
+) -> dict[str, Any]:
+    """Peak memory of two steps of one side, in bytes, beyond the process with its model loaded."""
+    article_shape = Shape(**shape)
     if side == "ours":
-        work = sides.make_work(Path(model), form, 2, vocabulary, tokens_per_batch)
-        run = sides.make_run(work, Trained(), [])
-        train: Callable[[], Any] = run.play
+        work = sides.make_work(Path(model), article_shape, 2, vocabulary, tokens_per_batch)
+        train: Callable[[], Any] = sides.make_loop(work, TrainResult(), []).play
     else:
-        work = Work(Path(model), sides.make_examples(form, 2, vocabulary), form, tokens_per_batch)
-        train = trl_side.make(work, batch_size).train
+        examples = sides.make_examples(article_shape, 2, vocabulary)
+        train = trl_side.make_trainer(Work(Path(model), examples, article_shape, tokens_per_batch), batch_size).train
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # from now on VmHWM counts anew
-    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak of VmRSS
+    bytes_before = _status_bytes("VmRSS")
     train()
-    return {"peak_bytes": _status("VmHWM") - before}
+    return {"peak_bytes": _status_bytes("VmHWM") - bytes_before}
 
 
-def _status(name: str) -> int:
+def _status_bytes(name: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024

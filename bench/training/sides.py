@@ -1,8 +1,7 @@
-"""What both sides of the comparison train on, and Rondo's side of it.
+"""Makes the model and the pairs that both sides of the comparison train on, and trains Rondo's side.
 
-Prompts of a shape are all of one length, so TRL pads by completions only: a corpus of uneven articles would favour
-packing more than this does. Left out: TRL's side (`trl_side.py`), what is measured of them (`dpo.py`), and GPUs
-(`scale.py`).
+All prompts of a shape have the same length, so TRL pads for completions only. A corpus of articles of different lengths
+would favour packed rows more than this does. `trl_side.py` trains TRL's side; `dpo.py` and `scale.py` compare the two.
 """
 
 import random
@@ -13,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -25,7 +25,7 @@ from pipeline.training.losses import LOSSES
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import completion_logps
 
-PAD, EOS = 0, 1  # all other ids are words
+PAD, EOS = 0, 1  # all other token ids are words
 SETTINGS: dict[str, Any] = {
     "loss_type": "sigmoid",
     "beta": 0.1,
@@ -52,13 +52,13 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What articles look like, and how many make a step.
+    """The lengths of articles, and how many make a step.
 
     Attributes:
         prompt: tokens of each prompt.
-        shortest, longest: tokens of a completion, drawn evenly from this range.
-        pairs: of an article; disjoint, so it has twice as many completions.
-        articles: of a step.
+        shortest, longest: tokens of a completion, drawn uniformly from this range.
+        pairs: pairs of each article. They are disjoint, so an article has twice as many completions.
+        articles: articles of each step.
     """
 
     name: str
@@ -75,13 +75,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be learnt, and from where.
+    """A training job that both sides carry out.
 
     Attributes:
-        model: its folder; None where the model is handed over in memory.
-        examples: of all steps, with the reference's log-probabilities.
-        tokens_per_batch: of our rows.
-        learning_rate: such that something is learnt in 20 steps: equal losses that stay at ln 2 would prove nothing.
+        model: the model folder; None if the model is made in memory.
+        examples: the examples of all steps, with reference log-probabilities.
+        shape: the lengths of the articles.
+        tokens_per_batch: tokens of Rondo's packed rows.
+        learning_rate: high enough to learn something in 20 steps: losses that stay at ln 2 on both sides would be
+            equal and prove nothing.
     """
 
     model: Path | None
@@ -91,22 +93,27 @@ class Work:
     learning_rate: float = SETTINGS["learning_rate"]
 
     @property
+    def model_folder(self) -> Path:
+        assert self.model is not None, "the model of this work has no folder"
+        return self.model
+
+    @property
     def settings(self) -> dict[str, Any]:
         return SETTINGS | {"pairs_per_step": self.shape.pairs_per_step, "learning_rate": self.learning_rate}
 
     @property
     def plan(self) -> list[Step]:
-        """The steps that our trainer will make, and that TRL is fed."""
-        s = self.settings
-        return plan_steps(self.examples, epochs=1, pairs_per_step=s["pairs_per_step"], seed=s["seed"])
+        """The steps of Rondo's trainer. TRL gets the pairs in the same order."""
+        settings = self.settings
+        return plan_steps(self.examples, epochs=1, pairs_per_step=settings["pairs_per_step"], seed=settings["seed"])
 
 
 @dataclass
-class Trained:
-    """What a side did.
+class TrainResult:
+    """Times and losses of one side.
 
     Attributes:
-        seconds: of each step but the first, which warms up: from the end of one step to the end of the next.
+        seconds: of each step except the first (warm-up), from the end of the step before to its own end.
         losses: of every step.
     """
 
@@ -114,8 +121,8 @@ class Trained:
     losses: list[float] = field(default_factory=list)
 
 
-def config(vocabulary: int, *, tiny: bool) -> LlamaConfig:
-    """17 million parameters at a vocabulary of 8192, or a few thousand."""
+def model_config(vocabulary: int, *, tiny: bool) -> LlamaConfig:
+    """A Llama of 17 million parameters at a vocabulary of 8192, or of a few thousand if tiny."""
     hidden, layers, heads, inner = (32, 2, 2, 64) if tiny else (384, 6, 6, 1024)
     return LlamaConfig(
         vocab_size=vocabulary,
@@ -133,26 +140,27 @@ def config(vocabulary: int, *, tiny: bool) -> LlamaConfig:
 
 
 def make_model(folder: Path, vocabulary: int, *, tiny: bool) -> int:
-    """Write a model of random weights. Returns its number of parameters."""
+    """Write a model with random weights. Returns its number of parameters."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(vocabulary, tiny=tiny), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(model_config(vocabulary, tiny=tiny), dtype=torch.float32)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def make_examples(shape: Shape, count: int, vocabulary: int) -> tuple[Example, ...]:
-    """The articles of `count` steps, without reference log-probabilities. Every completion ends with EOS."""
-    draw = random.Random(0)
+    """The articles of `count` steps, with reference log-probabilities of 0. Every completion ends with EOS."""
+    rng = random.Random(0)
 
-    def words(length: int) -> list[int]:
-        return [draw.randrange(2, vocabulary) for _ in range(length)]
+    def random_words(length: int) -> list[int]:
+        return [rng.randrange(2, vocabulary) for _ in range(length)]
 
     return tuple(
         Example(
             article_id=f"article-{number:05d}",
-            prompt_ids=words(shape.prompt),
+            prompt_ids=np.array(random_words(shape.prompt)),
             completions=tuple(
-                [*words(draw.randint(shape.shortest, shape.longest) - 1), EOS] for _ in range(2 * shape.pairs)
+                np.array([*random_words(rng.randint(shape.shortest, shape.longest) - 1), EOS])
+                for _ in range(2 * shape.pairs)
             ),
             pairs=tuple((2 * pair, 2 * pair + 1) for pair in range(shape.pairs)),
             reference_logps=(0.0,) * (2 * shape.pairs),
@@ -162,33 +170,35 @@ def make_examples(shape: Shape, count: int, vocabulary: int) -> tuple[Example, .
 
 
 @torch.no_grad()
-def refer(model: PreTrainedModel, examples: Sequence[Example], tokens_per_batch: int) -> tuple[Example, ...]:
-    """The examples with what the model thinks of their completions, by the function that trains."""
-    logps = [[0.0] * len(example.completions) for example in examples]
+def add_references(model: PreTrainedModel, examples: Sequence[Example], tokens_per_batch: int) -> tuple[Example, ...]:
+    """The examples with the model's log-probabilities as the reference, computed by the function that trains."""
+    reference_logps = [[0.0] * len(example.completions) for example in examples]
     for tree in pack_rows([example.article for example in examples], tokens_per_batch):
-        for (article, completion), logp in zip(
-            tree.completions, completion_logps(model, tree.to(model.device)).tolist(), strict=True
-        ):
-            logps[article][completion] = logp
-    return tuple(replace(e, reference_logps=tuple(found)) for e, found in zip(examples, logps, strict=True))
+        logps = completion_logps(model, tree.to(model.device)).tolist()
+        for (article, completion), logp in zip(tree.completions, logps, strict=True):
+            reference_logps[article][completion] = logp
+    return tuple(
+        replace(example, reference_logps=tuple(logps)) for example, logps in zip(examples, reference_logps, strict=True)
+    )
 
 
 def make_work(
-    model: str | Path, shape: Shape, count: int, vocabulary: int, tokens_per_batch: int, **more: float
+    model: str | Path, shape: Shape, count: int, vocabulary: int, tokens_per_batch: int, **settings: float
 ) -> Work:
-    """`count` steps on the model in a folder, which is its own reference."""
+    """`count` steps that train the model in a folder. The same model is the reference."""
     examples = make_examples(shape, count, vocabulary)
     reference = loading.load_model(model, SETTINGS["dtype"])
-    return Work(Path(model), refer(reference, examples, tokens_per_batch), shape, tokens_per_batch, **more)
+    examples = add_references(reference, examples, tokens_per_batch)
+    return Work(Path(model), examples, shape, tokens_per_batch, **settings)
 
 
-def make_run(work: Work, trained: Trained, ends: list[float]) -> TrainLoop:
-    """The real trainer, which will write down its losses, and when each step ended."""
+def make_loop(work: Work, result: TrainResult, step_ends: list[float]) -> TrainLoop:
+    """Rondo's trainer. It appends losses to `result` and the time at the end of each step to `step_ends`."""
 
     def report(line: dict[str, Any]) -> None:
         if "loss" in line:
-            ends.append(time.perf_counter())
-            trained.losses.append(line["loss"])
+            step_ends.append(time.perf_counter())
+            result.losses.append(line["loss"])
 
     return TrainLoop(
         examples=work.examples,
@@ -200,39 +210,41 @@ def make_run(work: Work, trained: Trained, ends: list[float]) -> TrainLoop:
     )
 
 
-def train_ours(work: Work) -> Trained:
-    """From the first to the last step."""
-    trained, ends = Trained(), []
-    make_run(work, trained, ends).play()
-    trained.seconds = [after - before for before, after in pairwise(ends)]
-    return trained
+def train_ours(work: Work) -> TrainResult:
+    """Train all steps with Rondo."""
+    result = TrainResult()
+    step_ends: list[float] = []
+    make_loop(work, result, step_ends).play()
+    result.seconds = [end - start for start, end in pairwise(step_ends)]
+    return result
 
 
 def row_losses(model: PreTrainedModel, examples: Sequence[Example], tokens_per_batch: int) -> Iterator[Tensor]:
-    """The trainer's loss by its parts, for where a whole run is too much: the sum over pairs of each packed row."""
+    """The trainer's loss for each packed row, summed over its pairs: for callers that need no whole run."""
     for tree in pack_rows([example.article for example in examples], tokens_per_batch):
         logps = completion_logps(model, tree.to(model.device))
-        place = {completion: number for number, completion in enumerate(tree.completions)}
-        pairs = [
-            (e, chosen, rejected) for e in {e for e, _ in tree.completions} for chosen, rejected in examples[e].pairs
-        ]
-        chosen, rejected = [(e, c) for e, c, _ in pairs], [(e, r) for e, _, r in pairs]
-        reference = [
-            torch.tensor([examples[e].reference_logps[c] for e, c in side], device=model.device, dtype=logps.dtype)
-            for side in (chosen, rejected)
-        ]
+        position = {completion: number for number, completion in enumerate(tree.completions)}
+        articles = {article for article, _ in tree.completions}
+        pairs = [(article, *pair) for article in articles for pair in examples[article].pairs]
+        chosen = [(article, chosen) for article, chosen, _ in pairs]
+        rejected = [(article, rejected) for article, _, rejected in pairs]
+
+        def reference(side: list[tuple[int, int]], like: Tensor) -> Tensor:
+            values = [examples[article].reference_logps[completion] for article, completion in side]
+            return torch.tensor(values, device=like.device, dtype=like.dtype)
+
         yield LOSSES[SETTINGS["loss_type"]](
-            chosen_logps=logps[[place[which] for which in chosen]],
-            rejected_logps=logps[[place[which] for which in rejected]],
-            ref_chosen_logps=reference[0],
-            ref_rejected_logps=reference[1],
+            chosen_logps=logps[[position[completion] for completion in chosen]],
+            rejected_logps=logps[[position[completion] for completion in rejected]],
+            ref_chosen_logps=reference(chosen, logps),
+            ref_rejected_logps=reference(rejected, logps),
             beta=SETTINGS["beta"],
             label_smoothing=SETTINGS["label_smoothing"],
         ).sum()
 
 
 def our_gradient(model: PreTrainedModel, examples: Sequence[Example], tokens_per_batch: int) -> dict[str, Tensor]:
-    """Of one step, before clipping."""
+    """The gradient of one step before clipping, by parameter name."""
     model.zero_grad()
     pairs = sum(len(example.pairs) for example in examples)
     for loss in row_losses(model, examples, tokens_per_batch):

@@ -64,7 +64,7 @@ def test_useful_flops_by_hand() -> None:
 
     # q, k, v, o: 8x8, 8x4, 8x4, 8x8; gate, up, down: 8x16 each. 7 tokens, 4 in completions, which see the prompt's 3.
     layer, seen = 64 + 32 + 32 + 64 + 3 * 128, 6 + 2 * (2 * 3 + 3)
-    full, lora = (scale.flops(scale.make(config, "sdpa", "meta", lora=kind), examples) for kind in (False, True))
+    full, lora = (scale.flops(scale.make_model(config, "sdpa", "meta", lora=kind), examples) for kind in (False, True))
     assert full == 6 * layer * 7 + 6 * 8 * 10 * 4 + 12 * 8 * seen
     adapter = 8 * (16 + 12 + 12 + 16 + 3 * 24)  # rank x (in + out)
     assert lora == 4 * layer * 7 + 6 * adapter * 7 + 4 * 8 * 10 * 4 + 12 * 8 * seen
@@ -85,18 +85,18 @@ def test_every_side_of_the_sampling_bench_makes_every_summary(tmp_path: Path) ->
 def test_a_side_is_over_at_its_last_table(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from bench.inference.samplers import Door
+    from bench.inference.samplers import WarmupGate
 
-    door = Door(str(tmp_path), {"k": 1, "batch_size": 2, "articles": 4})
+    gate = WarmupGate(str(tmp_path), {"k": 1, "batch_size": 2, "articles": 4})
 
     class Made:
         def iter_batches(self, **how: Any) -> Iterator[pa.Table]:
             for _ in range(3):
-                assert not door.closed
+                assert not gate.closed
                 yield pa.table({"tokens": [7, 7]})
-            assert door.closed, "from here on the actors may be gone"
+            assert gate.closed, "from here on the actors may be gone"
 
-    rows = door.through(Made(), first=2)
-    done = door.timed(0.0, [row["tokens"] for row in rows])
+    rows = gate.timed_rows(Made(), warmup_rows=2)
+    done = gate.result(0.0, [row["tokens"] for row in rows])
     assert (done["summaries"], done["tokens"]) == (4, 28)
     assert 0 < done["seconds"] < done["whole_seconds"] and done["cpu_seconds"] >= 0

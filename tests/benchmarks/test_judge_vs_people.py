@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.judge_quality import judge_vs_people
-from bench.judge_quality.judge_vs_people import RATINGS, compare, kendall, read, spearman
+from bench.judge_quality.judge_vs_people import RATINGS, compare, kendall, read_ratings, spearman
 from judges.cloze import ClozeJudge
 from pipeline.config import UserError
 from pipeline.config.loader import load_config
@@ -72,7 +72,7 @@ def test_both_formats_are_read_alike(tmp_path):
             experts = [{name: row[name][i] + shift for name in RATINGS} for shift in (-0.5, 0, 0.5)]
             lines.append({"id": row["id"], "text": row["text"], "decoded": summary, "expert_annotations": experts})
     flat.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    nested, other = read(str(SAMPLE)), read(str(flat))
+    nested, other = read_ratings(str(SAMPLE)), read_ratings(str(flat))
     assert len(nested) == len(other) == 10
     for one, two in zip(nested, other, strict=True):
         assert (one.article_id, one.article, one.summaries) == (two.article_id, two.article, two.summaries)
@@ -82,9 +82,12 @@ def test_both_formats_are_read_alike(tmp_path):
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"id": 1, "text": "x"}, "row 1 has id, text: it should have id, text, and machine_summaries, decoded or"),
-        ({"id": 1, "decoded": "x"}, "has id, decoded: it should have id, text"),
-        ({"id": 1, "text": "x", "decoded": "y"}, "has 1 summaries and ratings none: each summary should have one"),
+        (
+            {"id": 1, "text": "x"},
+            "row 1 has the columns id, text; it must have id, text, and machine_summaries, decoded or",
+        ),
+        ({"id": 1, "decoded": "x"}, "has the columns id, decoded; it must have id, text"),
+        ({"id": 1, "text": "x", "decoded": "y"}, "has 1 summaries and ratings none; each summary needs one"),
         (
             {"id": 1, "text": "x", "machine_summaries": ["y", "z"], "fluency": [1]},
             "2 summaries and ratings 1 of fluency",
@@ -95,12 +98,12 @@ def test_a_file_that_will_not_do_is_refused(tmp_path, row, complaint):
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(UserError, match=complaint):
-        read(str(path))
+        read_ratings(str(path))
 
 
 def test_people_who_count_facts_agree_with_the_judge(tmp_path):
     """Summaries tell more and more sentences, and people rate them so; one article is too short to be asked about."""
-    articles = read(str(SAMPLE))[:4]
+    articles = read_ratings(str(SAMPLE))[:4]
     for rated in articles:
         sentences = rated.article.split(". ")
         rated.summaries = [". ".join(sentences[:n]) for n in (1, 6, 12, len(sentences))]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench.inference.judging import REFERENCE, SIDES, ask, newsroom_work
+from bench.inference.judging import REFERENCE, SIDES, make_prompts, newsroom_work
 from judges.prompts import NEWSROOM, PLAIN
 from tests.helpers.paths import ROOT
 
@@ -17,15 +17,15 @@ from tests.helpers.paths import ROOT
 @pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
 def test_each_side_asks_in_its_own_way(side, wording):
     work = [newsroom_work(random.Random(i), 8, equal=0.5) for i in range(2)]
-    prompts = ask(side, 77, work, wording, "Turn 3.\n")
-    assert len(prompts) == (sum(len(set(some.summaries)) for some in work) if side.once else 16)
+    prompts = make_prompts(side, 77, work, wording, "Turn 3.\n")
+    assert len(prompts) == (sum(len(set(article.summaries)) for article in work) if side.deduplicated else 16)
     for prompt in prompts:
         text = prompt.messages[0]["content"]
-        summary = next(summary for some in work for summary in some.summaries if summary in text)
-        (question, *_) = next(some.questions for some in work if summary in some.summaries)
+        summary = next(summary for article in work for summary in article.summaries if summary in text)
+        (question, *_) = next(article.questions for article in work if summary in article.summaries)
         assert text.startswith("Turn 3.\n") and text.count(summary) == 1
         assert (text.index(question.question) < text.index(summary)) == side.questions_first
-        assert (prompt.regex is None, prompt.max_tokens == 77) == (not side.held, not side.held)
+        assert (prompt.regex is None, prompt.max_tokens == 77) == (not side.constrained, not side.constrained)
 
 
 def test_it_runs_and_counts_tokens(tmp_path):
@@ -46,7 +46,7 @@ def test_it_runs_and_counts_tokens(tmp_path):
     assert all(row["summaries"] == 8 and row["summaries_per_second"] > 0 for row in rows.values())
     # A model of random weights ends no reply of its own.
     assert rows[REFERENCE, 5]["tokens_out_per_summary"] == 5 and rows[REFERENCE, 7]["tokens_out_per_summary"] == 7
-    once = rows["… equal summaries once", 5]
+    once = rows["… deduplicated summaries", 5]
     assert once["tokens_in_per_summary"] < 0.8 * rows[REFERENCE, 5]["tokens_in_per_summary"]
     assert rows["… questions first", 5]["prefix_cache_hit_rate"] > once["prefix_cache_hit_rate"] == 0
     assert found["vs_reference_order"] == rows["ours", None]["vs_reference_order"] > 0

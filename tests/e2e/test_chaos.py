@@ -18,10 +18,10 @@ SMALL = ["articles.limit=60", "summaries.n=4", "training.num_train_epochs=1", "t
 
 def test_two_dozen_kills_lose_nothing_and_double_nothing():
     """With scripted engines, a real reference and a real training, on a cluster of two nodes."""
-    tally = chaos.chaos(24, articles=40, per_run=24, nodes=1, seed=1, pace=0.02, apart=7)
+    tally = chaos.chaos(24, articles=40, per_run=24, nodes=1, seed=1, pace=0.02, gap=7)
     assert tally.kills == 24
     assert (tally.lost, tally.duplicated, tally.wrong) == (0, 0, 0), tally
-    assert (tally.stopped, tally.hung) == (0, 0), tally.said
+    assert (tally.stopped, tally.hung) == (0, 0), tally.errors
 
 
 def test_what_the_tally_would_see(tmp_path):

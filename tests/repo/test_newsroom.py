@@ -1,4 +1,4 @@
-"""Tests the newsroom's world, tokenizer and shipped models; `newsroom.recipe.evaluate` measures how good the models are."""
+"""Tests the newsroom's world, tokenizer and shipped models. `newsroom.recipe.evaluate` measures the models."""
 
 import json
 import random

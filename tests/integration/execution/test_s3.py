@@ -8,10 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import chaos
 import pyarrow.fs as pafs
 import pytest
 
+from bench.recovery import chaos
 from pipeline.config import UserError
 from pipeline.storage import tables
 from pipeline.storage.files import open_location
