@@ -1,7 +1,7 @@
-"""What the two models are trained to do, as pairs of chat messages and reply.
+"""Makes training examples for the judge and the policy: chat messages with the reply to learn.
 
-Every prompt of the judge is made by `judges.mcq`, and so is every line of its answers: training and use cannot differ.
-Left out: tokens, batches and the course of training (`make_models`).
+`judges/mcq.py` makes every prompt of the judge and every line of its answers, so training and use cannot differ.
+`recipe/make_models.py` trains on these examples.
 """
 
 import random
@@ -18,14 +18,14 @@ MOST_QUESTIONS = 5
 
 @dataclass(frozen=True)
 class Example:
-    """What is asked (chat messages) and what the model should reply."""
+    """Chat messages and the reply that the model should learn."""
 
     messages: tuple[dict[str, str], ...]
     reply: str
 
 
 def judge(questions: int = MOST_QUESTIONS) -> McqJudge:
-    """The judge as the newsroom uses it."""
+    """The judge with the newsroom's wording and number of options."""
     return McqJudge(questions=questions, options=OPTIONS, wording=NEWSROOM, question_temperature=1.0)
 
 
@@ -35,102 +35,111 @@ def summarize(text: str) -> tuple[dict[str, str], ...]:
 
 
 def question_line(number: int, name: str, options: list[str]) -> str:
-    """A question in the form that the judge reads; the key is the first of its options."""
+    """A question in the form that the judge reads. The first option is the right one."""
     return f"Q{number} {SLOTS[name].question} Answer {' | '.join(options)}"
 
 
 def options_in_step(name: str, value: str, rng: random.Random) -> list[str]:
-    """The key and wrong options, in random steps around the circle of the slot's values, never once all round.
+    """The right value, then wrong options in random steps around the circle of the slot's values.
 
-    So a writer that looks at the last option alone never repeats one, the key included. The steps are about a fifth
-    of the circle, lest the key be told by where it lies.
+    The steps never add up to a full circle. So a writer that looks only at the last option never repeats one, and never
+    repeats the right value. A step is about a fifth of the circle, so that the options do not give away the right one.
     """
     values = SLOTS[name].values
-    at, options = values.index(value), [value]
+    position, options = values.index(value), [value]
     while len(options) < OPTIONS:
-        at += rng.randint(len(values) // 6, (len(values) - 1) // (OPTIONS - 1))
-        options.append(values[at % len(values)])
+        position += rng.randint(len(values) // 6, (len(values) - 1) // (OPTIONS - 1))
+        options.append(values[position % len(values)])
     return options
 
 
 def any_options(name: str, value: str, rng: random.Random) -> list[str]:
-    """The key and any wrong options: to answer from, where nothing but the passage may tell the key."""
+    """The right value, then any wrong options: for answering, where only the passage may tell which is right."""
     return [value, *rng.sample([other for other in SLOTS[name].values if other != value], OPTIONS - 1)]
 
 
 def write_questions(rng: random.Random, count: int = MOST_QUESTIONS) -> Example:
-    """The judge's first task: questions about an article."""
+    """An example of the judge's first task: writing questions about an article."""
     story = article(rng)
     return Example(judge(count).ask_questions(story.text).messages, question_lines(story, rng, count))
 
 
 def question_lines(story: Article, rng: random.Random, count: int = MOST_QUESTIONS) -> str:
-    """What the judge should write of an article.
+    """The questions that the judge should write about an article.
 
-    The first question is about the fact told last; each of the others about the next fact that the article tells, in
-    the order of the slots and round from the last to the first. So a writer need only look at its last question to
-    ask none twice, and every kind of fact is asked for equally often.
+    The first question is about the last fact in the text. Each further one is about the next slot that the article
+    states, in the order of `SLOTS`; the first slot follows the last. So a writer that looks only at its last question
+    repeats none, and all kinds of facts are asked about equally often.
     """
-    told = [name for name in SLOTS if name in story.facts]
-    start = max(range(len(told)), key=lambda i: story.text.index(f"{story.cores[told[i]]}."))
-    names = [told[(start + i) % len(told)] for i in range(count)]
+    stated = [name for name in SLOTS if name in story.facts]
+    start = max(range(len(stated)), key=lambda i: story.text.index(f"{story.cores[stated[i]]}."))
+    names = [stated[(start + i) % len(stated)] for i in range(count)]
     return "\n".join(
         question_line(i, name, options_in_step(name, story.facts[name], rng)) for i, name in enumerate(names, 1)
     )
 
 
 def any_questions(story: Article, rng: random.Random, count: int = MOST_QUESTIONS) -> list[Question]:
-    """Questions about any facts of the article, as the judge reads them."""
+    """Questions about random facts of the article, as the judge reads them."""
     names = rng.sample(list(story.facts), count)
     lines = [question_line(i, name, any_options(name, story.facts[name], rng)) for i, name in enumerate(names, 1)]
-    return [read for read in judge(count).read_questions("\n".join(lines)) if isinstance(read, Question)]
+    return [item for item in judge(count).read_questions("\n".join(lines)) if isinstance(item, Question)]
 
 
 def answer_questions(rng: random.Random, count: int = MOST_QUESTIONS) -> Example:
-    """The judge's second task: answers from a whole article, a summary or nothing."""
+    """An example of the judge's second task: answering from a whole article, a summary or an empty passage."""
     story = article(rng)
-    asker = judge(count)
+    mcq_judge = judge(count)
     questions = any_questions(story, rng, count)
-    kind = rng.random()
-    if kind < 0.22:
-        passage, told = story.text, set(story.facts)
-    elif kind < 0.26:
-        passage, told = "", set()
+    passage_kind = rng.random()
+    if passage_kind < 0.22:
+        passage, stated = story.text, set(story.facts)
+    elif passage_kind < 0.26:
+        passage, stated = "", set()
     else:
-        told = set(rng.sample(list(story.facts), rng.randint(0, len(story.facts))))
-        passage = retell(story, told, rng.randint(0, 3), rng)
-    return Example(asker.ask_answers(passage, questions).messages, "\n".join(_answers(asker, questions, told)))
+        stated = set(rng.sample(list(story.facts), rng.randint(0, len(story.facts))))
+        passage = retell(story, stated, rng.randint(0, 3), rng)
+    reply = "\n".join(_answer_lines(mcq_judge, questions, stated))
+    return Example(mcq_judge.ask_answers(passage, questions).messages, reply)
 
 
-def _answers(asker: McqJudge, questions: list[Question], told: set[str]) -> list[str]:
+def _answer_lines(mcq_judge: McqJudge, questions: list[Question], stated: set[str]) -> list[str]:
+    """The right answers, from a passage that states these slots."""
     names = {slot.question: name for name, slot in SLOTS.items()}
     return [
-        asker.answer_line(i, question, question.letter if names[question.question] in told else UNSURE)
+        mcq_judge.answer_line(i, question, question.letter if names[question.question] in stated else UNSURE)
         for i, question in enumerate(questions, 1)
     ]
 
 
 def write_summary(rng: random.Random) -> Example:
-    """The policy's task: some of the facts, and some sentences that tell none.
+    """An example of the policy's task: a summary with some of the facts and some sentences without facts.
 
-    Untidy on purpose: what is told and how many words it takes vary from sample to sample, so that there is
-    something to prefer; and most summaries leave out half of the facts, so that there is something to learn.
+    Summaries are imperfect on purpose. Their facts and lengths vary between samples, so that one can be preferred to
+    another, and most omit half of the facts, so that DPO has something to improve.
     """
     story = article(rng)
     count = min(len(story.facts), rng.choices(range(1, 8), weights=(4, 10, 22, 30, 20, 10, 4))[0])
-    told = set(rng.sample(list(story.facts), count))
+    names = set(rng.sample(list(story.facts), count))
     others = rng.choices(range(4), weights=(25, 35, 25, 15))[0]
-    return Example(summarize(story.text), retell(story, told, others, rng))
+    return Example(summarize(story.text), retell(story, names, others, rng))
 
 
-def retell(story: Article, told: set[str], others: int, rng: random.Random) -> str:
-    """Facts of the article in its own words, each with a lead of its own, among other sentences of the article."""
-    sentences = [say(core, rng) for name, core in story.cores.items() if name in told]
+def retell(story: Article, names: set[str], others: int, rng: random.Random) -> str:
+    """A summary of an article.
+
+    Args:
+        story: the article.
+        names: slots whose facts are stated, each in the article's words with a random lead.
+        others: number of the article's sentences without facts.
+        rng: of the leads, the other sentences and the order.
+    """
+    sentences = [say(core, rng) for name, core in story.cores.items() if name in names]
     return prose([*sentences, *rng.sample(story.others, others)], rng)
 
 
 def every_text() -> list[str]:
-    """The words that the tasks add to the world's own."""
+    """Texts with the words that the tasks add to those of `world.every_text`."""
     rng = random.Random(0)
     examples = [task(rng) for task in (write_questions, answer_questions) for _ in range(50)]
     return [text for e in examples for text in (e.messages[0]["content"], e.reply)] + [summarize("")[0]["content"]]

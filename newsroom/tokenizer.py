@@ -1,8 +1,7 @@
-"""The tokenizer of both models: a token for every word of the world, bytes for every other text.
+"""Builds the tokenizer of both models: one token for every word of the world, bytes for all other text.
 
-Byte-level BPE without merges: a word that the vocabulary holds is taken whole (`ignore_merges`), any other is spelled
-byte by byte, and comes back exactly. A value is the same token wherever it stands, because it always stands after a
-space. Left out: what the models are trained on (`tasks`).
+It is byte-level BPE without merges. A word in the vocabulary becomes one token (`ignore_merges`); any other text
+becomes bytes and is decoded exactly. A value always follows a space, so it is the same token everywhere.
 """
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -12,7 +11,7 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 ROLES = ("<|user|>", "<|assistant|>", "<|system|>")
 SPECIAL = (PAD, BOS, EOS, *ROLES)
 
-# Words and marks keep the one space before them; what is left is split by character.
+# Words and punctuation marks keep the space before them; the rest is split by character.
 _PIECES = r" ?[\p{L}\p{M}\p{N}]+| ?[^\s\p{L}\p{M}\p{N}]|\s"
 
 _CHAT = (
@@ -33,12 +32,12 @@ def build(texts: list[str]) -> PreTrainedTokenizerFast:
     single_bytes = set(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = [*SPECIAL, *sorted(single_bytes), *sorted(words - single_bytes)]
     model = models.BPE({token: i for i, token in enumerate(vocabulary)}, merges=[], ignore_merges=True)
-    made = Tokenizer(model)
-    made.pre_tokenizer, made.decoder = split, decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    # No post-processor: the chat template writes the one BOS, and tokenizing its text again adds no second.
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    # No post-processor: the chat template writes BOS, and tokenizing the rendered text must not add a second one.
     return PreTrainedTokenizerFast(
-        tokenizer_object=made,
+        tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,

@@ -1,16 +1,16 @@
-"""An invented news world whose facts are known, so that a judge's keys and answers can be checked against the truth.
+"""Generates articles of an invented news world. Their facts are known, so a judge's answers can be checked.
 
-An article is some facts, some filler and a few distractors (a person, a city, a number that answers nothing), in
-random order. A fact is a *cue* and then its *value*: "effort was led by | Elena Santos". The value always follows its
-cue, because tiny models learn to look up what comes after, not what came before (newsroom/README.md). Left out:
-questions and summaries (`tasks`), and anything that knows of tokens or models.
+An article has some facts, some filler sentences and a few distractors (a person, a city or a number that answers no
+question), in random order. A fact is a *cue* followed by its *value*: "effort was led by | Elena Santos". The value
+always comes after its cue, because tiny models learn to look up what follows a text, not what precedes it (see
+README.md). Questions and summaries are in `tasks.py`.
 """
 
 import random
 import re
 from dataclasses import dataclass
 
-# Everyone has a first and a last name of their own, so that either name tells the person.
+# First and last names are unique, so that either name identifies the person.
 PEOPLE = tuple(
     f"{first} {last}"
     for first, last in zip(
@@ -52,9 +52,13 @@ NUMBERS = tuple(str(number) for number in range(10, 100))
 
 @dataclass(frozen=True)
 class Slot:
-    """One kind of fact: what it is called, the question about it, its cues, and the values it may have.
+    """One kind of fact.
 
-    Every cue is said after a lead that ends in "the"; `{}` is where the value goes.
+    Attributes:
+        name: of the slot.
+        question: about the fact.
+        cues: ways to state the fact after one of `LEADS`; `{}` is replaced by the value.
+        values: the values that the fact can have.
     """
 
     name: str
@@ -83,7 +87,7 @@ SLOTS = {
 
 LEADS = ("The ", "Officials said the ", "Reports say the ", "Locals confirmed that the ", "It is known that the ")
 
-# Sentences that name a value and answer nothing.
+# Sentences that contain a value but answer no question.
 DISTRACTORS = (
     ("Neighbor {} welcomed the news.", PEOPLE),
     ("Songs by {} were played all day.", PEOPLE),
@@ -119,12 +123,14 @@ FEWEST_WORDS, MOST_WORDS = 80, 150
 
 @dataclass(frozen=True)
 class Article:
-    """An article and what is true in it.
+    """An article and its true facts.
 
-    Args:
-        facts: value by slot name; a slot that is missing here is not told in the text.
-        cores: the words that tell each fact, without lead and full stop.
-        others: the sentences that tell no fact.
+    Attributes:
+        id: of the article.
+        text: all sentences.
+        facts: value by slot name, for the slots that the text states.
+        cores: cue and value of each fact by slot name, without lead and full stop.
+        others: the sentences that state no fact.
     """
 
     id: str
@@ -135,34 +141,34 @@ class Article:
 
 
 def article(rng: random.Random, id: str = "") -> Article:
-    """A random article of 8 to 10 facts, 2 or 3 distractors and at least 4 fillers: 80 to 150 words.
+    """A random article of 8 to 10 facts, 2 or 3 distractors and 4 to 8 fillers, 80 to 150 words in all.
 
-    No value is named twice in it, so what a question asks for has one place in the text.
+    No value occurs twice in it, so the answer to a question has exactly one place in the text.
     """
     while True:
-        made = _draft(rng, id)
-        if FEWEST_WORDS <= len(made.text.split()) <= MOST_WORDS:
-            return made
+        draft = _draft(rng, id)
+        if FEWEST_WORDS <= len(draft.text.split()) <= MOST_WORDS:
+            return draft
 
 
 def _draft(rng: random.Random, id: str) -> Article:
     names = rng.sample(list(SLOTS), rng.randint(8, 10))
     used: set[str] = set()
 
-    def fresh(values: tuple[str, ...]) -> str:
+    def unused(values: tuple[str, ...]) -> str:
         value = rng.choice([value for value in values if value not in used])
         used.add(value)
         return value
 
-    facts = {name: fresh(SLOTS[name].values) for name in names}
+    facts = {name: unused(SLOTS[name].values) for name in names}
     cores = {name: rng.choice(SLOTS[name].cues).format(value) for name, value in facts.items()}
-    distractors = [said.format(fresh(values)) for said, values in rng.sample(DISTRACTORS, rng.randint(2, 3))]
+    distractors = [sentence.format(unused(values)) for sentence, values in rng.sample(DISTRACTORS, rng.randint(2, 3))]
     others = (*distractors, *rng.sample(FILLERS, rng.randint(4, 8)))
     return Article(id, prose([*(say(core, rng) for core in cores.values()), *others], rng), facts, cores, others)
 
 
 def say(core: str, rng: random.Random) -> str:
-    """A fact as a sentence, with a random lead."""
+    """A fact as a sentence with a random lead."""
     return f"{rng.choice(LEADS)}{core}."
 
 
@@ -171,7 +177,7 @@ def prose(sentences: list[str], rng: random.Random) -> str:
     return " ".join(rng.sample(sentences, len(sentences)))
 
 
-_TELLS = {
+_FACT_PATTERNS = {
     slot.name: re.compile(
         r"\bthe (?:" + "|".join(cue.format("(" + "|".join(slot.values) + ")") for cue in slot.cues) + r")\.", re.I
     )
@@ -180,25 +186,25 @@ _TELLS = {
 
 
 def facts_in(text: str) -> dict[str, list[str]]:
-    """Every value that `text` tells for each slot it speaks of: the truth, read back from any text of this world.
+    """The values that a text of this world states, by slot name.
 
     >>> facts_in("Reports say the roof was painted blue. Nobody was hurt.")
     {'color': ['blue']}
     """
-    told = {
-        name: [next(value for value in found.groups() if value) for found in tells.finditer(text)]
-        for name, tells in _TELLS.items()
+    facts = {
+        name: [next(value for value in match.groups() if value) for match in pattern.finditer(text)]
+        for name, pattern in _FACT_PATTERNS.items()
     }
-    return {name: values for name, values in told.items() if values}
+    return {name: values for name, values in facts.items() if values}
 
 
 def every_text() -> list[str]:
-    """Texts that between them hold every word of the world, as it stands first in a text and inside one."""
-    told = [cue.format(value) for slot in SLOTS.values() for cue in slot.cues for value in slot.values]
-    named = [said.format(value) for said, values in DISTRACTORS for value in values]
-    sentences = [*(f"{lead}{told[0]}." for lead in LEADS), *named, *FILLERS]
+    """Texts that contain every word of the world, both at the start of a text and after a space."""
+    facts = [cue.format(value) for slot in SLOTS.values() for cue in slot.cues for value in slot.values]
+    distractors = [sentence.format(value) for sentence, values in DISTRACTORS for value in values]
+    sentences = [*(f"{lead}{facts[0]}." for lead in LEADS), *distractors, *FILLERS]
     return [
         *sentences,
-        *(f" {text}" for text in (*sentences, *told)),
+        *(f" {text}" for text in (*sentences, *facts)),
         *(f" {slot.question}" for slot in SLOTS.values()),
     ]

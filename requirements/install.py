@@ -1,9 +1,9 @@
-"""Makes .venv out of requirements/*.txt: `python3 requirements/install.py cpu|gpu [dev]`, which is what make calls.
+"""Creates .venv from requirements/*.txt: `python3 requirements/install.py cpu|gpu [dev]`. The Makefile calls it.
 
-Every version is pinned, so nothing is resolved (--no-deps). uv installs, because it takes a fifth of pip's time; it is
-given the package index that pip is set up with here, and what it cannot do, pip does. A finished .venv is left alone,
-one with other contents gets what it lacks, and one that an interrupted run left behind is made anew.
-Standard library only, and old syntax: it also has to tell an old Python that it is too old.
+Every version is pinned, so no dependencies are resolved (--no-deps). uv installs the packages, because it takes a fifth
+of pip's time. It uses the package index that pip is configured with, and pip installs what uv cannot. A complete .venv
+is not touched, missing packages are added, and the .venv of an interrupted installation is created again.
+The script uses only the standard library and old syntax, because it also tells an old Python that it is too old.
 """
 
 import ast
@@ -19,11 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-FINISHED = VENV / "finished.json"  # what is in .venv, by digest; absent while something is being installed
+FINISHED = VENV / "finished.json"  # digests of the installed requirements; absent during an installation
 UV = "uv==0.13.8"
 PIP_INSTALL = (PYTHON, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile")
 
-# pip's setting -> the variable in which uv expects the same, and what separates several values there
+# pip's setting -> uv's environment variable for it, and the separator between several values
 SAME_IN_UV = {
     "index-url": ("UV_DEFAULT_INDEX", " "),
     "extra-index-url": ("UV_INDEX", " "),
@@ -38,51 +38,51 @@ SAME_IN_UV = {
 
 def main(kind, extras):
     pinned = ROOT / "requirements" / f"{kind}.txt"
-    wanted = {kind: digest(pinned)}
+    required = {kind: digest(pinned)}
     if "dev" in extras:
-        wanted["dev"] = digest(ROOT / "requirements" / "dev.txt")
-    wanted["rondo"] = digest(ROOT / "pyproject.toml")
-    done = finished()
-    if all(done.get(name) == value for name, value in wanted.items()):
+        required["dev"] = digest(ROOT / "requirements" / "dev.txt")
+    required["rondo"] = digest(ROOT / "pyproject.toml")
+    installed = read_installed()
+    if all(installed.get(name) == value for name, value in required.items()):
         return
 
     started = time.monotonic()
-    if done.get(kind) != wanted[kind]:
+    if installed.get(kind) != required[kind]:
         check_machine()
         count = sum("==" in line for line in pinned.read_text().splitlines())
         size = {
             "cpu": "0.8 GB to download, half a minute on a fast line",
             "gpu": "several GB to download, some minutes",
         }
-        say(f"Setting up .venv, only this once: {count} packages, {size[kind]}.")
+        show(f"Installing {count} packages into .venv, once: {size[kind]}.")
         shutil.rmtree(VENV, ignore_errors=True)
-        run(sys.executable, "-m", "venv", str(VENV), fail="Could not make .venv")
-        done = {}
+        run(sys.executable, "-m", "venv", str(VENV), fail="Could not create .venv")
+        installed = {}
     elif FINISHED.exists():
-        FINISHED.unlink()  # from here to the end, .venv is unfinished
+        FINISHED.unlink()  # until it is written again, .venv counts as incomplete
 
-    if kind not in done:
-        # uv is a convenience: without it (no wheel for this machine, say) pip installs everything.
+    if kind not in installed:
+        # uv is optional: if it cannot be installed here (no wheel for this machine), pip installs everything.
         attempt(*PIP_INSTALL, UV)
         install_torch(next(line for line in pinned.read_text().splitlines() if line.startswith("torch==")))
         install("-r", str(pinned))
         compile_imports()
-    if "dev" in wanted and done.get("dev") != wanted["dev"]:
+    if "dev" in required and installed.get("dev") != required["dev"]:
         install("-r", str(ROOT / "requirements" / "dev.txt"))
-    if done.get("rondo") != wanted["rondo"]:
-        # A plain path entry instead of setuptools' import hook: it costs `rondo --help` nothing.
+    if installed.get("rondo") != required["rondo"]:
+        # A plain path entry instead of setuptools' import hook, which would slow down `rondo --help`.
         install("--no-build-isolation", "--config-settings", "editable_mode=compat", "-e", str(ROOT))
-    done.update(wanted, **{"made in": str(ROOT)})
-    FINISHED.write_text(json.dumps(done))
-    say(f"Set up in {time.monotonic() - started:.0f} s.")
+    installed.update(required, **{"made in": str(ROOT)})
+    FINISHED.write_text(json.dumps(installed))
+    show(f"Installed in {time.monotonic() - started:.0f} s.")
 
 
-def finished():
-    """What .venv holds, or nothing where it is missing, unfinished, was moved, or its Python is gone."""
+def read_installed():
+    """Digests of the requirements in .venv; empty if .venv is missing, incomplete or moved, or has lost its Python."""
     if not FINISHED.exists() or not PYTHON.exists():
         return {}
-    done = json.loads(FINISHED.read_text())
-    return done if done["made in"] == str(ROOT) else {}
+    installed = json.loads(FINISHED.read_text())
+    return installed if installed["made in"] == str(ROOT) else {}
 
 
 def digest(path):
@@ -93,31 +93,31 @@ def check_machine():
     if sys.version_info < (3, 11):
         stop(
             f"Rondo needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. "
-            "Name another: make setup PYTHON=python3.12"
+            "Choose another one: make setup PYTHON=python3.12"
         )
     if not sys.platform.startswith("linux"):
-        stop("vLLM has wheels for Linux only; on this machine use a container or a Linux host.")
+        stop("vLLM has wheels for Linux only. Use a container or a Linux host.")
     try:
         import ensurepip  # noqa: F401
     except ImportError:
-        stop("This Python cannot make virtual environments. On Debian or Ubuntu: apt install python3-venv")
+        stop("This Python cannot create virtual environments. On Debian or Ubuntu: apt install python3-venv")
 
 
 def install_torch(pin):
-    """torch on its own, first: where the machine's index lacks the CPU build, uv knows where PyTorch keeps it."""
+    """Install torch first and alone. If the configured index lacks the CPU build, uv gets it from PyTorch's index."""
     if uv_install(pin) or attempt(*PIP_INSTALL, pin):
         return
     if pin.endswith("+cpu") and uv_install("--torch-backend=cpu", pin):
         return
     stop(
-        f"Could not install {pin}: neither the package index that pip is set up with nor PyTorch's own has it for "
-        f"Python {sys.version.split()[0]}, or there is no network."
+        f"Could not install {pin} for Python {sys.version.split()[0]}: there is no network, or neither the package "
+        "index that pip is configured with nor PyTorch's own index has it."
     )
 
 
 def install(*arguments):
     if not uv_install(*arguments):
-        say(f"uv could not install {arguments[-1]}; pip goes on, which takes longer.")
+        show(f"uv could not install {arguments[-1]}. Trying pip, which takes longer.")
         run(*PIP_INSTALL, *arguments, fail="pip could not install it either")
 
 
@@ -129,22 +129,22 @@ def uv_install(*arguments):
 
 
 def pip_settings_for_uv(python=PYTHON):
-    """pip's index settings, from its files and the environment, under the names that uv reads."""
-    listed = subprocess.run([str(python), "-m", "pip", "config", "list"], stdout=subprocess.PIPE, check=False)
-    # pip looks at all its indexes and takes the best match; uv would stop at the first that knows the name.
+    """pip's index settings, from its files and the environment, as uv's environment variables."""
+    pip_config = subprocess.run([str(python), "-m", "pip", "config", "list"], stdout=subprocess.PIPE, check=False)
+    # pip takes the best match of all its indexes; by default uv stops at the first index that has the package.
     settings = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
-    lines = listed.stdout.decode().splitlines()
-    for section in ("global.", "install.", ":env:."):  # the later has the last word, as in pip
+    lines = pip_config.stdout.decode().splitlines()
+    for section in ("global.", "install.", ":env:."):  # later sections override earlier ones, as in pip
         for line in lines:
             option, _, value = line[len(section) :].partition("=")
             if line.startswith(section) and option in SAME_IN_UV:
                 variable, separator = SAME_IN_UV[option]
                 settings[variable] = separator.join(ast.literal_eval(value).split())
-    return {**settings, **os.environ}  # what is set for uv itself has the last word
+    return {**settings, **os.environ}  # variables set for uv itself override pip's settings
 
 
 def compile_imports():
-    """Import the large packages once: the first run finds them compiled (11 s less), and a broken set shows here."""
+    """Import the large packages once. This compiles them (the first run is 11 s faster) and detects a broken set."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     imports = ["import ray.data, ray.train.torch, transformers, peft", "from vllm import LLM"]
     running = {
@@ -156,24 +156,25 @@ def compile_imports():
     for line, process in running.items():
         output = process.communicate()[0].decode(errors="replace")
         if process.returncode:
-            stop(f"{output}\nThe packages were installed, but `{line}` failed (above).")
+            stop(f"{output}\nThe packages were installed, but `{line}` failed (see above).")
 
 
 def attempt(*command, environment=None):
-    """Whether a command succeeded; what it prints is kept back, since another way follows where it did not."""
+    """Run a command and return whether it succeeded. Its output is hidden: if it fails, callers try another way."""
     words = [str(part) for part in command]
-    done = subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    return done.returncode == 0
+    result = subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return result.returncode == 0
 
 
 def run(*command, fail):
+    """Run a command. If it fails, print its output and `fail`, and exit."""
     words = [str(part) for part in command]
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        stop(f"{done.stdout.decode(errors='replace')}\n{fail} (above).")
+    result = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if result.returncode:
+        stop(f"{result.stdout.decode(errors='replace')}\n{fail} (see above).")
 
 
-def say(text):
+def show(text):
     print(text, flush=True)
 
 
@@ -185,4 +186,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1], sys.argv[2:])
     except KeyboardInterrupt:
-        stop("Interrupted. Run it again: it starts from a clean .venv.")
+        stop("Interrupted. Run it again; it creates a new .venv.")

@@ -1,6 +1,7 @@
-"""Writes cpu.txt, gpu.txt and dev.txt from pyproject.toml: `make lock`. Present pins are kept while they still fit.
+"""Writes cpu.txt, gpu.txt and dev.txt from pyproject.toml: `make lock`. Existing pins are kept while they still fit.
 
-Only package metadata is read, so a machine without a GPU can lock for one. dev.txt holds what cpu.txt has not.
+Only package metadata is read, so gpu.txt can be written on a machine without a GPU. dev.txt has only the packages that
+cpu.txt lacks.
 """
 
 import subprocess
@@ -10,8 +11,8 @@ from pathlib import Path
 from install import PYTHON, ROOT, VENV, pip_settings_for_uv
 
 HERE = ROOT / "requirements"
-# CUDA 13 throughout: left to itself the resolver pairs a CUDA 13 torch with cuda-python 12.
-# vLLM wants an older setuptools on Python 3.12 than on 3.11; the older one suits both.
+# CUDA 13 for all packages: without the constraint uv combines a CUDA 13 torch with cuda-python 12.
+# vLLM requires an older setuptools on Python 3.12 than on 3.11; the older one works for both.
 FOR_GPU = "cuda-python>=13\nsetuptools<81\n"
 
 

@@ -1,14 +1,15 @@
 """Measures the newsroom's models under vLLM on articles that they never saw: `python -m newsroom.recipe.evaluate`.
 
-The judge is asked for questions and answers just as the pipeline asks it; every key and every answer is compared with
-what the article or the passage really tells. The policy's samples are then judged, as they would be in a round. Needs
-vLLM. Left out: training (`make_models`).
+The judge gets the same prompts for questions and answers as in the pipeline. Every question and every answer is
+compared with the facts that the article or the passage states. The policy's samples are then judged, as in a round.
 """
 
 import argparse
 import os
 import random
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
@@ -24,7 +25,7 @@ from vllm.sampling_params import StructuredOutputsParams
 from judges.base import LETTERS, Prompt, Question
 from newsroom import tasks
 from newsroom.recipe.make_models import MODELS
-from newsroom.recipe.metrics import RIGHT, AnswerMarks, Share, mark_question, mark_sentences, mark_summary
+from newsroom.recipe.metrics import RIGHT, AnswerAccuracy, Share, check_facts, check_question, check_sentences
 from newsroom.recipe.train import prompt_ids
 from newsroom.world import Article, article
 
@@ -32,15 +33,23 @@ THRESHOLD, WORD_GAP = 3, 3
 SUMMARY_TOKENS = 160
 
 
-class Writer:
+@dataclass(frozen=True)
+class Reply:
+    """A reply's text, and whether it ended before the token limit."""
+
+    text: str
+    ended: bool
+
+
+class Engine:
     """A model under vLLM."""
 
     def __init__(self, folder: Path):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.llm = LLM(str(folder), dtype="float32", enforce_eager=True, max_model_len=1024, disable_log_stats=True)
 
-    def reply(self, prompts: list[Prompt], samples: int = 1) -> list[list[tuple[str, bool]]]:
-        """For each prompt its samples, and whether each came to its own end."""
+    def generate(self, prompts: list[Prompt], samples: int = 1) -> list[list[Reply]]:
+        """`samples` replies to each prompt."""
         params = [
             SamplingParams(
                 n=samples,
@@ -52,38 +61,47 @@ class Writer:
         ]
         ids = [{"prompt_token_ids": prompt_ids(self.tokenizer, prompt.messages)} for prompt in prompts]
         results = self.llm.generate(ids, params, use_tqdm=False)
-        return [[(out.text, out.finish_reason == "stop") for out in result.outputs] for result in results]
+        return [[Reply(out.text, out.finish_reason == "stop") for out in result.outputs] for result in results]
 
-    def first(self, prompts: list[Prompt]) -> list[str]:
-        return [replies[0][0] for replies in self.reply(prompts)]
+    def generate_texts(self, prompts: list[Prompt]) -> list[str]:
+        """The text of one reply to each prompt."""
+        return [replies[0].text for replies in self.generate(prompts)]
 
 
-def ask(judge: Writer, stories: list[Article]) -> tuple[Counter[str], list[list[Question]]]:
-    """What came of each line of questions, and the questions that could be read."""
-    asker = tasks.judge()
+def ask_questions(engine: Engine, stories: list[Article]) -> tuple[Counter[str], list[list[Question]]]:
+    """Let the judge write questions. Returns the outcomes of all lines, and the questions that could be read."""
+    judge = tasks.judge()
     outcomes: Counter[str] = Counter()
-    accepted: list[list[Question]] = []
-    for story, reply in zip(stories, judge.first([asker.ask_questions(s.text) for s in stories]), strict=True):
-        read = asker.read_questions(reply)
-        outcomes.update(mark_question(question, story) for question in read)
-        outcomes["missing"] += asker.questions - len(read)
-        accepted.append([question for question in read if isinstance(question, Question)])
-    return outcomes, accepted
+    questions: list[list[Question]] = []
+    replies = engine.generate_texts([judge.ask_questions(story.text) for story in stories])
+    for story, reply in zip(stories, replies, strict=True):
+        items = judge.read_questions(reply)
+        outcomes.update(check_question(item, story) for item in items)
+        outcomes["missing"] += judge.questions - len(items)
+        questions.append([item for item in items if isinstance(item, Question)])
+    return outcomes, questions
 
 
-def answer(judge: Writer, passages: list[str], questions: list[list[Question]]) -> tuple[AnswerMarks, list[int]]:
-    """Marks of all answers, and for each passage how many keys it gave."""
-    asker, marks, correct = tasks.judge(), AnswerMarks(), []
-    prompts = [asker.ask_answers(passage, asked) for passage, asked in zip(passages, questions, strict=True)]
-    for reply, asked, passage in zip(judge.first(prompts), questions, passages, strict=True):
-        marks.add(asker, reply, asked, passage)
-        answers = asker.read_answers(reply, asked)
-        correct.append(sum(a == LETTERS[q.answer] for a, q in zip(answers, asked, strict=True)))
-    return marks, correct
+def answer_questions(
+    engine: Engine, passages: list[str], questions: list[list[Question]]
+) -> tuple[AnswerAccuracy, list[int]]:
+    """Let the judge answer questions. Returns the accuracy, and the number of right answers of each passage."""
+    judge, accuracy, right_counts = tasks.judge(), AnswerAccuracy(), []
+    prompts = [judge.ask_answers(passage, asked) for passage, asked in zip(passages, questions, strict=True)]
+    for reply, asked, passage in zip(engine.generate_texts(prompts), questions, passages, strict=True):
+        accuracy.add(judge, reply, asked, passage)
+        answers = judge.read_answers(reply, asked)
+        right_counts.append(
+            sum(answer == LETTERS[question.answer] for answer, question in zip(answers, asked, strict=True))
+        )
+    return accuracy, right_counts
 
 
-def pairs(scores: list[tuple[int, int]]) -> Share:
-    """How many pairs of (right, words) have a winner: more right, or, both good enough, clearly shorter."""
+def decided_pairs(scores: list[tuple[int, int]]) -> Share:
+    """The share of pairs of (right answers, words) that have a winner.
+
+    The winner has more right answers, or, if both have `THRESHOLD` or more, at least `WORD_GAP` words fewer.
+    """
     share = Share()
     for (right, words), (other_right, other_words) in combinations(scores, 2):
         both_good = min(right, other_right) >= THRESHOLD
@@ -91,88 +109,113 @@ def pairs(scores: list[tuple[int, int]]) -> Share:
     return share
 
 
-def show(name: str, value: object) -> None:
+def print_result(name: str, value: object) -> None:
     print(f"{name:58} {value}", flush=True)
 
 
-def examine_judge(
-    judge: Writer, stories: list[Article], rng: random.Random
+def print_accuracy(name: str, accuracy: AnswerAccuracy) -> None:
+    print_result(f"answers, {name}: right if stated", accuracy.stated)
+    print_result(f"answers, {name}: unsure if not stated", accuracy.unstated)
+    print_result(f"answers, {name}: unread", accuracy.unread)
+
+
+def evaluate_judge(
+    engine: Engine, stories: list[Article], rng: random.Random
 ) -> tuple[list[Article], list[list[Question]]]:
-    """Examine the judge; return the articles that it has questions about, and the questions."""
-    outcomes, questions = ask(judge, stories)
+    """Print the accuracy of questions and answers. Returns the articles with readable questions, and the questions."""
+    outcomes, questions = ask_questions(engine, stories)
     lines = sum(outcomes.values())
     read = sum(map(len, questions))
-    show("questions: lines that can be read", Share(read, lines))
-    show("questions: key right, of those read", Share(outcomes[RIGHT], read))
-    show("questions: what came of the others", {k: n for k, n in outcomes.items() if k != RIGHT and n} or "none")
+    faults = {outcome: count for outcome, count in outcomes.items() if outcome != RIGHT and count}
+    print_result("questions: lines that can be read", Share(read, lines))
+    print_result("questions: right key, among those read", Share(outcomes[RIGHT], read))
+    print_result("questions: faults of the others", faults or "none")
     stories = [story for story, asked in zip(stories, questions, strict=True) if asked]
     questions = [asked for asked in questions if asked]
-    for name, passages in {
+    passages_by_name = {
         "whole article": [story.text for story in stories],
         "empty passage": ["" for _ in stories],
-        "random summaries": [
-            tasks.retell(s, set(rng.sample(list(s.facts), rng.randint(0, len(s.facts)))), rng.randint(0, 3), rng)
-            for s in stories
-        ],
-    }.items():
-        marks, _ = answer(judge, passages, questions)
-        show_answers(name, marks)
+        "random summaries": [random_summary(story, rng) for story in stories],
+    }
+    for name, passages in passages_by_name.items():
+        accuracy, _ = answer_questions(engine, passages, questions)
+        print_accuracy(name, accuracy)
     return stories, questions
 
 
-def show_answers(name: str, marks: AnswerMarks) -> None:
-    show(f"answers, {name}: right where it tells", marks.told)
-    show(f"answers, {name}: unsure where it does not", marks.untold)
-    show(f"answers, {name}: unread", marks.unread)
+def random_summary(story: Article, rng: random.Random) -> str:
+    """A summary with a random number of facts and up to three other sentences."""
+    names = set(rng.sample(list(story.facts), rng.randint(0, len(story.facts))))
+    return tasks.retell(story, names, rng.randint(0, 3), rng)
 
 
-def examine_policy(
-    policy: Writer, judge: Writer, stories: list[Article], questions: list[list[Question]], samples: int
+@dataclass
+class SummaryMetrics:
+    """What the policy's summaries state, and whether they ended before the token limit."""
+
+    facts: Share = field(default_factory=Share)
+    sentences: Share = field(default_factory=Share)
+    ended: Share = field(default_factory=Share)
+
+    def add(self, replies: Sequence[Reply], story: Article) -> None:
+        self.ended.add(reply.ended for reply in replies)
+        for reply in replies:
+            self.facts.add(check_facts(reply.text, story))
+            self.sentences.add(check_sentences(reply.text, story))
+
+
+def evaluate_policy(
+    policy: Engine,
+    judge: Engine,
+    stories: list[Article],
+    questions: list[list[Question]],
+    samples: int,
+    temperature: float,
 ) -> None:
-    for temperature, each in ((1.0, samples), (0.0, 1)):
-        prompts = [Prompt(tasks.summarize(s.text), SUMMARY_TOKENS, temperature=temperature) for s in stories]
-        replies = policy.reply(prompts, each)
-        true, own, ended, yielded, decided = Share(), Share(), Share(), Share(), Share()
-        for story, told in zip(stories, replies, strict=True):
-            ended.add(end for _, end in told)
-            for text, _ in told:
-                true.add(mark_summary(text, story))
-                own.add(mark_sentences(text, story))
-        passages = [text for told in replies for text, _ in told]
-        asked = [each_asked for each_asked in questions for _ in range(each)]
-        marks, right = answer(judge, passages, asked)
-        words = [len(text.split()) for text in passages]
-        for start in range(0, len(passages), each):
-            here = pairs(list(zip(right[start : start + each], words[start : start + each], strict=True)))
-            yielded.add([here.hits > 0])
-            decided.hits, decided.of = decided.hits + here.hits, decided.of + here.of
-        name = f"policy, temperature {temperature:g}"
-        show(f"{name}: told facts that are the article's", true)
-        show(f"{name}: sentences that are the article's", own)
-        show(f"{name}: facts a summary", f"{true.of / len(passages):.2f}")
-        show(f"{name}: came to an end", ended)
-        show(f"{name}: questions right, of 5", f"{mean(right):.2f}  {dict(sorted(Counter(right).items()))}")
-        tenths = sorted(words)
-        spread = [tenths[len(tenths) * tenth // 10] for tenth in (1, 5, 9)]
-        show(f"{name}: words", f"{mean(words):.1f}  tenth, half, nine tenths: {spread}")
-        show_answers(f"its summaries at {temperature:g}", marks)
-        if each > 1:
-            show(f"{name}: articles of {each} samples that give a pair", yielded)
-            show(f"{name}: pairs of samples that have a winner", decided)
+    """Print what `samples` summaries of each article state, how the judge scores them, and the pairs they make."""
+    prompts = [Prompt(tasks.summarize(s.text), SUMMARY_TOKENS, temperature=temperature) for s in stories]
+    replies = policy.generate(prompts, samples)
+    metrics = SummaryMetrics()
+    for story, story_replies in zip(stories, replies, strict=True):
+        metrics.add(story_replies, story)
+    passages = [reply.text for story_replies in replies for reply in story_replies]
+    accuracy, right = answer_questions(judge, passages, [asked for asked in questions for _ in range(samples)])
+    words = [len(text.split()) for text in passages]
+    name = f"policy, temperature {temperature:g}"
+    print_result(f"{name}: facts that the article states", metrics.facts)
+    print_result(f"{name}: sentences that the article has", metrics.sentences)
+    print_result(f"{name}: facts a summary", f"{metrics.facts.cases / len(passages):.2f}")
+    print_result(f"{name}: ended before the token limit", metrics.ended)
+    print_result(f"{name}: right answers, of 5", f"{mean(right):.2f}  {dict(sorted(Counter(right).items()))}")
+    ordered = sorted(words)
+    quantiles = [ordered[len(ordered) * tenths // 10] for tenths in (1, 5, 9)]
+    print_result(f"{name}: words", f"{mean(words):.1f}  10 %, 50 %, 90 % quantiles: {quantiles}")
+    print_accuracy(f"its summaries at {temperature:g}", accuracy)
+    if samples > 1:
+        articles_with_pair, pairs = Share(), Share()
+        for start in range(0, len(passages), samples):
+            end = start + samples
+            article_pairs = decided_pairs(list(zip(right[start:end], words[start:end], strict=True)))
+            articles_with_pair.add([article_pairs.hits > 0])
+            pairs = Share(pairs.hits + article_pairs.hits, pairs.cases + article_pairs.cases)
+        print_result(f"{name}: articles whose {samples} samples give a pair", articles_with_pair)
+        print_result(f"{name}: pairs of samples with a winner", pairs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--articles", type=int, default=200)
-    parser.add_argument("--samples", type=int, default=8, help="summaries of each article")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--models", type=Path, default=MODELS, help="a folder that holds judge/ and policy/")
-    given = parser.parse_args()
-    rng = random.Random(f"examination {given.seed}")
-    stories = [article(rng) for _ in range(given.articles)]
-    judge = Writer(given.models / "judge")
-    stories, questions = examine_judge(judge, stories, rng)
-    examine_policy(Writer(given.models / "policy"), judge, stories, questions, given.samples)
+    parser.add_argument("--articles", type=int, default=200, help="new articles (%(default)s)")
+    parser.add_argument("--samples", type=int, default=8, help="summaries of each article (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the articles (%(default)s)")
+    parser.add_argument("--models", type=Path, default=MODELS, help="a folder with judge/ and policy/")
+    options = parser.parse_args()
+    rng = random.Random(f"examination {options.seed}")
+    stories = [article(rng) for _ in range(options.articles)]
+    judge = Engine(options.models / "judge")
+    stories, questions = evaluate_judge(judge, stories, rng)
+    policy = Engine(options.models / "policy")
+    for temperature, samples in ((1.0, options.samples), (0.0, 1)):
+        evaluate_policy(policy, judge, stories, questions, samples, temperature)
 
 
 if __name__ == "__main__":

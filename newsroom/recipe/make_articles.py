@@ -1,7 +1,7 @@
-"""`python -m newsroom.recipe.make_articles`: write the shipped corpora, each from a fixed seed.
+"""Writes the shipped corpora, each from a fixed seed: `python -m newsroom.recipe.make_articles`.
 
-`articles.jsonl` is the demo's, 1,000 articles; `documents.jsonl` is that of answering questions, 240 documents, each
-with what is asked of it. The models never saw these: training and examination draw theirs from other seeds.
+`articles.jsonl` has the 1,000 articles of the demo. `documents.jsonl` has 240 documents for question answering, each
+with its question. The models never saw them: training and evaluation use other seeds.
 """
 
 import json
@@ -26,22 +26,22 @@ def articles(count: int = COUNT) -> list[Article]:
 
 
 def documents(count: int = DOCUMENT_COUNT) -> list[Article]:
-    """The first `count` documents. Each tells one fact among distractors and fillers, and ends with the question."""
+    """The first `count` documents. Each states one fact among distractors and fillers, and ends with the question."""
     rng = random.Random(DOCUMENT_SEED)
     return [_document(article(rng, f"document-{number:03d}"), rng) for number in range(1, count + 1)]
 
 
 def _document(story: Article, rng: random.Random) -> Article:
-    asked = rng.choice(list(story.facts))
-    core = story.cores[asked]
-    text = f"{prose([say(core, rng), *story.others], rng)}\n\nQuestion: {SLOTS[asked].question}"
-    return Article(story.id, text, {asked: story.facts[asked]}, {asked: core}, story.others)
+    name = rng.choice(list(story.facts))
+    core = story.cores[name]
+    text = f"{prose([say(core, rng), *story.others], rng)}\n\nQuestion: {SLOTS[name].question}"
+    return Article(story.id, text, {name: story.facts[name]}, {name: core}, story.others)
 
 
 def _write(stories: Sequence[Article], path: Path) -> None:
     lines = [json.dumps({"id": story.id, "text": story.text}) for story in stories]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{len(lines)} rows in {path}")
+    print(f"{len(lines)} rows written to {path}")
 
 
 def main() -> None:

@@ -13,7 +13,14 @@ from judges.base import Question
 from newsroom import tasks, world
 from newsroom.recipe.make_articles import CORPUS, DOCUMENTS, articles, documents
 from newsroom.recipe.make_models import MODELS, generate, make_tokenizer
-from newsroom.recipe.metrics import RIGHT, AnswerMarks, expected, mark_question, mark_sentences, mark_summary
+from newsroom.recipe.metrics import (
+    RIGHT,
+    AnswerAccuracy,
+    check_facts,
+    check_question,
+    check_sentences,
+    expected_answer,
+)
 from newsroom.recipe.train import prompt_ids
 from newsroom.world import SLOTS, article, facts_in
 
@@ -62,23 +69,23 @@ def test_a_well_written_question_is_read_and_marked_right(stories):
     rng, judge = random.Random(0), tasks.judge()
     for story in stories:
         read = judge.read_questions(tasks.question_lines(story, rng))
-        assert [mark_question(question, story) for question in read] == [RIGHT] * judge.questions
+        assert [check_question(question, story) for question in read] == [RIGHT] * judge.questions
 
 
 def test_what_a_passage_supports():
     question = Question("q", SLOTS["color"].question, ("red", "blue", "gold", "pink", "gray"), 0)
-    assert expected(question, "Reports say the roof was painted blue.") == "B"
-    assert expected(question, "Many guests wore red hats.") == "unsure"
+    assert expected_answer(question, "Reports say the roof was painted blue.") == "B"
+    assert expected_answer(question, "Many guests wore red hats.") == "unsure"
     story = world.Article("", "", {"color": "red"}, {}, ())
-    assert mark_summary("The new roof is red. The new roof is blue.", story) == [True, False]
+    assert check_facts("The new roof is red. The new roof is blue.", story) == [True, False]
 
 
 def test_a_summary_of_the_article_is_made_of_its_sentences(stories):
     rng = random.Random(0)
     for story in stories:
         summary = tasks.retell(story, set(story.facts), 2, rng)
-        assert mark_sentences(summary, story) == [True] * (len(story.facts) + 2)
-        assert mark_sentences(f"{summary} More 39 million.", story)[-1] is False
+        assert check_sentences(summary, story) == [True] * (len(story.facts) + 2)
+        assert check_sentences(f"{summary} More 39 million.", story)[-1] is False
 
 
 def test_any_text_comes_back_from_its_tokens(tok):
@@ -130,7 +137,7 @@ def test_the_shipped_judge_answers_from_the_passage_alone(tok, stories):
         half = set(rng.sample(list(story.facts), len(story.facts) // 2))
         cases += [(asked, story.text), (asked, tasks.retell(story, half, 2, rng)), (asked, "")]
     replies = generate(model, tok, [judge.ask_answers(passage, asked).messages for asked, passage in cases], 60)
-    marks = AnswerMarks()
+    accuracy = AnswerAccuracy()
     for (asked, passage), reply in zip(cases, replies, strict=True):
-        marks.add(judge, reply, asked, passage)
-    assert marks.told.rate >= 0.9 and marks.untold.rate >= 0.9, str(marks)
+        accuracy.add(judge, reply, asked, passage)
+    assert accuracy.stated.rate >= 0.9 and accuracy.unstated.rate >= 0.9, str(accuracy)
