@@ -75,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--models", default="0.5B,7B", help="default: %(default)s")
     group.add_argument("--weights", default="lora,full", help="default: %(default)s")
     group.add_argument("--prompt", type=int, default=SHAPE.prompt, help="tokens of a prompt (%(default)s)")
-    group.add_argument("--peak-tflops", type=float, help="dense bf16 peak of the device; needed for an unknown device")
+    group.add_argument("--peak-tflops", type=float, help="dense bf16 peak, to compute the MFU of an unknown device")
     group.add_argument("--no-trl", action="store_true", help="measure Rondo only")
 
 

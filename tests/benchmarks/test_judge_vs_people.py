@@ -1,4 +1,4 @@
-"""Correlations with people's ratings: the measures by hand, both formats, and a judge that people agree with."""
+"""Tests the comparison of a judge with human ratings: correlations, both file formats, and a judge that agrees."""
 
 import itertools
 import json
@@ -34,13 +34,13 @@ CONFIG = ROOT / "configs/articles_cpu.yaml"
         ((), (), None, None),
     ],
 )
-def test_correlations_by_hand(a, b, rho, tau):
+def test_correlations_equal_values_computed_by_hand(a, b, rho, tau):
     assert spearman(np.array(a), np.array(b)) == (rho if rho is None else pytest.approx(rho))
     assert kendall(np.array(a), np.array(b)) == (tau if tau is None else pytest.approx(tau))
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=9))
-def test_kendall_is_its_definition(points):
+def test_kendall_equals_its_definition(points):
     a, b = zip(*points, strict=True)
     pairs = list(itertools.combinations(points, 2))
     alike = sum((x - u) * (y - v) > 0 for (x, y), (u, v) in pairs)
@@ -58,13 +58,13 @@ def test_kendall_is_its_definition(points):
         unique_by=(lambda p: p[0], lambda p: p[1]),
     )
 )
-def test_spearman_without_ties_is_its_formula(points):
+def test_spearman_without_ties_equals_its_formula(points):
     a, b = (np.array(side) for side in zip(*points, strict=True))
     d, n = a.argsort().argsort() - b.argsort().argsort(), len(a)
     assert spearman(a, b) == pytest.approx(1 - 6 * float((d**2).sum()) / (n * (n**2 - 1)))
 
 
-def test_both_formats_are_read_alike(tmp_path):
+def test_both_file_formats_give_the_same_articles(tmp_path):
     flat = tmp_path / "flat.jsonl"
     lines = []
     for row in map(json.loads, SAMPLE.read_text().splitlines()):
@@ -72,15 +72,17 @@ def test_both_formats_are_read_alike(tmp_path):
             experts = [{name: row[name][i] + shift for name in RATINGS} for shift in (-0.5, 0, 0.5)]
             lines.append({"id": row["id"], "text": row["text"], "decoded": summary, "expert_annotations": experts})
     flat.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    nested, other = read_ratings(str(SAMPLE)), read_ratings(str(flat))
-    assert len(nested) == len(other) == 10
-    for one, two in zip(nested, other, strict=True):
-        assert (one.article_id, one.article, one.summaries) == (two.article_id, two.article, two.summaries)
-        assert [two_ == pytest.approx(one_) for one_, two_ in zip(one.ratings, two.ratings, strict=True)] == [True] * 4
+    by_article, by_summary = read_ratings(str(SAMPLE)), read_ratings(str(flat))
+    assert len(by_article) == len(by_summary) == 10
+    for a, b in zip(by_article, by_summary, strict=True):
+        assert (a.article_id, a.article, a.summaries) == (b.article_id, b.article, b.summaries)
+        assert [rating == pytest.approx(other) for rating, other in zip(b.ratings, a.ratings, strict=True)] == [
+            True
+        ] * 4
 
 
 @pytest.mark.parametrize(
-    ("row", "complaint"),
+    ("row", "message"),
     [
         (
             {"id": 1, "text": "x"},
@@ -94,15 +96,15 @@ def test_both_formats_are_read_alike(tmp_path):
         ),
     ],
 )
-def test_a_file_that_will_not_do_is_refused(tmp_path, row, complaint):
+def test_a_file_with_wrong_columns_is_refused(tmp_path, row, message):
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=message):
         read_ratings(str(path))
 
 
-def test_people_who_count_facts_agree_with_the_judge(tmp_path):
-    """Summaries tell more and more sentences, and people rate them so; one article is too short to be asked about."""
+def test_ratings_by_number_of_facts_agree_with_the_judge(tmp_path):
+    """Ratings grow with the number of sentences in a summary. One article is too short for questions."""
     articles = read_ratings(str(SAMPLE))[:4]
     for rated in articles:
         sentences = rated.article.split(". ")
@@ -122,7 +124,7 @@ def test_people_who_count_facts_agree_with_the_judge(tmp_path):
     assert result["pairs_alike"]["relevance"]["share"] == 1
 
 
-def test_a_judges_engine_outside_of_ray_starts_no_ray(monkeypatch):
+def test_making_a_judge_engine_outside_ray_does_not_start_ray(monkeypatch):
     import ray
 
     import pipeline.inference.vllm
@@ -130,13 +132,13 @@ def test_a_judges_engine_outside_of_ray_starts_no_ray(monkeypatch):
 
     monkeypatch.setattr(pipeline.inference.vllm, "VllmEngine", lambda *args: args)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: pytest.fail("Ray was asked, which starts one"))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: pytest.fail("this call would start Ray"))
     config = load_config(ROOT / "configs/demo.yaml")
     pool = provide_resources(("judge_engine",), config, {}, "", "judge_vs_people", None)["judge_engine"]
     assert pool.make_engine()[0] == str(ROOT / "newsroom/models/judge")
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_and_writes_results(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out.json"
     monkeypatch.setattr(sys, "argv", ["judge_vs_people", str(CONFIG), str(SAMPLE), "seed=1", "--json", str(out)])
     judge_vs_people.main()

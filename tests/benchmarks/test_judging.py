@@ -1,4 +1,4 @@
-"""The benchmark of judging asks what it says it asks, and runs. Nothing here is about time."""
+"""Tests the prompts of the judging benchmark, and that it runs. Times are not tested."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.helpers.paths import ROOT
 
 @pytest.mark.parametrize("wording", [PLAIN, NEWSROOM])
 @pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
-def test_each_side_asks_in_its_own_way(side, wording):
+def test_prompts_follow_the_settings_of_their_side(side, wording):
     work = [newsroom_work(random.Random(i), 8, equal=0.5) for i in range(2)]
     prompts = make_prompts(side, 77, work, wording, "Turn 3.\n")
     assert len(prompts) == (sum(len(set(article.summaries)) for article in work) if side.deduplicated else 16)
@@ -28,10 +28,10 @@ def test_each_side_asks_in_its_own_way(side, wording):
         assert (prompt.regex is None, prompt.max_tokens == 77) == (not side.constrained, not side.constrained)
 
 
-def test_it_runs_and_counts_tokens(tmp_path):
+def test_the_benchmark_runs_and_counts_tokens(tmp_path):
     sizes = "--layers 1 --heads 3 --question-tokens 150 --random-articles 2 --summaries 4 --equal 0.5 --replies 5 7"
     command = [sys.executable, "-m", "bench.inference.judging", "--cases", "random", "--runs", "1", "--threads", "1"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, *sizes.split(), "--json", str(tmp_path / "out.json")],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -39,15 +39,15 @@ def test_it_runs_and_counts_tokens(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode == 0, done.stdout
-    found = json.loads((tmp_path / "out.json").read_text())
-    rows = {(row["side"], row["reply_limit"]): row for row in found["rows"]}
+    assert process.returncode == 0, process.stdout
+    result = json.loads((tmp_path / "out.json").read_text())
+    rows = {(row["side"], row["reply_limit"]): row for row in result["rows"]}
     assert [key[0] for key in rows] == [*(side.name for side in SIDES), REFERENCE]
     assert all(row["summaries"] == 8 and row["summaries_per_second"] > 0 for row in rows.values())
-    # A model of random weights ends no reply of its own.
+    # A model with random weights never ends a reply by itself.
     assert rows[REFERENCE, 5]["tokens_out_per_summary"] == 5 and rows[REFERENCE, 7]["tokens_out_per_summary"] == 7
-    once = rows["… deduplicated summaries", 5]
-    assert once["tokens_in_per_summary"] < 0.8 * rows[REFERENCE, 5]["tokens_in_per_summary"]
-    assert rows["… questions first", 5]["prefix_cache_hit_rate"] > once["prefix_cache_hit_rate"] == 0
-    assert found["vs_reference_order"] == rows["ours", None]["vs_reference_order"] > 0
-    assert found["vs_reference_order_by_case"] == {"random": found["vs_reference_order"]}
+    deduplicated = rows["… deduplicated summaries", 5]
+    assert deduplicated["tokens_in_per_summary"] < 0.8 * rows[REFERENCE, 5]["tokens_in_per_summary"]
+    assert rows["… questions first", 5]["prefix_cache_hit_rate"] > deduplicated["prefix_cache_hit_rate"] == 0
+    assert result["vs_reference_order"] == rows["ours", None]["vs_reference_order"] > 0
+    assert result["vs_reference_order_by_case"] == {"random": result["vs_reference_order"]}

@@ -1,4 +1,4 @@
-"""cluster.yaml against the schema of the Ray that is installed, and what must hold of any edit of it."""
+"""Tests cluster.yaml: the installed Ray accepts it, and every edit keeps its security and its GPU rules."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ CLUSTER = ROOT / "cluster.yaml"
 
 @pytest.fixture(scope="module")
 def cluster() -> dict[str, Any]:
-    """The file as `ray up` sees it: Ray's defaults filled in, every node with all of its commands."""
+    """The file as `ray up` reads it, with Ray's defaults and all commands of every node."""
     return prepare_config(yaml.safe_load(CLUSTER.read_text()))
 
 
@@ -21,7 +21,7 @@ def test_ray_accepts_it(cluster):
     validate_config(cluster)
 
 
-def test_gpus_are_on_the_workers_alone_and_none_waits_idle(cluster):
+def test_only_workers_have_gpus_and_none_runs_idle(cluster):
     nodes = dict(cluster["available_node_types"])
     head = nodes.pop(cluster["head_node_type"])
     assert head["resources"]["GPU"] == 0
@@ -31,7 +31,7 @@ def test_gpus_are_on_the_workers_alone_and_none_waits_idle(cluster):
         assert worker["min_workers"] == 0 < worker["max_workers"] <= cluster["max_workers"]
 
 
-def test_nobody_reaches_ray_without_the_token(cluster):
+def test_ray_requires_the_token(cluster):
     starts = [
         command
         for commands in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"])
@@ -44,7 +44,7 @@ def test_nobody_reaches_ray_without_the_token(cluster):
     assert "--dashboard-host=127.0.0.1" in starts[0]
 
 
-def test_every_node_gets_the_shared_runs_and_its_own_packages(cluster):
+def test_every_node_gets_the_shared_folder_and_its_packages(cluster):
     for role, extra in (("head", "cpu"), ("worker", "gpu")):
         commands = " ; ".join(cluster[f"{role}_setup_commands"])
         assert "~/rondo/runs" in commands

@@ -1,10 +1,11 @@
-"""deploy/ against the schemas of Kubernetes and KubeRay, what must hold of any edit of it, and what submits a round."""
+"""Tests deploy/: the schemas of Kubernetes and KubeRay, rules that every edit must keep, and `deploy/submit.py`."""
 
 import copy
 import importlib.util
 import json
 import shlex
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ SCHEMAS = {path.name: json.loads(path.read_text()) for path in (ROOT / "tests" /
 REGISTRY = Registry().with_resources(
     (name, Resource.from_contents(schema, DRAFT202012)) for name, schema in SCHEMAS.items()
 )
-OF_KUBERNETES = {
+API_GROUP_OF_KIND = {
     "CronJob": "batch",
     "PersistentVolumeClaim": "core",
     "ServiceAccount": "core",
@@ -35,18 +36,20 @@ OF_KUBERNETES = {
 
 
 def documents() -> list[Any]:
+    """All manifests in deploy/."""
     files = [path for path in sorted(DEPLOY.glob("*.yaml")) if path.name != "kustomization.yaml"]
     return [document for path in files for document in yaml.safe_load_all(path.read_text())]
 
 
 def problems(document: Any) -> list[str]:
+    """Errors of a manifest against its schema."""
     kind = document["kind"]
-    if kind in OF_KUBERNETES:
-        where = f"kubernetes.json#/$defs/io.k8s.api.{OF_KUBERNETES[kind]}.v1.{kind}"
+    if kind in API_GROUP_OF_KIND:
+        schema = f"kubernetes.json#/$defs/io.k8s.api.{API_GROUP_OF_KIND[kind]}.v1.{kind}"
     else:
-        where = f"kuberay.json#/$defs/{kind}"
-    found = Draft202012Validator({"$ref": where}, registry=REGISTRY).iter_errors(document)
-    return [f"{error.json_path}: {error.message}" for error in found]
+        schema = f"kuberay.json#/$defs/{kind}"
+    errors = Draft202012Validator({"$ref": schema}, registry=REGISTRY).iter_errors(document)
+    return [f"{error.json_path}: {error.message}" for error in errors]
 
 
 def of_kind(kind: str) -> Any:
@@ -54,7 +57,7 @@ def of_kind(kind: str) -> Any:
 
 
 def pods(value: Any) -> Iterator[Any]:
-    """Every pod's spec, wherever it is."""
+    """Every pod spec, at any depth."""
     if isinstance(value, dict):
         if "containers" in value:
             yield value
@@ -66,7 +69,7 @@ def pods(value: Any) -> Iterator[Any]:
 
 
 def fields(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every field."""
+    """The path of every field, at any depth."""
     if isinstance(value, dict):
         for name, part in value.items():
             yield (*path, name)
@@ -77,33 +80,33 @@ def fields(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda document: document["kind"])
-def test_the_schemas_accept_it(document):
+def test_the_schemas_accept_the_manifest(document):
     assert problems(document) == []
 
 
-FREE = {"labels", "matchLabels", "annotations", "rayStartParams", "requests", "limits"}  # maps, of names of one's own
+FREE = {"labels", "matchLabels", "annotations", "rayStartParams", "requests", "limits"}  # maps with free keys
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda document: document["kind"])
-def test_a_misspelt_field_is_found_wherever_it_is(document):
-    tried = 0
+def test_the_schemas_detect_a_misspelt_field_anywhere(document):
+    tested = 0
     for path in fields(document):
         if FREE & {str(part) for part in path[:-1]}:
             continue
         broken = copy.deepcopy(document)
-        place = broken
+        parent = broken
         for part in path[:-1]:
-            place = place[part]
+            parent = parent[part]
         if path == ("kind",):
             continue
-        place[f"{path[-1]}s_"] = place.pop(path[-1])
-        assert problems(broken), f"{path} may be misspelt"
-        tried += 1
-    assert tried >= 3
+        parent[f"{path[-1]}s_"] = parent.pop(path[-1])
+        assert problems(broken), f"the schemas accept a misspelt {path}"
+        tested += 1
+    assert tested >= 3
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda document: document["kind"])
-def test_no_pod_is_root_or_may_become_it(document):
+def test_no_pod_runs_as_root_or_can_become_root(document):
     for pod in pods(document):
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -112,7 +115,7 @@ def test_no_pod_is_root_or_may_become_it(document):
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_ray_wants_a_token_and_its_dashboard_is_not_exposed():
+def test_ray_requires_a_token_and_its_dashboard_is_not_exposed():
     for spec in (of_kind("RayCluster")["spec"], of_kind("RayJob")["spec"]["rayClusterSpec"]):
         assert spec["authOptions"]["mode"] == "token"
         assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
@@ -133,7 +136,7 @@ def test_ray_wants_a_token_and_its_dashboard_is_not_exposed():
         assert label in template["metadata"]["labels"].items()
 
 
-def test_secrets_come_from_secrets_and_from_nowhere_else():
+def test_keys_come_only_from_secrets():
     for document in documents():
         for pod in pods(document):
             for container in pod["containers"]:
@@ -143,11 +146,11 @@ def test_secrets_come_from_secrets_and_from_nowhere_else():
                     assert set(source) == {"secretRef"}
 
 
-def test_the_account_that_submits_may_make_a_rayjob_and_look_at_it():
+def test_the_account_may_only_create_and_read_rayjobs():
     assert of_kind("Role")["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]}]
 
 
-def test_the_job_brings_the_cluster_that_stands_beside_it():
+def test_the_rayjob_and_the_raycluster_have_the_same_spec():
     cluster = of_kind("RayCluster")["spec"]
     assert of_kind("RayJob")["spec"]["rayClusterSpec"] == cluster
     assert cluster["rayVersion"] == ray.__version__
@@ -164,7 +167,7 @@ def test_a_round_is_not_started_twice():
     assert of_kind("CronJob")["spec"]["concurrencyPolicy"] == "Forbid"
 
 
-def test_the_entrypoint_is_a_command_that_there_is():
+def test_the_entrypoint_is_a_valid_rondo_command():
     import typer
 
     from jobs.cli import app
@@ -181,7 +184,7 @@ def test_the_entrypoint_is_a_command_that_there_is():
     assert any(override.startswith("run=/") for override in parameters["overrides"])
 
 
-# What submits a round, before a server that speaks as Kubernetes does
+# deploy/submit.py, with a fake Kubernetes API server
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +198,7 @@ def submit() -> Any:
 
 @pytest.fixture
 def kubernetes() -> Iterator[Any]:
-    """RayJobs, made and looked at over HTTP; each look is answered with the next of `states`."""
+    """A server for creating and reading RayJobs. Each read returns the next of `states`."""
 
     class Handler(BaseHTTPRequestHandler):
         jobs: ClassVar[dict[str, Any]] = {}
@@ -243,20 +246,20 @@ FAILED = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "th
 
 
 @pytest.mark.parametrize(("last", "succeeded"), [(DONE, True), (FAILED, False)])
-def test_it_waits_for_the_round_and_ends_as_it_did(submit, kubernetes, last, succeeded, capsys):
+def test_submit_waits_for_the_round_and_returns_its_result(submit, kubernetes, last, succeeded, capsys):
     cluster, api = kubernetes
     cluster.states = [{}, RUNNING, RUNNING, last]
     cluster.overloaded = 2
     assert submit.submit(api, "ml", of_kind("RayJob"), "rondo-1", "u-1", 0.01) is succeeded
-    made = cluster.jobs["rondo-1"]["metadata"]
-    assert made["ownerReferences"] == [{"apiVersion": "batch/v1", "kind": "Job", "name": "rondo-1", "uid": "u-1"}]
-    assert "generateName" not in made
-    said = capsys.readouterr().out
-    assert said.count("Running") == 1
-    assert succeeded or "exit status 2" in said
+    metadata = cluster.jobs["rondo-1"]["metadata"]
+    assert metadata["ownerReferences"] == [{"apiVersion": "batch/v1", "kind": "Job", "name": "rondo-1", "uid": "u-1"}]
+    assert "generateName" not in metadata
+    output = capsys.readouterr().out
+    assert output.count("Running") == 1
+    assert succeeded or "exit status 2" in output
 
 
-def test_a_second_pod_of_the_job_waits_for_the_same_round(submit, kubernetes):
+def test_a_second_pod_of_the_job_waits_for_the_same_rayjob(submit, kubernetes):
     cluster, api = kubernetes
     cluster.states = [DONE, RUNNING, DONE]
     assert submit.submit(api, "ml", of_kind("RayJob"), "rondo-1", "u-1", 0.01)
@@ -264,14 +267,20 @@ def test_a_second_pod_of_the_job_waits_for_the_same_round(submit, kubernetes):
     assert len(cluster.jobs) == 1
 
 
-def test_what_kubernetes_refuses_is_no_failed_round(submit, kubernetes):
+def test_a_refused_rayjob_is_not_a_failed_round(submit, kubernetes):
     _, api = kubernetes
-    with pytest.raises(submit.Unanswered, match="no RayJob could be made: 422"):
+    with pytest.raises(submit.Unanswered, match="could not create the RayJob: 422"):
         submit.submit(api, "ml", of_kind("RayJob") | {"spec": {"entrypiont": "x"}}, "rondo-1", "u-1", 0.01)
 
 
-def test_a_rayjob_that_somebody_removed_is_not_waited_for(submit, kubernetes):
+def test_submit_stops_waiting_when_the_rayjob_is_deleted(submit, kubernetes):
     cluster, api = kubernetes
-    threading.Timer(0.3, cluster.jobs.clear).start()
+
+    def delete_once_read() -> None:
+        while len(cluster.states) == 1000:
+            time.sleep(0.01)
+        cluster.jobs.clear()
+
     cluster.states = [RUNNING] * 1000
+    threading.Thread(target=delete_once_read, daemon=True).start()
     assert submit.submit(api, "ml", of_kind("RayJob"), "rondo-1", "u-1", 0.01) is False

@@ -1,4 +1,4 @@
-"""Every way of starting Ray that is documented wants a token and keeps the dashboard to itself; so does our own."""
+"""Tests that every documented start of Ray, and our own, requires a token and hides the dashboard."""
 
 import os
 import re
@@ -13,25 +13,25 @@ PAGES = ["README.md", "cluster.yaml", *(str(path.relative_to(ROOT)) for path in 
 
 
 def starts(text):
-    """Each `ray start` with its options, on however many lines, and what is exported or set before it."""
+    """Yield each `ray start` with its options, which may span lines, and whether RAY_AUTH_MODE=token is set for it."""
     joined = re.sub(r"\\\n\s*", " ", text)
     joined = re.sub(r"(ray start[^\n]*)\n\s+(?=--)", r"\1 ", joined)
-    for found in re.finditer(r"^[^\n#]*\bray start (?=-)[^\n]*", joined, re.M):
-        block = joined[: found.start()].rpartition("```")[2]
-        yield found[0], "RAY_AUTH_MODE=token" in found[0] or "export RAY_AUTH_MODE=token" in block
+    for match in re.finditer(r"^[^\n#]*\bray start (?=-)[^\n]*", joined, re.M):
+        block = joined[: match.start()].rpartition("```")[2]
+        yield match[0], "RAY_AUTH_MODE=token" in match[0] or "export RAY_AUTH_MODE=token" in block
 
 
-def test_every_documented_start_wants_a_token():
-    seen = [(page, *start) for page in PAGES for start in starts((ROOT / page).read_text())]
-    assert len(seen) >= 3  # the README's, and of cluster.yaml the head's and the workers'
-    for page, command, token in seen:
-        assert token, f"{page}: {command} is without RAY_AUTH_MODE=token"
+def test_every_documented_start_requires_a_token():
+    documented = [(page, *start) for page in PAGES for start in starts((ROOT / page).read_text())]
+    assert len(documented) >= 3  # README.md, and head and workers in cluster.yaml
+    for page, command, token in documented:
+        assert token, f"{page}: {command} lacks RAY_AUTH_MODE=token"
         if "--head" in command:
             assert "--dashboard-host=127.0.0.1" in command, f"{page}: {command}"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_nothing_documented_opens_a_dashboard_or_turns_tokens_off(page):
+def test_no_page_exposes_the_dashboard_or_disables_tokens(page):
     text = (ROOT / page).read_text()
     assert not re.search(r"dashboard-host[=: '\"]*(0\.0\.0\.0|::)", text)
     assert not re.search(r"RAY_AUTH_MODE[=: ]*disabled|mode: disabled", text)
@@ -39,13 +39,13 @@ def test_nothing_documented_opens_a_dashboard_or_turns_tokens_off(page):
         assert address == "http://127.0.0.1:8265"
 
 
-def test_a_start_that_is_careless_would_be_found():
-    careless = "```\nray start --head \\\n    --dashboard-host=0.0.0.0\n```\n"
-    ((command, token),) = starts(careless)
+def test_the_check_detects_an_unsafe_start():
+    unsafe = "```\nray start --head \\\n    --dashboard-host=0.0.0.0\n```\n"
+    ((command, token),) = starts(unsafe)
     assert "--dashboard-host=0.0.0.0" in command and not token
 
 
-OURS = """
+START_RAY = """
 import os, sys, time
 from pipeline.execution.ray_cluster import connected_ray
 from pipeline.config.hardware import Hardware
@@ -54,7 +54,7 @@ with connected_ray(Hardware(ray_cpus=2)):
     print(ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.readline()
 """
-THEIRS = """
+CONNECT = """
 import sys, ray
 from ray.exceptions import AuthenticationError
 try:
@@ -66,37 +66,37 @@ except (ConnectionError, AuthenticationError):
 
 @pytest.fixture
 def our_ray(tmp_path):
-    """A Ray as `rondo run` starts it, by somebody whose home is new; its address."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    """A Ray as `rondo run` starts it, with a new home folder. Gives its address and environment."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
     process = subprocess.Popen(
-        [sys.executable, "-c", OURS],
+        [sys.executable, "-c", START_RAY],
         cwd=ROOT,
-        env=kept,
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         umask=0,
     )
-    yield process.stdout.readline().strip(), kept
+    yield process.stdout.readline().strip(), environment
     process.communicate("\n", timeout=60)
     assert process.returncode == 0
 
 
-def test_our_own_ray_lets_nobody_in_without_the_token(our_ray, tmp_path):
+def test_our_ray_admits_nobody_without_the_token(our_ray, tmp_path):
     address, environment = our_ray
     token = tmp_path / ".ray" / "auth_token"
     assert token.stat().st_mode & 0o077 == 0
     stranger = environment | {"HOME": str(tmp_path / "another"), "RAY_BACKEND_LOG_LEVEL": "fatal"}
-    for theirs, status in (
+    for client_environment, status in (
         (stranger | {"RAY_AUTH_MODE": "disabled"}, 3),
         (environment | {"RAY_AUTH_MODE": "token"}, 0),
     ):
-        command = [sys.executable, "-c", THEIRS, address]
-        done = subprocess.run(command, env=theirs, capture_output=True, timeout=100, check=False)
-        assert done.returncode == status, done.stderr
+        command = [sys.executable, "-c", CONNECT, address]
+        process = subprocess.run(command, env=client_environment, capture_output=True, timeout=100, check=False)
+        assert process.returncode == status, process.stderr
 
 
-def test_an_address_where_nobody_answers_is_told_at_once(monkeypatch):
+def test_an_address_without_ray_is_reported_at_once(monkeypatch):
     import ray
 
     from pipeline.config import UserError

@@ -1,4 +1,4 @@
-"""The pinned requirements, what pip's settings become for uv, and what no file of the repository may hold."""
+"""Tests the pinned requirements, pip's settings for uv, and that no file contains a registry or a local path."""
 
 import ast
 import importlib.util
@@ -17,38 +17,38 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def pins(*names: str) -> dict[str, Version]:
-    """Package to version. Whatever is not exactly `package==version`, an address or an option say, is an error here."""
-    found = {}
+    """Versions by package. Any line but `package==version`, such as an address or an option, is an error."""
+    versions = {}
     for name in names:
         for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
             if not line.startswith("#"):
                 package, version = line.split("==")
-                found[canonicalize_name(Requirement(line).name)] = Version(version)
+                versions[canonicalize_name(Requirement(line).name)] = Version(version)
                 assert package == Requirement(line).name
-    return found
+    return versions
 
 
 @pytest.mark.parametrize(("files", "extras"), [(["cpu"], ["cpu"]), (["gpu"], ["gpu"]), (["cpu", "dev"], ["dev"])])
 def test_pins_satisfy_pyproject(files, extras):
     pinned = pins(*files)
-    wanted = list(PROJECT["dependencies"])
+    required = list(PROJECT["dependencies"])
     for extra in extras:
-        wanted += PROJECT["optional-dependencies"][extra]
-    for requirement in map(Requirement, wanted):
+        required += PROJECT["optional-dependencies"][extra]
+    for requirement in map(Requirement, required):
         assert pinned[canonicalize_name(requirement.name)] in requirement.specifier
 
 
-def test_dev_only_adds():
+def test_dev_has_only_additional_packages():
     assert not pins("dev").keys() & (pins("cpu") | pins("gpu")).keys()
 
 
-def test_a_cpu_head_and_gpu_workers_understand_each_other():
+def test_a_cpu_head_and_gpu_workers_have_the_same_versions():
     cpu, gpu = pins("cpu"), pins("gpu")
     for package in ("ray", "cloudpickle", "pyarrow", "numpy", "pandas", "torch", "transformers", "pydantic"):
         assert cpu[package].public == gpu[package].public
 
 
-def test_the_cpu_set_leaves_out_what_breaks_transformers():
+def test_the_cpu_packages_exclude_those_that_break_transformers():
     assert not {"torchvision", "torchaudio", "torchcodec"} & pins("cpu", "dev").keys()
 
 
@@ -60,15 +60,15 @@ def installer():
     return module
 
 
-def test_uv_looks_where_pip_would(installer, monkeypatch, tmp_path):
+def test_uv_uses_the_package_indexes_of_pip(installer, monkeypatch, tmp_path):
     config = tmp_path / "pip.conf"
     config.write_text("[global]\nindex-url = https://mirror.example/simple\nfind-links = /a\n    /b\ntimeout = 9\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
     monkeypatch.setenv("PIP_FIND_LINKS", "/c /d")
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://only-for-uv.example/simple")
     settings = installer.pip_settings_for_uv(sys.executable)
-    assert settings["UV_FIND_LINKS"] == "/c,/d"  # the environment wins over the file, as in pip
-    assert settings["UV_DEFAULT_INDEX"] == "https://only-for-uv.example/simple"  # and uv's own over both
+    assert settings["UV_FIND_LINKS"] == "/c,/d"  # the environment overrides the file, as in pip
+    assert settings["UV_DEFAULT_INDEX"] == "https://only-for-uv.example/simple"  # and uv's own variables override both
     monkeypatch.delenv("UV_DEFAULT_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     settings = installer.pip_settings_for_uv(sys.executable)
@@ -76,19 +76,19 @@ def test_uv_looks_where_pip_would(installer, monkeypatch, tmp_path):
     assert settings["UV_FIND_LINKS"] == "/a,/b"
 
 
-def test_no_file_names_a_registry_or_a_path_of_one_machine():
+def test_no_file_contains_a_registry_or_a_local_path():
     hosts = [("pypi", "org"), ("pythonhosted", "org"), ("download", "pytorch", "org"), ("registry", "npmjs", "org")]
     hosts += [("deb", "debian", "org"), ("conda", "anaconda", "org"), ("ghcr", "io"), ("docker", "io")]
     patterns = [r"\.".join(host) for host in hosts] + [r"(^|[^.[:alnum:]_])/(work|root)/"]
     search = ["git", "grep", "--untracked", "-nIE", "|".join(patterns), "--", "."]
-    found = subprocess.run(search, cwd=ROOT, capture_output=True, text=True, check=False)
-    if found.returncode > 1:
-        pytest.skip("not a git checkout: " + found.stderr.strip())
-    assert found.stdout == ""
+    matches = subprocess.run(search, cwd=ROOT, capture_output=True, text=True, check=False)
+    if matches.returncode > 1:
+        pytest.skip("not a git checkout: " + matches.stderr.strip())
+    assert matches.stdout == ""
 
 
-def test_no_test_is_switched_off():
-    """--strict-markers lets pytest's own skip and xfail through; a test is slow, needs a GPU, or runs."""
+def test_no_test_is_skipped_by_a_marker():
+    """--strict-markers allows pytest's own skip and xfail. Here a test is slow, needs a GPU, or runs."""
     allowed = {"slow", "gpu", "parametrize", "usefixtures"}
     for path in sorted((ROOT / "tests").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
