@@ -82,7 +82,7 @@ def peak(
     article_shape = Shape(**shape)
     if side == "ours":
         work = sides.make_work(Path(model), article_shape, 2, vocabulary, tokens_per_batch)
-        train: Callable[[], Any] = sides.make_loop(work, TrainResult(), []).play
+        train: Callable[[], Any] = sides.make_loop(work, TrainResult(), []).run
     else:
         examples = sides.make_examples(article_shape, 2, vocabulary)
         train = trl_side.make_trainer(Work(Path(model), examples, article_shape, tokens_per_batch), batch_size).train

@@ -214,7 +214,7 @@ def train_ours(work: Work) -> TrainResult:
     """Train all steps with Rondo."""
     result = TrainResult()
     step_ends: list[float] = []
-    make_loop(work, result, step_ends).play()
+    make_loop(work, result, step_ends).run()
     result.seconds = [end - start for start, end in pairwise(step_ends)]
     return result
 

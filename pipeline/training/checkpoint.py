@@ -1,8 +1,9 @@
-"""Where a run was: each worker's part of some tensors, and one small state. Read by any number of workers.
+"""Writes and reads one checkpoint: each worker's shards of some tensors, and a small JSON state.
 
-A folder holds `rank-00000-of-00002.safetensors`, …, and `state.json`. Parts are rows (FSDP2 shards the first
-dimension in order of rank), so the whole is their concatenation. Nothing is pickled. Left out: where the folder is
-kept, how many of them, and which is the last (whoever starts the run does that).
+A folder holds `rank-00000-of-00002.safetensors`, …, and `state.json`. A shard is a block of rows (FSDP2 shards the
+first dimension, in order of rank), so the whole tensor is the concatenation of its shards, and any number of workers
+can read it. Nothing is pickled. The caller decides where checkpoints are stored and how many (`CheckpointStore` in
+`loop.py`).
 """
 
 import json
@@ -23,23 +24,23 @@ STATE = "state.json"
 def save(
     folder: Path, tensors: Iterable[tuple[str, Tensor]], state: dict[str, Any], *, rank: int, workers: int
 ) -> None:
-    """Write this worker's part, and from rank 0 the state, which is JSON."""
-    # clone: a shard can be a view of a padded buffer, and a file is to hold the shard only
-    mine = {name: local_shard(tensor).cpu().clone() for name, tensor in tensors}
-    save_file(mine, folder / f"rank-{rank:05d}-of-{workers:05d}.safetensors")
+    """Write this worker's shards; rank 0 also writes the state, as JSON."""
+    # clone: a shard can be a view of a padded buffer, and the file must hold only the shard
+    shards = {name: local_shard(tensor).cpu().clone() for name, tensor in tensors}
+    save_file(shards, folder / f"rank-{rank:05d}-of-{workers:05d}.safetensors")
     if rank == 0:
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
 
 @torch.no_grad()
 def load(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, rank: int, workers: int) -> dict[str, Any]:
-    """Put saved tensors back in place, whichever number of workers saved them.
+    """Copy saved tensors back into `tensors`. The checkpoint may come from another number of workers.
 
     Returns:
         The state.
 
     Raises:
-        ValueError: a part is missing, or is not what `save` wrote.
+        ValueError: a part is missing, damaged or of another model.
     """
     paths = sorted(folder.glob("rank-*.safetensors"))
     if not paths or not paths[0].stem.endswith(f"-of-{len(paths):05d}") or not (folder / STATE).is_file():
@@ -50,13 +51,13 @@ def load(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, rank: int, work
     try:
         parts = [safe_open(path, framework="pt") for path in paths]
         for name, tensor in tensors:
-            mine = local_shard(tensor)
-            rows = -(-len(tensor) // workers)  # of each shard but the last ones: FSDP2 cuts as torch.chunk does
-            first = min(rank * rows, len(tensor))
+            shard = local_shard(tensor)
+            rows_per_shard = -(-len(tensor) // workers)  # FSDP2 cuts as torch.chunk does: the last shards may have less
+            first = min(rank * rows_per_shard, len(tensor))
             whole = torch.cat([part.get_tensor(name) for part in parts])
             if whole.shape != tensor.shape:
                 raise ValueError(f"{name} is {tuple(whole.shape)}, and should be {tuple(tensor.shape)}")
-            mine.copy_(whole[first : first + len(mine)])
+            shard.copy_(whole[first : first + len(shard)])
         return json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(

@@ -1,10 +1,10 @@
-"""The numeric passport of a policy: how far its log-probabilities differ where they should not, measured on itself.
+"""Measures how far log-probabilities differ between ways of scoring that should agree.
 
-The same completions are scored in every way there is before anything is trained: on an article's tree, on a row of
-several articles, one sequence at a time, as a padded batch, and by the engine that sampled them. In float32 the
-differences are rounding; in bf16 they depend on what else is in the batch (Horace He, 2025, "Defeating nondeterminism
-in LLM inference"), and a reader of small margins should know how large they are.
-Left out: step 0, which is measured as it is taken (`loop.py`).
+Before training, the same completions are scored in every way: on an article's tree, on a row of several articles, one
+sequence at a time, as a padded batch, and by the engine that sampled them. In float32 the differences are rounding
+errors. In bf16 they depend on what else is in the batch (Horace He, 2025, "Defeating nondeterminism in LLM inference"),
+and readers of small margins should know how large they are. Records call the result the policy's `passport`. The
+check at step 0 is in `loop.py`, because it compares values that this step computes anyway.
 """
 
 import hashlib
@@ -20,9 +20,10 @@ from pipeline.training.modeling import loading, tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import batch_logps, check_agreement, completion_logps, plain_logps
 
-_ARTICLES, _COMPLETIONS = 4, 4  # looked at
-# How far a completion's log-probability may be from the reference's where the weights are the same, in nats per token.
-# Row companions are not the same, so what is left is rounding: of sums near 100 nats in float32, in bf16 of all layers.
+_MAX_ARTICLES, _MAX_COMPLETIONS = 4, 4  # articles that are scored, and completions of each
+# How far a completion's log-probability may be from the reference's if the weights are the same, in nats per token.
+# The two are not packed with the same other articles, so rounding remains: in float32 of sums near 100 nats, in bf16
+# of all layers.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
@@ -34,39 +35,44 @@ def measure_consistency(
     *,
     is_reference: bool = True,
 ) -> dict[str, Any]:
-    """Score a few articles in every way. A collective: every worker calls it, with the same examples.
+    """Score a few articles in every way. A collective: every worker must call it, with the same examples.
 
     Args:
-        policy: before any update.
-        sampler: settings `references`, where the reference column is the sampler's; None where it is the trainer's.
-        is_reference: the reference column is of these weights.
+        policy: the policy, before any update.
+        examples: all articles to train on.
+        device: the device of the policy.
+        sampler: the settings `references` if the sampler gave the reference log-probabilities; None if the trainer
+            computed them.
+        is_reference: True if the reference log-probabilities are of these weights.
 
     Returns:
-        Largest differences over some completions, in nats per token of the completion: `tree_vs_plain`,
-        `packed_vs_single`, `batch_1_vs_n`; and `vllm_vs_trainer_max` and `_mean`, over all completions whose sampler
-        gave its log-probability (None where none did). A model that is scored one sequence at a time has only these.
+        The largest differences over some completions, in nats per token of the completion: `tree_vs_plain`,
+        `packed_vs_single`, `batch_1_vs_n`. Also `vllm_vs_trainer_max` and `vllm_vs_trainer_mean`, over all completions
+        for which the sampler gave a log-probability (None if there are none). For a model that is scored one sequence
+        at a time, only these last two.
 
     Raises:
-        ValueError: the tree does not give what the model itself gives, by more than rounding; or the sampler's values
-            are the reference, and too far from the trainer's.
+        ValueError: the tree differs from the model's own forward by more than rounding; or the sampler's values are
+            the reference, and they are too far from the trainer's.
     """
     shuffled = _shuffled(examples)
     values: dict[str, Any] = {"dtype": str(policy.model.dtype).removeprefix("torch.")}
     with torch.no_grad():
         if policy.model.config._attn_implementation == tree_attention.NAME:
-            values |= _layouts(policy, shuffled[:_ARTICLES], device)
+            values |= _compare_layouts(policy, shuffled[:_MAX_ARTICLES], device)
             check_agreement(policy.model, max(values["tree_vs_plain"], values["packed_vs_single"]))
         else:
-            values["attention"] = "plain"  # one sequence at a time: there is nothing to compare with
+            values["attention"] = "plain"  # one sequence at a time: there are no layouts to compare
         if sampler is None and is_reference:
-            return values | _gap(shuffled, [example.reference_logps for example in shuffled])
-        known = [example for example in shuffled if any(logp is not None for logp in example.sampled_logps)]
-        some = shuffled[: sampler["check_articles"]] if sampler else known[:_ARTICLES]
-        values |= _gap(some, [policy(completion_logps, pack_row([e.article]).to(device)).tolist() for e in some])
+            return values | _sampler_gap(shuffled, [example.reference_logps for example in shuffled])
+        with_sampled = [example for example in shuffled if any(logp is not None for logp in example.sampled_logps)]
+        scored = shuffled[: sampler["check_articles"]] if sampler else with_sampled[:_MAX_ARTICLES]
+        trainer_logps = [policy(completion_logps, pack_row([e.article]).to(device)).tolist() for e in scored]
+        values |= _sampler_gap(scored, trainer_logps)
     if sampler and not values["vllm_vs_trainer_mean"] <= sampler["max_difference"]:
         raise ValueError(
             f"references.source is sampler, and its log-probabilities differ from the trainer's by "
-            f"{values['vllm_vs_trainer_mean']:.2g} nats per token in the mean over {len(some)} articles, where "
+            f"{values['vllm_vs_trainer_mean']:.2g} nats per token on average over {len(scored)} articles, where "
             f"references.max_difference allows {sampler['max_difference']}: use references.source=trainer"
         )
     return values
@@ -75,22 +81,26 @@ def measure_consistency(
 def check_reference(
     name: str, examples: Sequence[Example], dtype: str, device: torch.device, *, article_tree: bool
 ) -> None:
-    """See that the reference column is what a model gives that is not the one to be trained, on a few articles.
+    """Check on a few articles that the reference log-probabilities are those of the reference model.
+
+    This is for a reference that is not the model to train; step 0 checks the other case.
 
     Args:
-        name: of the reference: a folder, a URI or a name on the hub.
-        dtype, article_tree: of the reference column, and so of training.
-        device: where the reference is looked at, and is gone from afterwards.
+        name: the reference model: a folder, a URI or a name on the hub.
+        examples: all articles to train on.
+        dtype: dtype that the reference log-probabilities were computed in, and so that of training.
+        device: where to load the reference model. It is freed afterwards.
+        article_tree: whether the reference log-probabilities were computed on article trees.
 
     Raises:
-        ValueError: it differs by more than rounding.
+        ValueError: they differ by more than rounding.
     """
-    some = _shuffled(examples)[:_ARTICLES]
+    checked = _shuffled(examples)[:_MAX_ARTICLES]
     model = loading.load_model(name, dtype, article_tree=article_tree).to(device)
     with torch.no_grad():
         gaps = [
             abs(logp - expected) / len(completion)
-            for example in some
+            for example in checked
             for completion, logp, expected in zip(
                 example.completions,
                 completion_logps(model, pack_row([example.article]).to(device)).tolist(),
@@ -98,7 +108,7 @@ def check_reference(
                 strict=True,
             )
         ]
-    if not max(gaps) <= TOLERANCE[dtype]:  # also if nan
+    if not max(gaps) <= TOLERANCE[dtype]:  # `not <=` also catches nan
         raise ValueError(
             f"the reference is {name}, and its log-probabilities differ from those of the rows by up to "
             f"{max(gaps):.2g} nats per token, where rounding gives at most {TOLERANCE[dtype]:g}: the references are of "
@@ -107,16 +117,16 @@ def check_reference(
 
 
 def _shuffled(examples: Sequence[Example]) -> list[Example]:
-    """By hash: the first are a few that no order and no length has chosen."""
+    """Sort by hash of the article id, so that the first few are chosen neither by position nor by length."""
     return sorted(examples, key=lambda example: hashlib.sha256(example.article_id.encode()).digest())
 
 
-def _layouts(policy: PolicyModule, examples: Sequence[Example], device: torch.device) -> dict[str, Any]:
-    """One article a row, several in a row, one sequence at a time, a padded batch."""
-    articles = [(example.prompt_ids, example.completions[:_COMPLETIONS]) for example in examples]
+def _compare_layouts(policy: PolicyModule, examples: Sequence[Example], device: torch.device) -> dict[str, Any]:
+    """Score one article per row, several articles in a row, one sequence at a time, and a padded batch."""
+    articles = [(example.prompt_ids, example.completions[:_MAX_COMPLETIONS]) for example in examples]
     lengths = torch.tensor([len(c) for _, completions in articles for c in completions], dtype=torch.float64)
 
-    def largest(a: Tensor, b: Tensor) -> float:
+    def largest_gap(a: Tensor, b: Tensor) -> float:
         return float(((a - b).abs() / lengths).max())
 
     single = torch.cat([policy(completion_logps, pack_row([article]).to(device)).cpu() for article in articles])
@@ -127,17 +137,17 @@ def _layouts(policy: PolicyModule, examples: Sequence[Example], device: torch.de
         "attention": "flex_attention" if device.type == "cuda" else "sdpa",
         "articles": len(articles),
         "completions": len(lengths),
-        "tree_vs_plain": largest(single, plain),
-        "packed_vs_single": largest(packed, single),
-        "batch_1_vs_n": largest(batch, plain),
+        "tree_vs_plain": largest_gap(single, plain),
+        "packed_vs_single": largest_gap(packed, single),
+        "batch_1_vs_n": largest_gap(batch, plain),
     }
 
 
-def _gap(examples: Sequence[Example], trainer: Sequence[Sequence[float]]) -> dict[str, float | None]:
-    """The engine against the trainer, which scored the same completions with the same weights."""
+def _sampler_gap(examples: Sequence[Example], trainer_logps: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    """Compare the engine with the trainer, which scored the same completions with the same weights."""
     gaps = [
         abs(sampled - logp) / len(completion)
-        for example, logps in zip(examples, trainer, strict=True)
+        for example, logps in zip(examples, trainer_logps, strict=True)
         if logps and example.sampled_logps
         for completion, logp, sampled in zip(example.completions, logps, example.sampled_logps, strict=True)
         if sampled is not None

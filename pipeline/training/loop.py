@@ -1,8 +1,8 @@
-"""The training run, seen from one worker: steps, held-out evaluation, the step-0 check, checkpoints, the best weights.
+"""Runs one worker's share of a training: steps, held-out evaluation, the step-0 check, checkpoints, the best weights.
 
-It knows torch.distributed and no Ray: whoever starts it gives a device, a rank, and a shelf for what must outlive a
-process. Nothing in it draws random numbers, so the step number is all the position there is.
-Left out: what is measured (`metrics.py`), and how a step is cut up (`plan.py`).
+It uses torch.distributed and does not know Ray: the caller passes a device, a rank, and a store for checkpoints that
+outlive the process. Nothing here draws random numbers, so the step number is all that a resumed run needs to know about
+its position. The metrics are computed in `metrics.py`; `batches/batching.py` cuts a step into batches.
 """
 
 import json
@@ -29,36 +29,36 @@ from pipeline.training.optimizer import Optimizer, learning_rate
 
 
 class CheckpointStore(Protocol):
-    """Where a run's checkpoints are kept. Every worker calls each method, with a folder that has its own part."""
+    """Keeps a run's checkpoints. Every worker calls each method; the folder that it passes has its own part."""
 
-    def keep(self, folder: Path) -> None:
-        """Keep the last checkpoint; the folder is deleted afterwards."""
+    def save(self, folder: Path) -> None:
+        """Save the last checkpoint; the caller deletes the folder afterwards."""
 
-    def keep_best(self, name: str, folder: Path) -> None:
-        """Keep the best weights so far, under a name."""
+    def save_best(self, name: str, folder: Path) -> None:
+        """Save the best weights so far, under a name."""
 
-    def best(self, name: str) -> AbstractContextManager[Path]:
-        """A folder, while the block runs, with all workers' parts of what is kept under a name."""
+    def load_best(self, name: str) -> AbstractContextManager[Path]:
+        """While the block runs, give a folder with all workers' parts of the weights saved under a name."""
 
-    def forget(self, but: Sequence[str]) -> None:
-        """Remove all best weights but those of these names."""
+    def prune(self, keep: Sequence[str]) -> None:
+        """Remove all best weights except those with these names."""
 
 
 @dataclass
 class TrainState:
-    """How far a run has come, but for the optimizer's tensors: what a checkpoint says of it, in JSON.
+    """How far a run has come, without the optimizer's tensors. A checkpoint holds it as JSON.
 
     Attributes:
-        step: updates made.
-        seconds: spent in training.
-        lines: of metrics.
+        step: number of updates made.
+        seconds: time spent in training.
+        lines: the lines of metrics.
         margin: largest absolute reward margin at step 0.
-        passport: see `passport.measure`.
+        passport: what `consistency.measure_consistency` returned.
         best: step whose weights did best on held-out pairs; None before the first evaluation.
-        score: of the best, higher is better; None before the first evaluation.
-        worse: evaluations since the best.
-        stopped: early, because `worse` reached the patience.
-        bests: `best` as of the last two checkpoints, to which a run may have to go back.
+        score: score of the best weights, higher is better; None before the first evaluation.
+        worse: number of evaluations since the best.
+        stopped: training stopped early, because `worse` reached the patience.
+        bests: `best` at each of the last two checkpoints, because a run may have to resume from either.
     """
 
     step: int = 0
@@ -75,24 +75,27 @@ class TrainState:
 
 @dataclass
 class TrainLoop:
-    """One worker's share of a training run. Making one reads the model and talks to no other worker.
+    """One worker's share of a training run. The constructor reads the model and talks to no other worker.
 
     Args:
         examples: all rows, the same on every worker.
         model_path: folder, URI or hub name of the model or adapter to train.
-        settings: of `learning.Training`, as a mapping; and dtype, seed and references (`learning.References`).
-        tokens_per_batch: of one packed row.
-        device, rank, workers: of this process; with more than one worker torch.distributed is set up.
-        article_tree: else each completion is a sequence of its own: slow, and right for every model.
-        gradient_checkpointing, cpu_offload, torch_compile: as in `hardware.Trainer`.
-        save_steps: updates between checkpoints.
+        settings: `config.training.Training` as a mapping, plus dtype, seed and references
+            (`config.training.References`).
+        tokens_per_batch: largest number of tokens in a packed row.
+        device: this worker's device.
+        rank, workers: this process's rank, and how many workers there are. With more than one, the caller has set up
+            torch.distributed.
+        article_tree: False makes each completion a sequence of its own: slow, but exact for every model.
+        gradient_checkpointing, cpu_offload, torch_compile: see `config.hardware.TrainerHardware`.
+        save_steps: number of updates between checkpoints.
         report: called on rank 0 with each line of metrics.
-        shelf: None keeps nothing.
-        from_reference: the model to train is the reference: at step 0 the loss is that of margins of 0, and it is
-            checked; else who starts the run checks the reference (`passport.check_reference`).
+        checkpoints: where to save checkpoints; None saves none.
+        from_reference: True if the model to train is the reference. At step 0 the loss must then be that of margins of
+            0, and this is checked. If False, the caller checks the reference (`consistency.check_reference`).
 
     Raises:
-        ValueError: nothing to train on, a loss that needs a reference where there is none, or a model that cannot be
+        ValueError: there is nothing to train on, the loss needs a reference and there is none, or the model cannot be
             scored on a tree.
     """
 
@@ -109,7 +112,7 @@ class TrainLoop:
     torch_compile: bool = False
     save_steps: int = 50
     report: Callable[[dict[str, Any]], None] = lambda line: None
-    shelf: CheckpointStore | None = None
+    checkpoints: CheckpointStore | None = None
     from_reference: bool = True
     state: TrainState = field(init=False, default_factory=TrainState)
 
@@ -120,8 +123,8 @@ class TrainLoop:
             self.train, epochs=s["num_train_epochs"], pairs_per_step=s["pairs_per_step"], seed=s["seed"]
         )
         self.objective = Objective(s)
-        self.referenced = all(example.reference_logps for example in self.examples)
-        if self.objective.needs_reference and not self.referenced:
+        self.has_reference = all(example.reference_logps for example in self.examples)
+        if self.objective.needs_reference and not self.has_reference:
             raise ValueError(f"loss_type={s['loss_type']} compares with a reference, and references.source is none")
         self.policy = PolicyModule(
             loading.load_policy(self.model_path, s["dtype"], s["lora"], s["seed"], article_tree=self.article_tree)
@@ -131,54 +134,50 @@ class TrainLoop:
                 f"load_best_model_at_end or early_stopping_patience is set, and eval_fraction={s['eval_fraction']} "
                 f"holds out none of {len(self.examples)} articles: raise it, or add articles"
             )
-        # Now, and for all articles: later it would be one worker's error while the others wait for it.
+        # Check all articles now: during training, only one worker would fail, and the others would wait for it.
         check_supported(self.policy.model, max(example.longest for example in self.examples))
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """Lines of metrics, so far."""
+        """The lines of metrics so far."""
         return self.state.lines
 
-    def play(self, resume_from: Path | None = None) -> dict[str, Any]:
-        """Train from the beginning or from a checkpoint to the end.
+    def run(self, resume_from: Path | None = None) -> dict[str, Any]:
+        """Train to the end, from the beginning or from a checkpoint.
 
         Returns:
-            What to know of the run: see `metrics.summary`; and seconds, step0_max_abs_margin, passport, best_step,
-            stopped_early.
+            What `metrics.summary` returns, plus seconds, step0_max_abs_margin, passport, best_step and stopped_early.
 
         Raises:
-            ValueError: the model cannot be scored on a tree, or at step 0 it is not the reference; a checkpoint that
-                is not complete.
+            ValueError: the model cannot be scored on a tree, it is not the reference at step 0, or the checkpoint is
+                incomplete.
         """
-        self._place()
-        state = self.state
+        self._prepare_policy()
         if resume_from is None:
-            state.passport = consistency.measure_consistency(
+            self.state.passport = consistency.measure_consistency(
                 self.policy, self.train, self.device, self._sampler, is_reference=self.from_reference
             )
             self._evaluate(0, 0.0)
         else:
-            saved = checkpoint.load(resume_from, self.optimizer.state(), rank=self.rank, workers=self.workers)
-            state = self.state = TrainState(**saved)
-            self.optimizer.go_on(state.step)
+            self._resume(resume_from)
+        state = self.state
         began = time.monotonic() - state.seconds
         for step in self.plan[state.step :]:
             if state.stopped:
                 break
-            self._step(state.step, step)
+            self._update(state.step, step)
             state.step += 1
             state.seconds = time.monotonic() - began
-            if self._evaluation_due(step):
+            if self._is_evaluation_due(step):
                 self._evaluate(state.step, step.epoch)
             if state.step % self.save_steps == 0 and state.step < len(self.plan):
-                self._checkpoint()
-        written = state.step
+                self._save_checkpoint()
+        final_step = state.step
         if self.settings["load_best_model_at_end"] and state.best not in (None, state.step):
-            assert self.shelf is not None and state.best is not None, "best weights need a shelf"
-            written = state.best
-            with self.shelf.best(_name(written)) as folder:
-                checkpoint.load(folder, self.optimizer.parameters.items(), rank=self.rank, workers=self.workers)
-        return metrics.summary(state.lines, self.settings["num_train_epochs"], written) | {
+            assert state.best is not None
+            final_step = state.best
+            self._load_best_weights(final_step)
+        return metrics.summary(state.lines, self.settings["num_train_epochs"], final_step) | {
             "seconds": state.seconds,
             "step0_max_abs_margin": state.margin,
             "passport": state.passport,
@@ -187,7 +186,7 @@ class TrainLoop:
         }
 
     def save(self, out: Path) -> None:
-        """Write the model folder and metrics.jsonl, from rank 0. A collective: every worker calls it."""
+        """Write the model folder and metrics.jsonl, from rank 0. A collective: every worker must call it."""
         weights = full_state_dict(self.policy, keep=self.rank == 0)
         if self.rank == 0:
             loading.save_model(weights, self.model_path, out, self.settings["lora"])
@@ -196,12 +195,12 @@ class TrainLoop:
 
     @property
     def _sampler(self) -> Mapping[str, Any] | None:
-        """Settings `references`, where the reference column is what the sampler gave."""
+        """The settings `references`, if the sampler gave the reference log-probabilities; else None."""
         references = self.settings["references"]
         return references if references["source"] == "sampler" else None
 
-    def _place(self) -> None:
-        """The model to where it is trained, and its optimizer."""
+    def _prepare_policy(self) -> None:
+        """Compile, checkpoint and shard the model as the settings ask, move it to its device, make its optimizer."""
         if self.torch_compile:
             compile_layers(self.policy)
         if self.gradient_checkpointing:
@@ -212,10 +211,20 @@ class TrainLoop:
             self.policy.to(self.device)
         self.optimizer = Optimizer(self.policy, self.settings)
 
-    def _step(self, number: int, step: Step) -> None:
-        """One update."""
+    def _resume(self, folder: Path) -> None:
+        saved = checkpoint.load(folder, self.optimizer.state(), rank=self.rank, workers=self.workers)
+        self.state = TrainState(**saved)
+        self.optimizer.resume(self.state.step)
+
+    def _load_best_weights(self, step: int) -> None:
+        assert self.checkpoints is not None, "load_best_model_at_end needs a checkpoint store"
+        with self.checkpoints.load_best(_best_name(step)) as folder:
+            checkpoint.load(folder, self.optimizer.parameters.items(), rank=self.rank, workers=self.workers)
+
+    def _update(self, number: int, step: Step) -> None:
+        """Make update `number`, counted from 0, and log its metrics."""
         began = time.monotonic()
-        totals, gaps = torch.zeros(metrics.COUNT, dtype=torch.float64), torch.zeros(2)
+        totals, step0_gaps = torch.zeros(metrics.COUNT, dtype=torch.float64), torch.zeros(2)
         for batch in self._batches(step.examples):
             logps = self.policy(completion_logps, batch.tree)
             losses = self._losses(batch, logps, step)
@@ -223,13 +232,10 @@ class TrainLoop:
             self.optimizer.collect()
             totals += metrics.sums(batch, logps, losses, self.settings["beta"])
             if number == 0:
-                gaps = torch.maximum(gaps, self._gaps(batch, logps.detach()))
-        line = metrics.means(self._sum(totals), step.weight, self.referenced)
-        if number == 0 and self.referenced:
-            margin, per_token = self._reduce(gaps, dist.ReduceOp.MAX).tolist()
-            self.state.margin = self.settings["beta"] * margin
-            if self.from_reference:
-                self._check_step0(line["loss"], per_token)
+                step0_gaps = torch.maximum(step0_gaps, self._reference_gaps(batch, logps.detach()))
+        line = metrics.means(self._sum(totals), step.weight, self.has_reference)
+        if number == 0 and self.has_reference:
+            self._check_step0(line["loss"], step0_gaps)
         rate = learning_rate(
             number,
             total=len(self.plan),
@@ -246,36 +252,37 @@ class TrainLoop:
 
     @torch.no_grad()
     def _evaluate(self, number: int, epoch: float) -> None:
+        """Log metrics of the held-out pairs after `number` updates."""
         if not self.held_out:
             return
-        exam, totals = Step(epoch, tuple(self.held_out)), torch.zeros(metrics.COUNT, dtype=torch.float64)
-        for batch in self._batches(exam.examples):
+        held_out, totals = Step(epoch, tuple(self.held_out)), torch.zeros(metrics.COUNT, dtype=torch.float64)
+        for batch in self._batches(held_out.examples):
             logps = self.policy(completion_logps, batch.tree)
-            totals += metrics.sums(batch, logps, self._losses(batch, logps, exam), self.settings["beta"])
-        means = metrics.means(self._sum(totals), exam.weight, self.referenced)
+            totals += metrics.sums(batch, logps, self._losses(batch, logps, held_out), self.settings["beta"])
+        means = metrics.means(self._sum(totals), held_out.weight, self.has_reference)
         line = {f"eval_{name}": value for name, value in means.items()}
-        self._log({"step": number, "epoch": epoch, **line, "eval_pairs": exam.pairs})
-        if number:  # before any update all margins are rounding, and the best is not to be the model we began with
-            self._compare(line)
+        self._log({"step": number, "epoch": epoch, **line, "eval_pairs": held_out.pairs})
+        if number:  # before any update margins are only rounding, and the start model must not count as the best
+            self._compare_with_best(line)
 
-    def _compare(self, line: Mapping[str, float]) -> None:
-        """Keep these weights if they are the best so far; stop if there were none for too long."""
-        state, name = self.state, self.settings["metric_for_best_model"]
-        score = -line[name] if name == "eval_loss" else line[name]
+    def _compare_with_best(self, line: Mapping[str, float]) -> None:
+        """Save these weights if they are the best so far; stop early if there was no better evaluation for too long."""
+        state, metric = self.state, self.settings["metric_for_best_model"]
+        score = -line[metric] if metric == "eval_loss" else line[metric]
         if state.score is None or score > state.score:
             state.best, state.score, state.worse = state.step, score, 0
-            if self.settings["load_best_model_at_end"] and self.shelf is not None:
+            if self.settings["load_best_model_at_end"] and self.checkpoints is not None:
                 with tempfile.TemporaryDirectory() as folder:
                     tensors = self.optimizer.parameters.items()
                     checkpoint.save(Path(folder), tensors, {}, rank=self.rank, workers=self.workers)
-                    self.shelf.keep_best(_name(state.step), Path(folder))
-                self._forget()
+                    self.checkpoints.save_best(_best_name(state.step), Path(folder))
+                self._prune_best()
         else:
             state.worse += 1
         patience = self.settings["early_stopping_patience"]
         state.stopped = patience is not None and state.worse >= patience
 
-    def _evaluation_due(self, step: Step) -> bool:
+    def _is_evaluation_due(self, step: Step) -> bool:
         every = self.settings["eval_steps"]
         if every is None or self.state.step == len(self.plan):
             return step.epoch == int(step.epoch)
@@ -289,42 +296,54 @@ class TrainLoop:
         """(pairs,)"""
         return self.objective(**batch.by_pair(logps), mean_chosen_length=step.mean_chosen_length)
 
-    def _gaps(self, batch: MicroBatch, logps: Tensor) -> Tensor:
-        """(2,) on the CPU, policy against reference: of a pair's margin in nats, of a completion in nats per token."""
+    def _reference_gaps(self, batch: MicroBatch, logps: Tensor) -> Tensor:
+        """Compare the policy with the reference.
+
+        Returns:
+            (2,) on the CPU: the largest margin of a pair, in nats, and the largest difference of a completion, in nats
+            per token.
+        """
         if not len(batch.chosen):
             return torch.zeros(2)
         change = logps - batch.reference_logps
         margin = (change[batch.chosen] - change[batch.rejected]).abs().max()
         return torch.stack([margin, (change.abs() / batch.lengths).max()]).float().cpu()
 
-    def _check_step0(self, loss: float, per_token: float) -> None:
+    def _check_step0(self, loss: float, gaps: Tensor) -> None:
+        """Note the largest margin at step 0, and check that the model to train is the reference, if it should be."""
+        margin, per_token = self._reduce(gaps, dist.ReduceOp.MAX).tolist()
+        self.state.margin = self.settings["beta"] * margin
+        if not self.from_reference:
+            return
         limit = consistency.TOLERANCE[self.settings["dtype"]]
-        if self._sampler:  # another program; its mean the passport has seen to, and the largest is a few times that
+        if self._sampler:
+            # The sampler is another program. `measure_consistency` has checked the mean difference; the largest one is
+            # a few times the mean.
             limit += 10 * self._sampler["max_difference"]
-        if not per_token <= limit:  # also if nan
+        if not per_token <= limit:  # `not <=` also catches nan
             raise ValueError(
                 f"at step 0, before any update, log-probabilities differ from the reference's by up to {per_token:.2g} "
-                f"nats per token (loss {loss:.6f}); the model to train is the reference, so by rounding only, at most "
-                f"{limit:g}. The references are of other weights, another dtype or other tokens: make them again with "
-                "this model"
+                f"nats per token (loss {loss:.6f}). The model to train is the reference, so they should differ by "
+                f"rounding only, at most {limit:g}. The references are of other weights, another dtype or other "
+                "tokens: make them again with this model"
             )
 
-    def _checkpoint(self) -> None:
-        if self.shelf is None:
+    def _save_checkpoint(self) -> None:
+        if self.checkpoints is None:
             return
         state = self.state
         state.bests = [*state.bests, state.best][-2:]
         with tempfile.TemporaryDirectory() as folder:
             tensors = self.optimizer.state()
             checkpoint.save(Path(folder), tensors, asdict(state), rank=self.rank, workers=self.workers)
-            self.shelf.keep(Path(folder))
-        self._forget()
+            self.checkpoints.save(Path(folder))
+        self._prune_best()
 
-    def _forget(self) -> None:
-        """Remove best weights that are surpassed, and that neither of the last two checkpoints leads back to."""
+    def _prune_best(self) -> None:
+        """Remove all best weights except the current ones and those that the last two checkpoints refer to."""
         state = self.state
-        if self.shelf is not None:
-            self.shelf.forget([_name(step) for step in {state.best, *state.bests} if step is not None])
+        if self.checkpoints is not None:
+            self.checkpoints.prune(keep=[_best_name(step) for step in {state.best, *state.bests} if step is not None])
 
     def _log(self, line: dict[str, Any]) -> None:
         self.state.lines.append(line)
@@ -342,5 +361,5 @@ class TrainLoop:
         return values.cpu()
 
 
-def _name(step: int) -> str:
+def _best_name(step: int) -> str:
     return f"best-{step:06d}"

@@ -1,16 +1,20 @@
-"""Preference losses by TRL's names: pure functions of a pair's log-probabilities, and the sum of them to minimise.
+"""Computes preference losses, under TRL's names, and the weighted sum of losses that a run minimises.
 
-A loss names in its signature what it takes of the following, all keyword-only, and gives one value a pair, (P,):
-`chosen_logps`, `rejected_logps`, `ref_chosen_logps`, `ref_rejected_logps`: (P,) float, the log-probability in nats of
-the whole completion, summed over its tokens, under the policy and under the reference; `chosen_lengths`,
-`rejected_lengths`: (P,), tokens of the completion itself, whatever row it is packed in; `mean_chosen_length`: tokens
-of a chosen completion, the mean over all pairs of the *global* step; `beta` > 0, `label_smoothing` in [0, 0.5) and
-`simpo_gamma` >= 0: settings. The caller takes the mean over the pairs of the global step.
+A loss is a pure function of the log-probabilities of P pairs. It returns (P,), one value per pair; the caller takes the
+mean over the pairs of the global step. Each loss takes some of these arguments, all keyword-only:
 
-In the formulas w is the chosen (winning) completion, l the rejected one, |w| and |l| are their tokens, b is beta,
-e label_smoothing, s the logistic function, r = log pi - log ref, and m = b (r_w - r_l): the margin of the implicit
-rewards. TRL is version 1.16. Left out: what sorts within a micro-batch (aot), and so means another thing at another
-batch size; discopop, whose exponential overflows; which mixtures make sense (`pipeline/objective.py`).
+- `chosen_logps`, `rejected_logps`, `ref_chosen_logps`, `ref_rejected_logps`: (P,) float, the log-probability in nats of
+  the whole completion, summed over its tokens, under the policy and under the reference.
+- `chosen_lengths`, `rejected_lengths`: (P,), number of tokens of the completion itself, whatever row it is packed in.
+- `mean_chosen_length`: number of tokens of a chosen completion, the mean over all pairs of the *global* step.
+- `beta` > 0, `label_smoothing` in [0, 0.5) and `simpo_gamma` >= 0: settings.
+
+In the formulas w is the chosen (winning) completion, l the rejected one, |w| and |l| are their numbers of tokens, b is
+beta, e label_smoothing, s the logistic function, r = log pi - log ref, and m = b (r_w - r_l): the margin of the
+implicit rewards. "TRL" means version 1.16.
+
+Two of TRL's losses are missing: aot, which sorts within a micro-batch and so depends on the batch size, and discopop,
+whose exponential overflows. Which mixtures of losses make sense is in `config/losses.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +39,7 @@ def sigmoid(
     """DPO, and cDPO where e > 0: `-(1 - e) log s(m) - e log s(-m)`; ln 2 where policy and reference are equal.
 
     Rafailov et al. (2023), arXiv 2305.18290, equation 7; e is the probability that a label is flipped, from Mitchell
-    (2023), "A note on DPO with noisy preferences". TRL gives e no part in its "sigmoid": equal where e is 0.
+    (2023), "A note on DPO with noisy preferences". TRL's "sigmoid" ignores e: the two are equal where e is 0.
     """
     margins = beta * ((chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps))
     return _smooth(margins, label_smoothing)
@@ -52,12 +56,12 @@ def robust(
 ) -> Tensor:
     """Robust DPO: `(-(1 - e) log s(m) + e log s(-m)) / (1 - 2 e)`.
 
-    The mean of it over labels that are flipped with probability e is DPO on the clean ones; unlike cDPO it is not
+    If labels are flipped with probability e, its mean over them is DPO on the clean labels. Unlike cDPO it is not
     bounded below. With e = 0 it is DPO. Chowdhury et al. (2024), arXiv 2403.00409, section 3.1.
     """
     margins = beta * ((chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps))
-    kept, flipped = (1 - label_smoothing) * F.logsigmoid(margins), label_smoothing * F.logsigmoid(-margins)
-    return (flipped - kept) / (1 - 2 * label_smoothing)
+    right, flipped = (1 - label_smoothing) * F.logsigmoid(margins), label_smoothing * F.logsigmoid(-margins)
+    return (flipped - right) / (1 - 2 * label_smoothing)
 
 
 def ipo(
@@ -72,8 +76,8 @@ def ipo(
 ) -> Tensor:
     """IPO: `(r_w / |w| - r_l / |l| - 1 / (2 b))^2`.
 
-    Azar et al. (2023), arXiv 2310.12036, equation 17, where b is called tau. The paper does not write the division by
-    the lengths; its authors told TRL's that they did divide.
+    Azar et al. (2023), arXiv 2310.12036, equation 17, where b is called tau. The division by the lengths is not in the
+    paper; its authors told the authors of TRL that they do divide.
     """
     chosen = (chosen_logps - ref_chosen_logps) / chosen_lengths
     rejected = (rejected_logps - ref_rejected_logps) / rejected_lengths
@@ -85,8 +89,8 @@ def hinge(
 ) -> Tensor:
     """Hinge: `max(0, 1 - m)`.
 
-    Zhao et al. (2023), SLiC-HF, arXiv 2305.10425, section 2, on log-probabilities; on the margin against a reference,
-    as here and in TRL, Liu et al. (2023), RSO, arXiv 2309.06657.
+    Zhao et al. (2023), SLiC-HF, arXiv 2305.10425, section 2, apply it to log-probabilities. Liu et al. (2023), RSO,
+    arXiv 2309.06657, apply it to the margin against a reference, as here and in TRL.
     """
     margins = beta * ((chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps))
     return F.relu(1 - margins)
@@ -102,7 +106,7 @@ def sigmoid_norm(
     rejected_lengths: Tensor,
     beta: float,
 ) -> Tensor:
-    """Length-normalised DPO: `-log s(b (r_w / |w| - r_l / |l|))`, so that b is larger than DPO's (5 in the paper).
+    """Length-normalised DPO: `-log s(b (r_w / |w| - r_l / |l|))`. Its b is larger than DPO's (5 in the paper).
 
     Lambert et al. (2024), Tulu 3, arXiv 2411.15124, section 5.
     """
@@ -114,9 +118,10 @@ def sigmoid_norm(
 def apo_zero(
     *, chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, beta: float
 ) -> Tensor:
-    """APO-zero: `s(-b r_w) + s(b r_l)`, where the chosen are better than what the model writes: up, the rejected down.
+    """APO-zero: `s(-b r_w) + s(b r_l)`. It pushes the chosen up and the rejected down.
 
-    D'Oosterlinck et al. (2024), arXiv 2408.06266, equation 7.
+    For chosen completions that are better than what the model writes. D'Oosterlinck et al. (2024), arXiv 2408.06266,
+    equation 7.
     """
     chosen, rejected = chosen_logps - ref_chosen_logps, rejected_logps - ref_rejected_logps
     return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
@@ -125,9 +130,10 @@ def apo_zero(
 def apo_down(
     *, chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, beta: float
 ) -> Tensor:
-    """APO-down: `s(b r_w) + s(-m)`, where the chosen are worse than what the model writes: down, the rejected more so.
+    """APO-down: `s(b r_w) + s(-m)`. It pushes the chosen down, and the rejected further down.
 
-    D'Oosterlinck et al. (2024), arXiv 2408.06266, equation 8.
+    For chosen completions that are worse than what the model writes. D'Oosterlinck et al. (2024), arXiv 2408.06266,
+    equation 8.
     """
     chosen, rejected = chosen_logps - ref_chosen_logps, rejected_logps - ref_rejected_logps
     return torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * (chosen - rejected))
@@ -138,8 +144,8 @@ def sppo_hard(
 ) -> Tensor:
     """SPPO with certain verdicts: `(r_w - 1 / (2 b))^2 + (r_l + 1 / (2 b))^2`.
 
-    Wu et al. (2024), arXiv 2405.00675, equation 4.7, where a win has probability 1 instead of a judge's estimate, and
-    1 / b is called eta. Not divided by lengths.
+    Wu et al. (2024), arXiv 2405.00675, equation 4.7, with a win probability of 1 instead of a judge's estimate; 1 / b
+    is called eta there. Not divided by lengths.
     """
     chosen, rejected = chosen_logps - ref_chosen_logps, rejected_logps - ref_rejected_logps
     return (chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2
@@ -156,19 +162,19 @@ def exo_pair(
 ) -> Tensor:
     """EXO of a pair: `s(m) (log s(m) - log(1 - e)) + s(-m) (log s(-m) - log e)`.
 
-    That is KL from (s(m), s(-m)) to the labels (1 - e, e), the reverse of cDPO's; it needs e > 0. Ji et al. (2024),
+    This is the KL from (s(m), s(-m)) to the labels (1 - e, e), the reverse of cDPO's. It needs e > 0. Ji et al. (2024),
     arXiv 2402.00856, equation 16.
     """
     margins = beta * ((chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps))
     e = margins.new_tensor(label_smoothing)
-    kept = torch.sigmoid(margins) * (F.logsigmoid(margins) - torch.log1p(-e))
-    return kept + torch.sigmoid(-margins) * (F.logsigmoid(-margins) - torch.log(e))
+    right = torch.sigmoid(margins) * (F.logsigmoid(margins) - torch.log1p(-e))
+    return right + torch.sigmoid(-margins) * (F.logsigmoid(-margins) - torch.log(e))
 
 
 def nca_pair(
     *, chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, beta: float
 ) -> Tensor:
-    """NCA of a pair: `-log s(b r_w) - log s(-b r_w) / 2 - log s(-b r_l) / 2`, which keeps the chosen from falling.
+    """NCA of a pair: `-log s(b r_w) - log s(-b r_w) / 2 - log s(-b r_l) / 2`. It keeps the chosen from falling.
 
     Chen et al. (2024), arXiv 2402.05369, section 4.1, where b is called alpha.
     """
@@ -179,9 +185,10 @@ def nca_pair(
 def bco_pair(
     *, chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, beta: float
 ) -> Tensor:
-    """BCO of a pair: `-log s(b r_w) - log s(-b r_l)`, a classifier of good and bad whose logit is the reward.
+    """BCO of a pair: `-log s(b r_w) - log s(-b r_l)`. A classifier of good and bad, with the reward as its logit.
 
-    Jung et al. (2024), arXiv 2404.04656, section 4. As in TRL's DPO trainer without the reward shift, a running mean.
+    Jung et al. (2024), arXiv 2404.04656, section 4. As in TRL's DPO trainer, without the paper's reward shift, which is
+    a running mean.
     """
     chosen, rejected = beta * (chosen_logps - ref_chosen_logps), beta * (rejected_logps - ref_rejected_logps)
     return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
@@ -190,9 +197,9 @@ def bco_pair(
 def sft(*, chosen_logps: Tensor, mean_chosen_length: float) -> Tensor:
     """Negative log-likelihood of the chosen: `-log pi(w) / L`, L the mean |w| over the pairs of the global step.
 
-    Its mean over those pairs is the mean over their tokens: TRL's "sft", which takes it a micro-batch at a time, and so
-    differs between ways of cutting a step up. Added to DPO: the objective of Iterative RPO, Pang et al. (2024), arXiv
-    2404.19733, equation 1, which divides by each |w| instead.
+    Its mean over those pairs is the mean over their tokens. TRL's "sft" takes this mean for each micro-batch, so its
+    result depends on how a step is cut into micro-batches. DPO plus sft is the objective of Iterative RPO, Pang et al.
+    (2024), arXiv 2404.19733, equation 1, which divides by each |w| instead.
     """
     return -chosen_logps / mean_chosen_length
 
@@ -209,8 +216,9 @@ def simpo(
 ) -> Tensor:
     """SimPO: `-(1 - e) log s(n) - e log s(-n)`, where n = b (log pi(w) / |w| - log pi(l) / |l|) - simpo_gamma.
 
-    No reference; b is 2 and more in the paper: Meng et al. (2024), arXiv 2405.14734, equation 6. TRL has it, with e, in
-    its CPOTrainer, which by default (cpo_alpha=1) also adds the likelihood of the chosen: that is `rpo_alpha` here.
+    It needs no reference; b is 2 or more in the paper. Meng et al. (2024), arXiv 2405.14734, equation 6. TRL has it,
+    with e, in its CPOTrainer, which by default (cpo_alpha=1) also adds the likelihood of the chosen. Here that is
+    `rpo_alpha`.
     """
     margins = beta * (chosen_logps / chosen_lengths - rejected_logps / rejected_lengths) - simpo_gamma
     return _smooth(margins, label_smoothing)
@@ -227,9 +235,9 @@ def orpo(
 ) -> Tensor:
     """ORPO: `sft - b log s(log(odds_w / odds_l))`, odds = p / (1 - p) of p = exp(log pi / tokens).
 
-    No reference; b weighs the odds and is called lambda by Hong et al. (2024), arXiv 2403.07691, equations 4 to 7.
-    TRL's ORPOTrainer takes the likelihood of the prompt into its sft; this is of the completion alone. And TRL's
-    gradient is nan within 6e-8 of p = 1; here 1 - p is never below the rounding error.
+    It needs no reference; b weighs the odds. Hong et al. (2024), arXiv 2403.07691, equations 4 to 7, where b is called
+    lambda. The sft of TRL's ORPOTrainer includes the likelihood of the prompt; here it is of the completion alone.
+    TRL's gradient is nan within 6e-8 of p = 1; here 1 - p is never below the rounding error.
     """
     odds = _log_odds(chosen_logps / chosen_lengths) - _log_odds(rejected_logps / rejected_lengths)
     return sft(chosen_logps=chosen_logps, mean_chosen_length=mean_chosen_length) - beta * F.logsigmoid(odds)
@@ -240,7 +248,7 @@ def _smooth(margins: Tensor, label_smoothing: float) -> Tensor:
 
 
 def _log_odds(logps: Tensor) -> Tensor:
-    """log(p / (1 - p)) of log p."""
+    """Turn log p into log(p / (1 - p))."""
     return logps - torch.log(-torch.expm1(logps.clamp(max=-torch.finfo(logps.dtype).eps)))
 
 
@@ -263,17 +271,17 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         orpo,
     )
 }
-_TAKES = {name: tuple(signature(loss).parameters) for name, loss in LOSSES.items()}
+_ARGUMENTS = {name: tuple(signature(loss).parameters) for name, loss in LOSSES.items()}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a run minimises: the weighted sum of its losses.
+    """The weighted sum of losses that a run minimises.
 
     Args:
-        settings: of training; `loss_type`, a name or several, and what these take of beta, label_smoothing and
-            simpo_gamma; `loss_weights`, one a loss, 1.0 each if None or left out; `rpo_alpha`, the weight of sft on
-            top, if there is one.
+        settings: settings of training. `loss_type` has one name or several. beta, label_smoothing and simpo_gamma are
+            needed if one of the losses takes them. `loss_weights` has one weight per loss; None or missing means 1.0
+            each. `rpo_alpha`, if present and not None, adds sft with this weight.
     """
 
     settings: Mapping[str, Any]
@@ -289,14 +297,21 @@ class Objective:
 
     @property
     def needs_reference(self) -> bool:
-        """Does any of the losses look at the reference?"""
-        return any(value.startswith("ref_") for name in self.weights for value in _TAKES[name])
+        """Whether any of the losses takes reference log-probabilities."""
+        return any(argument.startswith("ref_") for name in self.weights for argument in _ARGUMENTS[name])
 
     def __call__(self, **values: Tensor | float) -> Tensor:
-        """(P,) of all that a loss may take but the settings; what none of the losses takes may be left out."""
-        given = {**self.settings, **values}
+        """Compute the weighted sum of the losses of P pairs.
+
+        Args:
+            values: the arguments of the losses, except the settings. Those that no loss takes may be left out.
+
+        Returns:
+            (P,)
+        """
+        available = {**self.settings, **values}
         terms = [
-            weight * LOSSES[name](**{value: given[value] for value in _TAKES[name]})
+            weight * LOSSES[name](**{argument: available[argument] for argument in _ARGUMENTS[name]})
             for name, weight in self.weights.items()
         ]
         return torch.stack(terms).sum(0)

@@ -1,7 +1,7 @@
-"""The Ray Train job: the same run on one worker or many, on CPUs or GPUs, that goes on after a worker has died.
+"""Runs DPO training as a Ray Train job, on one worker or many, on CPUs or GPUs, and resumes it after a crash.
 
-All of Ray that training needs is here; what a worker does is in `loop.py`. Left out: making references, and judging
-the result on articles.
+This is the only module of training that imports Ray. What one worker does is in `loop.py`. Reference log-probabilities
+are computed in `stages/references.py`, and the trained policy is judged in `stages/scores.py`.
 """
 
 import os
@@ -34,13 +34,14 @@ from pipeline.training import consistency
 from pipeline.training.batches.dataset import read_examples
 from pipeline.training.loop import TrainLoop
 
-TRAINING_ERRORS = (ray.train.TrainingFailedError, ray.exceptions.RayActorError)  # of a worker, and of who watches them
+# What `run_training` raises when it gives up: a worker failed too often, or Ray Train's controller did.
+TRAINING_ERRORS = (ray.train.TrainingFailedError, ray.exceptions.RayActorError)
 RETRIES = 3
-_LOOK = 1.0  # seconds between two looks for lines of progress
-Progress = Callable[[dict[str, Any]], None]
-_OWNER = "owner"  # file beside the checkpoints: the token of the driver that trains here
-# Of the hardware, what a worker needs to know.
-_LAYOUT = (
+ProgressCallback = Callable[[dict[str, Any]], None]
+_POLL_SECONDS = 1.0  # how long the driver waits for the next line of progress
+_OWNER_FILE = "owner"  # file beside the checkpoints with the token of the driver that trains here
+# The fields of `TrainerHardware` that `TrainLoop` takes as arguments. The others go to Ray Train.
+_LAYOUT_FIELDS = (
     "tokens_per_batch", "article_tree", "gradient_checkpointing", "cpu_offload", "torch_compile", "save_steps",
 )  # fmt: skip
 
@@ -56,57 +57,59 @@ def run_training(
     checkpoint_path: str,
     reference_digest: str | None,
     reference_path: str | None = None,
-    on_progress: Progress | None = None,
+    on_progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
     """Train a model on preference pairs with DPO, and write it.
 
-    A worker that dies is started again, three times at most, on the step of the last checkpoint; so is a run whose
-    driver died, if it is called again with the same `checkpoint_path`. That must be a path that no other recipe uses,
-    and like every other path here one that all nodes see. The result does not depend on `hardware`, but for rounding.
+    If a worker dies, it is restarted from the last checkpoint, at most three times. If the driver dies, call this
+    function again with the same `checkpoint_path`: it resumes from the last checkpoint too. All nodes must be able to
+    read and write every path here, and no other recipe may use the same `checkpoint_path`. The result does not depend
+    on `hardware`, except for rounding.
 
     Args:
-        rows_path: folder of Parquet parts, a path or URI; see `rows.read`.
+        rows_path: folder of Parquet parts, a path or URI; see `batches/dataset.py`.
         rows_parts: the names of the parts.
-        model_path: Hugging Face model or LoRA adapter by path, URI or name on the hub.
-        out_path: gets the trained model's or adapter's folder and metrics.jsonl: a line for each step, and one for
-            each evaluation.
-        settings: see `loop.Run`.
-        hardware: how many workers, above one of which the weights are sharded over them, and what each has.
-        checkpoint_path: where checkpoints are kept, a path or URI.
-        reference_digest: `weights.digest` of the reference, which each row must name; None trains without one.
-        reference_path: of the reference, as `model_path`; None: the model to train is the reference.
-        on_progress: called in this process, from a thread, with each line of metrics and `steps`, how many there are
-            to be. After a restart, lines since the last checkpoint come again.
+        model_path: path, URI or hub name of a Hugging Face model or of a LoRA adapter.
+        out_path: folder for the trained model or adapter, and for metrics.jsonl, which has one line for each step and
+            one for each evaluation.
+        settings: see `loop.TrainLoop`.
+        hardware: the number of workers, and what each of them has. With more than one worker the weights are sharded.
+        checkpoint_path: folder for the checkpoints, a path or URI.
+        reference_digest: `loading.weights_digest` of the reference model, which each row must name; None trains
+            without a reference.
+        reference_path: path, URI or hub name of the reference model; None if the model to train is the reference.
+        on_progress: called in this process, from a thread, with each line of metrics, plus `steps`, the number of
+            steps in the whole run. After a restart it gets the lines since the last checkpoint again.
 
     Returns:
-        What `loop.Run.play` returns.
+        What `TrainLoop.run` returns.
 
     Raises:
-        ValueError: rows or a model that cannot be trained on, or that do not fit each other.
-        Failed: a worker, or Ray Train's controller, failed more than three times.
+        ValueError: the rows or the model cannot be used for training, or they do not fit each other.
+        TRAINING_ERRORS: a worker, or Ray Train's controller, failed more than three times.
     """
-    for tries in range(RETRIES + 1):
+    for attempt in range(RETRIES + 1):
         try:
-            return _train(
+            return _run_attempt(
                 rows_path=rows_path,
                 rows_parts=rows_parts,
                 model_path=model_path,
                 out_path=out_path,
                 settings=settings,
                 hardware=hardware,
-                storage=_absolute(checkpoint_path),
+                storage_path=_absolute(checkpoint_path),
                 reference_digest=reference_digest,
                 reference_path=reference_path,
                 on_progress=on_progress,
             )
         except ray.exceptions.RayActorError:
-            # Ray Train starts workers again, but nobody the controller, which watches them: its node may be gone.
-            if tries == RETRIES:
+            # Ray Train restarts dead workers, but nothing restarts its controller, whose node may be gone.
+            if attempt == RETRIES:
                 raise
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _train(
+def _run_attempt(
     *,
     rows_path: str,
     rows_parts: Sequence[str],
@@ -114,31 +117,28 @@ def _train(
     out_path: str,
     settings: dict[str, Any],
     hardware: TrainerHardware,
-    storage: str,
+    storage_path: str,
     reference_digest: str | None,
     reference_path: str | None,
-    on_progress: Progress | None,
+    on_progress: ProgressCallback | None,
 ) -> dict[str, Any]:
-    """`train`, for as long as Ray Train's controller lives."""
+    """Do what `run_training` does, until it is finished or Ray Train's controller dies."""
     token = uuid.uuid4().hex
-    fs, place = open_location(storage)
-    fs.create_dir(place, recursive=True)
-    with fs.open_output_stream(f"{place}/{_OWNER}") as stream:
-        stream.write(token.encode())
+    _claim(storage_path, token)
     progress = Queue(actor_options=driver_node_options()) if on_progress else None
     trainer = TorchTrainer(
-        _worker,
+        _train_on_worker,
         train_loop_config={
-            # Absolute, because Ray Train's workers run in a folder of their own.
+            # Absolute paths, because each Ray Train worker runs in a folder of its own.
             "rows_path": _absolute(rows_path),
             "rows_parts": tuple(rows_parts),
             "model_path": locate(model_path),
             "out_path": _absolute(out_path),
             "settings": settings,
-            "layout": {name: getattr(hardware, name) for name in _LAYOUT},
+            "layout": {name: getattr(hardware, name) for name in _LAYOUT_FIELDS},
             "reference_digest": reference_digest,
             "reference_path": None if reference_path is None else locate(reference_path),
-            "shelf": _Shelf(f"{storage}/best", token),
+            "checkpoints": _RayCheckpointStore(f"{storage_path}/best", token),
             "progress": progress,
         },
         # Offloaded gradients are on the CPU, where NCCL cannot add them up.
@@ -150,185 +150,196 @@ def _train(
             | ({"GPU": hardware.gpus_per_worker} if hardware.gpus_per_worker else {}),
         ),
         run_config=RunConfig(
-            name="train",  # Ray Train goes on where a run of this name in this place was
-            storage_path=storage,
+            name="train",  # Ray Train resumes the run that has this name in this storage path
+            storage_path=storage_path,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=RETRIES),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
-    with _shown(progress, on_progress):
+    with _forwarded(progress, on_progress):
         try:
             answer = trainer.fit().return_value
         finally:
-            # Ray Train leaves a handler behind that would turn a later Ctrl-C into a clean exit.
+            # Ray Train leaves its own handler installed, which would turn a later Ctrl-C into a clean exit.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, on_interrupt)
-    if "refused" in answer:
-        raise ValueError(answer["refused"]) from RuntimeError(answer["traceback"])
+    if "user_error" in answer:
+        raise ValueError(answer["user_error"]) from RuntimeError(answer["traceback"])
     return answer
 
 
-def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What runs in each of Ray Train's processes. Rank 0's answer is what `fit` gives.
+def _claim(storage_path: str, token: str) -> None:
+    """Write this driver's token, so that workers of an earlier driver stop."""
+    filesystem, folder = open_location(storage_path)
+    filesystem.create_dir(folder, recursive=True)
+    with filesystem.open_output_stream(f"{folder}/{_OWNER_FILE}") as stream:
+        stream.write(token.encode())
 
-    What a person must put right is an answer and not raised, or Ray Train would try it three times more.
+
+def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Train in one of Ray Train's worker processes. `fit` returns the answer of rank 0.
+
+    Returns:
+        What `TrainLoop.run` returns; or, where only the user can fix the error, what `_user_error` returns. Such an
+        error is not raised, because Ray Train would run the training three more times.
     """
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
-        run, refused = None, None
+        loop, error_answer = None, None
         try:
-            run = _prepare(config)
+            loop = _make_loop(config)
         except (ValueError, FileNotFoundError) as error:
-            refused = _refusal(error)
-        # One worker may see what others do not, such as a path that is not on its node: they would wait for it.
-        answers = [None] * ray.train.get_context().get_world_size()
-        dist.all_gather_object(answers, refused)
-        if any(answers):
-            return next(filter(None, answers))
-        assert run is not None
+            error_answer = _user_error(error)
+        # Perhaps only one worker fails, such as when a path is missing on its node. The others would wait for it.
+        error_answers = [None] * ray.train.get_context().get_world_size()
+        dist.all_gather_object(error_answers, error_answer)
+        if any(error_answers):
+            return next(filter(None, error_answers))
+        assert loop is not None
         try:
-            return _play(run, config["out_path"], scratch, config["shelf"])
-        except ValueError as error:  # found in numbers that all workers share
-            return _refusal(error)
+            return _train_and_save(loop, config["out_path"], scratch, config["checkpoints"])
+        except ValueError as error:  # all workers raise it, because they compute it from numbers that they share
+            return _user_error(error)
 
 
-def _prepare(config: dict[str, Any]) -> TrainLoop:
-    context, progress, reference = ray.train.get_context(), config["progress"], config["reference_path"]
-    run = TrainLoop(
+def _user_error(error: Exception) -> dict[str, str]:
+    """The answer of a worker that stopped at an error only the user can fix. `_run_attempt` raises it as ValueError."""
+    return {"user_error": str(error), "traceback": "".join(traceback.format_exception(error))}
+
+
+def _make_loop(config: dict[str, Any]) -> TrainLoop:
+    context, reference_path = ray.train.get_context(), config["reference_path"]
+    loop = TrainLoop(
         examples=read_examples(config["rows_path"], config["rows_parts"], config["reference_digest"]),
-        model_path=config["model_path"],  # not as a folder of this node: an adapter names its base for all nodes
+        model_path=config["model_path"],  # not a folder of this node: an adapter names its base for all nodes
         settings=config["settings"],
         **config["layout"],
         device=ray.train.torch.get_device(),
         rank=context.get_world_rank(),
         workers=context.get_world_size(),
-        # Not by `ray.train.report`: it waits until the controller, which looks every 2 s, has taken the last one.
-        report=partial(_report, progress),
-        shelf=config["shelf"],
-        from_reference=reference is None,
+        # Not `ray.train.report`: it blocks until the controller, which polls every 2 s, has taken the last report.
+        report=partial(_send, config["progress"]),
+        checkpoints=config["checkpoints"],
+        from_reference=reference_path is None,
     )
-    if reference is not None and run.rank == 0:  # what it finds, the others are told
-        dtype, tree = config["settings"]["dtype"], config["layout"]["article_tree"]
-        consistency.check_reference(reference, run.examples, dtype, run.device, article_tree=tree)
-    return run
+    if reference_path is not None and loop.rank == 0:  # `_train_on_worker` tells the other workers about an error
+        dtype, article_tree = config["settings"]["dtype"], config["layout"]["article_tree"]
+        consistency.check_reference(reference_path, loop.examples, dtype, loop.device, article_tree=article_tree)
+    return loop
+
+
+def _train_and_save(loop: TrainLoop, out_path: str, scratch: str, checkpoints: "_RayCheckpointStore") -> dict[str, Any]:
+    last_checkpoint = ray.train.get_checkpoint()
+    if last_checkpoint is None:
+        answer = loop.run()
+    else:
+        with last_checkpoint.as_directory() as folder:
+            answer = loop.run(resume_from=Path(folder))
+    checkpoints.check_owner()
+    is_local = "://" not in out_path
+    out = Path(out_path) if is_local else Path(scratch, "out")
+    loop.save(out)
+    if loop.rank == 0 and not is_local:
+        filesystem, folder = open_location(out_path)
+        filesystem.create_dir(folder, recursive=True)
+        copy_files(str(out), folder, destination_filesystem=filesystem)
+    return answer
 
 
 @dataclass(frozen=True)
-class _Shelf:
-    """The last checkpoint with Ray Train, which gives it to whoever goes on; the best weights beside it.
+class _RayCheckpointStore:
+    """A `CheckpointStore`: Ray Train keeps the last checkpoint and restores it; the best weights lie beside it.
 
     Attributes:
-        place: of the best weights.
-        token: of the driver. Workers outlive a driver that was killed; what they then write would be among what its
-            successor's workers write.
+        location: folder of the best weights, a path or URI.
+        token: token of the driver. Workers can outlive a driver that was killed. Their files must not mix with those
+            of the next driver's workers.
     """
 
-    place: str
+    location: str
     token: str
 
     @property
     def fs(self) -> FileSystem:
-        return open_location(self.place)[0]
+        return open_location(self.location)[0]
 
     @property
     def path(self) -> str:
-        return open_location(self.place)[1]
+        return open_location(self.location)[1]
 
-    def check(self) -> None:
+    def check_owner(self) -> None:
         """Raise RuntimeError if another driver has taken over."""
-        with self.fs.open_input_stream(f"{self.path.rsplit('/', 1)[0]}/{_OWNER}") as stream:
+        with self.fs.open_input_stream(f"{self.path.rsplit('/', 1)[0]}/{_OWNER_FILE}") as stream:
             if stream.read().decode() != self.token:
-                raise RuntimeError("another driver trains here now: this worker is of one that is gone")
+                raise RuntimeError("another driver trains here now: the driver of this worker is gone")
 
-    def keep(self, folder: Path) -> None:
-        self.check()
+    def save(self, folder: Path) -> None:
+        self.check_owner()
         ray.train.report({}, checkpoint=Checkpoint.from_directory(folder))
 
-    def keep_best(self, name: str, folder: Path) -> None:
-        self.check()
+    def save_best(self, name: str, folder: Path) -> None:
+        self.check_owner()
         if ray.train.get_context().get_world_rank() == 0:
-            remove_folder(f"{self.place}/{name}")  # what is there may be of another number of workers
+            remove_folder(f"{self.location}/{name}")  # an earlier attempt may have had another number of workers
             self.fs.create_dir(f"{self.path}/{name}", recursive=True)
         dist.barrier()
         copy_files(str(folder), f"{self.path}/{name}", destination_filesystem=self.fs)
-        dist.barrier()  # from here on it is whole
+        dist.barrier()  # the parts of all workers are there now
 
     @contextmanager
-    def best(self, name: str) -> Iterator[Path]:
+    def load_best(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             copy_files(f"{self.path}/{name}", folder, source_filesystem=self.fs)
             yield Path(folder)
 
-    def forget(self, but: Sequence[str]) -> None:
+    def prune(self, keep: Sequence[str]) -> None:
         if ray.train.get_context().get_world_rank() == 0:
             for info in self.fs.get_file_info(FileSelector(self.path, allow_not_found=True)):
-                if info.base_name not in but:
+                if info.base_name not in keep:
                     self.fs.delete_dir(info.path)
 
 
-def _play(run: TrainLoop, out_path: str, scratch: str, shelf: "_Shelf") -> dict[str, Any]:
-    last = ray.train.get_checkpoint()
-    if last is None:
-        answer = run.play()
-    else:
-        with last.as_directory() as folder:
-            answer = run.play(resume_from=Path(folder))
-    shelf.check()
-    local = "://" not in out_path
-    out = Path(out_path) if local else Path(scratch, "out")
-    run.save(out)
-    if run.rank == 0 and not local:
-        filesystem, inner = open_location(out_path)
-        filesystem.create_dir(inner, recursive=True)
-        copy_files(str(out), inner, destination_filesystem=filesystem)
-    return answer
-
-
-def _refusal(error: Exception) -> dict[str, str]:
-    return {"refused": str(error), "traceback": "".join(traceback.format_exception(error))}
+def _send(progress: Queue | None, line: dict[str, Any]) -> None:
+    """Send a line of metrics to the driver. A lost line does not stop the training: metrics.jsonl has it too."""
+    if progress is not None:  # not `if progress`: an empty queue is falsy
+        with suppress(ray.exceptions.RayError):
+            progress.put(line)
 
 
 @contextmanager
-def _shown(progress: Queue | None, on_progress: Progress | None) -> Iterator[None]:
-    """Give what arrives in the queue to the callback, from a thread, until the block ends."""
+def _forwarded(progress: Queue | None, on_progress: ProgressCallback | None) -> Iterator[None]:
+    """While the block runs, call `on_progress` from a thread with each line that arrives in the queue."""
     if progress is None or on_progress is None:
         yield
         return
 
-    over = threading.Event()
+    is_finished = threading.Event()
 
-    def show() -> None:
+    def forward() -> None:
         while True:
             try:
-                line = progress.get(timeout=_LOOK)
-            except (ray.exceptions.RayError, Empty):  # nothing has come, or the queue is being started again
-                if over.wait(_LOOK):
+                line = progress.get(timeout=_POLL_SECONDS)
+            except (ray.exceptions.RayError, Empty):  # no line has come, or Ray is restarting the queue
+                if is_finished.wait(_POLL_SECONDS):
                     return
             else:
                 if line is None:
                     return
                 on_progress(line)
 
-    thread = threading.Thread(target=show, daemon=True)
+    thread = threading.Thread(target=forward, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        is_finished.set()
         with suppress(ray.exceptions.RayError):
-            progress.put(None)  # behind the last line
+            progress.put(None)  # marks the end of the lines
         thread.join()
         with suppress(ray.exceptions.RayError):
             progress.shutdown()
-
-
-def _report(progress: Queue | None, line: dict[str, Any]) -> None:
-    """Tell of a step. A line that nobody can be told is no reason to stop: metrics.jsonl has it."""
-    if progress is not None:  # an empty queue is falsy
-        with suppress(ray.exceptions.RayError):
-            progress.put(line)
 
 
 def _absolute(path: str) -> str:

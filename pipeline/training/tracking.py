@@ -1,7 +1,8 @@
-"""Metrics of training to where people look at them: TensorBoard, Weights & Biases, MLflow, as `report_to` asks.
+"""Sends training metrics to TensorBoard, Weights & Biases and MLflow, as the setting `report_to` asks.
 
-On the driver, from the lines that also go to `metrics.jsonl`, by TRL's names. Each tool is installed by whoever wants
-it; its key and address come from its own environment variables. Left out: what is measured (`dpo/metrics.py`).
+It runs on the driver and sends the lines that also go to `metrics.jsonl`, under TRL's names. Users install the trackers
+that they want; each tracker reads its key and address from its own environment variables. The metrics are computed in
+`metrics.py`.
 """
 
 import importlib.util
@@ -12,10 +13,10 @@ from typing import Any
 
 from pipeline.config import UserError
 
-Log = Callable[[int, dict[str, float]], None]  # step, values by name
+Log = Callable[[int, dict[str, float]], None]  # takes the step, and the values by name
 
-# What each needs to be importable, and how people get it.
-_NEEDS = {
+# Of each tracker: the module that it needs, and how to install it.
+_REQUIREMENTS = {
     "tensorboard": ("tensorboard", "pip install tensorboard"),
     "wandb": ("wandb", "pip install wandb"),
     "mlflow": ("mlflow", "pip install mlflow-skinny"),
@@ -23,34 +24,40 @@ _NEEDS = {
 
 
 def check_trackers(report_to: Sequence[str]) -> None:
-    """Raise UserError where something that is asked for is not installed."""
+    """Raise UserError if a tracker in `report_to` is not installed."""
     for name in report_to:
-        module, how = _NEEDS[name]
+        module, install_command = _REQUIREMENTS[name]
         if importlib.util.find_spec(module) is None:
-            raise UserError(f"report_to has {name}, which is not installed here: {how}, or leave it out")
+            raise UserError(
+                f"report_to has {name}, which is not installed here: {install_command}, or leave {name} out"
+            )
 
 
 @contextmanager
 def open_trackers(report_to: Sequence[str], run: str, address: str, settings: dict[str, Any]) -> Iterator[Log]:
-    """Something to give each line of metrics to, while the block runs.
+    """While the block runs, give a function that sends metrics to all trackers.
+
+    A tracker that raises an error is dropped with a warning; training goes on.
 
     Args:
-        report_to: names of tools.
-        run: the run's folder or URI; its last part is the project.
-        address: of the artifact that is trained, such as round-01/policy.
-        settings: of the training, kept beside the curves where the tool has a place for them.
+        report_to: names of trackers.
+        run: the run's folder or URI; its last part is the tracker's project.
+        address: address of the artifact that is trained, such as round-01/policy.
+        settings: settings of the training, stored with the curves if the tracker can store them.
     """
     project = run.rstrip("/").rsplit("/", 1)[-1]
     with ExitStack() as stack:
-        logs = {name: stack.enter_context(_TOOLS[name](run, project, address, settings)) for name in report_to}
+        logs = {name: stack.enter_context(_TRACKERS[name](run, project, address, settings)) for name in report_to}
 
         def log(step: int, values: dict[str, float]) -> None:
-            for name, one in list(logs.items()):
+            for name, log_to_tracker in list(logs.items()):
                 try:
-                    one(step, values)
-                except Exception as error:  # a server that is away must not cost the training that it watches
+                    log_to_tracker(step, values)
+                except Exception as error:  # a tracker's server may be down, and that must not stop the training
                     del logs[name]
-                    warnings.warn(f"{name} took no metrics at step {step} ({error}): no more go there", stacklevel=1)
+                    warnings.warn(
+                        f"{name} took no metrics at step {step} ({error}): no more metrics are sent to it", stacklevel=1
+                    )
 
         yield log
 
@@ -86,4 +93,4 @@ def _mlflow(run: str, project: str, address: str, settings: dict[str, Any]) -> I
         yield lambda step, values: mlflow.log_metrics(values, step=step)
 
 
-_TOOLS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
+_TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}

@@ -53,23 +53,23 @@ def article_ids(examples: Sequence[Example]) -> list[str]:
 
 
 @dataclass
-class Folders:
-    """A checkpoint store in a folder, with the methods that the loop calls."""
+class FolderCheckpointStore:
+    """A `CheckpointStore` for one worker, in a local folder. It keeps every checkpoint, as `last-STEP`."""
 
     root: Path
 
-    def keep(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:
         step = json.loads((folder / "state.json").read_text())["step"]
         shutil.copytree(folder, self.root / f"last-{step:06d}")
 
-    def keep_best(self, name: str, folder: Path) -> None:
+    def save_best(self, name: str, folder: Path) -> None:
         shutil.copytree(folder, self.root / name)
 
     @contextmanager
-    def best(self, name: str) -> Iterator[Path]:
+    def load_best(self, name: str) -> Iterator[Path]:
         yield self.root / name
 
-    def forget(self, but: Sequence[str]) -> None:
+    def prune(self, keep: Sequence[str]) -> None:
         for folder in self.root.glob("best-*"):
-            if folder.name not in but:
+            if folder.name not in keep:
                 shutil.rmtree(folder)

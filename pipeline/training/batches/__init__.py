@@ -1,5 +1,5 @@
-"""From the rows of the `references` table to packed rows of tokens.
+"""Turns rows of the `references` table into packed rows of tokens.
 
-`dataset` reads the rows, `example` is what there is to learn from one article, `batching` decides which pairs make
-which step and which worker computes what, and `article_tree` lays a prompt and its completions out in one row.
+`dataset` reads the rows. `example` holds what training needs of one article. `batching` decides which pairs make which
+step, and which worker computes what. `article_tree` lays out a prompt and its completions in one row.
 """

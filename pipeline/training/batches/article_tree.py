@@ -1,11 +1,11 @@
-"""The article tree: a prompt once, then each of its completions as a branch, several articles packed into one row.
+"""Lays out article trees: a prompt once, then each of its completions as a branch, several articles in one packed row.
 
 For one article the row is `[prompt | s1 | s2 | … | sK]`. A completion sees its prompt and itself; positions restart
-after the prompt for each branch; articles do not see each other. So one forward pass gives what K passes over
-`prompt + s` would, and the prompt, which is most of the tokens, is computed once. Sharing the prompt between the two
-sides of a pair is from Wang and Hegde (2024), arXiv 2410.20305; here all completions of an article share it.
+after the prompt for each branch; articles do not see each other. So one forward pass gives the same as K passes over
+`prompt + s`, and the prompt, which is most of the tokens, is computed once. Sharing the prompt between the two sides of
+a pair is from Wang and Hegde (2024), arXiv 2410.20305; here all completions of an article share it.
 
-Left out: what is done with the row (`logps.py`), and which articles go together for learning (`plan.py`).
+`modeling/logprobs.py` scores a row, and `batching.py` decides which articles make a step.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -20,14 +20,14 @@ from torch import Tensor
 Ids = Sequence[int] | np.ndarray
 Article = tuple[Ids, Sequence[Ids]]  # prompt, completions
 
-# Branches that are looked at together: up to so many tokens, or half the prompt's. Alone, each would read the prompt
-# anew; all together, they would read each other in vain.
-_GROUP = 384
+# Attention computes branches in groups of at most so many tokens, or half the prompt's tokens if that is more. One by
+# one, each branch would read the prompt again; all at once, the work between branches, which is masked out, would grow.
+_GROUP_TOKENS = 384
 
 
 @dataclass(frozen=True)
 class Branches:
-    """Some branches of an article that lie side by side in the row: tokens `start` to `end`."""
+    """A group of neighbouring branches of an article: tokens `start` to `end` of the row."""
 
     start: int
     end: int
@@ -35,9 +35,12 @@ class Branches:
 
 @dataclass(frozen=True)
 class Span:
-    """Where an article is in the row: its prompt from `start` to `prompt_end`, then its branches, of these `lengths`.
+    """Where an article is in the row.
 
-    `groups` has the same branches, a few at a time.
+    Attributes:
+        start, prompt_end: first token of the prompt, and the token after it, where the branches begin.
+        lengths: number of tokens of each branch.
+        groups: the same branches, in groups that attention computes together.
     """
 
     start: int
@@ -60,7 +63,7 @@ class ArticleTree:
         targets: (N,), the completion tokens.
         owner: (N,), number in this row of the completion that the target belongs to; ascending.
         completions: for each completion of the row, (number of the article as given, number of its completion).
-        lengths: of each completion, in tokens.
+        lengths: number of tokens of each completion.
         articles: where each article is.
         longest: number of tokens of the longest prompt with one of its completions.
     """
@@ -76,7 +79,7 @@ class ArticleTree:
     lengths: tuple[int, ...]
     articles: tuple[Span, ...]
     longest: int
-    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def tokens(self) -> int:
@@ -84,23 +87,23 @@ class ArticleTree:
         return self.input_ids.shape[1]
 
     @property
-    def placeholder(self) -> Tensor:
-        """(1, 1, 1, 1) int8: passes for an attention mask that is ready made, so that models make none."""
+    def placeholder_mask(self) -> Tensor:
+        """(1, 1, 1, 1) int8: a model takes it for a finished attention mask, and does not make its own."""
         return torch.zeros(1, 1, 1, 1, dtype=torch.int8, device=self.branch.device)
 
     @property
-    def read(self) -> Tensor:
-        """(M,) int64, the tokens whose output predicts something, ascending."""
-        return self.cached("read", self.predictors.unique)
+    def unique_predictors(self) -> Tensor:
+        """(M,) int64, the tokens that predict at least one target, ascending."""
+        return self.cached("unique predictors", self.predictors.unique)
 
-    def cached(self, name: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made once: all layers look at the same mask."""
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
+    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Call `make` once per key and keep the result, because all layers use the same mask."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
 
-    def texts(self) -> list[Article]:
-        """The articles as they were given: (prompt ids, completions as ids) each."""
+    def unpack(self) -> list[Article]:
+        """The articles that are packed in the row: (prompt ids, completions as ids) each."""
         ids = self.input_ids[0].tolist()
         articles: list[Article] = []
         for span in self.articles:
@@ -111,10 +114,10 @@ class ArticleTree:
     def mask(self) -> Tensor:
         """Which token may attend to which: (1, 1, T, T) bool on the tree's device, True at [0, 0, query, key].
 
-        The definition. Attention itself never makes it whole (`attention.py`).
+        This defines the tree's attention. `modeling/tree_attention.py` computes the same without the whole mask.
         """
         index = torch.arange(self.tokens, device=self.article.device)
-        # A row lists every token after all that it may see, so the causal triangle is the outer limit.
+        # In a row every token comes after all tokens that it may see, so the mask is a subset of the causal one.
         causal = index[:, None] >= index[None, :]
         same_article = self.article[:, None] == self.article[None, :]
         prompt_or_own_branch = (self.branch[None, :] == -1) | (self.branch[:, None] == self.branch[None, :])
@@ -122,7 +125,7 @@ class ArticleTree:
 
     def to(self, device: torch.device | str) -> "ArticleTree":
         """The same tree on another device."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "_made"}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "_cache"}
         return ArticleTree(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()})
 
 
@@ -138,10 +141,14 @@ def first_fit_rows(sizes: Sequence[int], tokens_per_batch: int) -> list[list[int
     First-fit decreasing: at most 11/9 of the fewest rows possible (Johnson, 1973). Deterministic.
 
     Args:
-        sizes: tokens of each item.
+        sizes: number of tokens of each item.
+        tokens_per_batch: largest number of tokens in a row.
 
     Returns:
-        For each row, the numbers of its items.
+        For each row, the indices of its items.
+
+    Raises:
+        ValueError: `tokens_per_batch` is less than 1.
     """
     if tokens_per_batch < 1:
         raise ValueError(f"tokens_per_batch is {tokens_per_batch}: it must be at least 1")
@@ -163,7 +170,7 @@ def pack_row(articles: Sequence[Article], numbers: Sequence[int] | None = None) 
 
     Args:
         articles: (prompt ids, completions as ids) each.
-        numbers: what `Tree.completions` calls each article; counted from 0 if not given.
+        numbers: the number that `ArticleTree.completions` gives each article; by default they count from 0.
 
     Raises:
         ValueError: an empty prompt, no completions, or an empty completion.
@@ -172,26 +179,26 @@ def pack_row(articles: Sequence[Article], numbers: Sequence[int] | None = None) 
     pieces, positions, article_of, branch_of = [], [], [], []
     predictors, targets, owner, spans = [], [], [], []
     completions: list[tuple[int, int]] = []
-    start = 0  # of the article in the row
+    start = 0  # the article's first token in the row
     for place, (number, (prompt, branches)) in enumerate(zip(numbers, articles, strict=True)):
         _refuse_empty(number, prompt, branches)
         pieces.append(prompt)
         positions.append(np.arange(len(prompt)))
         branch_of.append(np.full(len(prompt), -1))
-        last_of_prompt = start + len(prompt) - 1
-        begin = start + len(prompt)  # of the branch in the row
+        prompt_end = start + len(prompt)
+        begin = prompt_end  # the branch's first token in the row
         for j, branch in enumerate(branches):
             pieces.append(branch)
             positions.append(np.arange(len(prompt), len(prompt) + len(branch)))
             branch_of.append(np.full(len(branch), len(completions)))
-            predictors.append(np.concatenate([[last_of_prompt], np.arange(begin, begin + len(branch) - 1)]))
+            predictors.append(np.concatenate([[prompt_end - 1], np.arange(begin, begin + len(branch) - 1)]))
             targets.append(branch)
             owner.append(np.full(len(branch), len(completions)))
             completions.append((number, j))
             begin += len(branch)
         article_of.append(np.full(begin - start, place))
         lengths = tuple(map(len, branches))
-        spans.append(Span(start, start + len(prompt), lengths, _groups(start + len(prompt), lengths, len(prompt))))
+        spans.append(Span(start, prompt_end, lengths, _group_branches(prompt_end, lengths, len(prompt))))
         start = begin
     return ArticleTree(
         input_ids=_join(pieces)[None],
@@ -208,12 +215,12 @@ def pack_row(articles: Sequence[Article], numbers: Sequence[int] | None = None) 
     )
 
 
-def _groups(begin: int, lengths: Sequence[int], prompt: int) -> tuple[Branches, ...]:
-    """Branches of these lengths, the first at token `begin`, in groups."""
+def _group_branches(begin: int, lengths: Sequence[int], prompt_tokens: int) -> tuple[Branches, ...]:
+    """Group neighbouring branches of these lengths, of which the first begins at token `begin`."""
     groups = [Branches(begin, begin)]
     for length in lengths:
         start, end = groups[-1].start, groups[-1].end
-        if end > start and end + length - start > max(_GROUP, prompt // 2):
+        if end > start and end + length - start > max(_GROUP_TOKENS, prompt_tokens // 2):
             groups.append(Branches(end, end + length))
         else:
             groups[-1] = Branches(start, end + length)
@@ -221,12 +228,12 @@ def _groups(begin: int, lengths: Sequence[int], prompt: int) -> tuple[Branches, 
 
 
 def pack_rows(articles: Sequence[Article], tokens_per_batch: int) -> list[ArticleTree]:
-    """Pack articles into as few rows of at most `tokens_per_batch` tokens as we can.
+    """Pack articles into few rows of at most `tokens_per_batch` tokens, by `first_fit_rows`.
 
-    An article that is larger gets a row of its own. `Tree.completions` leads back to the articles.
+    An article that is larger gets a row of its own. `ArticleTree.completions` has each article's index in `articles`.
 
     Raises:
-        ValueError: as `grow` and `pack`.
+        ValueError: see `pack_row` and `first_fit_rows`.
     """
     rows = first_fit_rows([count_row_tokens(article) for article in articles], tokens_per_batch)
     return [pack_row([articles[number] for number in row], row) for row in rows]

@@ -1,10 +1,10 @@
-"""Which pairs make which step, and which worker does what of it: pure functions of ids, sizes and settings.
+"""Decides which pairs make which step, and which worker computes which part of a step.
 
-Nothing is drawn at random (order is by hash), so a worker that starts again on another machine, or with other
-workers, finds the same plan. A step's loss is the weighted mean over the pairs of the *global* step (a weight is 1,
-unless all pairs of an article are to weigh as one); since packing and dealing only regroup that sum, gradients do not
-depend on them.
-Left out: how a row is laid out (`tree.py`) and scored (`logps.py`).
+These are pure functions of ids, sizes and settings. Nothing is random (articles are ordered by hash), so a worker that
+restarts on another machine, or with another number of workers, makes the same plan. A step's loss is the weighted mean
+over the pairs of the *global* step (a weight is 1, unless all pairs of an article together count as one). Packing and
+dealing only regroup that sum, so gradients do not depend on them. `article_tree.py` lays out a row, and
+`modeling/logprobs.py` scores it.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ class Step:
     """One update of the weights.
 
     Attributes:
-        epoch: how many epochs are done after it; a whole number after the last step of one.
-        examples: its articles.
+        epoch: number of epochs done after this step; a whole number after the last step of an epoch.
+        examples: the articles of the step.
     """
 
     epoch: float
@@ -36,7 +36,7 @@ class Step:
 
     @property
     def weight(self) -> float:
-        """As how many pairs they count; without weights that is `pairs`."""
+        """The sum of the weights of its pairs; equal to `pairs` if no pair has a weight."""
         return sum(example.weight for example in self.examples)
 
     @property
@@ -49,12 +49,12 @@ class Step:
 
     @property
     def mean_chosen_length(self) -> float:
-        """Tokens of a chosen completion, over all pairs by their weights."""
+        """Number of tokens of a chosen completion, the weighted mean over all pairs."""
         return sum(example.chosen_tokens for example in self.examples) / self.weight
 
     @property
     def sizes(self) -> dict[str, float]:
-        """As a line of metrics has them."""
+        """The sizes of the step, by their names in a line of metrics."""
         return {
             "pairs": self.pairs,
             "weight": self.weight,
@@ -65,14 +65,14 @@ class Step:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One packed row and its P pairs; P is 0 in one that only keeps step with other workers.
+    """One packed row and its P pairs. P is 0 in a row that only keeps this worker in step with the others.
 
     Attributes:
-        tree: the row, of C completions.
-        chosen, rejected: (P,) int64, completions of the row.
-        reference_logps: (C,) float32, in nats; 0 where training goes without a reference.
-        lengths: (C,) float32, tokens of each completion.
-        weights: (P,) float32, as how many pairs each counts.
+        tree: the row, with C completions.
+        chosen, rejected: (P,) int64, indices of completions of the row.
+        reference_logps: (C,) float32, in nats; 0 if training has no reference.
+        lengths: (C,) float32, number of tokens of each completion.
+        weights: (P,) float32, as how many pairs each pair counts.
     """
 
     tree: ArticleTree
@@ -83,10 +83,10 @@ class MicroBatch:
     weights: Tensor
 
     def by_pair(self, logps: Tensor) -> dict[str, Tensor]:
-        """What losses take of the batch, by their names for it, (P,) each.
+        """The arguments that losses take from the batch, by name, (P,) each.
 
         Args:
-            logps: (C,) of the policy.
+            logps: (C,), the policy's log-probabilities.
         """
         return {
             "chosen_logps": logps[self.chosen],
@@ -98,65 +98,79 @@ class MicroBatch:
         }
 
     def to(self, device: torch.device | str) -> "MicroBatch":
-        """The same on another device."""
+        """A copy on another device."""
         return MicroBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 def split_held_out(examples: Sequence[Example], eval_fraction: float) -> tuple[list[Example], list[Example]]:
-    """(to train on, held out), by hash of the article id: never by position, so it stays when articles are added.
+    """Split articles by hash of their id, not by position, so that the split stays the same when articles are added.
+
+    Returns:
+        The articles to train on, and the held-out ones.
 
     Raises:
         ValueError: nothing is left to train on.
     """
-    # The articles were split by hash of their id before: under the same hash this split would be empty or everything.
-    parts: tuple[list[Example], list[Example]] = [], []
+    train: list[Example] = []
+    held_out: list[Example] = []
     for example in examples:
-        parts[_hash("held out", example.article_id) < eval_fraction * 2**64].append(example)
-    if not parts[0]:
+        # "held out" changes the hash. The run was already split by hash of the id; with the same hash, this split would
+        # hold out nothing or everything.
+        is_held_out = _hash("held out", example.article_id) < eval_fraction * 2**64
+        (held_out if is_held_out else train).append(example)
+    if not train:
         raise ValueError(
             f"eval_fraction={eval_fraction} holds out all {len(examples)} articles: lower it, or add articles"
         )
-    return parts
+    return train, held_out
 
 
 def plan_steps(examples: Sequence[Example], *, epochs: int, pairs_per_step: int, seed: int) -> list[Step]:
-    """All steps of all epochs; each takes articles, in an order of its epoch's own, up to `pairs_per_step` pairs.
+    """Plan all steps of all epochs.
 
-    A pair counts by its weight: else a step would weigh its articles by how many pairs the others in it have. An
-    article is never cut, so a step may have a few pairs more; the last of an epoch may have fewer.
+    Each epoch has its own order of articles, and each step takes articles up to `pairs_per_step` pairs. Pairs are
+    counted by their weights. Otherwise the weight of an article would depend on how many pairs the other articles in
+    its step have. An article is never cut, so a step may have a few pairs more; the last step of an epoch may have
+    fewer.
     """
     plan = []
     for epoch in range(epochs):
         groups: list[list[Example]] = [[]]
         for example in sorted(examples, key=lambda example: _hash(seed, epoch, example.article_id)):
-            if sum(e.weight for e in groups[-1]) > pairs_per_step - 1e-3:  # thirds may add up to a hair less than one
+            if sum(e.weight for e in groups[-1]) > pairs_per_step - 1e-3:  # three weights of 1/3 may sum to under 1
                 groups.append([])
             groups[-1].append(example)
-        plan += [Step(epoch + (done + 1) / len(groups), tuple(group)) for done, group in enumerate(groups)]
+        plan += [Step(epoch + number / len(groups), tuple(group)) for number, group in enumerate(groups, start=1)]
     return plan
 
 
 def deal_to_workers(examples: Sequence[Example], workers: int) -> list[list[Example]]:
-    """Articles for each worker, tokens about even: the largest first, each to whoever has least (Graham, 1969)."""
-    hands: list[list[Example]] = [[] for _ in range(workers)]
-    load = [0] * workers
+    """Divide articles among workers so that each gets about as many tokens.
+
+    The largest article comes first, and each goes to the worker that has the fewest tokens so far (Graham, 1969).
+
+    Returns:
+        For each worker, its articles.
+    """
+    shares: list[list[Example]] = [[] for _ in range(workers)]
+    tokens = [0] * workers
     for example in sorted(examples, key=lambda example: (-example.tokens, example.article_id)):
-        least = load.index(min(load))
-        hands[least].append(example)
-        load[least] += example.tokens
-    return hands
+        worker = tokens.index(min(tokens))
+        shares[worker].append(example)
+        tokens[worker] += example.tokens
+    return shares
 
 
 def micro_batches(examples: Sequence[Example], *, rank: int, workers: int, tokens_per_batch: int) -> list[MicroBatch]:
-    """What worker `rank` of `workers` computes of these articles, as packed rows.
+    """Pack the share of worker `rank` of `workers` in these articles into rows.
 
-    Every worker gets the same number, because each forward and backward is a collective: those who have less work
-    get some without pairs at the end.
+    Every worker gets the same number of rows, because each forward and backward is a collective. A worker with less
+    work gets rows without pairs at the end.
     """
-    hands = deal_to_workers(examples, workers)
-    rows = [first_fit_rows([example.tokens for example in hand], tokens_per_batch) for hand in hands]
-    batches = [_micro_batch([hands[rank][number] for number in row]) for row in rows[rank]]
-    return batches + [_nothing()] * (max(map(len, rows)) - len(batches))
+    shares = deal_to_workers(examples, workers)
+    rows = [first_fit_rows([example.tokens for example in share], tokens_per_batch) for share in shares]
+    batches = [_micro_batch([shares[rank][number] for number in row]) for row in rows[rank]]
+    return batches + [_empty_micro_batch()] * (max(map(len, rows)) - len(batches))
 
 
 def _micro_batch(examples: Sequence[Example]) -> MicroBatch:
@@ -165,12 +179,14 @@ def _micro_batch(examples: Sequence[Example]) -> MicroBatch:
     logps: list[float] = []
     weights: list[float] = []
     for example in examples:
-        chosen += [len(logps) + pair[0] for pair in example.pairs]
-        rejected += [len(logps) + pair[1] for pair in example.pairs]
+        first = len(logps)  # index in the row of the example's first completion
+        chosen += [first + pair[0] for pair in example.pairs]
+        rejected += [first + pair[1] for pair in example.pairs]
         logps += example.reference_logps or [0.0] * len(example.completions)
         weights += example.pair_weights
+    tree = pack_row([example.article for example in examples])
     return MicroBatch(
-        tree=(tree := pack_row([example.article for example in examples])),
+        tree=tree,
         chosen=torch.tensor(chosen),
         rejected=torch.tensor(rejected),
         reference_logps=torch.tensor(logps, dtype=torch.float32),
@@ -179,10 +195,10 @@ def _micro_batch(examples: Sequence[Example]) -> MicroBatch:
     )
 
 
-def _nothing() -> MicroBatch:
-    """A row without pairs: its loss is an empty sum, its gradient zero, and its collectives are all there."""
-    none = torch.zeros(0, dtype=torch.int64)
-    return MicroBatch(pack_row([([0], [[0]])]), none, none, torch.zeros(1), torch.ones(1), torch.zeros(0))
+def _empty_micro_batch() -> MicroBatch:
+    """A row without pairs: its loss is an empty sum and its gradient zero, but it takes part in all collectives."""
+    no_pairs = torch.zeros(0, dtype=torch.int64)
+    return MicroBatch(pack_row([([0], [[0]])]), no_pairs, no_pairs, torch.zeros(1), torch.ones(1), torch.zeros(0))
 
 
 def _hash(*parts: object) -> int:

@@ -1,4 +1,4 @@
-"""What there is to learn from one article. Left out: where it comes from (`rows.py`)."""
+"""Holds what training needs of one article. `dataset.py` makes examples from the rows of a table."""
 
 from dataclasses import dataclass
 
@@ -9,16 +9,17 @@ from pipeline.training.batches.article_tree import Article, count_row_tokens
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """An article, the completions that its pairs need, and what reference and sampler think of them.
+    """An article, the completions that its pairs need, and their log-probabilities under reference and sampler.
 
     Attributes:
-        article_id: of the row.
+        article_id: id of the row.
         prompt_ids: (prompt tokens,) int.
-        completions: token ids of each, (tokens,) int.
+        completions: for each completion its token ids, (tokens,) int.
         pairs: (chosen, rejected), indices into `completions`.
-        reference_logps: one a completion, in nats; empty where training goes without a reference.
-        sampled_logps: one a completion, in nats, as the engine had it that sampled it; None where it was not asked.
-        weights: one a pair: as how many pairs it counts in its step; empty: each as one.
+        reference_logps: one per completion, in nats; empty if training has no reference.
+        sampled_logps: one per completion, in nats, from the engine that sampled it; None if the engine did not return
+            one.
+        weights: one per pair: as how many pairs it counts in its step. Empty: each counts as one.
     """
 
     article_id: str
@@ -35,33 +36,33 @@ class Example:
 
     @property
     def tokens(self) -> int:
-        """Tokens that it takes in a row, the prompt once."""
+        """Number of tokens in a packed row, where the prompt is stored once."""
         return count_row_tokens(self.article)
 
     @property
     def naive_tokens(self) -> int:
-        """Tokens that it would take if each side of each pair had a prompt of its own."""
+        """Number of tokens if each side of each pair had its own copy of the prompt."""
         return sum(2 * len(self.prompt_ids) + self._length(c) + self._length(r) for c, r in self.pairs)
 
     @property
     def pair_weights(self) -> tuple[float, ...]:
-        """One a pair."""
+        """The weight of each pair."""
         return self.weights or (1.0,) * len(self.pairs)
 
     @property
     def weight(self) -> float:
-        """As how many pairs it counts."""
+        """The sum of the weights of its pairs."""
         return sum(self.pair_weights)
 
     @property
     def chosen_tokens(self) -> float:
-        """Tokens of the chosen completions, pair by pair, each as often as its pair counts."""
+        """Number of tokens of the chosen completions, summed over pairs, each multiplied by its weight."""
         weighted = zip(self.pairs, self.pair_weights, strict=True)
         return sum(weight * self._length(chosen) for (chosen, _), weight in weighted)
 
     @property
     def longest(self) -> int:
-        """Tokens of the prompt with its longest completion."""
+        """Number of tokens of the prompt with its longest completion."""
         return len(self.prompt_ids) + max(map(len, self.completions))
 
     def _length(self, completion: int) -> int:

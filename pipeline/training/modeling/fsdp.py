@@ -1,7 +1,7 @@
-"""One policy over many workers: FSDP2 for each decoder layer, and the whole weights again at the end.
+"""Shards a policy over workers with FSDP2, one unit per decoder layer, and gathers the whole weights at the end.
 
-Gradients are summed over the workers, not averaged: each worker's loss is already divided by the pairs of the global
-step. Left out: tensor and context parallelism.
+Gradients are summed over the workers, not averaged, because each worker's loss is already divided by the number of
+pairs of the global step. Tensor and context parallelism are not supported.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from transformers import PreTrainedModel
 
 
 class PolicyModule(nn.Module):
-    """A model behind one forward, which runs a function on it.
+    """Wraps a model in a module whose forward runs any function on it.
 
-    FSDP2 gathers weights in the forward hooks of the modules it wraps. `completion_logps` calls the decoder and then
-    the head's weight, never the model itself, so hooks on the model would not fire and it would meet shards. This
-    module is the root: its hooks gather what no layer holds (embeddings, last norm, head) around whatever function
-    runs in its forward, and keep it until backward, where the head is computed again.
+    FSDP2 gathers weights in the forward hooks of the modules that it wraps. `completion_logps` calls the decoder and
+    then uses the head's weight, but never calls the model itself, so hooks on the model would not fire and the function
+    would see shards. This module is the root: its hooks gather what no layer holds (embeddings, last norm, head) around
+    the function that runs in its forward, and keep it until backward, where the head is computed again.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -35,41 +35,46 @@ class PolicyModule(nn.Module):
 
 
 def decoder_layers(policy: PolicyModule) -> list[nn.Module]:
-    """The decoder layers, as the model's class names them. Raises ValueError if it names none."""
+    """The decoder layers, by the class names that the model's class lists. Raises ValueError if it lists none."""
     names = set(policy.model._no_split_modules or ())
-    found = [module for module in policy.model.modules() if type(module).__name__ in names]
-    if not found:
+    layers = [module for module in policy.model.modules() if type(module).__name__ in names]
+    if not layers:
         raise ValueError(
             f"{type(policy.model).__name__} does not say which of its modules are layers (_no_split_modules), so it "
-            "cannot be sharded, compiled or checkpointed by layers: use one worker, and neither of these settings"
+            "cannot be sharded, compiled or checkpointed by layers: use workers=1, without torch_compile and "
+            "gradient_checkpointing"
         )
-    return found
+    return layers
 
 
 def compile_layers(policy: PolicyModule) -> None:
-    """Compile each layer's forward, in place, for rows of any length; attention itself stays as it is.
+    """Compile each layer's forward, in place, for rows of any length. Attention itself is not compiled here.
 
-    Layer by layer, because all layers are one program, and FSDP2's hooks and checkpointing stay outside of it.
+    One layer at a time, because all layers then share one compiled program, and the hooks of FSDP2 and the activation
+    checkpointing stay outside of it.
     """
     for layer in decoder_layers(policy):
         layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def checkpoint_activations(policy: PolicyModule) -> None:
-    """Activation checkpointing: each layer keeps its input only, and backward runs it again. In place.
+    """Turn on activation checkpointing, in place: each layer keeps only its input, and backward runs it again.
 
-    Around the layer's forward, not the layer: FSDP2's hooks stay outside, so backward gathers a layer's weights once.
+    This wraps the layer's forward, not the layer. FSDP2's hooks stay outside, so backward gathers a layer's weights
+    once.
     """
     for layer in decoder_layers(policy):
-        # Nothing in a layer is random (dropout is 0), so no random state need be kept.
+        # Nothing in a layer is random (dropout is 0), so the random state does not have to be preserved.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def shard(policy: PolicyModule, device: torch.device, workers: int, *, cpu_offload: bool = False) -> None:
-    """Spread the weights over all workers, in place. A collective: every worker calls it.
+    """Shard the weights over all workers, in place. A collective: every worker must call it.
 
     Args:
         policy: the same complete weights on every worker.
+        device: this worker's device.
+        workers: number of workers.
         cpu_offload: keep weights, gradients and the optimizer's tensors in the CPU's memory between uses.
     """
     mesh = init_device_mesh(device.type, (workers,))
@@ -84,16 +89,17 @@ def shard(policy: PolicyModule, device: torch.device, workers: int, *, cpu_offlo
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-            # Gloo has no pre-multiplied sum, which is what a factor asks for otherwise.
+            # With a factor FSDP2 would ask for a pre-multiplied sum, which gloo does not have.
             module.set_force_sum_reduction_for_comms(True)
 
 
 def full_state_dict(policy: PolicyModule, keep: bool) -> dict[str, Tensor]:
-    """What was trained, on the CPU: the model's state dict, or with LoRA the adapter's part of it.
+    """Gather what was trained, on the CPU: the model's state dict, or with LoRA the adapter's part of it.
 
-    A collective: every worker calls it, and those who `keep` get it.
+    A collective: every worker must call it. Workers with `keep` false get an empty dict.
     """
-    # Tied weights have two names. Buffers are no parameters: a state dict without them would not be complete.
+    # `remove_duplicate=False` because tied weights have two names. Names are excluded, not included, because a complete
+    # state dict also needs the buffers, which are not parameters.
     frozen = {name for name, p in policy.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     state = {}
     for name, tensor in policy.model.state_dict().items():
@@ -106,5 +112,5 @@ def full_state_dict(policy: PolicyModule, keep: bool) -> dict[str, Tensor]:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This worker's part of a tensor: rows of it, or all where it is not sharded. Shares its memory."""
+    """This worker's shard of a tensor: some of its rows, or all if it is not sharded. It shares the tensor's memory."""
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()

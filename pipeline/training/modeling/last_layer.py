@@ -1,9 +1,9 @@
-"""The last decoder layer, for the tokens whose output is read.
+"""Makes the last decoder layer skip its feed-forward network for tokens whose output nobody reads.
 
-The head looks at completion tokens only. So of a prompt's tokens the last layer's keys and values are needed, and its
-feed-forward network is not: with prompts ten times as long as completions that is most of a layer. It is left out, and
-nothing that is read changes. Left out too, of this module: the same for queries and output projections, which would
-mean to rewrite each model's attention.
+The head reads only tokens that predict a completion token. So for a prompt's tokens the last layer's keys and values
+are needed, but its feed-forward network is not: if prompts are ten times as long as completions, that is most of a
+layer. The log-probabilities do not change. Queries and output projections could be skipped too, but this would mean to
+rewrite each model's attention.
 """
 
 from typing import Any
@@ -17,42 +17,42 @@ from pipeline.training.batches.article_tree import ArticleTree
 
 
 def skip_unread_tokens(model: PreTrainedModel) -> None:
-    """Have the last layer's network skip tokens that predict nothing, in place.
+    """Make the last layer's network skip tokens that predict nothing, in place.
 
-    Where the layer is not given a tree, it is as ever. A model whose layers have no plain network called `mlp`, such as
-    a mixture of experts (whose routing may look at all tokens), is left as it is.
+    A forward without a tree stays the same. So does a model whose layers have no plain network called `mlp`, such as a
+    mixture of experts, whose routing may look at all tokens.
     """
     names = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     mlp = getattr(layers[-1], "mlp", None) if layers else None
-    if mlp is None or not _token_by_token(mlp):
+    if mlp is None or not _is_token_by_token(mlp):
         return
-    layer, reading = layers[-1], _Reading()
-    whole, feed = layer.forward, mlp.forward
+    layer, current = layers[-1], _CurrentRow()
+    original_layer, original_mlp = layer.forward, mlp.forward
 
-    def of_layer(*args: Any, tree: ArticleTree | None = None, **kwargs: Any) -> Any:
-        reading.tree = tree
+    def layer_forward(*args: Any, tree: ArticleTree | None = None, **kwargs: Any) -> Any:
+        current.tree = tree
         try:
-            return whole(*args, tree=tree, **kwargs)
+            return original_layer(*args, tree=tree, **kwargs)
         finally:
-            reading.tree = None
+            current.tree = None
 
-    def of_network(hidden: Tensor) -> Tensor:
-        if reading.tree is None:
-            return feed(hidden)
-        read = reading.tree.read
-        return torch.zeros_like(hidden).index_copy(1, read, feed(hidden[:, read]))
+    def mlp_forward(hidden: Tensor) -> Tensor:
+        if current.tree is None:
+            return original_mlp(hidden)
+        predictors = current.tree.unique_predictors
+        return torch.zeros_like(hidden).index_copy(1, predictors, original_mlp(hidden[:, predictors]))
 
-    layer.forward, mlp.forward = of_layer, of_network
+    layer.forward, mlp.forward = layer_forward, mlp_forward
 
 
-class _Reading:
-    """Which row the last layer is at."""
+class _CurrentRow:
+    """The row that the last layer computes now."""
 
     tree: ArticleTree | None = None
 
 
-def _token_by_token(network: nn.Module) -> bool:
-    """Whether all that it learns is in linear layers, which know no other token."""
+def _is_token_by_token(network: nn.Module) -> bool:
+    """Whether all its parameters are in linear layers, which treat each token alone."""
     owners = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
     return all(isinstance(module, nn.Linear | Conv1D) for module in owners)

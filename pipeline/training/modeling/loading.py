@@ -1,8 +1,8 @@
-"""Model folders: read one to train or score, name its weights, write the next one. Safetensors only; nothing from
-disk is run or unpickled.
+"""Reads model folders to train or score, writes trained ones, and computes the digest that names their weights.
 
-A model folder is a complete one, or that of a LoRA adapter, which names its base. Left out: what an adapter is
-(`adapters.py`), and where names and URIs lead (`pipeline/models.py`).
+A model folder holds a complete model, or a LoRA adapter that names its base. Weights are read from safetensors only;
+nothing on disk is run or unpickled. `lora.py` handles adapters, and `storage/model_files/hub.py` finds the folder of a
+name or URI.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.training.modeling import last_layer, tree_attention
-from pipeline.training.modeling.logprobs import PLAIN
+from pipeline.training.modeling.logprobs import UNSUPPORTED_REMEDY
 from pipeline.training.modeling.lora import (
     ADAPTER_CONFIG,
     attach_adapter,
@@ -31,9 +31,9 @@ from pipeline.training.modeling.lora import (
     write_adapter,
 )
 
-# What a model folder has beside its weights and config. By name, because a folder of ours also holds records of how
-# its weights came about, which are not true of the next ones.
-_COPIED = (
+# Files that are copied to the next model folder. They are listed by name, because a folder that Rondo wrote also holds
+# records about its own weights, and these are not true of the next ones.
+_OTHER_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -49,25 +49,25 @@ _COPIED = (
 
 
 def load_model(model: str | Path, dtype: str | torch.dtype, *, article_tree: bool = True) -> PreTrainedModel:
-    """A causal LM to train or score, on the CPU, in eval mode, with every dropout at 0.
+    """Load a causal LM to train or score, on the CPU, in eval mode, with every dropout at 0.
 
-    It stays in eval mode, in training too: policy and reference must be the same function of their weights. Of a base
-    with its adapter, the adapter alone is to be trained.
+    It stays in eval mode during training too, because policy and reference must be the same function of their weights.
+    If it is a base with an adapter, only the adapter will be trained.
 
     Args:
-        model: path, URI or hub name of a Hugging Face model folder or a LoRA adapter's, with safetensors.
-        dtype: of all weights, such as "float32" or "bfloat16".
-        article_tree: with attention that takes article trees; else with what the model has for single sequences.
+        model: path, URI or hub name of a Hugging Face model folder or of a LoRA adapter folder, with safetensors.
+        dtype: dtype of all weights, such as "float32" or "bfloat16".
+        article_tree: True uses attention on article trees; False uses the model's own attention, for single sequences.
 
     Raises:
-        ValueError: no folder, no safetensors, weights that do not fill the model, a model that takes no trees, or an
-            adapter that does not fit.
+        ValueError: there is no model folder, it has no safetensors, its weights do not fill the model, the model cannot
+            use article trees, or the adapter does not fit.
     """
-    folder = _here(model)
-    base = _base(folder)
+    folder = _local_folder(model)
+    base = _base_name(folder)
     if base is None:
-        return _load(folder, dtype, article_tree)
-    loaded = _load(_here(base), dtype, article_tree)
+        return _load_complete(folder, dtype, article_tree)
+    loaded = _load_complete(_local_folder(base), dtype, article_tree)
     restore_adapter(loaded, folder)
     return loaded
 
@@ -75,25 +75,26 @@ def load_model(model: str | Path, dtype: str | torch.dtype, *, article_tree: boo
 def load_policy(
     model: str | Path, dtype: str | torch.dtype, lora: Mapping[str, Any] | None, seed: int, *, article_tree: bool = True
 ) -> PreTrainedModel:
-    """The model that a run trains: `load`, with a fresh adapter if LoRA is asked for and there is none yet.
+    """Load the model that a run trains, and add a fresh adapter if the settings have LoRA and there is none yet.
 
-    An adapter that is there is trained on. So the reference of a round is its base with that very adapter: "adapter
-    off" would be the base, which is the reference only where the adapter is fresh.
+    If the model is an adapter, training continues with it. Then the reference of the round is the base with this
+    adapter, and not the base with the adapter turned off: that is the reference only if the adapter is fresh.
 
     Args:
-        lora: `learning.Lora` as a dict, or None: all weights are trained.
-        seed: of a fresh adapter.
+        model, dtype, article_tree: see `load_model`.
+        lora: `config.training.Lora` as a dict; None trains all weights.
+        seed: seed of a fresh adapter.
 
     Raises:
-        ValueError: as `load`; or the model is an adapter, and `lora` is None or other than it.
+        ValueError: see `load_model`. Or the model is an adapter, and `lora` is None or does not describe it.
     """
     loaded = load_model(model, dtype, article_tree=article_tree)
-    adapted = _base(_here(model)) is not None
-    if lora is not None and not adapted:
+    is_adapter = _base_name(_local_folder(model)) is not None
+    if lora is not None and not is_adapter:
         attach_adapter(loaded, lora, seed)
     elif lora is not None:
         check_adapter_settings(loaded, lora)
-    elif adapted:
+    elif is_adapter:
         raise ValueError(
             f"{model} is a LoRA adapter, and training.lora is not set, which trains all weights: set training.lora, or "
             "`rondo merge` the adapter and start from the merged model"
@@ -101,18 +102,19 @@ def load_policy(
     return loaded
 
 
-def _load(folder: Path, dtype: str | torch.dtype, article_tree: bool) -> PreTrainedModel:
-    folder = _folder(folder)
+def _load_complete(folder: Path, dtype: str | torch.dtype, article_tree: bool) -> PreTrainedModel:
+    _check_model_folder(folder)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text_config = config.get_text_config(decoder=True)
     for name, value in text_config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
             setattr(text_config, name, 0.0)
-    kind = AutoModelForCausalLM._model_mapping.get(type(config), PreTrainedModel)
-    if article_tree and not kind._supports_attention_backend:
+    model_class = AutoModelForCausalLM._model_mapping.get(type(config), PreTrainedModel)
+    if article_tree and not model_class._supports_attention_backend:
         raise ValueError(
-            f"{kind.__name__} ({folder}) has attention code of its own, which cannot be given article trees: {PLAIN}"
+            f"{model_class.__name__} ({folder}) has attention code of its own, which cannot use article trees: "
+            f"{UNSUPPORTED_REMEDY}"
         )
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -122,7 +124,7 @@ def _load(folder: Path, dtype: str | torch.dtype, article_tree: bool) -> PreTrai
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
-        ignore_mismatched_sizes=True,  # they are told below, in one line with those that are missing
+        ignore_mismatched_sizes=True,  # reported below, together with missing weights
         output_loading_info=True,
     )
     if info["missing_keys"] or info["mismatched_keys"]:
@@ -136,22 +138,26 @@ def _load(folder: Path, dtype: str | torch.dtype, article_tree: bool) -> PreTrai
 
 
 def weights_digest(model: str | Path) -> str:
-    """What the weights are called: sha256 over their names, dtypes, shapes and bytes, in order of name.
+    """Compute the digest that names a model's weights: sha256 over their names, dtypes, shapes and bytes, by name.
 
-    File names and sharding do not matter; any changed weight does. An adapter's covers its base and its scale too.
+    File names and sharding do not change it; any changed weight does. An adapter's digest covers its base and its scale
+    too.
+
+    Args:
+        model: path, URI or hub name of a model folder or an adapter folder.
 
     Returns:
         64 hexadecimal digits.
 
     Raises:
-        ValueError: no safetensors, a tensor that is there twice, or an adapter that cannot be used.
+        ValueError: there are no safetensors, a tensor occurs twice, or the adapter cannot be used.
     """
-    folder = _here(model)
+    folder = _local_folder(model)
     sha = hashlib.sha256()
     if (adapter := read_adapter_config(folder)) is not None:
         scale = f"r={adapter.r} lora_alpha={adapter.lora_alpha} use_rslora={adapter.use_rslora}"
         sha.update(f"{weights_digest(adapter.base_model_name_or_path)} {scale}\n".encode())
-    where: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     for path in _safetensors(folder):
         try:
             with safe_open(path, framework="pt") as file:
@@ -159,11 +165,11 @@ def weights_digest(model: str | Path) -> str:
         except SafetensorError as error:
             raise ValueError(f"{path} is cut off or damaged ({error}): fetch it again") from None
         for name in names:
-            if name in where:
-                raise ValueError(f"tensor {name} is in both {where[name].name} and {path.name}: remove one of them")
-            where[name] = path
-    for name in sorted(where):
-        with safe_open(where[name], framework="pt") as file:
+            if name in file_of:
+                raise ValueError(f"tensor {name} is in both {file_of[name].name} and {path.name}: remove one of them")
+            file_of[name] = path
+    for name in sorted(file_of):
+        with safe_open(file_of[name], framework="pt") as file:
             tensor = file.get_tensor(name)
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
@@ -176,121 +182,121 @@ def save_model(
     out: str | Path,
     lora: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model folder that vLLM and `load` take: the weights given, and all else as in `source`.
+    """Write a model folder for vLLM and `load_model`: the given weights, and everything else as in `source`.
 
-    All else is the config (but for the dtype), tokenizer, chat template and generation settings.
+    Everything else is the config (except the dtype), tokenizer, chat template and generation settings.
 
     Args:
-        model: the model, or its state dict, on any device: complete, or with LoRA that of the adapter.
-        source: what `start` was given.
-        out: made if it is not there.
-        lora: as `start` was given it. With `merge` false an adapter folder is written, which names its base as
-            `source` does; else the complete weights.
+        model: the model or its state dict, on any device: complete, or with LoRA only the adapter's part of it.
+        source: the `model` that `load_policy` got.
+        out: the folder, which is made if it does not exist.
+        lora: the `lora` that `load_policy` got. If its `merge` is false, this writes an adapter folder, which names its
+            base as `source` does. Otherwise it writes the complete weights.
 
     Raises:
-        ValueError: a state dict that is not of the model in `source`.
+        ValueError: the state dict is not of the model in `source`.
     """
-    out, folder = Path(out), _here(source)
+    out, folder = Path(out), _local_folder(source)
     out.mkdir(parents=True, exist_ok=True)
     if lora is not None and not lora["merge"]:
         state = model.state_dict() if isinstance(model, PreTrainedModel) else model
-        write_adapter(state, read_adapter_config(folder) or describe_adapter(state, lora, _everywhere(source)), out)
-        _copy(folder, out)
+        write_adapter(state, read_adapter_config(folder) or describe_adapter(state, lora, _shared_name(source)), out)
+        _copy_other_files(folder, out)
         return
     if not isinstance(model, PreTrainedModel):
         state, model = model, load_policy(source, next(iter(model.values())).dtype, lora, seed=0)
         if lora is not None:
             fill_adapter(model, state, source)
         else:
-            _fill(model, state, source)
+            _load_state(model, state, source)
     if lora is not None:
         merge_into_base(model)
-    _save(model, folder, out)
+    _save_complete(model, folder, out)
 
 
 def merge_adapter(adapter: str | Path, out: str | Path) -> None:
-    """Write the complete model that an adapter and its base make, in the dtype of the base.
+    """Merge an adapter into its base, and write the complete model, in the dtype of the base.
 
     Args:
         adapter: path, URI or hub name of an adapter folder.
-        out: made if it is not there.
+        out: the folder, which is made if it does not exist.
 
     Raises:
-        ValueError: it is no adapter, or cannot be used.
+        ValueError: the folder is not that of an adapter, or the adapter cannot be used.
     """
-    folder, out = _here(adapter), Path(out)
-    base = _base(folder)
+    folder, out = _local_folder(adapter), Path(out)
+    base = _base_name(folder)
     if base is None:
-        raise ValueError(f"{adapter} is no adapter: it has no {ADAPTER_CONFIG}")
-    config = AutoConfig.from_pretrained(_folder(_here(base)), local_files_only=True, trust_remote_code=False)
+        raise ValueError(f"{adapter} is not an adapter: it has no {ADAPTER_CONFIG}")
+    base_folder = _local_folder(base)
+    _check_model_folder(base_folder)
+    config = AutoConfig.from_pretrained(base_folder, local_files_only=True, trust_remote_code=False)
     model = load_model(adapter, config.dtype or torch.float32)
     merge_into_base(model)
     out.mkdir(parents=True, exist_ok=True)
-    _save(model, folder, out)
+    _save_complete(model, folder, out)
 
 
-def _save(model: PreTrainedModel, folder: Path, out: Path) -> None:
-    """The weights of a model, and all else from the folder that it was loaded from."""
+def _save_complete(model: PreTrainedModel, folder: Path, out: Path) -> None:
+    """Write a complete model's weights, and everything else from the folder that it was loaded from."""
     model.save_pretrained(out)
-    base = _base(folder)
-    complete = folder if base is None else _here(base)
-    # `load` put the dropouts to 0; the folder is to say what the model's makers said.
+    base = _base_name(folder)
+    complete = folder if base is None else _local_folder(base)
+    # The config on disk, because `load_model` has set the dropouts to 0 in the model's own.
     config = AutoConfig.from_pretrained(complete, local_files_only=True, trust_remote_code=False)
     config.dtype = model.dtype
     config.save_pretrained(out)
-    for place in dict.fromkeys((complete, folder)):  # what an adapter has beside it goes before what its base has
-        _copy(place, out)
+    for source in dict.fromkeys((complete, folder)):  # the adapter comes last: its files replace those of its base
+        _copy_other_files(source, out)
 
 
-def _copy(folder: Path, out: Path) -> None:
-    for pattern in _COPIED:
+def _copy_other_files(folder: Path, out: Path) -> None:
+    for pattern in _OTHER_FILES:
         for path in folder.glob(pattern):
             shutil.copyfile(path, out / path.name)
 
 
-def _fill(model: PreTrainedModel, state: Mapping[str, Tensor], source: str | Path) -> None:
+def _load_state(model: PreTrainedModel, state: Mapping[str, Tensor], source: str | Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the weights are not those of the model in {source}: {error}") from None
 
 
-def _base(folder: Path) -> str | None:
-    """What the adapter in a folder stands on; None for a folder with a complete model."""
+def _base_name(folder: Path) -> str | None:
+    """The base that the adapter in a folder names; None if the folder has a complete model."""
     adapter = read_adapter_config(folder)
     if adapter is None:
         return None
     base: str = adapter.base_model_name_or_path
-    if (_here(base) / ADAPTER_CONFIG).exists():
+    if (_local_folder(base) / ADAPTER_CONFIG).exists():
         raise ValueError(f"the base of the adapter {folder} is {base}, an adapter too: merge that one first")
     return base
 
 
-def _here(model: str | Path) -> Path:
-    """The folder on this machine."""
+def _local_folder(model: str | Path) -> Path:
+    """The model's folder on this machine, fetched if it is elsewhere."""
     if isinstance(model, Path) or os.path.isdir(model) or os.path.isabs(model):
         return Path(model)
-    from pipeline.storage.model_files.hub import (
-        fetch,  # not above: a bench trains local folders with torch, transformers and PEFT alone
-    )
+    # Imported here, because `bench/` trains local folders with torch, transformers and PEFT alone.
+    from pipeline.storage.model_files.hub import fetch
 
     return Path(fetch(model))
 
 
-def _everywhere(model: str | Path) -> str:
-    """A name that means the same in every folder and, where nodes share their files, on every node."""
-    local = os.path.isdir(model) or str(model).startswith("file://")
-    return os.path.abspath(_here(model)) if local else str(model)
+def _shared_name(model: str | Path) -> str:
+    """A name that means the same in every folder and, if nodes share their files, on every node."""
+    is_local = os.path.isdir(model) or str(model).startswith("file://")
+    return os.path.abspath(_local_folder(model)) if is_local else str(model)
 
 
-def _folder(folder: Path) -> Path:
+def _check_model_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json")
-    return folder
+        raise ValueError(f"{folder} is not a model folder: it has no config.json")
 
 
 def _safetensors(folder: Path) -> list[Path]:
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
-        raise ValueError(f"{folder} has no *.safetensors: convert the model, pickled weights are not read")
+        raise ValueError(f"{folder} has no *.safetensors: convert the model, because pickled weights are not read")
     return paths

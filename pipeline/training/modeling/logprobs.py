@@ -1,8 +1,8 @@
-"""Log-probabilities of completions on an article tree: the one function for the policy and the reference.
+"""Computes log-probabilities of completions on an article tree, with one function for the policy and the reference.
 
-The decoder runs on the whole row; the LM head only on the positions that predict a completion token (`head.py`).
-`passport.py` compares with Hugging Face's own forward, one sequence at a time, before anything is trained.
-Left out: how attention sees the tree (`attention.py`), and models whose answer it cannot give (they are refused).
+The decoder runs on the whole row; the LM head runs only on the positions that predict a completion token
+(`lm_head.py`). `tree_attention.py` computes attention on the tree. Before training, `consistency.py` compares the
+result with Hugging Face's own forward, one sequence at a time. Models that the tree cannot score exactly are refused.
 """
 
 import math
@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from pipeline.training.batches.article_tree import Article, ArticleTree, Ids, pack_rows
 from pipeline.training.modeling import lm_head, tree_attention
 
-# What models do to logits beyond the head, or to attention scores under eager attention only, and the value that
-# means they do not. None of it is in the model's base decoder or its head, so the tree would leave it out in silence.
+# Settings with which a model changes logits after the head, or attention scores under eager attention only, and the
+# value that turns each of them off. They are neither in the base decoder nor in the head, so the tree would silently
+# ignore them.
 _UNSUPPORTED = {
     "final_logit_softcapping": None,  # Gemma 2
     "attn_logit_softcapping": None,  # Gemma 2; SDPA ignores it
@@ -27,47 +28,54 @@ _UNSUPPORTED = {
     "lm_head_multiplier": 1,  # Falcon H1
     "logits_mup_width_multiplier": 1,
 }
-# A recurrent layer carries its state along the row, from one branch into the next: no mask can keep it out.
-_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-# Largest mean difference per token, in nats, between the tree and one sequence at a time.
-PLAIN = "use another model, or hardware.trainer.article_tree=false, which is slow and takes every model"
-_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
+# The supported kinds of layers. A recurrent layer carries its state along the row, from one branch into the next, which
+# no mask can prevent.
+_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
+UNSUPPORTED_REMEDY = (
+    "use another model, or hardware.trainer.article_tree=false, which is slow and works for every model"
+)
+# Largest difference in nats per token between the tree and one sequence at a time.
+_MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 def completion_logps(model: PreTrainedModel, tree: ArticleTree) -> Tensor:
     """Log-probability of each completion in the row, given its prompt.
 
     Args:
-        model: a causal LM with `attn_implementation="article_tree"`; with another, each completion is a sequence of
-            its own and goes through the model's own forward: slow, and right for every model.
-        tree: on the model's device.
+        model: a causal LM with `attn_implementation="article_tree"`. With another implementation each completion goes
+            through the model's own forward as a sequence of its own: slow, but exact for every model.
+        tree: the row, on the model's device.
 
     Returns:
         (number of completions,) in nats, in the order of `tree.completions`; float32, or float64 for a float64 model.
 
     Raises:
-        ValueError: a model that the tree cannot score exactly, or an article longer than the model's window.
+        ValueError: the tree cannot score this model exactly, or an article is longer than the model's context.
     """
     check_supported(model, tree.longest)
     if model.config._attn_implementation != tree_attention.NAME:
-        return torch.cat([plain_logps(model, *article) for article in tree.texts()])
+        return torch.cat([plain_logps(model, *article) for article in tree.unpack()])
     hidden = model.base_model(
         input_ids=tree.input_ids,
-        attention_mask=tree.placeholder,
+        attention_mask=tree.placeholder_mask,
         position_ids=tree.position_ids,
         use_cache=False,
         tree=tree,
     ).last_hidden_state[0, tree.predictors]
-    return _summed(model, hidden, tree.targets, tree.owner, len(tree.completions))
+    return _sum_by_completion(model, hidden, tree.targets, tree.owner, len(tree.completions))
 
 
 @torch.no_grad()
 def frozen_logps(model: PreTrainedModel, articles: Sequence[Article], tokens_per_batch: int) -> list[list[float]]:
-    """`completion_logps` of every completion of every article, packed as in training and without a gradient.
+    """Compute `completion_logps` for all articles, packed as in training and without a gradient.
 
     Args:
+        model: see `completion_logps`.
         articles: each a prompt and its completions.
-        tokens_per_batch: of a packed row.
+        tokens_per_batch: largest number of tokens in a packed row.
+
+    Returns:
+        For each article, the log-probability of each completion, in nats.
     """
     logps = [[math.nan] * len(completions) for _, completions in articles]
     for tree in pack_rows(articles, tokens_per_batch):
@@ -78,7 +86,7 @@ def frozen_logps(model: PreTrainedModel, articles: Sequence[Article], tokens_per
 
 
 def plain_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids]) -> Tensor:
-    """The same numbers by Hugging Face's own forward, one sequence at a time: slow, and the yardstick of the tree.
+    """The same as `completion_logps` by Hugging Face's own forward, one sequence at a time: the baseline for the tree.
 
     Returns:
         (number of completions,) in nats; float32, or float64 for a float64 model.
@@ -93,55 +101,59 @@ def plain_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids])
 
 
 def batch_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids]) -> Tensor:
-    """The same numbers as other trainers have them: all completions at once, each after the prompt, padded at the end.
+    """The same as other trainers compute it: all completions in one batch, each after the prompt, padded at the end.
 
     Returns:
-        (number of completions,) in nats, as `plain_logps`.
+        (number of completions,) in nats; float32, or float64 for a float64 model.
     """
     sequences = [torch.tensor([*prompt, *completion]) for completion in completions]
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True).to(model.device)
     lengths = torch.tensor([len(completion) for completion in completions], device=model.device)
     column = torch.arange(ids.shape[1], device=model.device)
-    hidden = model.base_model(
-        input_ids=ids, attention_mask=(column < len(prompt) + lengths[:, None]).long(), use_cache=False
-    ).last_hidden_state
-    row, place = torch.nonzero((column >= len(prompt)) & (column < len(prompt) + lengths[:, None]), as_tuple=True)
-    return _summed(model, hidden[row, place - 1], ids[row, place], row, len(completions))
+    is_token = column < len(prompt) + lengths[:, None]  # False is padding
+    hidden = model.base_model(input_ids=ids, attention_mask=is_token.long(), use_cache=False).last_hidden_state
+    row, position = torch.nonzero((column >= len(prompt)) & is_token, as_tuple=True)
+    return _sum_by_completion(model, hidden[row, position - 1], ids[row, position], row, len(completions))
 
 
-def _summed(model: PreTrainedModel, hidden: Tensor, targets: Tensor, owner: Tensor, count: int) -> Tensor:
-    outputs = model.get_output_embeddings()
-    token_logps = lm_head.token_logps(hidden, targets, outputs.weight, outputs.bias)
-    # Added up in float64: a sum of a thousand float32 loses more than the whole model does (a 3-pair step's gradient
-    # came 6 times closer to the one in float64), and it costs nothing.
+def _sum_by_completion(model: PreTrainedModel, hidden: Tensor, targets: Tensor, owner: Tensor, count: int) -> Tensor:
+    head = model.get_output_embeddings()
+    token_logps = lm_head.token_logps(hidden, targets, head.weight, head.bias)
+    # Added up in float64, which costs nothing: a float32 sum of a thousand values loses more than the whole model does.
+    # With it, the gradient of a step of 3 pairs came 6 times closer to the float64 gradient.
     return token_logps.new_zeros(count, dtype=torch.float64).index_add(0, owner, token_logps.double()).to(token_logps)
 
 
 def check_agreement(model: PreTrainedModel, difference: float) -> None:
-    """Refuse a model whose tree and whose own forward, one sequence at a time, differ by more than rounding.
+    """Refuse a model if the tree and the model's own forward, one sequence at a time, differ by more than rounding.
 
-    `refuse` knows of some; this finds the rest: ALiBi, state-space layers, odd heads.
+    `check_supported` knows some unsupported models; this finds the others: ALiBi, state-space layers, unusual heads.
 
     Args:
-        difference: the largest over completions, in nats per token.
+        model: the model that was scored both ways.
+        difference: the largest difference over completions, in nats per token.
 
     Raises:
-        ValueError: it is too large, or not a number.
+        ValueError: the difference is too large, or nan.
     """
-    limit = _AGREEMENT[model.dtype]
-    if not difference <= limit:  # also where it is nan
+    limit = _MAX_DIFFERENCE[model.dtype]
+    if not difference <= limit:  # `not <=` also catches nan
         raise ValueError(
             f"{type(model).__name__} cannot be scored on a tree: log-probabilities differ from one sequence at a time "
             f"by {difference:.2g} nats per token, where rounding in {model.dtype} gives at most {limit}. The model "
-            f"does something that the tree does not reach: {PLAIN}"
+            f"computes something that the tree leaves out: {UNSUPPORTED_REMEDY}"
         )
 
 
 def check_supported(model: PreTrainedModel, longest: int) -> None:
-    """Raise ValueError where the tree would give this model's log-probabilities wrong, and it shows in its config.
+    """Refuse a model if its config shows that its log-probabilities on a tree would be wrong.
 
     Args:
-        longest: tokens of the longest prompt with one of its completions.
+        model: the model to score.
+        longest: number of tokens of the longest prompt with one of its completions.
+
+    Raises:
+        ValueError: the tree does not support the model, or an article is longer than the model's context.
     """
     config = model.config.get_text_config(decoder=True)
     name = type(model).__name__
@@ -152,28 +164,30 @@ def check_supported(model: PreTrainedModel, longest: int) -> None:
             "(max_position_embeddings): use shorter articles, or a model with a longer context"
         )
     if model.config._attn_implementation != tree_attention.NAME:
-        return  # scored one sequence at a time, which was asked for: see `weights.load`
+        return  # the settings ask for one sequence at a time (see `loading.load_model`), which is always exact
     for setting, neutral in _UNSUPPORTED.items():
         value = getattr(config, setting, None)
         if value is not None and value != neutral:
             raise ValueError(
-                f"{name} has {setting}={value}, which the tree's log-probabilities would leave out: {PLAIN}"
+                f"{name} has {setting}={value}, which the tree's log-probabilities would leave out: "
+                f"{UNSUPPORTED_REMEDY}"
             )
     rope = getattr(config, "rope_parameters", None) or {}
     original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
     if rope.get("rope_type") == "longrope" and longest > original:
         raise ValueError(
             f"{name} has longrope, whose positions depend on the longest article of a row, and one has {longest} "
-            f"tokens, more than {original}: {PLAIN}, or shorter articles"
+            f"tokens, more than {original}: {UNSUPPORTED_REMEDY}, or use shorter articles"
         )
     kinds = set(getattr(config, "layer_types", None) or [])
-    if not kinds <= _LAYERS:
+    if not kinds <= _LAYER_TYPES:
         raise ValueError(
-            f"{name} has layers of kind {sorted(kinds - _LAYERS)}: a tree needs attention in all of them: {PLAIN}"
+            f"{name} has layers of kind {sorted(kinds - _LAYER_TYPES)}, and a tree needs attention in all layers: "
+            f"{UNSUPPORTED_REMEDY}"
         )
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk is not None and longest > chunk and kinds != {"full_attention"}:
         raise ValueError(
             f"an article with one of its summaries has {longest} tokens, and {name} has attention_chunk_size={chunk}, "
-            f"which the tree would look past: {PLAIN}"
+            f"which the tree would ignore: {UNSUPPORTED_REMEDY}"
         )

@@ -1,11 +1,11 @@
-"""Attention on article trees, as one of Hugging Face's attention implementations: `attn_implementation="article_tree"`.
+"""Computes attention on article trees, as the Hugging Face attention implementation "article_tree".
 
-Any decoder that calls attention through transformers' `AttentionInterface` takes it, and passes `tree=` on to it from
-its own arguments. On CUDA the tree is a FlexAttention block mask (Dong et al., 2024, arXiv 2412.05496), which skips
-what nobody sees. On a CPU there is no such kernel with a backward: each article is cut into pieces that dense kernels
-do well, its prompt (causal) and its branches (the whole prompt, and themselves), so that neither other articles nor
-the upper triangle of the prompt cost anything. Without a tree it is causal attention as ever.
-Left out: dropout (there is none), attention sinks, score soft-capping: models that ask for them are refused.
+It works with any decoder that calls attention through transformers' `AttentionInterface` and passes `tree=` on from its
+own arguments. On CUDA the tree becomes a FlexAttention block mask (Dong et al., 2024, arXiv 2412.05496), which skips
+blocks that no token sees. On a CPU FlexAttention has no backward. There each article is cut into pieces for which dense
+kernels are efficient: its prompt (causal), and its branches (each sees the whole prompt and itself). So neither other
+articles nor the upper triangle of the prompt cost anything. Without a tree it is ordinary causal attention. Attention
+sinks and score soft-capping are not supported, and models that ask for them are refused. Dropout is always off.
 """
 
 import functools
@@ -23,12 +23,12 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from pipeline.training.batches.article_tree import ArticleTree, Branches
 
 NAME = "article_tree"
-_BLOCK = 128  # tokens, FlexAttention's default
-# What some models pass to their attention, and this one would leave out in silence.
+_BLOCK_TOKENS = 128  # FlexAttention's default
+# Arguments that some models pass to their attention, and that this one would silently ignore.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
 
-@torch.compiler.disable  # its program depends on the tree: a compiled layer steps out of its graph here
+@torch.compiler.disable  # its operations depend on the tree, so a compiled layer must break its graph here
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -41,46 +41,56 @@ def attend(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it.
+    """Compute attention; transformers calls this function.
 
     Args:
+        module: the model's attention module.
         query: (1, heads, T, head size).
         key, value: (1, key-value heads, T, head size).
-        attention_mask: only looked at where there is no tree.
+        attention_mask: used only if there is no tree.
         tree: the row, on the same device.
-        sliding_window: of this layer: a token sees those at most `sliding_window - 1` positions before it.
+        scaling: factor of the scores; None: the kernels' default.
+        sliding_window: window of this layer: a token sees those at most `sliding_window - 1` positions before it.
+        kwargs: other arguments of the model's attention.
 
     Returns:
-        (1, T, heads, head size), and None for the weights, which are never made.
+        (1, T, heads, head size), and None instead of the attention weights, which are never computed.
 
     Raises:
-        ValueError: a row without its tree, or attention of a kind that this is not.
+        ValueError: the tree of a row did not arrive here, or the model asks for a kind of attention that article trees
+            do not support.
     """
-    asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-    if asked:
-        raise ValueError(f"{type(module).__name__} asks its attention for {asked[0]}, which article trees do not have")
+    unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    if unsupported:
+        raise ValueError(
+            f"{type(module).__name__} asks its attention for {unsupported[0]}, which article trees do not support"
+        )
     if tree is None:
-        if attention_mask is not None and attention_mask.dtype == torch.int8:  # `Tree.placeholder`
-            raise ValueError(f"{type(module).__name__} does not get the tree: its model keeps arguments from it")
+        if attention_mask is not None and attention_mask.dtype == torch.int8:  # `ArticleTree.placeholder_mask`
+            raise ValueError(
+                f"{type(module).__name__} does not get the tree: its model does not pass its arguments on to it"
+            )
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
         )
     window = sliding_window if sliding_window is not None and tree.longest > sliding_window else None
     groups = query.shape[1] // key.shape[1]
-    # FlexAttention shares key-value heads among 2^k query heads; everything else is given copies.
+    # FlexAttention can share a key-value head among 2^k query heads. In all other cases the heads are copied.
     if groups > 1 and not (query.is_cuda and groups & (groups - 1) == 0):
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    kernel = on_blocks if query.is_cuda else in_pieces
+    kernel = flex_kernel if query.is_cuda else dense_kernels
     return kernel(query, key, value, tree, scaling, window).transpose(1, 2).contiguous(), None
 
 
-def in_pieces(
+def dense_kernels(
     query: Tensor, key: Tensor, value: Tensor, tree: ArticleTree, scaling: float | None, window: int | None
 ) -> Tensor:
-    """By dense kernels, article by article: its prompt, then its branches, a few at a time.
+    """Attention by dense kernels, article by article: its prompt, then its groups of branches.
 
-    The row is split once: of each slice of it, backward would make a gradient as long as the row.
+    Args and result are as in `attend`, except that the result is (1, heads, T, head size). `window` is None if no token
+    is outside the sliding window.
     """
+    # Split the row once: backward of a slice would make a gradient as long as the row, for each slice.
     lengths = [n for a in tree.articles for n in (a.prompt_end - a.start, *(g.end - g.start for g in a.groups))]
     parts = iter(zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True))
     pieces = []
@@ -100,77 +110,82 @@ def in_pieces(
     return torch.cat(pieces, dim=2)
 
 
-def on_blocks(
+def flex_kernel(
     query: Tensor, key: Tensor, value: Tensor, tree: ArticleTree, scaling: float | None, window: int | None
 ) -> Tensor:
-    """By FlexAttention: compiled on CUDA; elsewhere interpreted, which has no backward and is for tests."""
+    """Attention by FlexAttention, compiled on CUDA; elsewhere interpreted, without backward, for tests."""
     mask = tree.cached(("blocks", window), lambda: block_mask(tree, window))
-    kernel = _compiled() if query.is_cuda else flex_attention
+    kernel = _compiled_flex_attention() if query.is_cuda else flex_attention
     return kernel(query, key, value, block_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
 
 
 def block_mask(tree: ArticleTree, window: int | None) -> BlockMask:
-    """The tree as FlexAttention wants it: which blocks are empty, which are full, and a function for the others.
+    """Describe the tree to FlexAttention: which blocks are empty, which are full, and a function for the others.
 
-    From the first and last article, branch and position of each block of tokens, so that nothing of T x T is made
-    (`create_block_mask` would). A block that nobody sees may pass for one that is to be looked at; no other mistake.
+    It uses only the first and last article, branch and position of each block of tokens, so it makes nothing of size
+    T x T (`create_block_mask` would). It may call an empty block a partial one, but makes no other mistake.
     """
     article, branch, position = tree.article, tree.branch, tree.position_ids[0]
     first_article, last_article = _per_block(article)
-    # Branches count up along the row, so those in a block are a range of numbers; -1 is a prompt.
-    lowest, highest = _per_block(torch.where(branch < 0, tree.tokens, branch))[0], _per_block(branch)[1]
-    last_prompt = _per_block(torch.where(branch < 0, article, -1))[1]  # the article of the last prompt token in it
-    nearest, farthest = _per_block(position)
+    # Branch numbers ascend along the row, so the branches in a block are a range of numbers; -1 marks a prompt.
+    lowest_branch, highest_branch = _per_block(torch.where(branch < 0, tree.tokens, branch))[0], _per_block(branch)[1]
+    last_prompt = _per_block(torch.where(branch < 0, article, -1))[1]  # article of the block's last prompt token
+    lowest_position, highest_position = _per_block(position)
     no_prompt = _per_block(branch)[0] >= 0
-    block = torch.arange(len(lowest), device=article.device)
+    block = torch.arange(len(lowest_branch), device=article.device)
     q, k = block[:, None], block[None, :]
-    seen = (k <= q) & ((last_prompt[k] >= first_article[q]) | ((highest[k] >= lowest[q]) & (lowest[k] <= highest[q])))
+    common_branch = (highest_branch[k] >= lowest_branch[q]) & (lowest_branch[k] <= highest_branch[q])
+    seen = (k <= q) & ((last_prompt[k] >= first_article[q]) | common_branch)
     one_article = (first_article[k] == first_article[q]) & (last_article[k] == last_article[q])
     one_article &= first_article[q] == last_article[q]
-    one_branch = no_prompt[q] & no_prompt[k] & (lowest[k] == highest[q])
-    whole = (q + 1) * _BLOCK <= tree.tokens  # the last block may be cut
-    full = (k < q) & whole & one_article & ((highest[k] == -1) | one_branch)
+    one_branch = no_prompt[q] & no_prompt[k] & (lowest_branch[k] == highest_branch[q])
+    is_whole = (q + 1) * _BLOCK_TOKENS <= tree.tokens  # the last block may be cut off
+    full = (k < q) & is_whole & one_article & ((highest_branch[k] == -1) | one_branch)
     if window is not None:
-        seen &= nearest[q] - farthest[k] < window
-        full &= farthest[q] - nearest[k] < window
+        seen &= lowest_position[q] - highest_position[k] < window
+        full &= highest_position[q] - lowest_position[k] < window
 
     def sees(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        # A row lists every token after all that it may see, so the causal triangle is the outer limit.
+        # In a row every token comes after all tokens that it may see, so the mask is a subset of the causal one.
         seen = (q >= k) & (article[q] == article[k]) & ((branch[k] == -1) | (branch[q] == branch[k]))
         return seen if window is None else seen & (position[q] - position[k] < window)
 
     return BlockMask.from_kv_blocks(
-        *_listed(seen & ~full), *_listed(full), BLOCK_SIZE=_BLOCK, mask_mod=sees, seq_lengths=(tree.tokens, tree.tokens)
+        *_to_indices(seen & ~full),
+        *_to_indices(full),
+        BLOCK_SIZE=_BLOCK_TOKENS,
+        mask_mod=sees,
+        seq_lengths=(tree.tokens, tree.tokens),
     )
 
 
 def _per_block(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(T,) -> the least and the largest of each block, (blocks,) each."""
-    index = torch.arange(-(-len(values) // _BLOCK) * _BLOCK, device=values.device)
-    return values[index.clamp(max=len(values) - 1)].view(-1, _BLOCK).aminmax(dim=1)
+    """(T,) -> the smallest and the largest value of each block, (blocks,) each."""
+    index = torch.arange(-(-len(values) // _BLOCK_TOKENS) * _BLOCK_TOKENS, device=values.device)
+    return values[index.clamp(max=len(values) - 1)].view(-1, _BLOCK_TOKENS).aminmax(dim=1)
 
 
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """(blocks, blocks) bool -> how many there are in each row, and which, as FlexAttention has them."""
+def _to_indices(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(blocks, blocks) bool -> the number of true blocks in each row, and their indices, for FlexAttention."""
     order = blocks.int().argsort(dim=1, descending=True, stable=True)
     return blocks.sum(1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]
 
 
 @functools.cache
-def _compiled() -> Any:
-    # Past its limit of recompilations torch falls back, with no more than a log line, to attention of T x T.
+def _compiled_flex_attention() -> Any:
+    # Past its recompilation limit torch would fall back to attention of size T x T, with only a log line.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(flex_attention)
 
 
 def _group_mask(tree: ArticleTree, prompt: slice, group: Branches, window: int | None) -> Tensor:
-    """(tokens of the group, tokens of the prompt and of the group) bool."""
+    """The mask of a group of branches: (tokens of the group, tokens of the prompt and of the group) bool."""
     own = slice(group.start, group.end)
     return torch.cat([_sees(tree, own, prompt, window), _sees(tree, own, own, window)], dim=1)
 
 
 def _sees(tree: ArticleTree, queries: slice, keys: slice, window: int | None) -> Tensor:
-    """Which of some tokens of an article see which: (queries, keys) bool."""
+    """Which tokens `queries` of an article see which of its tokens `keys`: (queries, keys) bool."""
     index = torch.arange(tree.tokens, device=tree.branch.device)
     seen = index[queries, None] >= index[None, keys]
     seen &= (tree.branch[None, keys] == -1) | (tree.branch[queries, None] == tree.branch[None, keys])
@@ -181,4 +196,4 @@ def _sees(tree: ArticleTree, queries: slice, keys: slice, window: int | None) ->
 
 
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)  # of a forward without a tree
+AttentionMaskInterface.register(NAME, sdpa_mask)  # for a forward without a tree

@@ -29,7 +29,7 @@ from pipeline.training.modeling import loading
 from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import completion_logps, plain_logps
 from tests.helpers.tiny_models import save_tiny_model
-from tests.helpers.training import Folders, settings
+from tests.helpers.training import FolderCheckpointStore, settings
 
 LAYOUT = {"article_tree", "gradient_checkpointing", "torch_compile"}
 PARTS = ("0.parquet", "1.parquet")
@@ -128,7 +128,7 @@ def alone(rows: list[dict[str, Any]], model_path: Path, folder: Path, **changes:
         tokens_per_batch=200,
         device=torch.device("cpu"),
         save_steps=3,
-        shelf=Folders(folder),
+        checkpoints=FolderCheckpointStore(folder),
         **layout,
     )
 
@@ -137,7 +137,7 @@ def alone(rows: list[dict[str, Any]], model_path: Path, folder: Path, **changes:
 def in_this_process(rows: list, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     folder = tmp_path_factory.mktemp("alone")
     run = alone(rows, model_path, folder)
-    answer = run.play()
+    answer = run.run()
     run.save(folder / "out")
     return answer, folder / "out"
 
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_any_number_of_workers_goes_on(
     rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path], parts: int
 ) -> None:
     run = alone(rows, model_path, tmp_path)
-    run.play()
+    run.run()
     kept = tmp_path / "last-000006"
     tensors = load_file(kept / "rank-00000-of-00001.safetensors")
     (kept / "rank-00000-of-00001.safetensors").unlink()
@@ -176,7 +176,7 @@ def test_a_checkpoint_of_any_number_of_workers_goes_on(
         save_file(rows_of_it, kept / f"rank-{part:05d}-of-{parts:05d}.safetensors")
 
     again = alone(rows, model_path, tmp_path / "again")
-    answer = again.play(resume_from=kept)
+    answer = again.run(resume_from=kept)
     again.save(tmp_path / "out")
 
     assert [line["step"] for line in again.lines] == [line["step"] for line in run.lines]
@@ -186,11 +186,11 @@ def test_a_checkpoint_of_any_number_of_workers_goes_on(
 
 
 def test_a_checkpoint_with_a_part_missing_is_refused(rows: list, model_path: Path, tmp_path: Path) -> None:
-    alone(rows, model_path, tmp_path).play()
+    alone(rows, model_path, tmp_path).run()
     kept = tmp_path / "last-000003"
     (kept / "rank-00000-of-00001.safetensors").rename(kept / "rank-00000-of-00002.safetensors")
     with pytest.raises(ValueError, match="last-000003 is not complete: it has .*rank-00000-of-00002"):
-        alone(rows, model_path, tmp_path / "again").play(resume_from=kept)
+        alone(rows, model_path, tmp_path / "again").run(resume_from=kept)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_layout_changes_nothing_but_rounding(
     rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path], layout: dict[str, bool]
 ) -> None:
     run = alone(rows, model_path, tmp_path, **layout)
-    run.play()
+    run.run()
     run.save(tmp_path / "out")
     assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
 
@@ -227,14 +227,14 @@ OFTEN = {"eval_steps": 2, "metric_for_best_model": "eval_loss"}
 
 def test_the_best_weights_are_loaded_at_the_end(at_odds: list, model_path: Path, tmp_path: Path) -> None:
     last = alone(at_odds, model_path, tmp_path / "last", **OFTEN)
-    last.play()
+    last.run()
     last.save(tmp_path / "last" / "out")
     losses = {line["step"]: line["eval_loss"] for line in last.lines if "eval_loss" in line and line["step"]}
     best = min(losses, key=lambda step: losses[step])
     assert best < max(losses) and len(losses) > 4
 
     run = alone(at_odds, model_path, tmp_path / "best", **OFTEN, load_best_model_at_end=True)
-    answer = run.play()
+    answer = run.run()
     run.save(tmp_path / "best" / "out")
 
     assert answer["best_step"] == best
@@ -243,7 +243,7 @@ def test_the_best_weights_are_loaded_at_the_end(at_odds: list, model_path: Path,
     digest = loading.weights_digest(model_path)
     scored = alone(at_odds, tmp_path / "best" / "out", tmp_path / "scored", digest=digest, **OFTEN)
     with pytest.raises(ValueError, match="at step 0"):
-        scored.play()
+        scored.run()
     assert scored.lines[0]["eval_loss"] == pytest.approx(losses[best], abs=1e-6)
 
 
@@ -252,7 +252,7 @@ def test_better_weights_push_out_older_ones_that_nobody_goes_back_to(
 ) -> None:
     """Every evaluation is the best so far here, and a run may have to go back to either of the last two checkpoints."""
     run = alone(rows, model_path, tmp_path, **OFTEN, load_best_model_at_end=True)
-    answer = run.play()
+    answer = run.run()
     states = [json.loads((folder / "state.json").read_text()) for folder in sorted(tmp_path.glob("last-*"))]
 
     assert [state["best"] for state in states[-2:]] == states[-1]["bests"]
@@ -261,7 +261,7 @@ def test_better_weights_push_out_older_ones_that_nobody_goes_back_to(
     assert answer["best_step"] == len(run.plan)
 
     again = alone(rows, model_path, tmp_path / "again", **OFTEN, load_best_model_at_end=True)
-    again.play(resume_from=tmp_path / f"last-{states[1]['step']:06d}")
+    again.run(resume_from=tmp_path / f"last-{states[1]['step']:06d}")
     assert again.state.bests == run.state.bests
 
 
@@ -273,7 +273,7 @@ def test_who_asks_for_the_best_must_hold_somebody_out(rows: list, model_path: Pa
 def test_a_run_of_one_step_learns(rows: list, model_path: Path, tmp_path: Path) -> None:
     """All pairs in one step, and the default warm-up: it is not spent at a rate of 0."""
     run = alone(rows, model_path, tmp_path, pairs_per_step=1000, num_train_epochs=1)
-    run.play()
+    run.run()
     run.save(tmp_path / "out")
     assert len(run.plan) == 1 and run.lines[1]["learning_rate"] > 0
     assert loading.weights_digest(tmp_path / "out") != loading.weights_digest(model_path)
@@ -281,7 +281,7 @@ def test_a_run_of_one_step_learns(rows: list, model_path: Path, tmp_path: Path) 
 
 def test_a_run_stops_when_held_out_articles_say_so(at_odds: list, model_path: Path, tmp_path: Path) -> None:
     run = alone(at_odds, model_path, tmp_path, **OFTEN, early_stopping_patience=2)
-    answer = run.play()
+    answer = run.run()
     losses = [(line["step"], line["eval_loss"]) for line in run.lines if "eval_loss" in line and line["step"]]
 
     assert answer["stopped_early"] and answer["steps"] < len(run.plan)
@@ -292,7 +292,7 @@ def test_a_reference_of_other_weights_stops_the_run(rows: list, model_path: Path
     wrong = [{**row, "reference_logps": [logp and logp + 0.1 * i for i, logp in enumerate(row["reference_logps"])]}
              for row in rows]  # fmt: skip
     with pytest.raises(ValueError, match="at step 0, before any update, log-probabilities differ"):
-        alone(wrong, model_path, tmp_path).play()
+        alone(wrong, model_path, tmp_path).run()
 
 
 @pytest.mark.parametrize("beta", [0.1, 10])
@@ -301,7 +301,7 @@ def test_bf16_passes_its_own_step_0(rows: list, model_path: Path, tmp_path: Path
     rows = [{**row, "reference_logps": [None] * 4} for row in rows[:-1]]
     refer(rows, model_path, "bfloat16", article_tree=False)
     run = alone(rows, model_path, tmp_path, dtype="bfloat16", num_train_epochs=1, beta=beta)
-    answer = run.play()
+    answer = run.run()
 
     assert answer["step0_max_abs_margin"] > 1e-3 * beta and answer["final_loss"] < answer["step0_loss"]
 
@@ -458,7 +458,7 @@ def test_the_base_as_reference_is_not_where_training_starts(
     options = SETTINGS | {"pairs_per_step": 10_000, "num_train_epochs": 1, "eval_fraction": 0.0}
     examples = read_examples(write(rows, tmp_path / "rows"), PARTS, digest)
     layout = {"tokens_per_batch": 200, "device": torch.device("cpu")}
-    answer = TrainLoop(examples, str(started), options, **layout, from_reference=False).play()
+    answer = TrainLoop(examples, str(started), options, **layout, from_reference=False).run()
 
     margins = []
     policy, base = (loading.load_model(path, "float32", article_tree=False) for path in (started, model_path))
@@ -474,7 +474,7 @@ def test_the_base_as_reference_is_not_where_training_starts(
     assert abs(answer["step0_loss"] - 0.693147) > 1e-3
     assert answer["passport"]["vllm_vs_trainer_max"] is None, "no sampler was asked"
     with pytest.raises(ValueError, match="at step 0"):
-        TrainLoop(examples, str(started), options, **layout).play()
+        TrainLoop(examples, str(started), options, **layout).run()
 
 
 def test_a_reference_column_of_other_weights_is_found_out(

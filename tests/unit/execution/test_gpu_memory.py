@@ -122,7 +122,7 @@ def allocated(model: Path, dtype: str, tokens: int, **changes) -> int:
     )
     own = sum(p.numel() * p.element_size() for p in run.policy.parameters())
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        run.play()
+        run.run()
     events = [(e.start_ns(), e.nbytes()) for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = most = 0
     for _, size in sorted(events, key=lambda event: event[0]):

@@ -151,10 +151,10 @@ def test_pieces_and_blocks_are_what_the_mask_says(window: int | None) -> None:
         mask = mask & (position[:, None] - position[None] < window)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-    torch.testing.assert_close(tree_attention.in_pieces(q, k, v, tree, None, window), expected)
+    torch.testing.assert_close(tree_attention.dense_kernels(q, k, v, tree, None, window), expected)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
-        torch.testing.assert_close(tree_attention.on_blocks(q, k, v, tree, None, window), expected)
+        torch.testing.assert_close(tree_attention.flex_kernel(q, k, v, tree, None, window), expected)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -304,7 +304,7 @@ def test_a_compiled_kernel_reads_the_blocks_as_we_mean_them(window: int | None) 
         )
         q = torch.randn(1, 4, tree.tokens, 16)
         k, v = torch.randn(2, 1, 2, tree.tokens, 16)
-        expected = tree_attention.in_pieces(q, repeat_kv(k, 2), repeat_kv(v, 2), tree, None, window)
+        expected = tree_attention.dense_kernels(q, repeat_kv(k, 2), repeat_kv(v, 2), tree, None, window)
         with torch.no_grad():
             found = compiled(q, k, v, block_mask=tree_attention.block_mask(tree, window), enable_gqa=True)
         torch.testing.assert_close(found, expected)

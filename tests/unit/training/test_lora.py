@@ -27,7 +27,7 @@ from pipeline.training.loop import TrainLoop
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import completion_logps
 from tests.helpers.tiny_models import save_tiny_model
-from tests.helpers.training import Folders, settings
+from tests.helpers.training import FolderCheckpointStore, settings
 
 VOCABULARY = 65
 LORA = Lora(r=3, lora_alpha=6).model_dump()
@@ -160,9 +160,9 @@ def test_a_name_covers_base_and_adapter_and_scale(base: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_dora": True}, "is no plain LoRA: adapter_config.json has {'use_dora': True}"),
-        ({"init_lora_weights": "pissa"}, "is no plain LoRA"),
-        ({"peft_type": "IA3"}, "is no plain LoRA"),
+        ({"use_dora": True}, "is not plain LoRA: adapter_config.json has {'use_dora': True}"),
+        ({"init_lora_weights": "pissa"}, "is not plain LoRA"),
+        ({"peft_type": "IA3"}, "is not plain LoRA"),
         ({"base_model_name_or_path": None}, "has no base_model_name_or_path"),
         ({"r": 4}, "of another shape .*lora_A"),
         ({"base_model_name_or_path": "ADAPTER"}, "an adapter too: merge that one first"),
@@ -182,8 +182,11 @@ def test_what_cannot_be_used_is_refused(base: Path, tmp_path: Path, change: dict
     ("lora", "message"),
     [
         (None, "training.lora is not set, which trains all weights"),
-        (LORA | {"r": 4}, "training.lora.r is 4, its 3"),
-        (LORA | {"target_modules": ("q_proj",)}, "training.lora.target_modules is .'q_proj'., its .'down_proj', "),
+        (LORA | {"r": 4}, "training.lora.r is 4, and the adapter has 3"),
+        (
+            LORA | {"target_modules": ("q_proj",)},
+            "training.lora.target_modules is .'q_proj'., and the adapter has .'down_proj', ",
+        ),
         (LORA | {"target_modules": ("qproj",)}, "has qproj; the linear layers of LlamaForCausalLM are down_proj, "),
     ],
 )
@@ -251,8 +254,8 @@ def examples(policy: Path, dtype: str = "float32") -> list[Example]:
 
 
 def run(policy: Path, rows: list[Example], rank: int = 0, workers: int = 1, **changes: Any) -> TrainLoop:
-    shelf = changes.pop("shelf", None)
-    options = {"rank": rank, "workers": workers, "shelf": shelf, "save_steps": 3}
+    checkpoints = changes.pop("checkpoints", None)
+    options = {"rank": rank, "workers": workers, "checkpoints": checkpoints, "save_steps": 3}
     return TrainLoop(rows, str(policy), SETTINGS | changes, 100, torch.device("cpu"), **options)
 
 
@@ -260,7 +263,7 @@ def run(policy: Path, rows: list[Example], rank: int = 0, workers: int = 1, **ch
 def round_1(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("round-1") / "policy"
     first = run(base, examples(base))
-    answer = first.play()
+    answer = first.run()
     first.save(out)
     assert answer["step0_loss"] == pytest.approx(0.693147, abs=1e-6) and answer["final_loss"] < 0.6
     return out
@@ -278,13 +281,13 @@ def test_the_reference_of_round_2_is_the_adapter_of_round_1(base: Path, round_1:
             assert float(scores[range(len(completion)), completion].sum()) == pytest.approx(logp, abs=1e-4)
 
     second = run(round_1, of_round_1)
-    answer = second.play()
+    answer = second.run()
     second.save(tmp_path / "policy")
     assert answer["step0_loss"] == pytest.approx(0.693147, abs=1e-6) and answer["step0_max_abs_margin"] < 1e-5
     assert json.loads((tmp_path / "policy" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
     assert loading.weights_digest(tmp_path / "policy") != loading.weights_digest(round_1)
     with pytest.raises(ValueError, match="at step 0, before any update"):
-        run(round_1, of_base).play()
+        run(round_1, of_base).run()
 
 
 def test_a_merged_policy_is_a_complete_model_that_the_next_round_adapts(
@@ -293,32 +296,32 @@ def test_a_merged_policy_is_a_complete_model_that_the_next_round_adapts(
     """The same training; only what is written differs."""
     merging = LORA | {"merge": True}
     first = run(base, examples(base), lora=merging)
-    first.play()
+    first.run()
     first.save(tmp_path / "policy")
     model = loading.load_model(tmp_path / "policy", "float32")
 
     assert not (tmp_path / "policy" / "adapter_config.json").exists()
     torch.testing.assert_close(logits(model), logits(loading.load_model(round_1, "float32")), rtol=1e-4, atol=1e-4)
     second = run(tmp_path / "policy", examples(tmp_path / "policy"), lora=merging, num_train_epochs=1)
-    assert second.play()["step0_loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert second.run()["step0_loss"] == pytest.approx(0.693147, abs=1e-6)
     second.save(tmp_path / "policy-2")
     assert loading.weights_digest(tmp_path / "policy-2") != loading.weights_digest(tmp_path / "policy")
 
 
 def test_a_checkpoint_holds_the_adapter_alone_and_goes_on(base: Path, round_1: Path, tmp_path: Path) -> None:
     rows = examples(base)
-    run(base, rows, shelf=Folders(tmp_path)).play()
+    run(base, rows, checkpoints=FolderCheckpointStore(tmp_path)).run()
     names = load_file(tmp_path / "last-000003" / "rank-00000-of-00001.safetensors").keys()
     assert len(names) == 3 * 28 and all(".lora_" in name for name in names)
 
     again = run(base, rows)
-    again.play(resume_from=tmp_path / "last-000003")
+    again.run(resume_from=tmp_path / "last-000003")
     again.save(tmp_path / "policy")
     assert loading.weights_digest(tmp_path / "policy") == loading.weights_digest(round_1)  # to the last bit
 
 
 def test_bf16_adapters_learn_and_pass_step_0(base: Path) -> None:
-    answer = run(base, examples(base, "bfloat16"), dtype="bfloat16").play()
+    answer = run(base, examples(base, "bfloat16"), dtype="bfloat16").run()
     assert answer["final_loss"] < 0.6
 
 
@@ -326,7 +329,7 @@ def _one_of_two(rank: int, base: Path, folder: Path) -> None:
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
     for before, after in ((base, folder / "round-1"), (folder / "round-1", folder / "round-2")):
         part = run(before, examples(before), rank, 2)
-        part.play()
+        part.run()
         part.save(after)
         dist.barrier()
     dist.destroy_process_group()
@@ -335,7 +338,7 @@ def _one_of_two(rank: int, base: Path, folder: Path) -> None:
 def test_two_workers_give_what_one_gives(base: Path, round_1: Path, tmp_path: Path) -> None:
     """A frozen base in shards, an adapter whose 3 rows do not divide by 2; then once more from that adapter."""
     second = run(round_1, examples(round_1))
-    second.play()
+    second.run()
     second.save(tmp_path / "alone")
     torch.multiprocessing.spawn(_one_of_two, args=(base, tmp_path), nprocs=2)
 

@@ -26,7 +26,7 @@ def lines(model: Path, examples: list[Example], **changes: Any) -> list[dict[str
     changes = {"loss_type": ["simpo", "sft"], "eval_fraction": 0.3, "pairs_per_step": 8} | changes
     options = settings(**changes) | {"references": {"source": "none"}}
     run = TrainLoop(examples, str(model), options, 100, torch.device("cpu"))
-    run.play()
+    run.run()
     return [{name: value for name, value in line.items() if name not in NOT_OF_THE_RESULT} for line in run.lines]
 
 

@@ -59,6 +59,6 @@ def test_a_tool_that_fails_costs_no_training(tmp_path: Path, monkeypatch: pytest
     def away(step: int, values: dict[str, float]) -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setitem(tracking._TOOLS, "wandb", lambda *_: nullcontext(away))
+    monkeypatch.setitem(tracking._TRACKERS, "wandb", lambda *_: nullcontext(away))
     with pytest.warns(UserWarning, match=r"wandb took no metrics at step 1 \(no route\)"):
         log("wandb", tmp_path / "demo")
