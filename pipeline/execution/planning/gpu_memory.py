@@ -11,6 +11,7 @@ from pipeline.config.hardware import EngineHardware, TrainerHardware
 from pipeline.config.run import PolicySettings
 from pipeline.config.training import Training
 from pipeline.storage.model_files.shapes import ModelShapes
+from pipeline.training.modeling import LOGITS_PER_CHUNK
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -19,7 +20,6 @@ BYTES = {"float32": 4, "bfloat16": 2}
 VLLM_OVERHEAD = 2 * GIB
 # What a training process holds beside its tensors: the CUDA context, NCCL's buffers, what the allocator cannot use.
 CUDA_OVERHEAD = 1 * GIB
-_CHUNK = 1 << 25  # logits at one time, as in `dpo/head.py`
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _activations(model: ModelShapes, size: int, trainer: TrainerHardware, row: P
 
 def _head(model: ModelShapes, size: int, trained: bool, row: PackedRow) -> int:
     """Logits of a chunk, twice in backward and once more in bf16, and the gradient of the head."""
-    logits = min(_CHUNK, row.scored * model.vocabulary)
+    logits = min(LOGITS_PER_CHUNK, row.scored * model.vocabulary)
     gradient = (8 if size == 4 else 4 + 2 * size) * model.vocabulary * model.hidden if trained else 0
     return (8 if size == 4 else 8 + size) * logits + gradient
 

@@ -1,6 +1,10 @@
-"""The model that is trained: loaded, scored on article trees, sharded, saved.
+"""Loads, scores, shards and saves the model that is trained.
 
-`loading` reads and writes model folders and names weights by digest; `lora` is the adapter part of that. `logprobs`
-gives the log-probabilities of completions, with `tree_attention`, `last_layer` and `lm_head`. `fsdp` spreads a policy
-over workers.
+`loading` reads and writes model folders and computes the digest that names their weights; `lora` does the part of it
+that concerns adapters. `logprobs` gives the log-probabilities of completions, with `tree_attention`, `last_layer` and
+`lm_head`. `fsdp` shards a policy over workers.
 """
+
+# Largest number of logits that the LM head holds at one time: 128 MiB of float32. It is here, in a module that needs no
+# torch, because the dry run estimates memory from it.
+LOGITS_PER_CHUNK = 1 << 25

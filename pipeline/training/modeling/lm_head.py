@@ -1,9 +1,9 @@
-"""The LM head on completion tokens only: log-probabilities, a chunk of logits at a time, in float32.
+"""Runs the LM head on completion tokens only, and returns log-probabilities, a chunk of logits at a time, in float32.
 
-In bf16 numbers near 100 are 0.5 apart, so logits, their log-sum-exp and its difference are float32, whatever the
-weights are. A chunk's logits are overwritten by their softmax and that by its gradient; backward computes them again
-if there is more than one chunk. So memory holds `_CHUNK` logits, not tokens x vocabulary of them.
-Left out: anything a model does to logits after its head (such models are refused in `logps.py`).
+In bf16 numbers near 100 are 0.5 apart. So logits, their log-sum-exp and the difference of the two are float32, whatever
+the dtype of the weights. A chunk's logits are overwritten by their softmax, and this by its gradient; backward computes
+them again if there is more than one chunk. So memory holds `LOGITS_PER_CHUNK` logits, not tokens x vocabulary of them.
+Models that change logits after the head are refused in `logprobs.py`.
 """
 
 from typing import Any
@@ -11,75 +11,83 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 25  # logits that exist at one time: 128 MiB of float32
+from pipeline.training.modeling import LOGITS_PER_CHUNK
 
 
 def token_logps(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Log-probability of each target token.
 
     Args:
-        hidden: (N, d), what predicts them.
-        targets: (N,) int64.
-        weight: (V, d); bias: (V,) or None.
+        hidden: (N, d), hidden states that predict the targets.
+        targets: (N,) int64, token ids.
+        weight: (V, d), the head's weight.
+        bias: (V,), the head's bias, or None.
 
     Returns:
         (N,) in nats; float32, or float64 for float64 weights.
     """
     if not len(targets):
         return (hidden.sum() * 0).expand(0)
-    rows = max(1, _CHUNK // len(weight))
-    return _TokenLogps.apply(hidden, targets, weight, bias, rows)
+    tokens_per_chunk = max(1, LOGITS_PER_CHUNK // len(weight))
+    return _TokenLogps.apply(hidden, targets, weight, bias, tokens_per_chunk)
 
 
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-        logps, sums = [], []
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, tokens_per_chunk: int
+    ) -> Tensor:
+        logps, log_sums = [], []
+        for h, t in zip(hidden.split(tokens_per_chunk), targets.split(tokens_per_chunk), strict=True):
             logits = _logits(h, weight, bias)
-            target = logits.gather(1, t[:, None])[:, 0]
+            target_logits = logits.gather(1, t[:, None])[:, 0]
             largest = logits.amax(-1)
-            # In place: from here on `logits` holds the softmax, but for its denominator.
-            total = logits.sub_(largest[:, None]).exp_().sum(-1)
-            logps.append(target - largest - total.log())
-            sums.append(largest + total.log())
-        wanted = any(ctx.needs_input_grad)
-        kept = logits.div_(total[:, None]) if wanted and len(targets) <= rows else None
-        ctx.save_for_backward(hidden, targets, weight, bias, torch.cat(sums), kept)
-        ctx.rows = rows
+            # In place: from here on `logits` holds the softmax without its denominator.
+            denominator = logits.sub_(largest[:, None]).exp_().sum(-1)
+            logps.append(target_logits - largest - denominator.log())
+            log_sums.append(largest + denominator.log())
+        # A single chunk keeps its softmax for backward.
+        keep_softmax = any(ctx.needs_input_grad) and len(targets) <= tokens_per_chunk
+        softmax = logits.div_(denominator[:, None]) if keep_softmax else None
+        ctx.save_for_backward(hidden, targets, weight, bias, torch.cat(log_sums), softmax)
+        ctx.tokens_per_chunk = tokens_per_chunk
         return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, targets, weight, bias, sums, kept = ctx.saved_tensors
-        of_hidden, _, of_weight, of_bias, _ = ctx.needs_input_grad
-        to_hidden = []
-        to_weight = torch.zeros_like(weight, dtype=sums.dtype) if of_weight else None
-        to_bias = torch.zeros_like(bias, dtype=sums.dtype) if of_bias else None
-        for h, t, s, g in zip(*(tensor.split(ctx.rows) for tensor in (hidden, targets, sums, gradient)), strict=True):
-            softmax = _logits(h, weight, bias).sub_(s[:, None]).exp_() if kept is None else kept.clone()
+        hidden, targets, weight, bias, log_sums, saved_softmax = ctx.saved_tensors
+        needs_hidden, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        hidden_grads = []
+        weight_grad = torch.zeros_like(weight, dtype=log_sums.dtype) if needs_weight else None
+        bias_grad = torch.zeros_like(bias, dtype=log_sums.dtype) if needs_bias else None
+        chunks = (tensor.split(ctx.tokens_per_chunk) for tensor in (hidden, targets, log_sums, gradient))
+        for h, t, s, g in zip(*chunks, strict=True):
+            if saved_softmax is None:
+                softmax = _logits(h, weight, bias).sub_(s[:, None]).exp_()
+            else:
+                softmax = saved_softmax.clone()
             # d logp / d logits = 1 at the target - softmax
-            step = softmax.neg_()
-            step[torch.arange(len(t), device=t.device), t] += 1
-            step *= g[:, None]
-            if to_bias is not None:
-                to_bias += step.sum(0)
-            step = step.to(weight.dtype)
-            if of_hidden:
-                to_hidden.append((step @ weight).to(hidden.dtype))
-            if to_weight is not None:
-                to_weight += step.T @ h
+            logits_grad = softmax.neg_()
+            logits_grad[torch.arange(len(t), device=t.device), t] += 1
+            logits_grad *= g[:, None]
+            if bias_grad is not None:
+                bias_grad += logits_grad.sum(0)
+            logits_grad = logits_grad.to(weight.dtype)
+            if needs_hidden:
+                hidden_grads.append((logits_grad @ weight).to(hidden.dtype))
+            if weight_grad is not None:
+                weight_grad += logits_grad.T @ h
         return (
-            torch.cat(to_hidden) if of_hidden else None,
+            torch.cat(hidden_grads) if needs_hidden else None,
             None,
-            None if to_weight is None else to_weight.to(weight.dtype),
-            None if to_bias is None or bias is None else to_bias.to(bias.dtype),
+            None if weight_grad is None else weight_grad.to(weight.dtype),
+            None if bias_grad is None or bias is None else bias_grad.to(bias.dtype),
             None,
         )
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(n, d), (V, d), (V,) -> (n, V) in at least float32: products of bf16 are exact there, and so are added up."""
+    """(n, d), (V, d), (V,) -> (n, V) in at least float32, where products of bf16 are exact and are added up too."""
     if hidden.is_cuda and hidden.dtype == torch.bfloat16:
         logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
     else:

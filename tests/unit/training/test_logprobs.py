@@ -121,7 +121,7 @@ def test_the_head_and_its_gradient(trained: bool, monkeypatch: pytest.MonkeyPatc
     expected = (hidden @ weight.T + bias).log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
     for chunk in (1 << 25, 3 * 7):
-        monkeypatch.setattr(lm_head, "_CHUNK", chunk)
+        monkeypatch.setattr(lm_head, "LOGITS_PER_CHUNK", chunk)
         torch.testing.assert_close(lm_head.token_logps(hidden, targets, weight, bias), expected)
         assert gradcheck(lambda h, w, b: lm_head.token_logps(h, targets, w, b), (hidden, weight, bias))
         assert gradcheck(lambda h, w: lm_head.token_logps(h, targets, w, None), (hidden, weight))
@@ -129,7 +129,7 @@ def test_the_head_and_its_gradient(trained: bool, monkeypatch: pytest.MonkeyPatc
 
 def test_no_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward over 64 times as many tokens as a chunk holds: the largest tensor made is a chunk."""
-    monkeypatch.setattr(lm_head, "_CHUNK", 16 * 1000)
+    monkeypatch.setattr(lm_head, "LOGITS_PER_CHUNK", 16 * 1000)
     hidden, weight = torch.randn(1024, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
     with torch.profiler.profile(profile_memory=True) as profile:
         lm_head.token_logps(hidden, torch.randint(1000, (1024,)), weight, None).sum().backward()
