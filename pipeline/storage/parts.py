@@ -223,12 +223,20 @@ def read_part(uri: str, name: str, columns: Sequence[str] | None = None) -> pa.T
     """
     fs, base = open_location(uri)
     try:
-        # No partitioning: a folder named "lr=0.1" is no column.
-        rows = pq.read_table(
-            f"{base}/{name}", columns=columns, filesystem=fs, partitioning=None, page_checksum_verification=True
-        )
+        return read_parquet(fs, f"{base}/{name}", columns)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(uri, name, error) from None
+
+
+def read_parquet(fs: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file and verify the checksums of its pages. `read_part` does this and words the errors.
+
+    Raises:
+        OSError: the file is missing or cannot be read, or a page is damaged.
+        pa.ArrowException: it is not a Parquet file, or it lacks a column.
+    """
+    # No partitioning: a folder named "lr=0.1" is not a column.
+    rows = pq.read_table(path, columns=columns, filesystem=fs, partitioning=None, page_checksum_verification=True)
     return rows.replace_schema_metadata()
 
 

@@ -1,7 +1,7 @@
-"""Reads the rows of the `references` table as articles to learn from.
+"""Reads the rows of the `references` table and checks them, one `Example` per article that has a pair.
 
-An article keeps only the completions that a pair needs; token ids stay as Arrow made them, so that a large table
-is a few bytes a token. Left out: making pairs, and splitting (`plan.py`).
+An example keeps only the completions that its pairs need. Token ids stay in Arrow's memory, so a large table takes a
+few bytes per token. The pairs are made in `stages/pairs.py`, and `batching.py` splits off the held-out articles.
 """
 
 import math
@@ -10,111 +10,120 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow.fs import FileSystem
 
+from pipeline.storage.files import open_location
+from pipeline.storage.parts import read_parquet
 from pipeline.training.batches.example import Example
 
 _COLUMNS = ["article_id", "prompt_ids", "summaries", "pairs", "reference_logps", "reference_digest"]
 
 
 def read_examples(path: str, parts: Sequence[str], reference_digest: str | None) -> list[Example]:
-    """Read a folder's Parquet parts, and check them.
+    """Read a table from a folder of Parquet parts, and check its rows.
 
     Args:
-        path: of the folder: an absolute path, or a URI such as `s3://bucket/folder`.
-        parts: the names of the files in it that are the table. Others may be there, such as what a worker wrote that
-            outlived its driver.
-        reference_digest: of the weights that the reference log-probabilities must be of; None: there are to be none.
+        path: the folder: an absolute path, or a URI such as `s3://bucket/folder`.
+        parts: names of the table's files in that folder. There may be other files, such as from a worker that outlived
+            its driver.
+        reference_digest: digest of the weights that the reference log-probabilities must be of; None if the rows must
+            have none.
 
     Returns:
         The articles that have a pair, in order of article_id.
 
     Raises:
-        OSError: a part cannot be read.
-        ValueError: a part that is damaged or gone, a missing column, an id that is there twice, a reference of other
-            weights or not computed, a pair that cannot be; or no pair at all.
+        OSError: a part cannot be read, because a page is damaged or the storage does not answer.
+        ValueError: a part is damaged, missing or lacks a column, an id occurs twice, a reference log-probability is
+            missing or of other weights, a pair is not possible, or there is no pair at all.
     """
-    tables = [_table(path, part) for part in parts]
+    tables = [_read_part(path, part) for part in parts]
     if not tables:
         raise ValueError(f"no row in {path} was kept: there is nothing to learn from")
     table = pa.concat_tables(tables, promote_options="permissive").combine_chunks().sort_by("article_id")
-    examples = [_example(row) for row in _iterate(table) if _checked(row, reference_digest)]
+    examples = []
+    for values in zip(*(table[column] for column in _COLUMNS), strict=True):
+        row = dict(zip(_COLUMNS, values, strict=True))
+        if row["pairs"].as_py():
+            _check_digest(row, reference_digest)
+            examples.append(_make_example(row))
     for before, after in pairwise(examples):
         if before.article_id == after.article_id:
-            raise ValueError(f"article {after.article_id} is there twice: an id names one row")
+            raise ValueError(f"article {after.article_id} occurs twice: an id must name one row")
     if not examples:
         raise ValueError(f"no row in {path} has a pair: there is nothing to learn from")
     return examples
 
 
-def _table(path: str, part: str) -> pa.Table:
-    filesystem, inner = FileSystem.from_uri(path)
+def _read_part(path: str, part: str) -> pa.Table:
+    filesystem, folder = open_location(path)
     try:
-        file = pq.ParquetFile(f"{inner}/{part}", filesystem=filesystem, page_checksum_verification=True)
-        missing = [column for column in _COLUMNS if column not in file.schema_arrow.names]
-        if missing:
-            raise ValueError(f"{path}/{part} lacks {missing}: it should be what the references stage wrote")
-        return file.read(columns=_COLUMNS)
+        return read_parquet(filesystem, f"{folder}/{part}", _COLUMNS)
     except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path}/{part} is damaged or gone: make the references again") from error
-    except OSError as error:  # a page that is damaged; or storage that is away for a moment
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path}/{part} is damaged or missing, or the references stage did not write it ({reason}): make the "
+            "references again"
+        ) from error
+    except OSError as error:  # a damaged page, or storage that does not answer for a moment
         raise OSError(f"{path}/{part} cannot be read: {error}") from error
 
 
-def _iterate(table: pa.Table) -> list[dict[str, pa.Scalar]]:
-    return [dict(zip(_COLUMNS, values, strict=True)) for values in zip(*(table[c] for c in _COLUMNS), strict=True)]
-
-
-def _checked(row: dict[str, pa.Scalar], reference_digest: str | None) -> bool:
-    """Whether the row has a pair; an error if the reference is not the expected one."""
-    if not row["pairs"].as_py():
-        return False
-    found = row["reference_digest"].as_py()
-    if found != reference_digest:
+def _check_digest(row: dict[str, pa.Scalar], expected: str | None) -> None:
+    digest = row["reference_digest"].as_py()
+    if digest != expected:
         raise ValueError(
-            f"article {row['article_id']}: its reference log-probabilities are of weights {found}, and they should be "
-            f"of {reference_digest}: make the references again with this model"
+            f"article {row['article_id']}: its reference log-probabilities are of weights {digest}, and they should be "
+            f"of {expected}: make the references again with this model"
         )
-    return True
 
 
-def _example(row: dict[str, pa.Scalar]) -> Example:
+def _make_example(row: dict[str, pa.Scalar]) -> Example:
     article_id, logps = row["article_id"].as_py(), row["reference_logps"].as_py() or []
-    referenced = row["reference_digest"].as_py() is not None
-    made = row["pairs"].as_py()
-    pairs = [(pair["chosen"], pair["rejected"]) for pair in made]
-    weights = tuple(1.0 if pair.get("weight") is None else pair["weight"] for pair in made)
-    count = len(row["summaries"])
-    for chosen, rejected in pairs:
-        if not (0 <= chosen < count and 0 <= rejected < count) or chosen == rejected:
-            raise ValueError(f"article {article_id}: pair ({chosen}, {rejected}) is not two of {count} summaries")
-    if not all(0 < weight < math.inf for weight in weights):
-        raise ValueError(f"article {article_id}: its pairs weigh {weights}, and a weight is a finite number above 0")
-    if referenced and len(logps) != count:
-        raise ValueError(f"article {article_id}: {count} summaries and {len(logps)} reference_logps")
+    has_reference = row["reference_digest"].as_py() is not None
+    row_pairs = row["pairs"].as_py()
+    pairs = [(pair["chosen"], pair["rejected"]) for pair in row_pairs]
+    weights = tuple(1.0 if pair.get("weight") is None else pair["weight"] for pair in row_pairs)
+    _check_pairs(article_id, pairs, weights, summaries=len(row["summaries"]))
     used = sorted({index for pair in pairs for index in pair})
-    for index in used if referenced else ():
-        if logps[index] is None or not math.isfinite(logps[index]):
-            raise ValueError(
-                f"article {article_id}: summary {index} is in a pair and its reference log-probability is "
-                f"{logps[index]}: make the references again"
-            )
-    written = row["summaries"].values
-    token_ids, sampled = written.field("token_ids"), written.field("logp").to_pylist()
+    if has_reference:
+        _check_logps(article_id, logps, used, summaries=len(row["summaries"]))
+    summaries = row["summaries"].values
+    token_ids, sampled_logps = summaries.field("token_ids"), summaries.field("logp").to_pylist()
     example = Example(
         article_id=article_id,
         prompt_ids=row["prompt_ids"].values.to_numpy(),
         completions=tuple(token_ids[index].values.to_numpy() for index in used),
         pairs=tuple((used.index(chosen), used.index(rejected)) for chosen, rejected in pairs),
-        reference_logps=tuple(logps[index] for index in used) if referenced else (),
-        sampled_logps=tuple(sampled[index] for index in used),
+        reference_logps=tuple(logps[index] for index in used) if has_reference else (),
+        sampled_logps=tuple(sampled_logps[index] for index in used),
         weights=weights,
     )
-    _refuse_empty(article_id, [example.prompt_ids, *example.completions])
+    _check_not_empty(article_id, [example.prompt_ids, *example.completions])
     return example
 
 
-def _refuse_empty(article_id: str, pieces: Sequence[np.ndarray]) -> None:
-    if any(len(piece) == 0 for piece in pieces):
+def _check_pairs(
+    article_id: str, pairs: Sequence[tuple[int, int]], weights: Sequence[float], *, summaries: int
+) -> None:
+    for chosen, rejected in pairs:
+        if not (0 <= chosen < summaries and 0 <= rejected < summaries) or chosen == rejected:
+            raise ValueError(f"article {article_id}: pair ({chosen}, {rejected}) is not two of {summaries} summaries")
+    if not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"article {article_id}: its pairs weigh {weights}, and a weight is a finite number above 0")
+
+
+def _check_logps(article_id: str, logps: Sequence[float | None], used: Sequence[int], *, summaries: int) -> None:
+    if len(logps) != summaries:
+        raise ValueError(f"article {article_id}: {summaries} summaries and {len(logps)} reference_logps")
+    for index in used:
+        logp = logps[index]
+        if logp is None or not math.isfinite(logp):
+            raise ValueError(
+                f"article {article_id}: summary {index} is in a pair and its reference log-probability is "
+                f"{logp}: make the references again"
+            )
+
+
+def _check_not_empty(article_id: str, token_ids: Sequence[np.ndarray]) -> None:
+    if any(len(ids) == 0 for ids in token_ids):
         raise ValueError(f"article {article_id}: its prompt, or a summary in a pair, has no tokens")

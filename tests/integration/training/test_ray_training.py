@@ -313,7 +313,7 @@ def test_bf16_passes_its_own_step_0(rows: list, model_path: Path, tmp_path: Path
         ({"reference_logps": [None, -1.0, -1.0, -1.0]}, "summary 0 is in a pair and its reference .* is None"),
         ({"reference_logps": [-1.0]}, "4 summaries and 1 reference_logps"),
         ({"pairs": [{"chosen": 0, "rejected": 4, "reason": ""}]}, r"pair \(0, 4\) is not two of 4"),
-        ({"article_id": "article-001"}, "article-001 is there twice"),
+        ({"article_id": "article-001"}, "article-001 occurs twice"),
         ({"prompt_ids": []}, "has no tokens"),
     ],
 )
@@ -343,7 +343,7 @@ def test_only_the_parts_of_the_table_are_read_and_none_that_is_damaged(rows: lis
     with pytest.raises(OSError, match=r"rows/0\.parquet cannot be read: .*CRC"):
         read_examples(path, PARTS, digest)
     part.unlink()
-    with pytest.raises(ValueError, match=r"rows/0\.parquet is damaged or gone"):
+    with pytest.raises(ValueError, match=r"rows/0\.parquet is damaged or missing"):
         read_examples(path, PARTS, digest)
 
 
