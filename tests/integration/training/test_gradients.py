@@ -1,4 +1,4 @@
-"""The gradient of a step does not depend on how it is cut up: real processes, FSDP2 and gloo, in float32."""
+"""The gradient of a step does not depend on how it is cut up. Uses real processes, FSDP2 and gloo, in float32."""
 
 import random
 from pathlib import Path
@@ -19,12 +19,12 @@ from tests.helpers.tiny_models import tiny_config, tiny_model
 VOCABULARY = 53
 CASES = range(8)
 BUDGETS = (1, 60, 10**6)  # each article alone; a few together; all in one row
-# A loss of each kind: of margins, per token, with an anchor, and without a reference.
+# One loss of each kind: of margins, per token, with sft, and without a reference.
 LOSSES = ("sigmoid", "ipo", ("sigmoid", "sft"), "simpo")
 
 
 def step_of(seed: int) -> list[Example]:
-    """A step with articles of very unlike sizes, and in some cases fewer of them than there are workers."""
+    """A step with articles of very different sizes, and in some cases with fewer articles than workers."""
     draw = random.Random(seed)
 
     def ids(longest: int) -> np.ndarray:
@@ -41,14 +41,14 @@ def step_of(seed: int) -> list[Example]:
 
 
 def gradients(rank: int, workers: int, folder: str) -> None:
-    """All cases on one of several workers; rank 0 writes the whole gradients."""
+    """Compute all cases on one of several workers; rank 0 writes the whole gradients."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{workers}", rank=rank, world_size=workers)
     config = tiny_config(vocab_size=VOCABULARY, intermediate_size=33)
     policy = PolicyModule(tiny_model(config, attention=tree_attention.NAME))
     if workers > 1:
         shard(policy, torch.device("cpu"), workers)
-    found = {}
+    whole_gradients = {}
     for case in CASES:
         examples = step_of(case)
         objective = Objective(
@@ -63,9 +63,9 @@ def gradients(rank: int, workers: int, folder: str) -> None:
                 losses = objective(**batch.by_pair(logps), mean_chosen_length=length)
                 (losses.sum() / pairs).backward()
             whole = [p.grad.full_tensor() if workers > 1 else p.grad for p in policy.parameters()]
-            found[case, budget] = torch.cat([gradient.flatten() for gradient in whole])
+            whole_gradients[case, budget] = torch.cat([gradient.flatten() for gradient in whole])
     if rank == 0:
-        torch.save(found, f"{folder}/gradients-{workers}.pt")
+        torch.save(whole_gradients, f"{folder}/gradients-{workers}.pt")
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Real Ray Train jobs: one worker against two, and a worker that is killed. And what is refused before training."""
+"""Training in this process and in real Ray Train jobs: resuming, killed workers, and input that is refused."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from tests.helpers.training import FolderCheckpointStore, settings
 
 LAYOUT = {"article_tree", "gradient_checkpointing", "torch_compile"}
 PARTS = ("0.parquet", "1.parquet")
-VOCABULARY = 65  # odd, like the inner size below, so that shards are uneven
+VOCABULARY = 65  # odd, like the intermediate size below, so that shards are uneven
 SETTINGS = settings(learning_rate=1e-3, num_train_epochs=2, pairs_per_step=8, weight_decay=0.01, eval_fraction=0.15)
 
 
@@ -54,7 +54,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(model_path: Path) -> list[dict[str, Any]]:
-    """Chosen summaries have only small tokens: something to learn."""
+    """Chosen summaries have only small token ids, which the policy can learn."""
     draw = random.Random(0)
     rows = []
     for number in range(30):
@@ -83,7 +83,7 @@ def rows(model_path: Path) -> list[dict[str, Any]]:
 
 
 def refer(rows: list[dict[str, Any]], model_path: Path, dtype: str, article_tree: bool = True) -> None:
-    """Fill in what the reference thinks of the summaries that pairs need: the first three."""
+    """Fill in the reference log-probabilities of the summaries that pairs need: the first three."""
     model = loading.load_model(model_path, dtype, article_tree=article_tree)
     articles = [(row["prompt_ids"], [s["token_ids"] for s in row["summaries"][:3]]) for row in rows]
     with torch.no_grad():
@@ -94,7 +94,7 @@ def refer(rows: list[dict[str, Any]], model_path: Path, dtype: str, article_tree
 
 
 def write(rows: list[dict[str, Any]], folder: Path) -> str:
-    """Two Parquet parts, neither in order, and what else is in a stage's folder."""
+    """Write two Parquet parts that are not in order, and the other files of a stage's folder."""
     ids = pa.list_(pa.int32())
     schema = pa.schema(
         {
@@ -117,8 +117,8 @@ def write(rows: list[dict[str, Any]], folder: Path) -> str:
     return str(folder)
 
 
-def alone(rows: list[dict[str, Any]], model_path: Path, folder: Path, **changes: Any) -> TrainLoop:
-    """The run in this process, without Ray; its checkpoints are in `folder`."""
+def local_loop(rows: list[dict[str, Any]], model_path: Path, folder: Path, **changes: Any) -> TrainLoop:
+    """A training in this process, without Ray, with its checkpoints in `folder`."""
     layout = {name: changes.pop(name) for name in LAYOUT & changes.keys()}
     digest = changes.pop("digest", None) or loading.weights_digest(model_path)
     return TrainLoop(
@@ -136,7 +136,7 @@ def alone(rows: list[dict[str, Any]], model_path: Path, folder: Path, **changes:
 @pytest.fixture(scope="module")
 def in_this_process(rows: list, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     folder = tmp_path_factory.mktemp("alone")
-    run = alone(rows, model_path, folder)
+    run = local_loop(rows, model_path, folder)
     answer = run.run()
     run.save(folder / "out")
     return answer, folder / "out"
@@ -146,7 +146,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_learns_and_says_so(in_this_process: tuple[dict, Path], model_path: Path) -> None:
+def test_training_lowers_the_loss_and_reports_it(in_this_process: tuple[dict, Path], model_path: Path) -> None:
     answer, out = in_this_process
     train = [line for line in lines(out) if "loss" in line]
     held_out = [line for line in lines(out) if "eval_loss" in line]
@@ -163,34 +163,34 @@ def test_a_run_learns_and_says_so(in_this_process: tuple[dict, Path], model_path
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_checkpoint_of_any_number_of_workers_goes_on(
+def test_a_checkpoint_of_any_number_of_workers_can_be_resumed(
     rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path], parts: int
 ) -> None:
-    run = alone(rows, model_path, tmp_path)
+    run = local_loop(rows, model_path, tmp_path)
     run.run()
-    kept = tmp_path / "last-000006"
-    tensors = load_file(kept / "rank-00000-of-00001.safetensors")
-    (kept / "rank-00000-of-00001.safetensors").unlink()
+    saved = tmp_path / "last-000006"
+    tensors = load_file(saved / "rank-00000-of-00001.safetensors")
+    (saved / "rank-00000-of-00001.safetensors").unlink()
     for part in range(parts):
-        rows_of_it = {name: tensor.chunk(parts)[part].contiguous() for name, tensor in tensors.items()}
-        save_file(rows_of_it, kept / f"rank-{part:05d}-of-{parts:05d}.safetensors")
+        shards = {name: tensor.chunk(parts)[part].contiguous() for name, tensor in tensors.items()}
+        save_file(shards, saved / f"rank-{part:05d}-of-{parts:05d}.safetensors")
 
-    again = alone(rows, model_path, tmp_path / "again")
-    answer = again.run(resume_from=kept)
+    again = local_loop(rows, model_path, tmp_path / "again")
+    answer = again.run(resume_from=saved)
     again.save(tmp_path / "out")
 
     assert [line["step"] for line in again.lines] == [line["step"] for line in run.lines]
-    assert loading.weights_digest(tmp_path / "out") == loading.weights_digest(in_this_process[1])  # to the last bit
+    assert loading.weights_digest(tmp_path / "out") == loading.weights_digest(in_this_process[1])  # bit for bit
     assert answer["step0_loss"] == in_this_process[0]["step0_loss"]
     assert answer["passport"] == in_this_process[0]["passport"]
 
 
 def test_a_checkpoint_with_a_part_missing_is_refused(rows: list, model_path: Path, tmp_path: Path) -> None:
-    alone(rows, model_path, tmp_path).run()
-    kept = tmp_path / "last-000003"
-    (kept / "rank-00000-of-00001.safetensors").rename(kept / "rank-00000-of-00002.safetensors")
+    local_loop(rows, model_path, tmp_path).run()
+    saved = tmp_path / "last-000003"
+    (saved / "rank-00000-of-00001.safetensors").rename(saved / "rank-00000-of-00002.safetensors")
     with pytest.raises(ValueError, match="last-000003 is not complete: it has .*rank-00000-of-00002"):
-        alone(rows, model_path, tmp_path / "again").run(resume_from=kept)
+        local_loop(rows, model_path, tmp_path / "again").run(resume_from=saved)
 
 
 @pytest.mark.parametrize(
@@ -201,18 +201,18 @@ def test_a_checkpoint_with_a_part_missing_is_refused(rows: list, model_path: Pat
         pytest.param({"torch_compile": True}, marks=pytest.mark.slow),
     ],
 )
-def test_a_layout_changes_nothing_but_rounding(
+def test_the_layout_changes_only_rounding(
     rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path], layout: dict[str, bool]
 ) -> None:
-    run = alone(rows, model_path, tmp_path, **layout)
+    run = local_loop(rows, model_path, tmp_path, **layout)
     run.run()
     run.save(tmp_path / "out")
     assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
 
 
 @pytest.fixture
-def at_odds(rows: list) -> list[dict[str, Any]]:
-    """Rows whose held-out articles have their verdicts swapped: the more is learned, the worse they do."""
+def overfitting_rows(rows: list) -> list[dict[str, Any]]:
+    """Rows whose held-out articles have swapped verdicts: the more the policy learns, the worse it does on them."""
 
     def swapped(row: dict[str, Any]) -> list[dict[str, Any]]:
         return [pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in row["pairs"]]
@@ -222,85 +222,91 @@ def at_odds(rows: list) -> list[dict[str, Any]]:
     return [row | {"pairs": swapped(row)} if row["article_id"] in held_out else row for row in rows]
 
 
-OFTEN = {"eval_steps": 2, "metric_for_best_model": "eval_loss"}
+FREQUENT_EVALUATION = {"eval_steps": 2, "metric_for_best_model": "eval_loss"}
 
 
-def test_the_best_weights_are_loaded_at_the_end(at_odds: list, model_path: Path, tmp_path: Path) -> None:
-    last = alone(at_odds, model_path, tmp_path / "last", **OFTEN)
+def test_the_best_weights_are_loaded_at_the_end(overfitting_rows: list, model_path: Path, tmp_path: Path) -> None:
+    last = local_loop(overfitting_rows, model_path, tmp_path / "last", **FREQUENT_EVALUATION)
     last.run()
     last.save(tmp_path / "last" / "out")
     losses = {line["step"]: line["eval_loss"] for line in last.lines if "eval_loss" in line and line["step"]}
     best = min(losses, key=lambda step: losses[step])
     assert best < max(losses) and len(losses) > 4
 
-    run = alone(at_odds, model_path, tmp_path / "best", **OFTEN, load_best_model_at_end=True)
+    run = local_loop(
+        overfitting_rows, model_path, tmp_path / "best", **FREQUENT_EVALUATION, load_best_model_at_end=True
+    )
     answer = run.run()
     run.save(tmp_path / "best" / "out")
 
     assert answer["best_step"] == best
     assert loading.weights_digest(tmp_path / "best" / "out") != loading.weights_digest(tmp_path / "last" / "out")
-    # What was saved is what was evaluated. (It is not its own reference, so nothing further comes of it.)
+    # The saved weights are those that were evaluated. They are not their own reference, so this run stops at step 0.
     digest = loading.weights_digest(model_path)
-    scored = alone(at_odds, tmp_path / "best" / "out", tmp_path / "scored", digest=digest, **OFTEN)
+    scored = local_loop(
+        overfitting_rows, tmp_path / "best" / "out", tmp_path / "scored", digest=digest, **FREQUENT_EVALUATION
+    )
     with pytest.raises(ValueError, match="at step 0"):
         scored.run()
     assert scored.lines[0]["eval_loss"] == pytest.approx(losses[best], abs=1e-6)
 
 
-def test_better_weights_push_out_older_ones_that_nobody_goes_back_to(
+def test_best_weights_are_pruned_unless_one_of_the_last_two_checkpoints_needs_them(
     rows: list, model_path: Path, tmp_path: Path
 ) -> None:
-    """Every evaluation is the best so far here, and a run may have to go back to either of the last two checkpoints."""
-    run = alone(rows, model_path, tmp_path, **OFTEN, load_best_model_at_end=True)
+    """Every evaluation here is the best so far, and a run may have to resume from one of the last two checkpoints."""
+    run = local_loop(rows, model_path, tmp_path, **FREQUENT_EVALUATION, load_best_model_at_end=True)
     answer = run.run()
     states = [json.loads((folder / "state.json").read_text()) for folder in sorted(tmp_path.glob("last-*"))]
 
     assert [state["best"] for state in states[-2:]] == states[-1]["bests"]
-    kept = {path.name for path in tmp_path.glob("best-*")}
-    assert kept == {f"best-{step:06d}" for step in (answer["best_step"], *states[-1]["bests"])}
+    remaining = {path.name for path in tmp_path.glob("best-*")}
+    assert remaining == {f"best-{step:06d}" for step in (answer["best_step"], *states[-1]["bests"])}
     assert answer["best_step"] == len(run.plan)
 
-    again = alone(rows, model_path, tmp_path / "again", **OFTEN, load_best_model_at_end=True)
+    again = local_loop(rows, model_path, tmp_path / "again", **FREQUENT_EVALUATION, load_best_model_at_end=True)
     again.run(resume_from=tmp_path / f"last-{states[1]['step']:06d}")
     assert again.state.bests == run.state.bests
 
 
-def test_who_asks_for_the_best_must_hold_somebody_out(rows: list, model_path: Path, tmp_path: Path) -> None:
+def test_early_stopping_needs_held_out_articles(rows: list, model_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="eval_fraction=0.0001 holds out none of 30 articles"):
-        alone(rows, model_path, tmp_path, eval_fraction=0.0001, early_stopping_patience=1)
+        local_loop(rows, model_path, tmp_path, eval_fraction=0.0001, early_stopping_patience=1)
 
 
-def test_a_run_of_one_step_learns(rows: list, model_path: Path, tmp_path: Path) -> None:
-    """All pairs in one step, and the default warm-up: it is not spent at a rate of 0."""
-    run = alone(rows, model_path, tmp_path, pairs_per_step=1000, num_train_epochs=1)
+def test_a_training_of_one_step_changes_the_weights(rows: list, model_path: Path, tmp_path: Path) -> None:
+    """All pairs are in one step, and with the default warmup its learning rate must not be 0."""
+    run = local_loop(rows, model_path, tmp_path, pairs_per_step=1000, num_train_epochs=1)
     run.run()
     run.save(tmp_path / "out")
     assert len(run.plan) == 1 and run.lines[1]["learning_rate"] > 0
     assert loading.weights_digest(tmp_path / "out") != loading.weights_digest(model_path)
 
 
-def test_a_run_stops_when_held_out_articles_say_so(at_odds: list, model_path: Path, tmp_path: Path) -> None:
-    run = alone(at_odds, model_path, tmp_path, **OFTEN, early_stopping_patience=2)
+def test_training_stops_early_when_the_held_out_loss_rises(
+    overfitting_rows: list, model_path: Path, tmp_path: Path
+) -> None:
+    run = local_loop(overfitting_rows, model_path, tmp_path, **FREQUENT_EVALUATION, early_stopping_patience=2)
     answer = run.run()
     losses = [(line["step"], line["eval_loss"]) for line in run.lines if "eval_loss" in line and line["step"]]
 
     assert answer["stopped_early"] and answer["steps"] < len(run.plan)
-    assert answer["best_step"] == min(losses, key=lambda pair: pair[1])[0] == losses[-3][0]  # two evaluations since
+    assert answer["best_step"] == min(losses, key=lambda pair: pair[1])[0] == losses[-3][0]  # two evaluations ago
 
 
-def test_a_reference_of_other_weights_stops_the_run(rows: list, model_path: Path, tmp_path: Path) -> None:
+def test_references_of_other_weights_stop_the_training(rows: list, model_path: Path, tmp_path: Path) -> None:
     wrong = [{**row, "reference_logps": [logp and logp + 0.1 * i for i, logp in enumerate(row["reference_logps"])]}
              for row in rows]  # fmt: skip
     with pytest.raises(ValueError, match="at step 0, before any update, log-probabilities differ"):
-        alone(wrong, model_path, tmp_path).run()
+        local_loop(wrong, model_path, tmp_path).run()
 
 
 @pytest.mark.parametrize("beta", [0.1, 10])
-def test_bf16_passes_its_own_step_0(rows: list, model_path: Path, tmp_path: Path, beta: float) -> None:
-    """References one sequence at a time, training on trees: in bf16 they differ, and a large beta makes it no worse."""
+def test_bf16_passes_the_step_0_check(rows: list, model_path: Path, tmp_path: Path, beta: float) -> None:
+    """References from single sequences, training on trees: they differ in bf16, and a large beta must not matter."""
     rows = [{**row, "reference_logps": [None] * 4} for row in rows[:-1]]
     refer(rows, model_path, "bfloat16", article_tree=False)
-    run = alone(rows, model_path, tmp_path, dtype="bfloat16", num_train_epochs=1, beta=beta)
+    run = local_loop(rows, model_path, tmp_path, dtype="bfloat16", num_train_epochs=1, beta=beta)
     answer = run.run()
 
     assert answer["step0_max_abs_margin"] > 1e-3 * beta and answer["final_loss"] < answer["step0_loss"]
@@ -317,23 +323,23 @@ def test_bf16_passes_its_own_step_0(rows: list, model_path: Path, tmp_path: Path
         ({"prompt_ids": []}, "has no tokens"),
     ],
 )
-def test_rows_that_cannot_be(rows: list, tmp_path: Path, change: dict, message: str) -> None:
+def test_invalid_rows_are_refused(rows: list, tmp_path: Path, change: dict, message: str) -> None:
     path = write([{**rows[0], **change}, *rows[1:]], tmp_path / "rows")
     with pytest.raises(ValueError, match=message):
         read_examples(path, PARTS, rows[0]["reference_digest"])
 
 
-def test_no_pairs_at_all(rows: list, tmp_path: Path) -> None:
+def test_a_table_without_pairs_is_refused(rows: list, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to learn from"):
         read_examples(
             write([{**row, "pairs": []} for row in rows], tmp_path / "rows"), PARTS, rows[0]["reference_digest"]
         )
 
 
-def test_only_the_parts_of_the_table_are_read_and_none_that_is_damaged(rows: list, tmp_path: Path) -> None:
+def test_only_the_parts_of_the_table_are_read_and_damaged_ones_are_refused(rows: list, tmp_path: Path) -> None:
     path, digest = write(rows, tmp_path / "rows"), rows[0]["reference_digest"]
     examples = read_examples(path, PARTS, digest)
-    shutil.copy(tmp_path / "rows/0.parquet", tmp_path / "rows/late.parquet")  # by a worker of a driver that is dead
+    shutil.copy(tmp_path / "rows/0.parquet", tmp_path / "rows/late.parquet")  # as if from a worker of a dead driver
     assert [e.article_id for e in read_examples(path, PARTS, digest)] == [e.article_id for e in examples]
     part = tmp_path / "rows/0.parquet"
     column = pq.read_metadata(part).row_group(0).column(0)
@@ -347,7 +353,14 @@ def test_only_the_parts_of_the_table_are_read_and_none_that_is_damaged(rows: lis
         read_examples(path, PARTS, digest)
 
 
-def by_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[str, Any]:
+def test_a_part_without_a_needed_column_is_refused(rows: list, tmp_path: Path) -> None:
+    path, part = write(rows, tmp_path / "rows"), tmp_path / "rows/1.parquet"
+    pq.write_table(pq.read_table(part).drop_columns(["pairs"]), part, write_page_checksum=True)
+    with pytest.raises(ValueError, match=r"rows/1\.parquet .* the references stage did not write it \(.*pairs"):
+        read_examples(path, PARTS, rows[0]["reference_digest"])
+
+
+def train_with_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[str, Any]:
     from pipeline.training.ray_job import run_training
 
     arguments = {
@@ -363,52 +376,53 @@ def by_ray(rows: list, model_path: Path, folder: Path, **options: Any) -> dict[s
     return run_training(**(arguments | options))
 
 
-def one_of(name: str) -> int:
-    """Process id of such an actor among the descendants of this process: of the Ray that this test started."""
+def find_actor(name: str) -> int:
+    """Process id of an actor of this name in the Ray that this test started, among this process's descendants."""
     descendants = psutil.Process().children(recursive=True)
     return next(p.pid for p in descendants if "".join(p.cmdline()[:1]).startswith(f"ray::{name}"))
 
 
 def assert_same_run(ours: Path, theirs: Path, tolerance: float) -> None:
-    for mine, other in zip(lines(ours), lines(theirs), strict=True):
-        assert mine.keys() == other.keys()
-        unlike = {"tokens_per_second", "naive_tokens_per_second", "peak_memory_gib"}
-        if mine["step"] <= 2:  # policy is reference (the first update has a rate of 0): rounding decides who is larger
-            unlike |= {name for name in mine if name.endswith(("accuracies", "fell"))}
-        for name in mine.keys() - unlike:
-            assert mine[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), (name, mine["step"])
+    for line, expected_line in zip(lines(ours), lines(theirs), strict=True):
+        assert line.keys() == expected_line.keys()
+        ignored = {"tokens_per_second", "naive_tokens_per_second", "peak_memory_gib"}
+        if line["step"] <= 2:  # policy and reference are equal (the first update has a rate of 0): rounding decides
+            ignored |= {name for name in line if name.endswith(("accuracies", "fell"))}
+        for name in line.keys() - ignored:
+            expected_value = pytest.approx(expected_line[name], rel=tolerance, abs=tolerance)
+            assert line[name] == expected_value, (name, line["step"])
     expected = loading.load_model(theirs, "float32").state_dict()
     torch.testing.assert_close(
         dict(loading.load_model(ours, "float32").state_dict()), dict(expected), rtol=tolerance, atol=tolerance
     )
 
 
-def test_two_workers_give_what_one_gives_even_if_one_is_killed(
+def test_two_workers_give_the_same_result_as_one_even_if_one_is_killed(
     ray_cluster: None, rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path]
 ) -> None:
-    """Other packing, weights in two uneven shards, and a SIGKILL in the middle: the same run to rounding."""
+    """With another packing, two uneven shards and a SIGKILL in the middle, only rounding differs."""
     seen: list[dict[str, Any]] = []
     killed: list[int] = []
 
     def kill_once(line: dict[str, Any]) -> None:
         seen.append(line)
-        # Ray Train holds the second checkpoint back until it has taken the first: by step 7 there is one for sure.
+        # Ray Train delays the second checkpoint until it has taken the first, so at step 7 there is at least one.
         if line["step"] == 7 and not killed:
-            killed.append(one_of("RayTrainWorker"))
+            killed.append(find_actor("RayTrainWorker"))
             os.kill(killed[0], signal.SIGKILL)
 
-    answer = by_ray(rows, model_path, tmp_path, on_progress=kill_once)
+    answer = train_with_ray(rows, model_path, tmp_path, on_progress=kill_once)
 
     steps = [line["step"] for line in seen if "loss" in line]
-    assert killed and steps.count(7) == 2 and steps.count(1) == 1  # it went on after step 3 or 6, not from the start
+    assert killed and steps.count(7) == 2 and steps.count(1) == 1  # it resumed after step 3 or 6, not from the start
     assert answer["steps"] == seen[0]["steps"] == steps[-1]
     assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
 
 
-def test_a_killed_controller_and_a_killed_queue_cost_a_few_steps(
+def test_training_resumes_after_controller_and_queue_are_killed(
     ray_cluster: None, rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path]
 ) -> None:
-    """Neither is started again by Ray Train; a node that goes may take both along."""
+    """Ray Train restarts neither, and a node that is lost may take both with it."""
     seen: list[dict[str, Any]] = []
     killed: list[int] = []
 
@@ -416,29 +430,29 @@ def test_a_killed_controller_and_a_killed_queue_cost_a_few_steps(
         seen.append(line)
         if line["step"] == 7 and not killed:
             for name in ("TrainController", "_QueueActor"):
-                killed.append(one_of(name))
+                killed.append(find_actor(name))
                 os.kill(killed[-1], signal.SIGKILL)
 
     hardware = TrainerHardware(tokens_per_batch=60, save_steps=3)
-    answer = by_ray(rows, model_path, tmp_path, hardware=hardware, on_progress=kill_both)
+    answer = train_with_ray(rows, model_path, tmp_path, hardware=hardware, on_progress=kill_both)
 
     steps = [line["step"] for line in seen if "loss" in line]
-    assert len(killed) == 2 and steps.count(1) == 1, "it went on, and not from the start"
+    assert len(killed) == 2 and steps.count(1) == 1, "it resumed, and not from the start"
     assert answer["steps"] == seen[0]["steps"] == steps[-1]
     assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
 
 
-def test_what_is_wrong_comes_back_as_it_was_said(
+def test_a_workers_error_reaches_the_driver_with_its_message(
     ray_cluster: None, rows: list, model_path: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="are of weights .*, and they should be of other"):
-        by_ray(rows, model_path, tmp_path, hardware=TrainerHardware(), reference_digest="other")
+        train_with_ray(rows, model_path, tmp_path, hardware=TrainerHardware(), reference_digest="other")
 
 
 @pytest.fixture(scope="module")
-def started(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy of a later round: the reference's weights, and a little more."""
-    folder = tmp_path_factory.mktemp("started")
+def later_policy(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy of a later round: the reference's weights plus a little noise."""
+    folder = tmp_path_factory.mktemp("later-policy")
     model = loading.load_model(model_path, "float32")
     torch.manual_seed(1)
     with torch.no_grad():
@@ -450,18 +464,18 @@ def started(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_base_as_reference_is_not_where_training_starts(
-    rows: list, model_path: Path, started: Path, tmp_path: Path
+def test_training_can_start_from_a_policy_that_is_not_the_reference(
+    rows: list, model_path: Path, later_policy: Path, tmp_path: Path
 ) -> None:
-    """Step 0 has the loss of the margins that policy and base already have, by Hugging Face's own forward."""
+    """The loss at step 0 is that of the margins between policy and base, by Hugging Face's own forward."""
     digest = loading.weights_digest(model_path)
     options = SETTINGS | {"pairs_per_step": 10_000, "num_train_epochs": 1, "eval_fraction": 0.0}
     examples = read_examples(write(rows, tmp_path / "rows"), PARTS, digest)
     layout = {"tokens_per_batch": 200, "device": torch.device("cpu")}
-    answer = TrainLoop(examples, str(started), options, **layout, from_reference=False).run()
+    answer = TrainLoop(examples, str(later_policy), options, **layout, from_reference=False).run()
 
     margins = []
-    policy, base = (loading.load_model(path, "float32", article_tree=False) for path in (started, model_path))
+    policy, base = (loading.load_model(path, "float32", article_tree=False) for path in (later_policy, model_path))
     for row in rows:
         completions = [summary["token_ids"] for summary in row["summaries"]]
         with torch.no_grad():
@@ -472,41 +486,41 @@ def test_the_base_as_reference_is_not_where_training_starts(
     expected = -torch.nn.functional.logsigmoid(SETTINGS["beta"] * torch.tensor(margins)).mean()
     assert answer["step0_loss"] == pytest.approx(float(expected), abs=1e-5)
     assert abs(answer["step0_loss"] - 0.693147) > 1e-3
-    assert answer["passport"]["vllm_vs_trainer_max"] is None, "no sampler was asked"
+    assert answer["passport"]["vllm_vs_trainer_max"] is None, "the rows have no log-probabilities from the sampler"
     with pytest.raises(ValueError, match="at step 0"):
-        TrainLoop(examples, str(started), options, **layout).run()
+        TrainLoop(examples, str(later_policy), options, **layout).run()
 
 
-def test_a_reference_column_of_other_weights_is_found_out(
-    rows: list, model_path: Path, started: Path, tmp_path: Path
+def test_references_of_another_model_than_the_reference_are_refused(
+    rows: list, model_path: Path, later_policy: Path, tmp_path: Path
 ) -> None:
     examples = read_examples(write(rows, tmp_path / "rows"), PARTS, loading.weights_digest(model_path))
     device = torch.device("cpu")
     consistency.check_reference(str(model_path), examples, "float32", device, article_tree=True)
     with pytest.raises(ValueError, match="the references are of other weights"):
-        consistency.check_reference(str(started), examples, "float32", device, article_tree=True)
+        consistency.check_reference(str(later_policy), examples, "float32", device, article_tree=True)
 
 
 def test_the_sampler_is_compared_with_the_policy_and_not_with_the_base(
-    rows: list, model_path: Path, started: Path, tmp_path: Path
+    rows: list, model_path: Path, later_policy: Path, tmp_path: Path
 ) -> None:
-    policy = loading.load_model(started, "float32", article_tree=False)
+    policy = loading.load_model(later_policy, "float32", article_tree=False)
     sampled = []
     for row in rows:
         with torch.no_grad():
             logps = plain_logps(policy, row["prompt_ids"], [s["token_ids"] for s in row["summaries"]]).tolist()
-        told = [summary | {"logp": logp} for summary, logp in zip(row["summaries"], logps, strict=True)]
-        sampled.append(row | {"summaries": told})
+        summaries = [summary | {"logp": logp} for summary, logp in zip(row["summaries"], logps, strict=True)]
+        sampled.append(row | {"summaries": summaries})
     examples = read_examples(write(sampled, tmp_path / "rows"), PARTS, loading.weights_digest(model_path))
-    model = PolicyModule(loading.load_model(started, "float32"))
-    found = consistency.measure_consistency(model, examples, torch.device("cpu"), is_reference=False)
-    assert 0 < found["vllm_vs_trainer_max"] < 1e-4
+    model = PolicyModule(loading.load_model(later_policy, "float32"))
+    values = consistency.measure_consistency(model, examples, torch.device("cpu"), is_reference=False)
+    assert 0 < values["vllm_vs_trainer_max"] < 1e-4
     assert consistency.measure_consistency(model, examples, torch.device("cpu"))["vllm_vs_trainer_max"] > 1e-3
 
 
 @pytest.mark.slow
-def test_one_worker_finds_the_wrong_reference_and_all_of_them_stop(
-    ray_cluster: None, rows: list, model_path: Path, started: Path, tmp_path: Path
+def test_all_workers_stop_if_one_finds_a_wrong_reference(
+    ray_cluster: None, rows: list, model_path: Path, later_policy: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="the references are of other weights"):
-        by_ray(rows, started, tmp_path, reference_path=started.as_uri())
+        train_with_ray(rows, later_policy, tmp_path, reference_path=later_policy.as_uri())

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from pipeline.training.batches.article_tree import first_fit_rows, pack_row, pack_rows
 
 
-def test_two_articles_in_one_row() -> None:
+def test_pack_row_lays_out_two_articles_in_one_row() -> None:
     tree = pack_row([([10, 11, 12], [[20, 21], [30]]), ([40], [[50, 51]])])
 
     assert tree.input_ids.tolist() == [[10, 11, 12, 20, 21, 30, 40, 50, 51]]
     assert tree.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 2]]
     assert tree.article.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1]
     assert tree.branch.tolist() == [-1, -1, -1, 0, 0, 1, -1, 2, 2]
-    assert tree.predictors.tolist() == [2, 3, 2, 6, 7]  # a branch begins after the last token of its prompt
+    assert tree.predictors.tolist() == [2, 3, 2, 6, 7]  # the last prompt token predicts a branch's first token
     assert tree.targets.tolist() == [20, 21, 30, 50, 51]
     assert tree.owner.tolist() == [0, 0, 1, 2, 2]
     assert tree.completions == ((0, 0), (0, 1), (1, 0))
@@ -42,13 +42,13 @@ def test_two_articles_in_one_row() -> None:
         (([1], [[2], []]), "completion 1 of article 0 is empty"),
     ],
 )
-def test_nothing_to_score_is_refused(article: tuple, message: str) -> None:
+def test_pack_row_refuses_empty_prompts_and_completions(article: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pack_row([article])
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 60))
-def test_packing_keeps_every_item_once_and_the_budget(sizes: list[int], budget: int) -> None:
+def test_first_fit_rows_packs_every_item_once_within_the_budget(sizes: list[int], budget: int) -> None:
     rows = first_fit_rows(sizes, budget)
 
     assert sorted(item for row in rows for item in row) == list(range(len(sizes)))
@@ -56,12 +56,12 @@ def test_packing_keeps_every_item_once_and_the_budget(sizes: list[int], budget: 
         assert len(row) == 1 or sum(sizes[item] for item in row) <= budget
 
 
-def test_a_budget_of_nothing_is_refused() -> None:
+def test_first_fit_rows_refuses_a_budget_of_zero() -> None:
     with pytest.raises(ValueError, match="tokens_per_batch is 0"):
         first_fit_rows([1], 0)
 
 
-def test_a_forest_leads_back_to_the_articles() -> None:
+def test_pack_rows_numbers_completions_by_article() -> None:
     articles = [([1, 2], [[3], [4]]), ([5] * 20, [[6]]), ([7], [[8]])]
     trees = pack_rows(articles, tokens_per_batch=8)
 
@@ -71,7 +71,7 @@ def test_a_forest_leads_back_to_the_articles() -> None:
             assert tree.targets[tree.owner == number].tolist() == articles[article][1][completion]
 
 
-def test_moving_a_tree_moves_all_of_it() -> None:
+def test_moving_a_tree_moves_all_its_tensors() -> None:
     tree = pack_row([([1], [[2]])]).to("meta")
 
     assert tree.mask().device == torch.device("meta") and tree.owner.device == torch.device("meta")

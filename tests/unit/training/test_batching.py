@@ -1,4 +1,4 @@
-"""The plan of steps, and that gradients do not depend on how a step is cut up."""
+"""The plan of steps. Gradients do not depend on how a step is cut into batches."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ from tests.helpers.tiny_models import tiny_config, tiny_model
 from tests.helpers.training import VOCABULARY, article_ids, random_examples
 
 
-def test_the_split_is_by_id_and_about_the_fraction() -> None:
+def test_the_held_out_split_depends_on_ids_and_is_about_the_fraction() -> None:
     examples = random_examples(1000)
     train, held_out = split_held_out(examples, 0.1)
 
@@ -29,7 +29,7 @@ def test_the_split_is_by_id_and_about_the_fraction() -> None:
 
 
 @given(st.integers(1, 30), st.integers(1, 20), st.integers(1, 3), st.integers(0, 5))
-def test_every_epoch_takes_every_article_once(count: int, pairs_per_step: int, epochs: int, seed: int) -> None:
+def test_every_epoch_uses_every_article_once(count: int, pairs_per_step: int, epochs: int, seed: int) -> None:
     examples = random_examples(count)
     plan = plan_steps(examples, epochs=epochs, pairs_per_step=pairs_per_step, seed=seed)
 
@@ -39,14 +39,16 @@ def test_every_epoch_takes_every_article_once(count: int, pairs_per_step: int, e
     assert [plan[end].epoch for end in ends] == list(range(1, epochs + 1))
     for number, step in enumerate(plan):
         assert step.pairs >= pairs_per_step or number in ends
-        assert step.pairs - len(step.examples[-1].pairs) < pairs_per_step  # one article fewer was not enough
+        assert (
+            step.pairs - len(step.examples[-1].pairs) < pairs_per_step
+        )  # without its last article the step was not full
     assert [article_ids(step.examples) for step in plan] == [
         article_ids(step.examples)
         for step in plan_steps(examples[::-1], epochs=epochs, pairs_per_step=pairs_per_step, seed=seed)
     ]
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_each_epoch_and_seed_has_its_own_order() -> None:
     first, second = plan_steps(random_examples(20), epochs=2, pairs_per_step=1000, seed=0)
     (other,) = plan_steps(random_examples(20), epochs=1, pairs_per_step=1000, seed=1)
 
@@ -54,23 +56,23 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 100))
-def test_workers_share_all_the_work_and_stay_in_step(count: int, workers: int, budget: int) -> None:
+def test_workers_share_all_articles_and_make_equally_many_batches(count: int, workers: int, budget: int) -> None:
     examples = random_examples(count)
-    hands = deal_to_workers(examples, workers)
-    loads = [sum(example.tokens for example in hand) for hand in hands]
+    shares = deal_to_workers(examples, workers)
+    loads = [sum(example.tokens for example in share) for share in shares]
     batches = [micro_batches(examples, rank=rank, workers=workers, tokens_per_batch=budget) for rank in range(workers)]
 
-    assert sorted(name for hand in hands for name in article_ids(hand)) == article_ids(examples)
+    assert sorted(name for share in shares for name in article_ids(share)) == article_ids(examples)
     assert max(loads) - min(loads) <= max(example.tokens for example in examples)
-    assert len({len(mine) for mine in batches}) == 1
-    pairs = sum(len(batch.chosen) for mine in batches for batch in mine)
+    assert len({len(own_batches) for own_batches in batches}) == 1
+    pairs = sum(len(batch.chosen) for own_batches in batches for batch in own_batches)
     assert pairs == sum(len(example.pairs) for example in examples)
 
 
 def gradient(
     model: torch.nn.Module, examples: list[Example], workers: int, budget: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `workers` workers sum up to."""
+    """The loss and gradient that `workers` workers sum up to."""
     model.zero_grad()
     pairs = sum(len(example.pairs) for example in examples)
     total = torch.zeros((), dtype=torch.float64)
@@ -93,7 +95,7 @@ def gradient(
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 3), st.sampled_from([1, 20, 45, 1000]), st.integers(0, 100))
-def test_gradients_are_the_same_however_a_step_is_cut_up(count: int, workers: int, budget: int, seed: int) -> None:
+def test_gradients_do_not_depend_on_how_a_step_is_cut_up(count: int, workers: int, budget: int, seed: int) -> None:
     model = tiny_model(tiny_config(vocab_size=VOCABULARY), attention="article_tree").double()
     examples = random_examples(count, seed)
     loss, whole = gradient(model, examples, workers=1, budget=10**9)

@@ -1,4 +1,4 @@
-"""Model folders, their digest, and the optimizer that changes them."""
+"""Model folders: loading, digest and saving. Also the optimizer and its learning rates."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_dropout_is_off_in_any_mode(tmp_path: Path) -> None:
+def test_dropout_is_off_even_in_train_mode(tmp_path: Path) -> None:
     save_tiny_model(tmp_path, "gpt2", vocab_size=40, num_hidden_layers=1)
     model = load_model(tmp_path, "float32").train()
     ids = torch.arange(10)[None]
@@ -36,7 +36,7 @@ def test_dropout_is_off_in_any_mode(tmp_path: Path) -> None:
     torch.testing.assert_close(model(ids).logits, model(ids).logits, rtol=0, atol=0)
 
 
-def test_loading_is_in_the_dtype_asked_for(folder: Path) -> None:
+def test_a_model_is_loaded_in_the_requested_dtype(folder: Path) -> None:
     assert {p.dtype for p in load_model(folder, "bfloat16").parameters()} == {torch.bfloat16}
 
 
@@ -51,7 +51,7 @@ def test_weights_that_do_not_fill_the_model_are_refused(folder: Path) -> None:
         load_model(folder / "nowhere", "float32")
 
 
-def test_the_digest_names_weights_not_files(folder: Path, tmp_path: Path) -> None:
+def test_the_digest_depends_on_weights_and_not_on_files(folder: Path, tmp_path: Path) -> None:
     before = weights_digest(folder)
     load_model(folder, "float32").save_pretrained(tmp_path / "cut", max_shard_size="5KB")
     assert len(list((tmp_path / "cut").glob("*.safetensors"))) > 1
@@ -74,7 +74,7 @@ def digest_after(folder: Path, change: object) -> str:
         save_file(tensors, path, metadata={"format": "pt"})
 
 
-def test_saving_changes_the_weights_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+def test_saving_changes_only_the_weights(folder: Path, tmp_path: Path) -> None:
     model = load_model(folder, "bfloat16")
     with torch.no_grad():
         model.model.norm.weight.add_(1)
@@ -84,7 +84,7 @@ def test_saving_changes_the_weights_and_nothing_else(folder: Path, tmp_path: Pat
     for out in (tmp_path / "from-state", tmp_path / "from-model"):
         assert weights_digest(out) == weights_digest(tmp_path / "from-state") != weights_digest(folder)
         assert (out / "chat_template.jinja").read_text() == '"chat_template.jinja"'
-        assert not (out / "record.json").exists()  # true of the source only
+        assert not (out / "record.json").exists()  # it is about the source's weights
         config = json.loads((out / "config.json").read_text())
         assert config["attention_dropout"] == 0.1 and config["dtype"] == "bfloat16"
         torch.testing.assert_close(load_model(out, "bfloat16").state_dict(), model.state_dict())
@@ -102,7 +102,7 @@ def test_saving_changes_the_weights_and_nothing_else(folder: Path, tmp_path: Pat
         ("constant", lambda optimizer, warmup, total: get_constant_schedule_with_warmup(optimizer, warmup)),
     ],
 )
-def test_learning_rates_are_those_of_transformers(kind: str, schedule: object) -> None:
+def test_learning_rates_equal_those_of_transformers(kind: str, schedule: object) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
     theirs = schedule(optimizer, 3, 25)
     for step in range(25):
@@ -114,7 +114,7 @@ def test_learning_rates_are_those_of_transformers(kind: str, schedule: object) -
         learning_rate(9, total=25, peak=1, warmup_ratio=0.1, kind="exponential")
 
 
-def test_bf16_models_keep_updates_smaller_than_their_spacing() -> None:
+def test_a_bf16_model_keeps_updates_smaller_than_its_spacing() -> None:
     linear = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
     torch.nn.init.ones_(linear.weight)
     optimizer = Optimizer(linear, ADAMW | {"weight_decay": 0.0})
@@ -123,10 +123,10 @@ def test_bf16_models_keep_updates_smaller_than_their_spacing() -> None:
         optimizer.collect()
         optimizer.step(1e-4)
 
-    assert linear.weight.item() == pytest.approx(0.99, abs=0.004)  # each update alone is a 40th of the spacing
+    assert linear.weight.item() == pytest.approx(0.99, abs=0.004)  # one update is a 40th of the spacing
 
 
-def test_micro_batches_add_up_to_torchs_own_step() -> None:
+def test_micro_batches_add_up_to_a_step_of_torchs_adamw() -> None:
     torch.manual_seed(0)
     ours, theirs = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
     theirs.load_state_dict(ours.state_dict())
@@ -149,7 +149,7 @@ def test_micro_batches_add_up_to_torchs_own_step() -> None:
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
     linear = torch.nn.Linear(2, 1)
     before = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
     optimizer = Optimizer(linear, ADAMW)

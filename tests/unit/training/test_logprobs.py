@@ -1,4 +1,4 @@
-"""Log-probabilities and gradients on a tree against Hugging Face's forward, one sequence at a time."""
+"""Compares log-probabilities and gradients on a tree with Hugging Face's forward, one sequence at a time."""
 
 import random
 import warnings
@@ -33,7 +33,7 @@ SMALL = {
     "max_position_embeddings": 128,
 }
 UNGROUPED = {name: size for name, size in SMALL.items() if name != "num_key_value_heads"}
-# A large initial range, so that a wrong mask or position shows.
+# A large initial range, so that a wrong mask or position changes the result.
 CONFIGS = {
     "llama": tiny_config(**SMALL, initializer_range=0.3),
     "llama-tied": tiny_config(**SMALL, initializer_range=0.3, tie_word_embeddings=True),
@@ -57,7 +57,7 @@ CONFIGS = {
 
 def model_of(config: object, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     model = tiny_model(config, attention=tree_attention.NAME).to(dtype)
-    last_layer.skip_unread_tokens(model)  # as `weights.load` does
+    last_layer.skip_unread_tokens(model)  # as `loading.load_model` does
     return model
 
 
@@ -87,7 +87,7 @@ def one_at_a_time(model: PreTrainedModel, articles: list[Article]) -> dict:
 
 def gradient(model: PreTrainedModel, logps: dict) -> torch.Tensor:
     model.zero_grad()
-    # Unlike weights, so that mixing up two completions shows.
+    # Different factors, so that mixing up two completions changes the gradient.
     sum(logp * (1 + i + 0.3 * j) for (i, j), logp in logps.items()).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -96,10 +96,12 @@ def gradient(model: PreTrainedModel, logps: dict) -> torch.Tensor:
     ("name", "dtype", "absolute", "relative"),
     [
         *((name, torch.float32, 1e-4, 1e-5) for name in CONFIGS),
-        ("gpt2", torch.float64, 1e-12, 1e-13),  # the only one here without a float32 norm inside
+        ("gpt2", torch.float64, 1e-12, 1e-13),  # the only model here that has no float32 norm
     ],
 )
-def test_tree_equals_one_sequence_at_a_time(name: str, dtype: torch.dtype, absolute: float, relative: float) -> None:
+def test_the_tree_equals_one_sequence_at_a_time(
+    name: str, dtype: torch.dtype, absolute: float, relative: float
+) -> None:
     model, articles = model_of(CONFIGS[name], dtype), articles_of(seed=1)
     plain = one_at_a_time(model, articles)
     expected = gradient(model, plain)
@@ -111,8 +113,8 @@ def test_tree_equals_one_sequence_at_a_time(name: str, dtype: torch.dtype, absol
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_the_head_and_its_gradient(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole, and in chunks of 3 tokens; with a head that learns and with a frozen one."""
+def test_the_head_and_its_gradient_are_exact_in_chunks(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one chunk and in chunks of 3 tokens, with a trained and with a frozen head."""
     torch.manual_seed(0)
     hidden = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 4, dtype=torch.float64, requires_grad=trained)
@@ -127,8 +129,8 @@ def test_the_head_and_its_gradient(trained: bool, monkeypatch: pytest.MonkeyPatc
         assert gradcheck(lambda h, w: lm_head.token_logps(h, targets, w, None), (hidden, weight))
 
 
-def test_no_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward and backward over 64 times as many tokens as a chunk holds: the largest tensor made is a chunk."""
+def test_the_head_never_holds_more_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward over 64 chunks of tokens: the largest tensor is as large as one chunk."""
     monkeypatch.setattr(lm_head, "LOGITS_PER_CHUNK", 16 * 1000)
     hidden, weight = torch.randn(1024, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
     with torch.profiler.profile(profile_memory=True) as profile:
@@ -138,8 +140,8 @@ def test_no_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("window", [None, 9])
-def test_pieces_and_blocks_are_what_the_mask_says(window: int | None) -> None:
-    """The CPU's way, FlexAttention's (interpreted, which is what there is without CUDA) and the definition."""
+def test_dense_and_flex_attention_equal_attention_with_the_mask(window: int | None) -> None:
+    """Compares the CPU's kernels and FlexAttention (interpreted, because there is no CUDA) with the whole mask."""
     articles = [([1] * 30, [[2] * 200, [3] * 190, [4] * 7]), ([1] * 5, [[2] * 3]), ([1] * 40, [[2] * 9] * 6)]
     tree = pack_row(articles)
     assert [len(span.groups) for span in tree.articles] == [2, 1, 1]
@@ -153,22 +155,23 @@ def test_pieces_and_blocks_are_what_the_mask_says(window: int | None) -> None:
 
     torch.testing.assert_close(tree_attention.dense_kernels(q, k, v, tree, None, window), expected)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is not compiled
+        warnings.simplefilter("ignore")  # FlexAttention warns that it is not compiled
         torch.testing.assert_close(tree_attention.flex_kernel(q, k, v, tree, None, window), expected)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_last_network_runs_for_what_is_read_and_no_more(name: str) -> None:
-    model, seen = model_of(CONFIGS[name]), []
+def test_the_last_mlp_runs_only_for_tokens_that_predict_something(name: str) -> None:
+    model, token_counts = model_of(CONFIGS[name]), []
     linear = next(m for m in reversed([*model.base_model.modules()]) if isinstance(m, torch.nn.Linear | Conv1D))
-    linear.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
+    linear.register_forward_hook(lambda _, inputs, __: token_counts.append(inputs[0].shape[1]))
     completion_logps(model, pack_row([([1] * 20, [[2] * 3, [3] * 4])]))
     plain_logps(model, [1] * 20, [[2] * 3])
 
-    assert seen == [1 + 2 + 3, 23]  # the last of the prompt, and all but the last of each completion; then all
+    # On the tree: the last prompt token, and all tokens of each completion but its last. Without a tree: all tokens.
+    assert token_counts == [1 + 2 + 3, 23]
 
 
-def test_a_mixture_of_experts_is_left_whole() -> None:
+def test_a_mixture_of_experts_skips_no_tokens() -> None:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     model = model_of(tiny_config("qwen3_moe", **SMALL, **experts, head_dim=8, initializer_range=0.3))
     articles = articles_of(seed=6)
@@ -188,7 +191,7 @@ def test_bf16_weights_give_float32_sums() -> None:
 
 
 def examples_for(model: PreTrainedModel) -> list[Example]:
-    """Three articles, whose sampler was off by 0.01 nats per token in the first and did not say in the others."""
+    """Three articles. The sampler is off by 0.01 nats per token in the first, and gave nothing for the others."""
     examples = []
     for number, (prompt, completions) in enumerate(articles_of(seed=4)[:3]):
         with torch.no_grad():
@@ -200,7 +203,7 @@ def examples_for(model: PreTrainedModel) -> list[Example]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_passport_of_models_we_know(name: str) -> None:
+def test_all_ways_of_scoring_agree(name: str) -> None:
     model = model_of(CONFIGS[name])
     values = consistency.measure_consistency(PolicyModule(model), examples_for(model), torch.device("cpu"))
 
@@ -211,7 +214,7 @@ def test_the_passport_of_models_we_know(name: str) -> None:
     assert values["vllm_vs_trainer_mean"] == pytest.approx(0.01, abs=1e-5)
 
 
-def test_a_sampler_that_is_too_far_off_is_no_reference() -> None:
+def test_a_sampler_too_far_from_the_trainer_is_refused_as_reference() -> None:
     model = model_of(CONFIGS["llama"])
     settings = {"source": "sampler", "check_articles": 2, "max_difference": 0.02}
     examples = examples_for(model)
@@ -228,8 +231,8 @@ def test_a_sampler_that_is_too_far_off_is_no_reference() -> None:
         )
 
 
-def test_a_model_that_ignores_positions_is_found_out() -> None:
-    """As those do that count them along the row."""
+def test_a_model_that_ignores_positions_is_refused() -> None:
+    """Some models count positions along the row instead."""
     model = model_of(CONFIGS["llama"])
     examples = examples_for(model)
     model.model.register_forward_pre_hook(
@@ -239,8 +242,8 @@ def test_a_model_that_ignores_positions_is_found_out() -> None:
         consistency.measure_consistency(PolicyModule(model), examples, torch.device("cpu"))
 
 
-def test_a_model_that_takes_no_trees_goes_the_slow_way() -> None:
-    """Soft-capped logits: the tree is refused, and one sequence at a time is right."""
+def test_a_model_that_does_not_support_trees_is_scored_one_sequence_at_a_time() -> None:
+    """It soft-caps its logits, so a tree would be refused."""
     config = tiny_config("gemma2", **SMALL, head_dim=8, initializer_range=0.3)
     model = tiny_model(config, attention="sdpa")
     articles = articles_of(seed=5)
@@ -256,7 +259,7 @@ def test_a_model_that_takes_no_trees_goes_the_slow_way() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([None, 5, 150]), st.sampled_from([8, 64, 300]))
-def test_blocks_leave_out_nothing_that_is_seen_and_call_nothing_full_that_is_not(
+def test_the_block_mask_covers_all_visible_tokens_and_calls_only_full_blocks_full(
     seed: int, window: int | None, longest: int
 ) -> None:
     draw = random.Random(seed)
@@ -275,24 +278,24 @@ def test_blocks_leave_out_nothing_that_is_seen_and_call_nothing_full_that_is_not
     tiles = seen.view(size // 128, 128, -1, 128).permute(0, 2, 1, 3).flatten(2)
     blocks = tree_attention.block_mask(tree, window)
     partial, full = (torch.zeros_like(tiles[..., 0]) for _ in range(2))
-    for found, counts, indices in (
+    for listed, counts, indices in (
         (partial, blocks.kv_num_blocks, blocks.kv_indices),
         (full, blocks.full_kv_num_blocks, blocks.full_kv_indices),
     ):
         for q, count in enumerate(counts[0, 0].tolist()):
-            found[q, indices[0, 0, q, :count].long()] = True
+            listed[q, indices[0, 0, q, :count].long()] = True
 
     assert not (partial & full).any()
     assert not (tiles.any(-1) & ~(partial | full)).any()
     assert not (full & ~tiles.all(-1)).any()
-    in_vain = int((partial & ~tiles.any(-1)).sum())
-    assert in_vain <= int(partial.sum()) // (2 if window is None else 1)
+    empty = int((partial & ~tiles.any(-1)).sum())
+    assert empty <= int(partial.sum()) // (2 if window is None else 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 64])
-def test_a_compiled_kernel_reads_the_blocks_as_we_mean_them(window: int | None) -> None:
-    """Forward only, which is what there is on a CPU: unlike the interpreted one, it skips blocks that are left out."""
+def test_compiled_flex_attention_reads_the_block_mask_correctly(window: int | None) -> None:
+    """Forward only, because a CPU has no backward. Unlike the interpreted kernel, it skips empty blocks."""
     compiled = torch.compile(flex_attention)
     for seed in range(3):
         draw = random.Random(seed)
@@ -306,11 +309,11 @@ def test_a_compiled_kernel_reads_the_blocks_as_we_mean_them(window: int | None) 
         k, v = torch.randn(2, 1, 2, tree.tokens, 16)
         expected = tree_attention.dense_kernels(q, repeat_kv(k, 2), repeat_kv(v, 2), tree, None, window)
         with torch.no_grad():
-            found = compiled(q, k, v, block_mask=tree_attention.block_mask(tree, window), enable_gqa=True)
-        torch.testing.assert_close(found, expected)
+            attended = compiled(q, k, v, block_mask=tree_attention.block_mask(tree, window), enable_gqa=True)
+        torch.testing.assert_close(attended, expected)
 
 
-def test_a_window_in_chunks_is_refused_when_it_would_be_overlooked() -> None:
+def test_chunked_attention_is_refused_if_an_article_is_longer_than_a_chunk() -> None:
     model = model_of(tiny_config(**SMALL, attention_chunk_size=8))
 
     check_supported(model, 8)
@@ -318,13 +321,13 @@ def test_a_window_in_chunks_is_refused_when_it_would_be_overlooked() -> None:
         completion_logps(model, pack_row([([1] * 5, [[2] * 4])]))
 
 
-def test_logits_that_are_changed_after_the_head_are_refused() -> None:
+def test_a_model_that_changes_logits_after_the_head_is_refused() -> None:
     gemma = model_of(tiny_config("gemma2", **SMALL, head_dim=8))
     with pytest.raises(ValueError, match="Gemma2ForCausalLM has final_logit_softcapping=30.0"):
         check_supported(gemma, 10)
 
 
-def test_positions_that_depend_on_the_rest_of_the_row_are_refused() -> None:
+def test_longrope_is_refused_beyond_its_original_context() -> None:
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
             "original_max_position_embeddings": 32}  # fmt: skip
     model = model_of(tiny_config(**SMALL, rope_parameters=rope))
@@ -334,19 +337,19 @@ def test_positions_that_depend_on_the_rest_of_the_row_are_refused() -> None:
         check_supported(model, 33)
 
 
-def test_an_article_beyond_the_context_is_refused() -> None:
+def test_an_article_longer_than_the_context_is_refused() -> None:
     with pytest.raises(ValueError, match="has 129 tokens, and GPT2LMHeadModel takes 128"):
         check_supported(model_of(CONFIGS["gpt2"]), 129)
 
 
-def test_attention_of_another_kind_is_refused() -> None:
-    """Attention sinks: neither SDPA nor the tree has them."""
+def test_attention_sinks_are_refused() -> None:
+    """Neither SDPA nor the tree supports them."""
     model = model_of(tiny_config("gpt_oss", **SMALL, head_dim=8, num_local_experts=2, num_experts_per_tok=1))
     with pytest.raises(ValueError, match="GptOssAttention asks its attention for s_aux"):
         completion_logps(model, pack_row([([1, 2], [[3]])]))
 
 
-def test_a_model_that_keeps_the_tree_from_its_attention_is_refused() -> None:
+def test_a_model_that_does_not_pass_the_tree_to_its_attention_is_refused() -> None:
     model = model_of(tiny_config("stablelm", **SMALL))
     with pytest.raises(ValueError, match="StableLmAttention does not get the tree"):
         completion_logps(model, pack_row([([1, 2], [[3]])]))

@@ -1,4 +1,4 @@
-"""LoRA: fresh adapters change nothing, later ones are their own reference, and PEFT reads what is written."""
+"""LoRA: a fresh adapter changes nothing, a later one is its own reference, and PEFT can read what is written."""
 
 import json
 import random
@@ -60,7 +60,7 @@ def logits(model: Any) -> Tensor:
 
 
 def trained(base: Path, out: Path, draw: int = 1, **lora: Any) -> Path:
-    """An adapter that does something."""
+    """Write an adapter that changes the model."""
     settings = LORA | lora
     model = loading.load_policy(base, "float32", settings, seed=0)
     generator = torch.Generator().manual_seed(draw)
@@ -88,7 +88,7 @@ def test_a_fresh_adapter_changes_nothing_and_depends_on_the_seed_alone(base: Pat
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_an_adapter_written_is_read_by_us_and_by_peft(base: Path, tmp_path: Path, use_rslora: bool) -> None:
+def test_a_written_adapter_can_be_read_by_rondo_and_by_peft(base: Path, tmp_path: Path, use_rslora: bool) -> None:
     out = trained(base, tmp_path / "adapter", use_rslora=use_rslora)
     ours = loading.load_model(out, "float32").train()  # in any mode
 
@@ -103,8 +103,8 @@ def test_an_adapter_written_is_read_by_us_and_by_peft(base: Path, tmp_path: Path
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
 
 
-def test_an_adapter_of_pefts_own_is_read(base: Path, tmp_path: Path) -> None:
-    """By a pattern, on some layers, with dropout: what we would not have written."""
+def test_an_adapter_written_by_peft_can_be_read(base: Path, tmp_path: Path) -> None:
+    """It has a pattern for its layers, some layers only, and dropout, which Rondo never writes."""
     config = LoraConfig(r=2, target_modules=r".*\.1\.self_attn\.(q|v)_proj", lora_dropout=0.5, init_lora_weights=False)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     model.save_pretrained(tmp_path)
@@ -115,7 +115,7 @@ def test_an_adapter_of_pefts_own_is_read(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_merging_changes_the_weights_and_not_the_function(base: Path, tmp_path: Path, family: str) -> None:
+def test_merging_keeps_the_function(base: Path, tmp_path: Path, family: str) -> None:
     if family == "gpt2":  # its linear layers are transposed
         base = save_tiny_model(tmp_path / "base", "gpt2", vocab_size=VOCABULARY)
     adapter = trained(base, tmp_path / "adapter")
@@ -130,10 +130,10 @@ def test_merging_changes_the_weights_and_not_the_function(base: Path, tmp_path: 
     if family == "llama":
         assert json.loads((tmp_path / "merged" / "config.json").read_text())["attention_dropout"] == 0.1
     again = CliRunner().invoke(app, ["merge", str(adapter), "--out", str(tmp_path / "merged")])
-    assert isinstance(again.exception, UserError) and "not there yet" in str(again.exception)
+    assert isinstance(again.exception, UserError) and "does not exist yet" in str(again.exception)
 
 
-def test_a_name_covers_base_and_adapter_and_scale(base: Path, tmp_path: Path) -> None:
+def test_the_digest_covers_base_adapter_and_scale(base: Path, tmp_path: Path) -> None:
     adapter = trained(base, tmp_path / "adapter")
     other_base = shutil.copytree(base, tmp_path / "base")
     tensors = load_file(other_base / "model.safetensors")
@@ -169,7 +169,9 @@ def test_a_name_covers_base_and_adapter_and_scale(base: Path, tmp_path: Path) ->
         ({"base_model_name_or_path": "/nowhere"}, "no config.json"),
     ],
 )
-def test_what_cannot_be_used_is_refused(base: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_an_adapter_that_cannot_be_used_is_refused(
+    base: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     out = trained(base, tmp_path / "adapter")
     raw = json.loads((out / "adapter_config.json").read_text()) | change
     raw = {name: str(trained(base, tmp_path / "2")) if value == "ADAPTER" else value for name, value in raw.items()}
@@ -190,7 +192,9 @@ def test_what_cannot_be_used_is_refused(base: Path, tmp_path: Path, change: dict
         (LORA | {"target_modules": ("qproj",)}, "has qproj; the linear layers of LlamaForCausalLM are down_proj, "),
     ],
 )
-def test_an_adapter_is_trained_on_as_it_is(base: Path, tmp_path: Path, lora: Any, message: str) -> None:
+def test_training_continues_an_adapter_only_with_its_own_settings(
+    base: Path, tmp_path: Path, lora: Any, message: str
+) -> None:
     out = trained(base, tmp_path / "adapter")
     loading.load_policy(out, "float32", LORA, seed=0)
     with pytest.raises(ValueError, match=message):
@@ -206,7 +210,7 @@ def test_an_adapter_is_trained_on_as_it_is(base: Path, tmp_path: Path, lora: Any
         (False, {"target_modules": ["qproj", "q_proj"]}, "target_modules has qproj, and .* it has down_proj, "),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_anything_starts(
+def test_an_adapter_that_does_not_fit_the_settings_is_refused_before_anything_starts(
     base: Path, tmp_path: Path, adapted: bool, lora: Any, message: str
 ) -> None:
     policy = trained(base, tmp_path / "adapter") if adapted else base
@@ -217,7 +221,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(
 
 
 def test_the_head_cannot_be_adapted(base: Path, tmp_path: Path) -> None:
-    """Log-probabilities are taken from its bare weight: an adapter on it would be left out in silence."""
+    """Log-probabilities use its bare weight, so an adapter on it would be silently ignored."""
     with pytest.raises(ValueError, match="has lm_head; the linear layers"):
         loading.load_policy(base, "float32", LORA | {"target_modules": ("lm_head",)}, seed=0)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["lm_head"]))
@@ -226,7 +230,9 @@ def test_the_head_cannot_be_adapted(base: Path, tmp_path: Path) -> None:
         loading.load_model(tmp_path, "float32")
 
 
-def test_a_base_that_only_one_folder_knows_is_refused(base: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_base_with_a_relative_path_or_that_does_not_exist_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     out = trained(base, tmp_path / "adapter")
     check_model("policy.model", str(out))
     path = out / "adapter_config.json"
@@ -239,18 +245,18 @@ def test_a_base_that_only_one_folder_knows_is_refused(base: Path, tmp_path: Path
 
 
 def examples(policy: Path, dtype: str = "float32") -> list[Example]:
-    """Chosen completions have only small tokens: something to learn. References are of `policy`."""
+    """Chosen completions have only small token ids, which the policy can learn. `policy` is the reference."""
     draw = random.Random(0)
     model = loading.load_model(policy, dtype).requires_grad_(False)
-    made = []
+    result = []
     for number in range(16):
         prompt = np.array([draw.randrange(1, VOCABULARY) for _ in range(draw.randint(3, 20))])
         completions = tuple(
             np.array([draw.randrange(*span) for _ in range(draw.randint(2, 9))]) for span in ((1, 32), (32, 65))
         )
         logps = completion_logps(model, pack_row([(prompt, completions)])).tolist()
-        made.append(Example(f"article-{number:02d}", prompt, completions, ((0, 1),), tuple(logps)))
-    return made
+        result.append(Example(f"article-{number:02d}", prompt, completions, ((0, 1),), tuple(logps)))
+    return result
 
 
 def run(policy: Path, rows: list[Example], rank: int = 0, workers: int = 1, **changes: Any) -> TrainLoop:
@@ -270,7 +276,7 @@ def round_1(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_reference_of_round_2_is_the_adapter_of_round_1(base: Path, round_1: Path, tmp_path: Path) -> None:
-    """Pitfall 14: "adapter off" is the reference only where the adapter began at zero."""
+    """The base with the adapter turned off is the reference only if the adapter was fresh."""
     of_base, of_round_1 = examples(base), examples(round_1)
     plain = AutoPeftModelForCausalLM.from_pretrained(round_1).eval()
     for example, other in zip(of_round_1, of_base, strict=True):
@@ -290,10 +296,10 @@ def test_the_reference_of_round_2_is_the_adapter_of_round_1(base: Path, round_1:
         run(round_1, of_base).run()
 
 
-def test_a_merged_policy_is_a_complete_model_that_the_next_round_adapts(
+def test_a_merged_policy_is_a_complete_model_that_gets_a_fresh_adapter_in_the_next_round(
     base: Path, round_1: Path, tmp_path: Path
 ) -> None:
-    """The same training; only what is written differs."""
+    """`merge` does not change the training, only what is written."""
     merging = LORA | {"merge": True}
     first = run(base, examples(base), lora=merging)
     first.run()
@@ -308,7 +314,7 @@ def test_a_merged_policy_is_a_complete_model_that_the_next_round_adapts(
     assert loading.weights_digest(tmp_path / "policy-2") != loading.weights_digest(tmp_path / "policy")
 
 
-def test_a_checkpoint_holds_the_adapter_alone_and_goes_on(base: Path, round_1: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_only_the_adapter_and_can_be_resumed(base: Path, round_1: Path, tmp_path: Path) -> None:
     rows = examples(base)
     run(base, rows, checkpoints=FolderCheckpointStore(tmp_path)).run()
     names = load_file(tmp_path / "last-000003" / "rank-00000-of-00001.safetensors").keys()
@@ -317,15 +323,15 @@ def test_a_checkpoint_holds_the_adapter_alone_and_goes_on(base: Path, round_1: P
     again = run(base, rows)
     again.run(resume_from=tmp_path / "last-000003")
     again.save(tmp_path / "policy")
-    assert loading.weights_digest(tmp_path / "policy") == loading.weights_digest(round_1)  # to the last bit
+    assert loading.weights_digest(tmp_path / "policy") == loading.weights_digest(round_1)  # bit for bit
 
 
-def test_bf16_adapters_learn_and_pass_step_0(base: Path) -> None:
+def test_bf16_adapters_learn_and_pass_the_step_0_check(base: Path) -> None:
     answer = run(base, examples(base, "bfloat16"), dtype="bfloat16").run()
     assert answer["final_loss"] < 0.6
 
 
-def _one_of_two(rank: int, base: Path, folder: Path) -> None:
+def _train_two_rounds(rank: int, base: Path, folder: Path) -> None:
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
     for before, after in ((base, folder / "round-1"), (folder / "round-1", folder / "round-2")):
         part = run(before, examples(before), rank, 2)
@@ -335,12 +341,12 @@ def _one_of_two(rank: int, base: Path, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_workers_give_what_one_gives(base: Path, round_1: Path, tmp_path: Path) -> None:
-    """A frozen base in shards, an adapter whose 3 rows do not divide by 2; then once more from that adapter."""
+def test_two_workers_give_the_same_adapter_as_one(base: Path, round_1: Path, tmp_path: Path) -> None:
+    """The base is frozen and sharded, and the adapter's 3 rows do not divide by 2. Round 2 continues the adapter."""
     second = run(round_1, examples(round_1))
     second.run()
     second.save(tmp_path / "alone")
-    torch.multiprocessing.spawn(_one_of_two, args=(base, tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(_train_two_rounds, args=(base, tmp_path), nprocs=2)
 
     for ours, theirs in ((tmp_path / "round-1", round_1), (tmp_path / "round-2", tmp_path / "alone")):
         states = [load_file(folder / "adapter_model.safetensors") for folder in (ours, theirs)]

@@ -1,4 +1,4 @@
-"""Losses against values computed by hand, against TRL's own code, and against what a preference loss has to be."""
+"""Compares losses with values computed by hand and with TRL's own code, and checks what holds for any of them."""
 
 import math
 from collections.abc import Callable
@@ -16,11 +16,18 @@ from pipeline.config.losses import LOSS_SETTINGS
 from pipeline.training.losses import LOSSES, Objective
 
 SETTINGS = {"beta": 0.1, "label_smoothing": 0.1, "simpo_gamma": 0.5}
-OF_THE_MARGIN = ("sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "exo_pair")  # at equal lengths
+MARGIN_LOSSES = (
+    "sigmoid",
+    "robust",
+    "ipo",
+    "hinge",
+    "sigmoid_norm",
+    "exo_pair",
+)  # they depend only on the margin, if lengths are equal
 LOGPS = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 
 
-def alone(loss_type: str, values: dict[str, Any], **settings: float) -> Tensor:
+def single_loss(loss_type: str, values: dict[str, Any], **settings: float) -> Tensor:
     return Objective(SETTINGS | settings | {"loss_type": loss_type})(**values)
 
 
@@ -31,7 +38,7 @@ def pair(*logps: float, lengths: tuple[int, int] = (5, 4), mean: float = 8.0) ->
 
 
 def swapped(values: dict[str, Any]) -> dict[str, Any]:
-    """The other verdict on the same two completions."""
+    """The same two completions with the opposite verdict."""
     other = {"chosen": "rejected", "rejected": "chosen"}
     return {"_".join(other.get(word, word) for word in name.split("_")): value for name, value in values.items()} | {
         "mean_chosen_length": values["mean_chosen_length"]
@@ -46,7 +53,7 @@ def log_odds(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-# A pair whose log ratios are +1 and -2, of 5 and 4 tokens, in a step whose chosen have 8 tokens on average.
+# The pair has log ratios +1 and -2, and 5 and 4 tokens. The chosen completions of its step have 8 tokens on average.
 BY_HAND = {
     "sigmoid": 0.9 * minus_log_sigmoid(0.3) + 0.1 * minus_log_sigmoid(-0.3),
     "robust": (0.9 * minus_log_sigmoid(0.3) - 0.1 * minus_log_sigmoid(-0.3)) / 0.8,
@@ -68,51 +75,57 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_by_hand(loss_type: str) -> None:
-    assert float(alone(loss_type, pair(-10.0, -14.0, -11.0, -12.0))) == pytest.approx(BY_HAND[loss_type], rel=1e-6)
+def test_losses_equal_values_computed_by_hand(loss_type: str) -> None:
+    assert float(single_loss(loss_type, pair(-10.0, -14.0, -11.0, -12.0))) == pytest.approx(
+        BY_HAND[loss_type], rel=1e-6
+    )
 
 
 def test_without_smoothing_sigmoid_and_robust_are_dpo() -> None:
     for loss_type in ("sigmoid", "robust"):
-        value = alone(loss_type, pair(-10.0, -14.0, -11.0, -12.0), label_smoothing=0.0)
+        value = single_loss(loss_type, pair(-10.0, -14.0, -11.0, -12.0), label_smoothing=0.0)
         assert float(value) == pytest.approx(minus_log_sigmoid(0.3), rel=1e-6)
 
 
-def test_hinge_is_flat_where_the_margin_is_wide() -> None:
-    assert float(alone("hinge", pair(-10.0, -40.0, -30.0, -20.0))) == 0.0
+def test_hinge_is_zero_for_a_wide_margin() -> None:
+    assert float(single_loss("hinge", pair(-10.0, -40.0, -30.0, -20.0))) == 0.0
 
 
 @pytest.mark.parametrize("margin", [-30.0, -1.0, 0.0, 2.0, 50.0])
 def test_robust_is_dpo_on_clean_labels_where_cdpo_is_not(margin: float) -> None:
     values = pair(margin, 0.0, 0.0, 0.0)
-    clean = alone("sigmoid", values, beta=1.0, label_smoothing=0.0)
+    clean = single_loss("sigmoid", values, beta=1.0, label_smoothing=0.0)
 
     def flipping(loss_type: str) -> Tensor:
-        """The mean over labels of which a fifth is wrong."""
+        """The mean over labels of which a fifth is flipped."""
         settings = {"beta": 1.0, "label_smoothing": 0.2}
-        return 0.8 * alone(loss_type, values, **settings) + 0.2 * alone(loss_type, swapped(values), **settings)
+        return 0.8 * single_loss(loss_type, values, **settings) + 0.2 * single_loss(
+            loss_type, swapped(values), **settings
+        )
 
     torch.testing.assert_close(flipping("robust"), clean, atol=1e-5, rtol=1e-5)
     assert margin == 0.0 or abs(float(flipping("sigmoid") - clean)) > 0.1
 
 
-@pytest.mark.parametrize("loss_type", sorted(LOSSES.keys() - {"sft", "apo_down"}))  # these do not set one up, one down
-def test_another_verdict_pulls_the_other_way(loss_type: str) -> None:
+@pytest.mark.parametrize(
+    "loss_type", sorted(LOSSES.keys() - {"sft", "apo_down"})
+)  # these two do not push one completion up and one down
+def test_the_opposite_verdict_pushes_the_other_way(loss_type: str) -> None:
     values = pair(-6.0, -6.5, -6.0, -6.5, lengths=(5, 5))
     first, second = values["chosen_logps"].requires_grad_(), values["rejected_logps"].requires_grad_()
-    up, down = torch.autograd.grad(alone(loss_type, values), (first, second))
-    swapped_up, swapped_down = torch.autograd.grad(alone(loss_type, swapped(values)), (first, second))
+    up, down = torch.autograd.grad(single_loss(loss_type, values), (first, second))
+    swapped_up, swapped_down = torch.autograd.grad(single_loss(loss_type, swapped(values)), (first, second))
 
     assert up < 0 < down and swapped_down < 0 < swapped_up
-    if loss_type in OF_THE_MARGIN:
+    if loss_type in MARGIN_LOSSES:
         torch.testing.assert_close((up, down), (swapped_down, swapped_up))
         torch.testing.assert_close(up, -down)
 
 
 @pytest.mark.parametrize("loss_type", sorted(LOSSES.keys() - {"sft"}))
-def test_another_verdict_is_another_loss(loss_type: str) -> None:
+def test_the_opposite_verdict_changes_the_loss(loss_type: str) -> None:
     values = pair(-10.0, -14.0, -11.0, -12.0)
-    assert abs(float(alone(loss_type, values) - alone(loss_type, swapped(values)))) > 1e-3
+    assert abs(float(single_loss(loss_type, values) - single_loss(loss_type, swapped(values)))) > 1e-3
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
@@ -120,29 +133,29 @@ def test_large_margins_stay_finite(loss_type: str) -> None:
     for logps in ((-1e4, -1e-3, -1e-3, -1e4), (-1e-3, -1e4, -1e4, -1e-3), (0.0, -1e4, 0.0, 0.0), (-1e4, 0.0, 0.0, 0.0)):
         values = pair(*logps)
         both = (values["chosen_logps"].requires_grad_(), values["rejected_logps"].requires_grad_())
-        loss = alone(loss_type, values, beta=1.0)
+        loss = single_loss(loss_type, values, beta=1.0)
         gradients = torch.autograd.grad(loss, both, allow_unused=True)
 
         assert loss.isfinite()
         assert all(gradient is None or gradient.isfinite() for gradient in gradients)
 
 
-def test_a_lost_pair_is_as_large_as_its_margin() -> None:
+def test_the_loss_of_a_clearly_wrong_pair_equals_its_margin() -> None:
     values = pair(-1e4, 0.0, 0.0, -1e4)
     chosen = values["chosen_logps"].requires_grad_()
-    loss = alone("sigmoid", values, beta=1.0, label_smoothing=0.0)
+    loss = single_loss("sigmoid", values, beta=1.0, label_smoothing=0.0)
 
     assert loss.item() == 2e4 and torch.autograd.grad(loss, chosen)[0].item() == -1.0
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_gradient_is_that_of_the_value(loss_type: str) -> None:
-    # Margins are kept from 1, where hinge has its corner.
+def test_gradients_are_correct(loss_type: str) -> None:
+    # No margin is near 1, where hinge has a corner.
     logps = torch.tensor([[-3.0, -9.0, -0.2], [-4.0, -7.0, -5.0], [-2.5, -9.5, -1.0], [-5.0, -6.0, -5.5]]).double()
     lengths = {"chosen_lengths": torch.tensor([3, 7, 1]), "rejected_lengths": torch.tensor([4, 4, 9])}
 
     def loss(*columns: Tensor) -> Tensor:
-        return alone(loss_type, dict(zip(LOGPS, columns, strict=True)) | lengths | {"mean_chosen_length": 11 / 3})
+        return single_loss(loss_type, dict(zip(LOGPS, columns, strict=True)) | lengths | {"mean_chosen_length": 11 / 3})
 
     assert torch.autograd.gradcheck(loss, tuple(column.clone().requires_grad_() for column in logps))
 
@@ -151,7 +164,7 @@ def test_gradient_is_that_of_the_value(loss_type: str) -> None:
 
 
 class Batch:
-    """Random log-probabilities of completions of 1 to 9 tokens, after prompts of 1 to 4, as TRL's trainers lay them."""
+    """Random log-probabilities of completions of 1 to 9 tokens after prompts of 1 to 4, laid out as TRL does."""
 
     def __init__(self, seed: int, pairs: int = 6) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -174,7 +187,7 @@ class Batch:
 
 
 def trl_dpo(batch: Batch, settings: dict[str, Any]) -> Tensor:
-    """TRL's loss is inside a method of its trainer: call that, on an object with no more than it looks at."""
+    """Call the method of TRL's trainer that has the loss, on an object with only the attributes that it reads."""
     dpo_trainer = pytest.importorskip("trl.trainer.dpo_trainer")
     zeros = torch.zeros_like(batch.token_logps)
     outputs = SimpleNamespace(log_probs=batch.token_logps, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
@@ -221,8 +234,8 @@ MIXTURES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("loss_type", [*sorted(LOSSES.keys() - {"simpo", "orpo"}), *MIXTURES])
-def test_as_trl(loss_type: str, beta: float) -> None:
-    # TRL's "sigmoid" looks at no label smoothing.
+def test_losses_equal_trls_dpo_trainer(loss_type: str, beta: float) -> None:
+    # TRL's "sigmoid" ignores label smoothing.
     settings = SETTINGS | {"beta": beta, "loss_type": loss_type, "label_smoothing": 0.1 * (loss_type != "sigmoid")}
     settings |= MIXTURES.get(loss_type, {})
     for seed in range(3):
@@ -230,7 +243,7 @@ def test_as_trl(loss_type: str, beta: float) -> None:
         torch.testing.assert_close(Objective(settings)(**batch.values).mean(), trl_dpo(batch, settings))
 
 
-def test_rpo_alpha_is_trls_mixture_with_sft() -> None:
+def test_rpo_alpha_equals_trls_mixture_with_sft() -> None:
     batch = Batch(0)
     ours = Objective({"loss_type": "ipo", "rpo_alpha": 0.7, "beta": 0.1})(**batch.values).mean()
     theirs = trl_dpo(batch, SETTINGS | {"loss_type": ("ipo", "sft"), "loss_weights": (1.0, 0.7)})
@@ -238,13 +251,13 @@ def test_rpo_alpha_is_trls_mixture_with_sft() -> None:
 
 
 def averages(trainer: Callable[..., Any], batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean log-probability of the tokens of a completion, by TRL's code."""
+    """Mean log-probability of a completion's tokens, by TRL's code."""
     labels = batch.tokens.masked_fill(batch.mask == 0, -100)
     return trainer.get_batch_logps(batch.logits, labels, average_log_prob=True).chunk(2)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_simpo_and_cdpo_as_trls_cpo_trainer(smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simpo_and_cdpo_equal_trls_cpo_trainer(smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     cpo = pytest.importorskip("trl.experimental.cpo.cpo_trainer").CPOTrainer
     settings = {"beta": 2.0, "label_smoothing": smoothing, "simpo_gamma": 1.2}
@@ -253,34 +266,34 @@ def test_simpo_and_cdpo_as_trls_cpo_trainer(smoothing: float, monkeypatch: pytes
 
     trainer.loss_type = "simpo"
     torch.testing.assert_close(
-        alone("simpo", batch.values, **settings), cpo.cpo_loss(trainer, *averages(cpo, batch))[0]
+        single_loss("simpo", batch.values, **settings), cpo.cpo_loss(trainer, *averages(cpo, batch))[0]
     )
-    trainer.loss_type = "sigmoid"  # smoothed there, and on log ratios it is cDPO
+    trainer.loss_type = "sigmoid"  # the CPO trainer smooths it; given log ratios it is cDPO
     ratios = (batch.token_logps.sum(1) - batch.reference).chunk(2)
-    torch.testing.assert_close(alone("sigmoid", batch.values, **settings), cpo.cpo_loss(trainer, *ratios)[0])
+    torch.testing.assert_close(single_loss("sigmoid", batch.values, **settings), cpo.cpo_loss(trainer, *ratios)[0])
 
 
-def test_orpo_as_trls_orpo_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orpo_equals_trls_orpo_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     orpo = pytest.importorskip("trl.experimental.orpo.orpo_trainer").ORPOTrainer
     trainer = SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), beta=0.3)
     batch = Batch(2)
     odds = orpo.odds_ratio_loss(trainer, *averages(orpo, batch))[0]
     torch.testing.assert_close(
-        alone("orpo", batch.values, beta=0.3), alone("sft", batch.values) - odds, rtol=1e-5, atol=1e-6
+        single_loss("orpo", batch.values, beta=0.3), single_loss("sft", batch.values) - odds, rtol=1e-5, atol=1e-6
     )
 
 
 # --- Mixtures
 
 
-def test_the_light_table_says_what_each_loss_takes() -> None:
+def test_the_settings_in_config_losses_are_those_that_each_loss_takes() -> None:
     assert list(LOSS_SETTINGS) == list(LOSSES)
     for name, settings in LOSS_SETTINGS.items():
         assert tuple(value for value in signature(LOSSES[name]).parameters if value in SETTINGS) == settings
 
 
-def test_only_what_looks_at_the_reference_needs_one() -> None:
+def test_only_losses_that_take_reference_log_probabilities_need_a_reference() -> None:
     free = {"sft", "simpo", "orpo"}
     batch = Batch(0).values
     for name in LOSSES:
@@ -293,9 +306,9 @@ def test_only_what_looks_at_the_reference_needs_one() -> None:
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_no_pairs_have_no_losses(loss_type: str) -> None:
+def test_a_batch_without_pairs_has_no_losses(loss_type: str) -> None:
     values = {name: value[:0] if isinstance(value, Tensor) else value for name, value in Batch(0).values.items()}
-    assert alone(loss_type, values).shape == (0,)
+    assert single_loss(loss_type, values).shape == (0,)
 
 
 weights = st.floats(0.01, 10)
@@ -308,20 +321,20 @@ def test_a_mixture_is_the_weighted_sum(mixture: dict[str, float], alpha: float |
     alpha = None if mixture.keys() & {"sft", "orpo"} else alpha
     mixed = SETTINGS | {"loss_type": tuple(mixture), "loss_weights": tuple(mixture.values()), "rpo_alpha": alpha}
     parts = [(weight, name) for name, weight in mixture.items()] + ([(alpha, "sft")] if alpha is not None else [])
-    expected = sum(weight * alone(name, values) for weight, name in parts)
+    expected = sum(weight * single_loss(name, values) for weight, name in parts)
     torch.testing.assert_close(Objective(mixed)(**values), expected)
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.floats(-200, 0, width=32), st.integers(0, 3)), min_size=1, max_size=12)
 )
-def test_sft_is_the_token_mean_of_the_step_under_any_packing(pairs: list[tuple[int, float, int]]) -> None:
+def test_sft_is_the_token_mean_of_the_step_for_any_micro_batches(pairs: list[tuple[int, float, int]]) -> None:
     """Pairs are (tokens, log-probability, micro-batch); a micro-batch may be empty."""
     tokens = sum(length for length, _, _ in pairs)
     total = torch.zeros(())
     for number in range(4):
         logps = torch.tensor([logp for _, logp, batch in pairs if batch == number])
-        losses = alone("sft", {"chosen_logps": logps, "mean_chosen_length": tokens / len(pairs)})
+        losses = single_loss("sft", {"chosen_logps": logps, "mean_chosen_length": tokens / len(pairs)})
         assert losses.shape == logps.shape
         total += losses.sum() / len(pairs)
     assert float(total) == pytest.approx(-sum(logp for _, logp, _ in pairs) / tokens, rel=1e-5, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Weights of pairs: of one they change nothing; of two they are the pair given twice."""
+"""Weights of pairs: a weight of 1 changes nothing, and a weight of 2 is the same as the pair given twice."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline.training.loop import TrainLoop
 from tests.helpers.tiny_models import save_tiny_model
 from tests.helpers.training import VOCABULARY, article_ids, random_examples, settings
 
-NOT_OF_THE_RESULT = ("tokens_per_second", "naive_tokens_per_second", "peak_memory_gib", "pairs", "num_tokens_naive")
+NOT_COMPARED = ("tokens_per_second", "naive_tokens_per_second", "peak_memory_gib", "pairs", "num_tokens_naive")
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +22,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(model: Path, examples: list[Example], **changes: Any) -> list[dict[str, Any]]:
-    """Metrics of a training; of losses that go without a reference, since these examples' are not the model's."""
+    """Metrics of a training without a reference: the examples' reference values are not those of the model."""
     changes = {"loss_type": ["simpo", "sft"], "eval_fraction": 0.3, "pairs_per_step": 8} | changes
     options = settings(**changes) | {"references": {"source": "none"}}
     run = TrainLoop(examples, str(model), options, 100, torch.device("cpu"))
     run.run()
-    return [{name: value for name, value in line.items() if name not in NOT_OF_THE_RESULT} for line in run.lines]
+    return [{name: value for name, value in line.items() if name not in NOT_COMPARED} for line in run.lines]
 
 
-def referenceless(weight: float | None = None, times: int = 1) -> list[Example]:
+def without_reference(weight: float | None = None, times: int = 1) -> list[Example]:
     return [
         replace(
             example,
@@ -42,20 +42,20 @@ def referenceless(weight: float | None = None, times: int = 1) -> list[Example]:
     ]
 
 
-def test_training_with_weights_of_one_is_training_without(model: Path) -> None:
-    assert lines(model, referenceless(1.0)) == lines(model, referenceless())
+def test_training_with_weights_of_one_equals_training_without_weights(model: Path) -> None:
+    assert lines(model, without_reference(1.0)) == lines(model, without_reference())
 
 
-def test_a_weight_of_two_is_the_pair_given_twice(model: Path) -> None:
-    once, twice = lines(model, referenceless(2.0)), lines(model, referenceless(times=2))
+def test_a_weight_of_two_equals_the_pair_given_twice(model: Path) -> None:
+    once, twice = lines(model, without_reference(2.0)), lines(model, without_reference(times=2))
     assert len(once) == len(twice) > 2
     for one, other in zip(once, twice, strict=True):
         same = {name: value for name, value in other.items() if name != "eval_pairs"}
         assert {name: one[name] for name in same} == pytest.approx(same, rel=1e-4, abs=1e-6)
-    assert once != lines(model, referenceless())
+    assert once != lines(model, without_reference())
 
 
-def test_weights_of_one_change_nothing() -> None:
+def test_weights_of_one_change_no_plan_and_no_batch() -> None:
     examples = random_examples(6)
     ones = [replace(example, weights=(1.0,) * len(example.pairs)) for example in examples]
     plans = [plan_steps(some, epochs=2, pairs_per_step=4, seed=0) for some in (examples, ones)]
@@ -75,5 +75,5 @@ def test_a_step_counts_pairs_by_their_weights() -> None:
     ]
     plan = plan_steps(examples, epochs=1, pairs_per_step=5, seed=0)
 
-    assert [len(step.examples) for step in plan] == [5] * 6  # each article weighs as much as one pair
+    assert [len(step.examples) for step in plan] == [5] * 6  # each article counts as one pair
     assert all(abs(step.weight - 5) < 1e-6 for step in plan)

@@ -1,4 +1,4 @@
-"""What is logged arrives, by name and step: real TensorBoard and W&B files, and MLflow's where it is installed."""
+"""Metrics arrive in real TensorBoard and W&B files, by name and step, and in MLflow if it is installed."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,16 +17,16 @@ def log(name: str, run: Path) -> None:
             write(step, values)
 
 
-def test_tensorboard(tmp_path: Path) -> None:
+def test_metrics_arrive_in_tensorboard(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     log("tensorboard", tmp_path / "demo")
-    found = events.EventAccumulator(str(tmp_path / "demo/tensorboard/round-01/policy")).Reload()
+    logged = events.EventAccumulator(str(tmp_path / "demo/tensorboard/round-01/policy")).Reload()
 
-    assert found.Tags()["scalars"] == ["loss", "rewards/margins"]
-    assert [(e.step, e.value) for e in found.Scalars("rewards/margins")] == [(1, 0.0), (2, 0.25)]
+    assert logged.Tags()["scalars"] == ["loss", "rewards/margins"]
+    assert [(e.step, e.value) for e in logged.Scalars("rewards/margins")] == [(1, 0.0), (2, 0.25)]
 
 
-def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_arrive_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -37,7 +37,7 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"rewards/margins" in written.read_bytes()
 
 
-def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_arrive_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     log("mlflow", tmp_path / "demo")
@@ -48,17 +48,17 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.data.params["beta"] == "0.1"
 
 
-def test_what_is_not_installed_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     tracking.check_trackers([])
     with pytest.raises(UserError, match="report_to has wandb, which is not installed here: pip install wandb"):
         tracking.check_trackers(["wandb"])
 
 
-def test_a_tool_that_fails_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(step: int, values: dict[str, float]) -> None:
+def test_a_tracker_that_fails_does_not_stop_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(step: int, values: dict[str, float]) -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setitem(tracking._TRACKERS, "wandb", lambda *_: nullcontext(away))
+    monkeypatch.setitem(tracking._TRACKERS, "wandb", lambda *_: nullcontext(fail))
     with pytest.warns(UserWarning, match=r"wandb took no metrics at step 1 \(no route\)"):
         log("wandb", tmp_path / "demo")
