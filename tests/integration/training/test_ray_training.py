@@ -429,9 +429,10 @@ def test_training_resumes_after_controller_and_queue_are_killed(
     def kill_both(line: dict[str, Any]) -> None:
         seen.append(line)
         if line["step"] == 7 and not killed:
-            for name in ("TrainController", "_QueueActor"):
-                killed.append(find_actor(name))
-                os.kill(killed[-1], signal.SIGKILL)
+            # Find both before killing one: its workers die with it, and psutil fails on a process that is gone.
+            killed.extend([find_actor("TrainController"), find_actor("_QueueActor")])
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
 
     hardware = TrainerHardware(tokens_per_batch=60, save_steps=3)
     answer = train_with_ray(rows, model_path, tmp_path, hardware=hardware, on_progress=kill_both)
