@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.config.sanitize import one_line
 from pipeline.execution.preflight import check_rounds, check_servers
 from pipeline.execution.progress import Display
 
@@ -63,4 +64,4 @@ def _show_results(metrics: dict[str, Any], examples: Sequence[dict[str, Any]], d
         for name in ("before", "after"):
             score = example[f"{name}_score"]
             display.say(f"{example['id']} {name}: {score['correct']} right, {score['words']} words", style="bold")
-            display.say(f"  {' '.join(example[name].split())}")
+            display.say(f"  {one_line(example[name], limit=None)}")

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from judges.base import LETTERS
 from pipeline.config import Alignment, Config, UserError
-from pipeline.config.sanitize import printable
+from pipeline.config.sanitize import one_line, printable
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.progress import Display, summarize_record
 from pipeline.execution.recipe import Change
@@ -102,14 +102,13 @@ def _find_table(ledger: Ledger, stage: str) -> Artifact:
 def _print_row(console: Console, row: dict[str, Any]) -> None:
     console.print(Text(printable(f"{row['article_id']}  ({row['split']})"), style="bold"))
     if row.get("article"):  # the table `drift` has no articles
-        article = printable(" ".join(row["article"].split()))
-        shown = article if len(article) < _ARTICLE_CHARACTERS else f"{article[:_ARTICLE_CHARACTERS]} …"
-        console.print(Padding(Text(shown, style="dim"), (0, 2)))
+        article = printable(one_line(row["article"], limit=_ARTICLE_CHARACTERS))
+        console.print(Padding(Text(article, style="dim"), (0, 2)))
     for number, question in enumerate(row.get("questions") or [], 1):
         console.print(Padding(_question_line(number, question), (0, 2)))
     for number, summary in enumerate(row.get("summaries") or []):
         console.print(Padding(_summary_heading(number, summary, row), (0, 2)))
-        console.print(Padding(Text(printable(" ".join(summary["text"].split()))), (0, 4)))
+        console.print(Padding(Text(printable(one_line(summary["text"], limit=None))), (0, 4)))
     for pair in row.get("pairs") or []:
         line = f"summary {pair['chosen']} over summary {pair['rejected']}: {pair['reason']}"
         console.print(Padding(Text(printable(line), style="green"), (0, 2)))

@@ -97,6 +97,11 @@ class Price(Settings):
     output: Annotated[float, Field(ge=0)]
     cached: Annotated[float, Field(ge=0)] | None = None  # input found in the prefix cache; None: as any input
 
+    def cost_micro_usd(self, tokens_in: float, tokens_cached: float, tokens_out: float) -> float:
+        """What the tokens cost, in millionths of a US dollar. `tokens_cached` are part of `tokens_in`."""
+        cached_price = self.input if self.cached is None else self.cached
+        return (tokens_in - tokens_cached) * self.input + tokens_cached * cached_price + tokens_out * self.output
+
 
 class Server(Settings):
     """An OpenAI-compatible server: vLLM's own, or a hosted one."""

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config.errors import UserError
 from pipeline.config.run import Alignment, Config
+from pipeline.config.sanitize import one_line
 
 Kind = TypeVar("Kind", Config, Alignment)
 
@@ -119,7 +120,7 @@ def parse_yaml(text: str) -> Any:
         tab = " (indent with spaces)" if "'\\t'" in str(error.problem) else ""
         raise ValueError(f"{where}{error.problem}{tab}") from None
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split()).replace(' in "<unicode string>"', "")) from None
+        raise ValueError(one_line(error, limit=None).replace(' in "<unicode string>"', "")) from None
     except RecursionError:
         raise ValueError("its lists or sections lie too deep in one another") from None
     return value

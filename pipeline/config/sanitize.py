@@ -37,4 +37,22 @@ def escape_markdown(text: str) -> str:
     >>> markdown("a | <b>\\n# c")
     'a \\\\| \\\\<b\\\\> \\\\# c'
     """
-    return _MARKS.sub(r"\\\g<0>", " ".join(printable(text).split()))
+    return _MARKS.sub(r"\\\g<0>", one_line(printable(text), limit=None))
+
+
+def one_line(error_or_text: BaseException | str, limit: int | None = 200) -> str:
+    """Put an error's message, or a text, on one line: each run of spaces and line ends becomes one space.
+
+    An error without a message gives the name of its class.
+
+    Args:
+        error_or_text: an exception or a text.
+        limit: the most characters to keep; "…" marks a cut. None: keep everything.
+
+    >>> one_line("a\\n  b c", limit=3)
+    'a b …'
+    """
+    line = " ".join(str(error_or_text).split())
+    if not line and isinstance(error_or_text, BaseException):
+        line = type(error_or_text).__name__
+    return line if limit is None or len(line) <= limit else f"{line[:limit].rstrip()} …"

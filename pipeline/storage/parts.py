@@ -21,6 +21,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.config import UserError
+from pipeline.config.sanitize import one_line
 from pipeline.storage.files import open_location
 
 SKIPPED = "skipped"  # the folder of the rows that were set aside
@@ -88,7 +89,7 @@ def write_part(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
             kept = [*kept, _write(left, fs, base, _name(attempt, left["article_id"]))]
         return pa.concat_tables(kept) if kept else _plain(rows.slice(0, 0))
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else _short(error)
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
         raise UserError(f"{uri} cannot be written: {reason}") from error
 
 
@@ -191,7 +192,7 @@ def remove_parts(uri: str, some: Iterable[str]) -> None:
             with contextlib.suppress(FileNotFoundError):  # a writer that is still alive has moved it into place
                 fs.delete_file(f"{base}/{name}")
     except OSError as error:
-        raise UserError(f"{uri} cannot be tidied: {_short(error)}") from error
+        raise UserError(f"{uri} cannot be tidied: {one_line(error)}") from error
 
 
 def count_rows(uri: str, some: Sequence[str]) -> PartCounts:
@@ -274,12 +275,6 @@ def check_parts(
 def _damaged(uri: str, name: str, error: Exception) -> UserError:
     table = uri.rstrip("/")
     return UserError(
-        f"{table}/{name} is damaged or gone ({_short(error)}): put the file back, or have the table made again "
+        f"{table}/{name} is damaged or gone ({one_line(error)}): put the file back, or have the table made again "
         f"with --remake and its address in the run"
     )
-
-
-def _short(error: Exception) -> str:
-    """What went wrong, on one line that fits one."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]} …"

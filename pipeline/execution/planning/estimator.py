@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.config.hardware import Price
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.executor import NOT_MADE
 from pipeline.execution.planning.prompt_lengths import measure_prompts
@@ -183,7 +182,10 @@ class Estimator(DryRun):
             if engine in stage.uses and judge.served and "tokens_in" in estimate.tally:
                 price = self.settings.hardware.servers[judge.served.server].prices.get(judge.model or "")
                 if price is not None:
-                    estimate.dollars = (estimate.dollars or 0.0) + _cost(price, estimate.tally)
+                    tokens = {
+                        name: estimate.tally.get(name, 0.0) for name in ("tokens_in", "tokens_cached", "tokens_out")
+                    }
+                    estimate.dollars = (estimate.dollars or 0.0) + price.cost_micro_usd(**tokens) / 1e6
 
     def _relative_width(self, stage: Stage, measured: StageThroughput) -> float | None:
         """How many times as many engines there are as were measured. None where they differ in GPUs per engine."""
@@ -200,13 +202,6 @@ class Estimator(DryRun):
                 return None
             widths.append(planned.trainer.workers / then.trainer.workers)
         return min(widths)
-
-
-def _cost(price: Price, tally: dict[str, float]) -> float:
-    cached = tally.get("tokens_cached", 0.0)
-    of_cached = price.cached if price.cached is not None else price.input
-    dollars = (tally["tokens_in"] - cached) * price.input + cached * of_cached + tally["tokens_out"] * price.output
-    return dollars / 1e6
 
 
 def _read_column(ledger: Ledger, table: Artifact, column: str) -> Iterable[dict[str, Any]]:

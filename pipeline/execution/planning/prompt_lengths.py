@@ -11,6 +11,7 @@ from typing import Any
 from judges.base import Judge, Prompt, Question, user
 from pipeline.config import Config
 from pipeline.config.run import JudgeSettings
+from pipeline.config.sanitize import one_line
 from pipeline.inference.sampling import fill_article
 from pipeline.judging.factory import make_judge
 from pipeline.storage.model_files.hub import adapter_config, fetch
@@ -128,8 +129,7 @@ def _load_tokenizer(section: str, model: str, unknown: list[str]) -> Any:
             folder = adapter["base_model_name_or_path"]
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # offline, gated, no such model, a damaged file: the classes are many
-        reason = str(error).strip().splitlines()[0][:160]
-        unknown.append(f"{section}: the tokenizer of {model} cannot be loaded: {reason}")
+        unknown.append(f"{section}: the tokenizer of {model} cannot be loaded: {one_line(error, limit=160)}")
         return None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipeline.config import UserError
+from pipeline.config.sanitize import one_line
 from pipeline.config.training import Lora
 from pipeline.storage.files import open_location
 from pipeline.storage.model_files import node_cache, validation
@@ -165,5 +166,5 @@ def _from_hub(setting: str, name: str) -> str:
     try:
         return fetch(name)
     except Exception as error:  # offline, gated, misspelt: a dozen classes, one meaning
-        reason = str(error).strip().split("\n")[0]
+        reason = one_line(error, limit=300)
         raise UserError(f"{setting} is {name!r}: no such folder, and the hub did not give it ({reason})") from None

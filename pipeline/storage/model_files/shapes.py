@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipeline.config import UserError
+from pipeline.config.sanitize import one_line
 from pipeline.storage.files import open_location
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -173,5 +174,5 @@ def _on_hub(name: str) -> tuple[dict[str, Any], Shapes]:
             config = json.load(file)
         files = huggingface_hub.get_safetensors_metadata(name).files_metadata.values()
     except Exception as error:  # offline, gated, misspelt, no safetensors: a dozen classes, one meaning
-        raise UnknownShapes(str(error).strip().split("\n")[0][:160]) from None
+        raise UnknownShapes(one_line(error, limit=160)) from None
     return config, {key: tuple(tensor.shape) for file in files for key, tensor in file.tensors.items()}

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pipeline.config import UserError
+from pipeline.config.sanitize import one_line
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "*.tiktoken")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -91,7 +92,7 @@ def read_json(path: Path, said: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{said}, whose {path.name} cannot be read as JSON: {str(error)[:200]}") from None
+        raise UserError(f"{said}, whose {path.name} cannot be read as JSON: {one_line(error)}") from None
     if not isinstance(found, dict):
         raise UserError(f"{said}, whose {path.name} holds no names and values, but {str(found)[:40]!r}")
     return found
@@ -107,7 +108,7 @@ def _vocabulary(said: str, folder: Path) -> int:
     try:
         vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=False)
     except Exception as error:  # it raises Exception itself
-        raise UserError(f"{said}, whose tokenizer.json cannot be read: {str(error)[:200]}") from None
+        raise UserError(f"{said}, whose tokenizer.json cannot be read: {one_line(error)}") from None
     return max(vocabulary.values(), default=-1) + 1
 
 
