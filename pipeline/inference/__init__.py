@@ -1,7 +1,10 @@
-"""Inference: prompts in, samples out, by engines that run under Ray Data.
+"""Inference: engines turn prompts into samples, and run under Ray Data.
 
-`base` says what an engine is. `vllm` runs a model in this process (`vllm_stepper` steps it for several callers),
-`openai_server` asks a model at a server (`server_check` tries it before a run), and `scripted` answers from a function.
-`pool` streams rows through many engines and restarts those that die; `crash_log` remembers what they had.
-`special_tokens` keeps articles from writing special tokens, and `sampling` asks a policy for summaries.
+- `base` defines the engine interface: `Sample`, `Reply`, `Engine`.
+- `vllm` runs a model in this process; `vllm_stepper` steps it for several callers at once.
+- `openai_server` sends prompts to a server; `server_check` tests the server before a run.
+- `scripted` answers from a Python function.
+- `pool` streams rows through many engines and restarts the ones that die; `crash_log` records the rows they had.
+- `special_tokens` stops quoted text from producing special tokens.
+- `sampling` samples summaries from a policy.
 """

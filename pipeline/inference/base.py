@@ -1,7 +1,7 @@
-"""What an engine is: it turns prompts into samples and knows nothing of news.
+"""Defines what an engine is: it turns prompts into samples, and knows nothing about news.
 
-An engine lives in an actor of its own and is gone when its stage ends, so that it never holds a GPU's memory while
-training runs. Left out: what is asked (stages and judges) and where it runs (`pool.py`).
+Each engine lives in its own Ray actor and ends with its stage, so it holds no GPU memory while training runs. Actors
+are in `pool.py`.
 """
 
 from collections import Counter
@@ -14,13 +14,16 @@ from judges.base import Prompt
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion. `token_ids` are the sampled ones, the stop token included if one was emitted; none of a server's.
+    """One completion of a prompt.
 
-    finish_reason: as vLLM's: "stop" (a stop token), "length" (the token limit).
-    logp: of all the tokens together, in nats, under the model itself (before temperature and top_p), but among those
-        tokens only that the prompt's regex allows; None if the prompt did not ask for it.
-    token_logps: the same of each token, beside its text; None where it was not asked for, or a server's tokens are
-        not those of the text.
+    Attributes:
+        text: the completion.
+        token_ids: the sampled ids, with the stop token if the model emitted one. Empty for a server, which gives none.
+        finish_reason: as in vLLM: "stop" (a stop token) or "length" (the token limit).
+        logp: log-probability of all tokens together, in nats, under the model before temperature and top_p. If the
+            prompt has a regex, it is normalized over the tokens that the regex allows. None if the prompt did not ask.
+        token_logps: text and log-probability of each token. None if the prompt did not ask, or if a server's tokens
+            are not the tokens of `text`.
     """
 
     text: str
@@ -32,11 +35,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of one prompt: `n` samples, or `error` and none.
+    """The result of one prompt: either `n` samples, or an error and no samples.
 
-    prompt_ids: the token ids that the model was given, exactly.
-    cached_tokens: how many of them were found in the prefix cache.
-    usage: what a server counted, by the names of `tokens`, where no ids say it.
+    Attributes:
+        prompt_ids: exactly the token ids that the model was given. Empty for a server.
+        samples: the completions.
+        cached_tokens: how many prompt tokens were found in the prefix cache.
+        error: why there are no samples.
+        usage: token counts that a server reports, with the keys of `count_tokens`. None where ids give the counts.
     """
 
     prompt_ids: list[int]
@@ -47,13 +53,15 @@ class Reply:
 
 
 def count_tokens(replies: Iterable[Reply]) -> dict[str, int]:
-    """What some replies cost: prompt tokens, those of them found in the prefix cache, and sampled tokens.
+    """Count what replies cost.
 
-    Of a server also `retries`, and with its prices `micro_usd`, millionths of a dollar.
+    Returns:
+        tokens_in: prompt tokens; tokens_cached: those of them found in the prefix cache; tokens_out: sampled tokens.
+        For a server also `retries`, and `micro_usd` (millionths of a dollar) if the model's price is known.
     """
     total = Counter(tokens_in=0, tokens_cached=0, tokens_out=0)
     for reply in replies:
-        if reply.usage is not None:  # also of a reply that came to nothing: it was paid for
+        if reply.usage is not None:  # even if the reply is an error: the server charged for it
             total.update(reply.usage)
         elif reply.error is None:
             total["tokens_in"] += len(reply.prompt_ids)
@@ -63,12 +71,15 @@ def count_tokens(replies: Iterable[Reply]) -> dict[str, int]:
 
 
 class EngineDied(RuntimeError):
-    """An engine can serve nobody any more. Its process is to end, and another is to be made."""
+    """An engine can serve no more prompts. Its process must end, and a new engine must be made."""
 
 
 class Engine(Protocol):
-    """Generates for many prompts at once. A prompt that cannot be served gets a Reply with an error; the others
-    are served. Several threads may call it."""
+    """Generates samples for many prompts at once.
+
+    A prompt that cannot be served gets a Reply with an error; the other prompts are served. Several threads may call
+    `generate`.
+    """
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]: ...
 

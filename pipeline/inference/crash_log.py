@@ -1,8 +1,8 @@
-"""Which rows an engine had when it died: what an actor must know of the process that it was before.
+"""Remembers which rows an engine was working on when it died, for the actor that replaces it.
 
-Ray starts a dead actor again and gives it the same rows, for ever. So rows are noted before an engine has them and
-struck out after. A row that is noted already may have cost an engine its life: it then goes alone, and after `TRIES`
-times it is given up. Left out: what runs the rows (`pool.py`).
+Ray restarts a dead actor and gives it the same rows again, without end. So the pool (`pool.py`) records rows here
+before an engine gets them, and removes them when they are finished. A row that is already recorded may have killed an
+engine: it then runs alone, and after `TRIES` tries it is given up.
 """
 
 from collections import Counter
@@ -12,84 +12,92 @@ from typing import Any
 from pipeline.config.hardware import driver_node_options
 
 TRIES = 3
-_VAIN_STARTS = 9  # of an actor that brings no row to an end: its engine is to blame, and no row
+_MAX_FRUITLESS_STARTS = 9  # of an actor that finishes no row: then the engine is at fault, and not a row
+_UNKNOWN_REASON = "its process was killed"
 
 
 class CrashLog:
-    """The notes of a driver's pools. Plain Python; `kept` puts it into a Ray actor, which outlives the engines.
+    """The crash log of all pools of one driver.
 
-    Rows and actors are named by strings that no two pools share.
+    A plain Python class. `crash_log_actor` runs it in a Ray actor, which outlives the engines. Rows and actors are
+    named by strings that are unique across pools.
     """
 
     def __init__(self) -> None:
-        self._times: dict[str, int] = {}  # by row: how often an engine had it and did not finish
-        self._reasons: dict[str, str] = {}  # by row, or by actor: how the engine ended
-        self._unready: Counter[str] = Counter()  # by actor: starts since it last had an engine
-        self._vain: Counter[str] = Counter()  # by actor: starts since it last finished a row
+        self._tries: dict[str, int] = {}  # by row: how often an engine started it and did not finish
+        self._reasons: dict[str, str] = {}  # by row or actor: why its last engine died
+        self._starts_before_ready: Counter[str] = Counter()  # by actor: since it last had a working engine
+        self._starts_without_result: Counter[str] = Counter()  # by actor: since it last finished a row
 
-    def start(self, actor: str) -> str | None:
-        """Note that an actor is about to make an engine; says why it should not, where it often has in vain."""
-        reason = self._reasons.get(actor, "its process was killed")
-        for times, limit, what in (
-            (self._unready, TRIES, "before it was ready"),
-            (self._vain, _VAIN_STARTS, "and finished nothing between"),
-        ):
-            if times[actor] == limit:
-                return f"the engine died {limit} times in a row {what}: {reason}"
-            times[actor] += 1
-        return None
-
-    def ready(self, actor: str) -> None:
-        """Note that the actor has its engine."""
-        self._unready[actor] = 0
-
-    def together(self, rows: Iterable[str]) -> dict[str, str | None]:
-        """Note that an engine is given some rows, but for those that an engine had before and did not finish.
+    def start_engine(self, actor: str) -> str | None:
+        """Record that an actor is about to start its engine.
 
         Returns:
-            These: None, if the row is to be given alone; or why it is given up.
+            Why it should not, if its engine has died too often; else None.
         """
-        before: dict[str, str | None] = {}
-        for row in rows:
-            if row not in self._times:
-                self._times[row] = 1
-            elif self._times[row] < TRIES:
-                before[row] = None
-            else:
-                reason = self._reasons.get(row, "its process was killed")
-                before[row] = f"engine failed {TRIES} times: {reason}"
-        return before
+        for starts, limit, when in (
+            (self._starts_before_ready, TRIES, "before it was ready"),
+            (self._starts_without_result, _MAX_FRUITLESS_STARTS, "and finished no batch in between"),
+        ):
+            if starts[actor] == limit:
+                return f"the engine died {limit} times in a row {when}: {self._reason(actor)}"
+            starts[actor] += 1
+        return None
 
-    def alone(self, row: str) -> None:
-        """Note that an engine is given this row, and no other at the time."""
-        self._times[row] = self._times.get(row, 0) + 1  # 0 where the notes were lost meanwhile
+    def engine_ready(self, actor: str) -> None:
+        """Record that the actor's engine has started."""
+        self._starts_before_ready[actor] = 0
+
+    def begin_batch(self, rows: Iterable[str]) -> dict[str, str | None]:
+        """Record that an engine starts these rows together. Rows that an engine did not finish before are left out.
+
+        Returns:
+            The rows left out. Value None: run the row alone. Value a text: give the row up, for this reason.
+        """
+        left_out: dict[str, str | None] = {}
+        for row in rows:
+            if row not in self._tries:
+                self._tries[row] = 1
+            elif self._tries[row] < TRIES:
+                left_out[row] = None
+            else:
+                left_out[row] = f"engine failed {TRIES} times: {self._reason(row)}"
+        return left_out
+
+    def begin_single(self, row: str) -> None:
+        """Record that an engine starts this row, and runs no other row meanwhile."""
+        self._tries[row] = self._tries.get(row, 0) + 1  # 0 if this log was lost and started again
         self._reasons.pop(row, None)
 
-    def failed(self, actor: str, rows: Iterable[str], reason: str) -> None:
-        """Note why the engine with these rows is about to end."""
+    def rows_failed(self, actor: str, rows: Iterable[str], reason: str) -> None:
+        """Record why the actor's engine is about to die while it runs these rows."""
         self._reasons.update(dict.fromkeys((actor, *rows), reason))
 
-    def done(self, actor: str, rows: Iterable[str]) -> None:
-        """Strike out rows that an engine has finished."""
-        self._vain[actor] = 0
+    def rows_done(self, actor: str, rows: Iterable[str]) -> None:
+        """Remove rows that the actor's engine has finished."""
+        self._starts_without_result[actor] = 0
         for name in (actor, *rows):
-            self._times.pop(name, None)
+            self._tries.pop(name, None)
             self._reasons.pop(name, None)
 
+    def _reason(self, name: str) -> str:
+        return self._reasons.get(name, _UNKNOWN_REASON)
 
-_of_driver: dict[tuple[str, str], Any] = {}  # a handle that is held: without one Ray would end the actor
+
+# By driver: the actor's handle. Without a handle to it, Ray would stop the actor.
+_actors: dict[tuple[str, str], Any] = {}
 
 
 def crash_log_actor() -> Any:
-    """The actor with the notes of this driver. It asks for no CPU, and goes when the driver does.
+    """Get this driver's crash log actor, started if need be. It asks for no CPU and ends with the driver.
 
-    Killed, it is started again, without notes.
+    Ray restarts it if it is killed; its records are then lost.
     """
     import ray
 
-    here = ray.get_runtime_context()
-    driver = (here.gcs_address, here.get_job_id())
-    if driver not in _of_driver:
-        _of_driver.clear()
-        _of_driver[driver] = ray.remote(CrashLog).options(**driver_node_options(), max_task_retries=-1).remote()
-    return _of_driver[driver]
+    context = ray.get_runtime_context()
+    driver = (context.gcs_address, context.get_job_id())
+    if driver not in _actors:
+        _actors.clear()
+        _actors[driver] = ray.remote(CrashLog).options(**driver_node_options(), max_task_retries=-1).remote()
+    return _actors[driver]

@@ -1,8 +1,8 @@
-"""A model at an OpenAI-compatible server: vLLM's own, or a hosted one.
+"""Sends prompts to a model at an OpenAI-compatible server: vLLM's own, or a hosted one.
 
-It judges, or writes summaries to compare with: a chat server gives no token ids, so what it samples is never trained
-on. The key is read from the environment, where the engine is made, and goes into no message. Left out: whether a server
-will do (`probe.py`), streaming, batch endpoints, and servers that speak otherwise.
+A served model judges, or writes summaries to compare with. A chat server gives no token ids, so nothing that it samples
+is trained on. The API key is read from the environment where the engine is made, and appears in no message. The check
+of a server before a run is in `server_check.py`. Streaming, batch endpoints and other protocols are not supported.
 """
 
 import asyncio
@@ -27,155 +27,166 @@ from pipeline.config import UserError
 from pipeline.config.hardware import Server
 from pipeline.config.servers import ServedModel
 from pipeline.inference.base import Reply, Sample
-from pipeline.inference.special_tokens import WELL_KNOWN, break_special_tokens
+from pipeline.inference.special_tokens import WELL_KNOWN_MARKERS, break_special_tokens
 
-_FIRST_WAIT = 0.5  # seconds before the second try; doubled for each one after it
-_AGAIN = {408, 409, 425, 429}  # and every 5xx
-_OF_THE_PROMPT = {400, 413, 422}  # refusals that say nothing of the server's health
-_PATIENCE = 16  # prompts in a row, beside those under way, that may go unserved before the server counts as gone
-_HARMLESS = Prompt(user("Reply with one word."), max_tokens=8)  # what nobody has a reason to refuse
-_FINISHED = {"stop": "stop", "eos": "stop", "length": "length"}
+_FIRST_BACKOFF = 0.5  # seconds before the first retry; doubled for each further one
+_RETRIED_STATUSES = {408, 409, 425, 429}  # and every 5xx
+_PROMPT_AT_FAULT_STATUSES = {400, 413, 422}  # they say nothing about the server's health
+_MAX_UNSERVED = 16  # unserved prompts in a row, beyond those in flight, after which the server counts as down
+_PROBE = Prompt(user("Reply with one word."), max_tokens=8)  # no server has a reason to refuse this
+_FINISH_REASONS = {"stop": "stop", "eos": "stop", "length": "length"}  # a server's -> ours
 
 
 class OpenAIServerEngine:
-    """Asks a model at a server, `server.concurrency` prompts at a time: as one is served, the next is sent.
+    """Sends prompts to a model at a server, at most `server.concurrency` at a time.
+
+    As soon as one prompt is served, the next is sent. Failures that may be temporary (429, 5xx, no connection, no
+    complete reply in time, an unreadable reply) are retried with exponential backoff and jitter, added to the wait that
+    Retry-After asks for. A prompt that is still not served is sent again once the server serves another. If that fails
+    too, it gets a Reply with an error. Samples have no token ids. Replies have the server's `usage`, including the
+    usage of failed tries.
 
     Args:
-        model: as the server names it.
-        served: how its replies are held to their form, and what else each request says.
-        server: where it is, the variable with its key, how wide and how patiently to ask.
-
-    What may pass (429, 5xx, no connection, no whole reply in time, one that cannot be read) is tried again after a
-    growing time with jitter, on top of what Retry-After asks for. A prompt that is still not served is asked again once
-    the server serves another, and gets a Reply with an error if it is not served then either. Samples have no token
-    ids; replies have the server's `usage`, that of tries which came to nothing included.
+        model: its name at the server.
+        served: how the server constrains replies to a regex, and extra fields of each request.
+        server: the address, the variable that holds the key, and limits on concurrency, time and retries.
 
     Raises:
-        UserError: no key in the environment; from `generate`: the server has served none of the last prompts, nor a
-            harmless one.
+        UserError: the environment has no key. `generate` raises it if the server served none of the last prompts, nor
+            a harmless one.
     """
 
     def __init__(self, model: str, served: ServedModel, server: Server):
         self.model, self.served, self.server = model, served, server
-        # One client for each request under way, taken and put back: httpx's own pool goes over all its connections
-        # for every request, and 128 at a time it is a fifth as fast.
-        how: dict[str, Any] = {
+        # One client per request in flight, taken and put back. A single httpx client goes through all connections of
+        # its pool for every request: with 128 in flight it is five times slower.
+        client_options: dict[str, Any] = {
             "base_url": server.base_url,
             "headers": auth_headers(server),
             "verify": httpx.create_ssl_context(),
-            "timeout": None,  # one limit for a whole try, in `_try`: httpx's begins anew with every byte
+            "timeout": None,  # `_post` limits a whole try; httpx's timeout starts again with every byte
         }
-        self.clients = [httpx.AsyncClient(**how) for _ in range(server.concurrency)]
-        self.unserved = 0  # prompts given up since the last one served
-        self.reason = ""  # why the last of them was
-        # A loop of its own: calls from several threads share the bound, and one call's last prompts and the next
-        # call's first are under way together.
+        self.clients = [httpx.AsyncClient(**client_options) for _ in range(server.concurrency)]
+        self.unserved_in_a_row = 0
+        self.last_failure = ""  # why the last of them was not served
+        # A separate event loop: calls from several threads share the limit on concurrency, and one call's last prompts
+        # are in flight together with the next call's first.
         self.loop = asyncio.new_event_loop()
-        self.room = asyncio.Semaphore(server.concurrency)
+        self.request_slots = asyncio.Semaphore(server.concurrency)
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        replies = self.ask(prompts)
-        # Rows without a reply are set aside for good: for their own fault, and never because the server was gone. So
-        # who went unserved is asked once more, and both times only what the server serves others for is theirs.
-        if left := self._given_up(replies):
-            for i, reply in zip(left, self.ask([prompts[i] for i in left]), strict=True):
+        replies = self.generate_once(prompts)
+        # A row without a reply is skipped for good. That must be the prompt's own fault, and never because the server
+        # was down. So unserved prompts are sent again, and both times the server must prove that it serves others.
+        if unserved := self._unserved_by_working_server(replies):
+            second_replies = self.generate_once([prompts[i] for i in unserved])
+            for i, reply in zip(unserved, second_replies, strict=True):
                 replies[i] = replace(reply, usage=_sum(replies[i].usage, reply.usage))
-            self._given_up(replies)
+            self._unserved_by_working_server(replies)
         return replies
 
-    def _given_up(self, replies: Sequence[Reply]) -> list[int]:
-        """The places of prompts that went unserved by a server that serves others. Raises UserError: it does not."""
-        left = [i for i, reply in enumerate(replies) if isinstance(reply, _Unserved)]
-        if left:
-            (harmless,) = self.ask([_HARMLESS])
-            if self.unserved and isinstance(harmless, _Unserved):
-                raise self._serves_nobody()
-        return left
+    def _unserved_by_working_server(self, replies: Sequence[Reply]) -> list[int]:
+        """The indices of prompts that were not served. Raises UserError if the server serves no other prompt either."""
+        unserved = [i for i, reply in enumerate(replies) if isinstance(reply, _Unserved)]
+        if unserved:
+            (probe_reply,) = self.generate_once([_PROBE])
+            if self.unserved_in_a_row and isinstance(probe_reply, _Unserved):
+                raise self._server_is_down()
+        return unserved
 
-    def ask(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        """What came of each prompt, whether for its own fault or the server's.
+    def generate_once(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        """Like `generate`, but a prompt that was not served after all its tries is not sent again.
 
         Raises:
-            UserError: so many in a row were not served that the rest need not be tried.
+            UserError: so many prompts in a row were not served that the others need not be tried.
         """
-        return asyncio.run_coroutine_threadsafe(self._all(prompts), self.loop).result()
+        return asyncio.run_coroutine_threadsafe(self._send_all(prompts), self.loop).result()
 
     def close(self) -> None:
-        """Drop the connections and the thread. An engine in an actor need not: it goes with its process."""
+        """Close the connections and end the thread. An engine in an actor need not be closed: it ends with it."""
         for client in self.clients:
             asyncio.run_coroutine_threadsafe(client.aclose(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
 
-    async def _all(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        return await asyncio.gather(*(self._one(prompt) for prompt in prompts))
-
-    def _serves_nobody(self) -> UserError:
+    def _server_is_down(self) -> UserError:
         return UserError(
-            f"the server at {self.server.base_url} served none of {self.unserved} prompts in a row ({self.reason}): "
-            "when it serves again, the same command goes on from here"
+            f"the server at {self.server.base_url} served none of {self.unserved_in_a_row} prompts in a row "
+            f"({self.last_failure}): when it works again, run the same command to resume"
         )
 
-    async def _one(self, prompt: Prompt) -> Reply:
-        async with self.room:
+    # Sending
+
+    async def _send_all(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        return await asyncio.gather(*(self._send(prompt) for prompt in prompts))
+
+    async def _send(self, prompt: Prompt) -> Reply:
+        async with self.request_slots:
             client = self.clients.pop()
             try:
-                return await self._patiently(client, prompt)
+                return await self._send_with_retries(client, prompt)
             finally:
                 self.clients.append(client)
 
-    async def _patiently(self, client: httpx.AsyncClient, prompt: Prompt) -> Reply:
-        body = self._body(prompt)
-        spent: dict[str, int] = {}  # by the tries before, which are paid for too
+    async def _send_with_retries(self, client: httpx.AsyncClient, prompt: Prompt) -> Reply:
+        body = self._request_body(prompt)
+        usage: dict[str, int] = {}  # of the failed tries, which are paid for too
         for attempt in itertools.count(1):
-            if self.unserved >= self.server.concurrency + _PATIENCE:
-                raise self._serves_nobody()
+            if self.unserved_in_a_row >= self.server.concurrency + _MAX_UNSERVED:
+                raise self._server_is_down()
             try:
-                reply = self._read(prompt, await self._try(client, body))
-                self.unserved = 0
-                return replace(reply, usage=_sum(spent, reply.usage))
-            except _Refused as error:
-                refused = error
-                spent = _sum(spent, error.usage)
-            if not refused.again or attempt == self.server.tries or refused.wait > self.server.max_wait:
+                reply = self._parse_reply(prompt, await self._post(client, body))
+                self.unserved_in_a_row = 0
+                return replace(reply, usage=_sum(usage, reply.usage))
+            except _TryFailed as error:
+                failure = error
+                usage = _sum(usage, error.usage)
+            if not failure.retry or attempt == self.server.tries or failure.retry_after > self.server.max_wait:
                 break
-            # Half of it at least: all who failed together must not come back together, whatever they were told.
-            backoff = min(self.server.max_wait, _FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
-            await asyncio.sleep(refused.wait + backoff)
-            spent = _sum(spent, {"retries": 1})
-        if refused.of_the_prompt:
-            self.unserved, self.reason = 0, ""
-            return Reply([], error=refused.reason, usage=spent)
-        self.unserved, self.reason = self.unserved + 1, refused.reason
-        return _Unserved([], error=refused.reason, usage=spent)
+            await asyncio.sleep(failure.retry_after + self._backoff(attempt))
+            usage = _sum(usage, {"retries": 1})
+        if failure.prompt_at_fault:
+            self.unserved_in_a_row, self.last_failure = 0, ""
+            return Reply([], error=failure.reason, usage=usage)
+        self.unserved_in_a_row, self.last_failure = self.unserved_in_a_row + 1, failure.reason
+        return _Unserved([], error=failure.reason, usage=usage)
 
-    async def _try(self, client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
+    def _backoff(self, attempt: int) -> float:
+        """Seconds to wait after a failed attempt, beside Retry-After: between half of the full backoff and all of it.
+
+        It is random because prompts that failed together were told the same Retry-After, and must not return together.
+        """
+        return min(self.server.max_wait, _FIRST_BACKOFF * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
+
+    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
         try:
             async with asyncio.timeout(self.server.timeout):
                 response = await client.post("chat/completions", json=body)
         except (TimeoutError, httpx.TimeoutException):
-            raise _Refused("timed out") from None
+            raise _TryFailed("timed out") from None
         except httpx.RequestError:
-            raise _Refused("connection failed") from None
+            raise _TryFailed("connection failed") from None
         if response.is_success:
             try:
                 return response.json()
             except (ValueError, RecursionError):
-                raise _Refused("reply unreadable") from None
-        # The text of a refusal may quote the prompt, or the key: no more than this is taken from it.
-        if response.status_code in _OF_THE_PROMPT and re.search(r"context.length", response.text):
-            raise _Refused("prompt too long", again=False, of_the_prompt=True)
-        raise _Refused(
+                raise _TryFailed("reply unreadable") from None
+        # An error's text may quote the prompt or the key: nothing of it goes into a message.
+        if response.status_code in _PROMPT_AT_FAULT_STATUSES and re.search(r"context.length", response.text):
+            raise _TryFailed("prompt too long", retry=False, prompt_at_fault=True)
+        raise _TryFailed(
             f"HTTP {response.status_code}",
-            again=response.status_code in _AGAIN or response.status_code >= 500,
-            of_the_prompt=response.status_code in _OF_THE_PROMPT,
-            wait=retry_after(response.headers.get("retry-after"), datetime.now(UTC)),
+            retry=response.status_code in _RETRIED_STATUSES or response.status_code >= 500,
+            prompt_at_fault=response.status_code in _PROMPT_AT_FAULT_STATUSES,
+            retry_after=retry_after(response.headers.get("retry-after"), datetime.now(UTC)),
         )
 
-    def _body(self, prompt: Prompt) -> dict[str, Any]:
+    # Requests and replies
+
+    def _request_body(self, prompt: Prompt) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": list(break_special_tokens(prompt, WELL_KNOWN)),
+            "messages": list(break_special_tokens(prompt, WELL_KNOWN_MARKERS)),
             "max_tokens": prompt.max_tokens,
             "temperature": prompt.temperature,
             "top_p": prompt.top_p,
@@ -192,89 +203,97 @@ class OpenAIServerEngine:
                 "required": ["reply"],
                 "additionalProperties": False,
             }
-            named = {"name": "reply", "strict": True, "schema": schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": named}
+            named_schema = {"name": "reply", "strict": True, "schema": schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": named_schema}
         body |= self.served.extra_body
         return {name: value for name, value in body.items() if value is not None}
 
-    def _read(self, prompt: Prompt, said: dict[str, Any]) -> Reply:
+    def _parse_reply(self, prompt: Prompt, response: dict[str, Any]) -> Reply:
         usage: dict[str, int] = {}
         try:
-            usage = self._usage(said.get("usage") or {})
-            ends = [choice["finish_reason"] for choice in said["choices"]]
-            if "content_filter" in ends:
+            usage = self._usage(response.get("usage") or {})
+            finish_reasons = [choice["finish_reason"] for choice in response["choices"]]
+            if "content_filter" in finish_reasons:
                 return Reply([], error="content filter", usage=usage)
-            if any(choice["message"].get("refusal") for choice in said["choices"]):
+            if any(choice["message"].get("refusal") for choice in response["choices"]):
                 return Reply([], error="refused by the model", usage=usage)
-            unwrap = prompt.regex is not None and self.served.structured_outputs == "json_schema"
-            samples = [_sample(choice, unwrap) for choice in said["choices"]]
-            if len(samples) != prompt.n or any(end not in _FINISHED for end in ends):
-                raise ValueError("not the samples that were asked for")
+            in_json = prompt.regex is not None and self.served.structured_outputs == "json_schema"
+            samples = [_sample(choice, in_json) for choice in response["choices"]]
+            if len(samples) != prompt.n or any(reason not in _FINISH_REASONS for reason in finish_reasons):
+                raise ValueError("wrong number of samples, or an unknown finish reason")
         except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError):
-            raise _Refused("reply unreadable", usage=usage) from None
+            raise _TryFailed("reply unreadable", usage=usage) from None
         return Reply([], samples, usage["tokens_cached"], usage=usage)
 
-    def _usage(self, said: dict[str, Any]) -> dict[str, int]:
-        """Tokens, and the millionths of a dollar that they cost: a price per million tokens, times tokens."""
-        tokens = _count(said.get("prompt_tokens")), _count(said.get("completion_tokens"))
-        cached = _count((said.get("prompt_tokens_details") or {}).get("cached_tokens"))
-        usage = {"tokens_in": tokens[0], "tokens_cached": cached, "tokens_out": tokens[1]}
+    def _usage(self, reported: dict[str, Any]) -> dict[str, int]:
+        """Token counts, and what the tokens cost if the settings have the model's price."""
+        usage = {
+            "tokens_in": _token_count(reported.get("prompt_tokens")),
+            "tokens_cached": _token_count((reported.get("prompt_tokens_details") or {}).get("cached_tokens")),
+            "tokens_out": _token_count(reported.get("completion_tokens")),
+        }
         if price := self.server.prices.get(self.model):
-            of_cached = price.input if price.cached is None else price.cached
-            cost = (tokens[0] - cached) * price.input + cached * of_cached + tokens[1] * price.output
-            usage["micro_usd"] = round(cost)
+            usage["micro_usd"] = round(price.cost_micro_usd(**usage))
         return usage
 
 
 class _Unserved(Reply):
-    """What a prompt gets that was given up, and that nobody refused for what it says."""
+    """The reply to a prompt that was given up, although no server refused it for its content."""
 
 
-class _Refused(Exception):
-    """A try that brought nothing. `wait`: the seconds that the server asks for; `usage`: what it counted."""
+class _TryFailed(Exception):
+    """One try to serve a prompt failed.
+
+    Attributes:
+        reason: for the reply's error.
+        retry: whether another try may succeed.
+        prompt_at_fault: whether the server refused the prompt itself.
+        retry_after: seconds that the server asks to wait.
+        usage: what the server counted for this try.
+    """
 
     def __init__(
         self,
         reason: str,
-        again: bool = True,
-        of_the_prompt: bool = False,
-        wait: float = 0.0,
+        retry: bool = True,
+        prompt_at_fault: bool = False,
+        retry_after: float = 0.0,
         usage: dict[str, int] | None = None,
     ):
-        self.reason, self.again, self.of_the_prompt, self.wait = reason, again, of_the_prompt, wait
-        self.usage = usage or {}
+        self.reason, self.retry, self.prompt_at_fault = reason, retry, prompt_at_fault
+        self.retry_after, self.usage = retry_after, usage or {}
 
 
-def _sum(*counts: dict[str, int] | None) -> dict[str, int]:
+def _sum(*usages: dict[str, int] | None) -> dict[str, int]:
     total: Counter[str] = Counter()
-    for some in counts:
-        total.update(some or {})
+    for usage in usages:
+        total.update(usage or {})
     return dict(total)
 
 
-def _count(said: Any) -> int:
-    """A count of tokens as a server says it, within what one reply can have taken."""
-    return min(max(0, int(said or 0)), 1 << 31)
+def _token_count(value: Any) -> int:
+    """A token count that a server reports, limited to what one reply can possibly have used."""
+    return min(max(0, int(value or 0)), 1 << 31)
 
 
-def _sample(choice: dict[str, Any], unwrap: bool) -> Sample:
+def _sample(choice: dict[str, Any], in_json: bool) -> Sample:
+    """Make a Sample of a reply's choice. `in_json`: the text is the value of "reply" in a JSON object."""
     text = choice["message"]["content"] or ""
     if not isinstance(text, str):
-        raise TypeError("content is no text")
-    if (
-        unwrap and choice["finish_reason"] != "length"
-    ):  # cut off it is no JSON: as it is, for the reader to leave unread
+        raise TypeError("content is not a text")
+    # JSON that was cut off cannot be parsed: keep it as it is, and the judge counts it as unread.
+    if in_json and choice["finish_reason"] != "length":
         text = str(json.loads(text)["reply"])
     tokens = (choice.get("logprobs") or {}).get("content")
     logp = None if tokens is None else math.fsum(token["logprob"] for token in tokens)
-    text = text.encode("utf-8", "replace").decode()  # JSON can spell half a letter, which no table can hold
-    # Of a reply in JSON the tokens are the JSON's, and not the text's.
-    token_logps = None if tokens is None or unwrap else [(token["token"], token["logprob"]) for token in tokens]
-    return Sample(text, [], _FINISHED.get(choice["finish_reason"], "stop"), logp, token_logps)
+    text = text.encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, which no table can
+    # With JSON, the tokens are those of the JSON object, and not of the text.
+    token_logps = None if tokens is None or in_json else [(token["token"], token["logprob"]) for token in tokens]
+    return Sample(text, [], _FINISH_REASONS.get(choice["finish_reason"], "stop"), logp, token_logps)
 
 
 def retry_after(header: str | None, now: datetime) -> float:
-    """The seconds that a Retry-After header asks for, given in seconds or as a date; 0 if it says neither."""
+    """The seconds to wait that a Retry-After header asks for, as a number or as a date; 0 if it is neither."""
     try:
         seconds = float(header or "nan")
     except ValueError:
@@ -287,15 +306,21 @@ def retry_after(header: str | None, now: datetime) -> float:
 
 
 def auth_headers(server: Server) -> dict[str, str]:
-    """With the key. Raises UserError: the environment has none, or what cannot be one."""
+    """The Authorization header with the server's key; empty if the server needs none.
+
+    Raises:
+        UserError: the environment variable is not set, or holds something that cannot be a key.
+    """
     if server.api_key_env is None:
         return {}
     key = os.environ.get(server.api_key_env, "").strip()
     if not key:
         raise UserError(
-            f"no key for {server.base_url}: the environment variable {server.api_key_env} is not set, or empty. Set it "
-            "here, and on a cluster also where `ray start` runs"
+            f"no key for {server.base_url}: the environment variable {server.api_key_env} is not set, or is empty. Set "
+            "it here and, on a cluster, also where `ray start` runs"
         )
     if not (key.isascii() and key.isprintable()):
-        raise UserError(f"the environment variable {server.api_key_env} holds what no key can be: set it again")
+        raise UserError(
+            f"the environment variable {server.api_key_env} holds characters that no key can have: set it again"
+        )
     return {"Authorization": f"Bearer {key}"}

@@ -1,7 +1,7 @@
-"""Engines under Ray Data: a pool of actors, one engine each, through which a dataset's rows stream.
+"""Streams a dataset's rows through a pool of Ray actors, one engine in each.
 
-An engine that dies is started again by Ray, and its rows are done again: those that may have killed it one by one.
-Left out: what is noted of them (`attempts.py`).
+Ray restarts an engine that dies, and its rows run again; rows that may have killed it run one at a time. The record of
+such rows is in `crash_log.py`.
 """
 
 import os
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import ray
@@ -23,6 +23,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from judges.base import Skip
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware
+from pipeline.config.sanitize import one_line
 from pipeline.inference.base import Engine, EngineFactory
 from pipeline.inference.crash_log import crash_log_actor
 from pipeline.storage.schema import Outcome, Row, apply_step
@@ -32,13 +33,14 @@ EngineStep = Callable[[Engine, list[Row]], Sequence[Outcome]]
 
 @dataclass(frozen=True)
 class EnginePool:
-    """How to make an engine, and how many of them to run where.
+    """How to make an engine, how many to run, and on what hardware.
 
     Attributes:
-        make_engine: called once in each actor; it and `hardware` are all that travels there.
+        make_engine: called once in each actor. Only it and `hardware` are sent there.
         hardware: replicas, GPUs, CPUs and batch size.
-        at_once: batches that an engine is given at a time, each by a thread of its own: while the last samples of one
-            end, the next one's are under way. 1 for what threads cannot share, or gain nothing by sharing.
+        at_once: batches that an engine runs at the same time, each in its own thread: while the last samples of one
+            batch finish, the next batch is already running. 1 for engines that threads cannot share, or that gain
+            nothing from it.
     """
 
     make_engine: EngineFactory
@@ -46,18 +48,24 @@ class EnginePool:
     at_once: int = 2
 
     def map(self, rows: Dataset, step: EngineStep, writes: Sequence[str]) -> Dataset:
-        """Stream rows through the engines: `step` is given an engine and some rows, and says what to add to each.
+        """Stream rows through the engines and add columns to them.
 
-        Rows that are set aside pass by unseen. A row that an engine had three times when it died is set aside.
+        Rows that are already skipped pass through unchanged. A row is skipped if an engine died `crash_log.TRIES` times
+        while it ran this row.
 
-        An engine has died when its process has, or when `step` raises a RuntimeError (torch's and CUDA's errors,
-        `EngineDied`) or a MemoryError. Whatever else `step` raises ends the dataset's run, as does an engine that dies
-        over and over and finishes nothing.
+        An engine counts as dead when its process ends, or when `step` raises a RuntimeError (torch's and CUDA's errors,
+        `EngineDied`) or a MemoryError. Any other exception from `step` aborts the dataset's run. So does an engine that
+        keeps dying before it finishes a batch.
+
+        Args:
+            rows: a dataset of articles.
+            step: gets an engine and a batch of rows, and returns one outcome per row.
+            writes: names of the columns that `step` adds.
         """
         replicas = self.hardware.replicas
-        # One block is one call of one actor: blocks of a batch each let every replica work.
+        # One block is one call of one actor: with blocks of one batch, every replica gets work.
         return rows.repartition(target_num_rows_per_block=self.hardware.batch_size).map_batches(
-            _Actor,
+            _EngineActor,
             fn_constructor_args=(
                 self.make_engine,
                 step,
@@ -79,100 +87,136 @@ class EnginePool:
         )
 
 
-class _Actor:
+class _EngineActor:
+    """Owns one engine and runs batches on it. Ray calls it from `at_once` threads."""
+
     def __init__(
-        self, make_engine: EngineFactory, step: EngineStep, writes: tuple[str, ...], at_once: int, notes: Any, pool: str
+        self,
+        make_engine: EngineFactory,
+        step: EngineStep,
+        writes: tuple[str, ...],
+        at_once: int,
+        crash_log: Any,
+        pool_id: str,
     ):
-        self.step, self.writes, self.at_once, self.notes, self.pool = step, writes, at_once, notes, pool
-        self.me = f"{pool}/{ray.get_runtime_context().get_actor_id()}"
-        self.room = threading.Semaphore(at_once)
-        self.taking_all_of_it = threading.Lock()
-        # Said at the first call, where it is this row's error and ends the run. Here it would be one more dead actor.
-        self.hopeless: str | None = ray.get(notes.start.remote(self.me))
-        self.untold: Counter[str] = Counter()
-        self.telling = threading.Lock()
-        self.clock = _Clock()
-        if not self.hopeless:
-            began = time.monotonic()
-            self.engine = make_engine()
-            # Told with the first rows: a rate measured on few of them would else be that of the start.
-            self.untold.update({"engine starts": 1, "engine start ms": round(1000 * (time.monotonic() - began))})
-            ray.get(notes.ready.remote(self.me))
+        self.step, self.writes, self.at_once = step, writes, at_once
+        self.crash_log, self.pool_id = crash_log, pool_id
+        self.name = f"{pool_id}/{ray.get_runtime_context().get_actor_id()}"
+        self.batch_slots = threading.Semaphore(at_once)
+        self.exclusive_lock = threading.Lock()  # held by the one thread that collects all the slots
+        self.pending_counts: Counter[str] = Counter()  # for the record, not yet attached to an outcome
+        self.counts_lock = threading.Lock()
+        self.busy_clock = _BusyClock()
+        # Raise on the first call, not here: an exception in `__init__` only restarts the actor.
+        self.abort_reason: str | None = ray.get(crash_log.start_engine.remote(self.name))
+        if self.abort_reason is None:
+            self.engine = self._start_engine(make_engine)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if self.hopeless:
-            raise UserError(self.hopeless)
+        if self.abort_reason is not None:
+            raise UserError(self.abort_reason)
         return apply_step(table, self._serve, self.writes)
 
+    def _start_engine(self, make_engine: EngineFactory) -> Engine:
+        started_at = time.monotonic()
+        engine = make_engine()
+        start_ms = round(1000 * (time.monotonic() - started_at))
+        # Recorded apart from "engine ms": a rate measured on few rows would otherwise be mostly the start.
+        self.pending_counts.update({"engine starts": 1, "engine start ms": start_ms})
+        ray.get(self.crash_log.engine_ready.remote(self.name))
+        return engine
+
     def _serve(self, rows: list[Row]) -> Sequence[Outcome]:
-        names = [f"{self.pool}/{row.get('article_id')}/{row.get('writer')}" for row in rows]
-        outcomes: dict[int, Outcome] = {}
-        with self.room:
-            before = ray.get(self.notes.together.remote(names))
-            fresh = [i for i, name in enumerate(names) if name not in before]
-            if fresh:
-                outcomes |= zip(fresh, self._run([names[i] for i in fresh], [rows[i] for i in fresh]), strict=True)
+        """Run new rows together, and then rows that an engine did not finish before, one at a time."""
+        names = [self._row_name(row) for row in rows]
+        outcomes, left_out = self._run_new_rows(names, rows)
         for i, name in enumerate(names):
-            if name in before:
-                given_up = before[name]
-                outcomes[i] = Skip(given_up) if given_up else self._run_alone(name, rows[i])
+            if name in left_out:
+                give_up_reason = left_out[name]
+                outcomes[i] = Skip(give_up_reason) if give_up_reason else self._run_single(name, rows[i])
         return [outcomes[i] for i in range(len(rows))]
 
-    def _run_alone(self, name: str, row: Row) -> Outcome:
-        with self._all_the_room():
-            ray.get(self.notes.alone.remote(name))
+    def _row_name(self, row: Row) -> str:
+        return f"{self.pool_id}/{row.get('article_id')}/{row.get('writer')}"
+
+    def _run_new_rows(self, names: list[str], rows: list[Row]) -> tuple[dict[int, Outcome], dict[str, str | None]]:
+        """Run the rows that no engine has tried before.
+
+        Returns:
+            Their outcomes by index in `rows`; and the other rows, as `CrashLog.begin_batch` returns them.
+        """
+        with self.batch_slots:
+            left_out = ray.get(self.crash_log.begin_batch.remote(names))
+            new = [i for i, name in enumerate(names) if name not in left_out]
+            if not new:
+                return {}, left_out
+            outcomes = self._run([names[i] for i in new], [rows[i] for i in new])
+        return dict(zip(new, outcomes, strict=True)), left_out
+
+    def _run_single(self, name: str, row: Row) -> Outcome:
+        """Run one row while the engine runs no other, so that this row is to blame if the engine dies."""
+        with self._all_batch_slots():
+            ray.get(self.crash_log.begin_single.remote(name))
             (outcome,) = self._run([name], [row])
         return outcome
 
     @contextmanager
-    def _all_the_room(self) -> Iterator[None]:
-        """The engine to ourselves, so that it is this row's doing if it dies."""
-        with self.taking_all_of_it:
+    def _all_batch_slots(self) -> Iterator[None]:
+        with self.exclusive_lock:  # two threads that each held a part of the slots would wait for ever
             for _ in range(self.at_once):
-                self.room.acquire()
+                self.batch_slots.acquire()
             try:
                 yield
             finally:
-                self.room.release(self.at_once)
+                self.batch_slots.release(self.at_once)
 
     def _run(self, names: list[str], rows: list[Row]) -> Sequence[Outcome]:
-        with self.telling:
-            self.clock.enter()
+        with self.counts_lock:
+            self.busy_clock.enter()
         try:
             outcomes = self.step(self.engine, rows)
         except (RuntimeError, MemoryError) as error:
-            traceback.print_exc()
-            sys.stderr.flush()
-            ray.get(self.notes.failed.remote(self.me, names, _short(error)))
-            os._exit(1)  # with the engine and whatever it holds: Ray starts this actor again, and retries its calls
-        self.notes.done.remote(self.me, names)
-        heir = next((outcome for outcome in outcomes if not isinstance(outcome, Skip)), None)
-        with self.telling:
-            self.untold["engine ms"] += self.clock.leave()
-            if heir is not None:
-                heir["tally"] = {**heir.get("tally", {}), **self.untold}
-                self.untold.clear()
+            self._die(names, error)
+        self.crash_log.rows_done.remote(self.name, names)
+        self._attach_counts(outcomes)
         return outcomes
 
+    def _die(self, names: list[str], error: BaseException) -> NoReturn:
+        """End this process and all that the engine holds. Ray restarts the actor and retries its calls."""
+        traceback.print_exc()
+        sys.stderr.flush()
+        ray.get(self.crash_log.rows_failed.remote(self.name, names, _reason(error)))
+        os._exit(1)
 
-class _Clock:
-    """How long an engine has had something to do, whichever of its threads brought it. For one thread at a time."""
+    def _attach_counts(self, outcomes: Sequence[Outcome]) -> None:
+        """Add the pending counts to the tally of the first outcome that is not skipped, if there is one."""
+        first_kept = next((outcome for outcome in outcomes if not isinstance(outcome, Skip)), None)
+        with self.counts_lock:
+            self.pending_counts["engine ms"] += self.busy_clock.leave()
+            if first_kept is not None:
+                first_kept["tally"] = {**first_kept.get("tally", {}), **self.pending_counts}
+                self.pending_counts.clear()
+
+
+class _BusyClock:
+    """Measures how long at least one thread has been using the engine. The caller must hold a lock."""
 
     def __init__(self) -> None:
-        self.inside, self.seen = 0, 0.0
+        self.threads, self.counted_until = 0, 0.0
 
     def enter(self) -> None:
-        if not self.inside:
-            self.seen = time.monotonic()
-        self.inside += 1
+        if not self.threads:
+            self.counted_until = time.monotonic()
+        self.threads += 1
 
     def leave(self) -> int:
-        """Milliseconds since another thread left, or since the first came."""
-        self.inside -= 1
-        before, self.seen = self.seen, time.monotonic()
-        return round(1000 * (self.seen - before))
+        """Milliseconds since another thread left or, if none has, since the first thread entered."""
+        self.threads -= 1
+        counted_from, self.counted_until = self.counted_until, time.monotonic()
+        return round(1000 * (self.counted_until - counted_from))
 
 
-def _short(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     error = error.__cause__ or error
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:80]}".rstrip(": ")
+    # Cut without "…": skipped rows are counted by this text, and records on disk hold it in this form.
+    return f"{type(error).__name__}: {one_line(str(error))[:80]}".rstrip(": ")

@@ -1,7 +1,7 @@
-"""A policy at an engine: asking it for summaries, and keeping what it sampled.
+"""Samples summaries from a policy, and keeps exactly what was sampled.
 
-Kept are the prompt's token ids, and of each sample the token ids with the stop token, the text and the finish reason.
-Training uses these very ids: text tokenized again is another sequence, and off-policy.
+It keeps the prompt's token ids and, for each sample, its token ids with the stop token, its text and its finish reason.
+Training uses these ids. Tokenizing the text again could give a different sequence, which would be off-policy.
 """
 
 from dataclasses import dataclass, replace
@@ -13,35 +13,40 @@ from pipeline.inference.base import Engine, count_tokens
 from pipeline.inference.pool import EnginePool
 from pipeline.storage.schema import Outcome, Row
 
-SAMPLED = ("writer", "prompt_ids", "summaries")
+SAMPLED = ("writer", "prompt_ids", "summaries")  # the columns that sampling adds
 
 
 def sample_dataset(rows: Dataset, prompt: Prompt, writer: str, pool: EnginePool) -> Dataset:
-    """Add `writer`, `prompt_ids` and `summaries`; `prompt` says `{article}` where each row's article goes.
+    """Sample summaries for each row, and add the columns `writer`, `prompt_ids` and `summaries`.
 
-    The first samples of each engine come with log-probabilities even if the prompt does not ask: the trainer's are
-    compared with them.
+    The first batch of each engine always comes with log-probabilities, to be compared with the trainer's.
+
+    Args:
+        rows: a dataset of articles.
+        prompt: its message has `{article}` where the article goes.
+        writer: the build id of the policy.
+        pool: engines of the policy.
     """
     return pool.map(rows, _Sampler(prompt, writer), SAMPLED)
 
 
 @dataclass
 class _Sampler:
-    """`sample_rows`, one engine's: an actor has a copy of its own, and so has the one that takes a dead one's place."""
+    """`sample_rows` for one engine. Each actor has its own copy; an actor that Ray restarts gets a new one."""
 
     prompt: Prompt
     writer: str
-    compared: bool = False
+    has_logprobs: bool = False  # whether a batch with log-probabilities was sampled already
 
     def __call__(self, engine: Engine, rows: list[Row]) -> list[Outcome]:
-        # Only the first batch: vLLM takes log-probabilities of all that runs beside one that asks, and is slower.
-        prompt = self.prompt if self.compared else replace(self.prompt, logprobs=True)
-        self.compared = True
+        # Only the first batch: if one prompt asks, vLLM computes log-probabilities for all that run beside it: slower.
+        prompt = self.prompt if self.has_logprobs else replace(self.prompt, logprobs=True)
+        self.has_logprobs = True
         return sample_rows(prompt, self.writer, engine, rows)
 
 
 def sample_rows(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) -> list[Outcome]:
-    """What each row gets: the step of a pool of policies."""
+    """Sample summaries for a batch of rows: the step of a pool of policy engines."""
     replies = engine.generate([fill_article(prompt, row["article"]) for row in rows])
     return [
         Skip(reply.error)
@@ -57,6 +62,6 @@ def sample_rows(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) ->
 
 
 def fill_article(prompt: Prompt, article: str) -> Prompt:
-    """The prompt with the article in its place."""
+    """Put the article into the prompt's first message, and mark it as quoted text."""
     messages = user(fill(prompt.messages[0]["content"], {"article": article}))
     return replace(prompt, messages=messages, quotes=(article,))

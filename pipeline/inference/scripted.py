@@ -1,4 +1,7 @@
-"""An engine that answers from a function: for tests, for judges that need no model, for trying a judge by hand."""
+"""An engine that answers from a Python function.
+
+It serves tests, judges that need no model, and trying out a judge by hand.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -11,9 +14,9 @@ EOS = 0
 class ScriptedEngine:
     """Answers each prompt with `script(prompt, i)` for sample i of n.
 
-    Tokens are code points plus 1, closed by the stop token 0 unless `max_tokens` cut the text; where log-probabilities
-    are asked for, every token has -1 nat. A script that raises
-    ValueError refuses that prompt alone.
+    A token id is a character's code point plus 1. The stop token is 0, and is missing if `max_tokens` cut the text. If
+    the prompt asks for log-probabilities, every token has -1 nat. A script that raises ValueError refuses this prompt
+    only; the message becomes the reply's error.
     """
 
     def __init__(self, script: Callable[[Prompt, int], str]):
@@ -32,10 +35,10 @@ class ScriptedEngine:
     def _sample(self, prompt: Prompt, i: int) -> Sample:
         text = self.script(prompt, i)
         ids = [*(ord(c) + 1 for c in text), EOS]
-        cut = len(ids) > prompt.max_tokens
-        if cut:
+        is_cut = len(ids) > prompt.max_tokens
+        if is_cut:
             text, ids = text[: prompt.max_tokens], ids[: prompt.max_tokens]
-        finish_reason = "length" if cut else "stop"
+        finish_reason = "length" if is_cut else "stop"
         if not prompt.logprobs:
             return Sample(text, ids, finish_reason)
         token_logps = [(chr(token - 1) if token != EOS else "", -1.0) for token in ids]

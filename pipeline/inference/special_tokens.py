@@ -1,10 +1,12 @@
-"""Text that stays text: what a chat template or a tokenizer would take for a mark of its own is broken up.
+"""Breaks up special tokens in quoted text, so that an article or a summary stays plain text for the model.
 
-An article or a summary may hold `<|im_end|>` or `[/INST]`, by accident or to end its turn and give orders. Tokenized
-with the conversation that would become the very token that the template writes. One space inside makes it ordinary
-text, which a person still reads; text without such marks is left as it is, and has the token ids it always had.
-(Tokenizing the text apart, with special tokens split, would give other ids wherever a token spans the seam.)
-Left out: orders in plain words. Against those a judge has its grammar, and the person its card.
+Quoted text may hold `<|im_end|>` or `[/INST]`, by accident, or to end its turn and give the model orders. Tokenized
+with the conversation, it would become the same token that the chat template writes. One space inside turns it into
+ordinary text that a person can still read. Text without such markers is not changed, and keeps its token ids.
+(Tokenizing the text separately, with special tokens split, would give different ids where a token spans the seam.)
+
+This does not stop orders in plain words. Against those, the judge's grammar limits its answers, and a person reads
+the judge card.
 """
 
 import functools
@@ -16,37 +18,45 @@ from judges.base import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# As chat templates write their marks, whether or not the tokenizer has a token for each.
-_MARK = re.compile(r"<<?[^<>\s'\"{}]{1,60}>>?|\[/?[A-Z][A-Z_]+\]")
-# Of a model at a server only the well-known ones can be known.
-WELL_KNOWN = re.compile(
+# How chat templates write their markers, whether or not the tokenizer has a token for each of them.
+_MARKER = re.compile(r"<<?[^<>\s'\"{}]{1,60}>>?|\[/?[A-Z][A-Z_]+\]")
+# For a model at a server, whose tokenizer we do not have.
+WELL_KNOWN_MARKERS = re.compile(
     r"<\|[^<>|\s]{1,60}\|>|<｜[^<>｜\s]{1,60}｜>|<</?SYS>>|</?(s|think|tool_call|tool_response)>|<[be]os>"
     r"|<(start|end)_of_turn>|\[/?(INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|THINK)\]"
 )
 
 
-def break_special_tokens(prompt: Prompt, marks: re.Pattern[str]) -> tuple[dict[str, str], ...]:
-    """The messages of a prompt, without marks in what it quotes. What we and the settings say is left alone."""
+def break_special_tokens(prompt: Prompt, markers: re.Pattern[str]) -> tuple[dict[str, str], ...]:
+    """The prompt's messages, with the markers broken up in all quoted text.
+
+    Our own words and those of the settings are not changed.
+    """
     messages = prompt.messages
-    for text in filter(marks.search, prompt.quotes):
-        broken = marks.sub(lambda m: f"{m[0][0]} {m[0][1:]}" if len(m[0]) > 1 else " ", text)
-        messages = tuple(message | {"content": message["content"].replace(text, broken)} for message in messages)
+    for quote in filter(markers.search, prompt.quotes):
+        broken = markers.sub(_break, quote)
+        messages = tuple(message | {"content": message["content"].replace(quote, broken)} for message in messages)
     return messages
 
 
+def _break(marker: re.Match[str]) -> str:
+    return f"{marker[0][0]} {marker[0][1:]}" if len(marker[0]) > 1 else " "
+
+
 def special_tokens_of(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
-    """The marks of a tokenizer and its chat template: special tokens, and what the template writes that looks so."""
-    return _marks(tokenizer, str(tokenizer.chat_template or ""))
+    """A pattern that matches the tokenizer's special tokens and the markers of its chat template."""
+    return _marker_pattern(tokenizer, str(tokenizer.chat_template or ""))
 
 
 @functools.lru_cache(maxsize=8)
-def _marks(tokenizer: "PreTrainedTokenizerBase", template: str) -> re.Pattern[str]:
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    found = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+def _marker_pattern(tokenizer: "PreTrainedTokenizerBase", template: str) -> re.Pattern[str]:
+    added_tokens = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    markers = {*tokenizer.all_special_tokens, *(str(token) for token in added_tokens if token.special)}
     if template:
-        # Rendered too: many a template puts a mark together of a bracket and a role.
-        asked = [{"role": "user", "content": ""}]
-        rendered = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-        found |= set(_MARK.findall(template)) | set(_MARK.findall(str(rendered)))
-    # The longest first: of two that begin alike the whole one is meant. Without any, a pattern that matches nothing.
-    return re.compile("|".join(map(re.escape, sorted(filter(str.strip, found), key=len, reverse=True))) or r"(?!)")
+        # Search a rendered conversation too: many templates build a marker from a bracket and a role.
+        conversation = [{"role": "user", "content": ""}]
+        rendered = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        markers |= set(_MARKER.findall(template)) | set(_MARKER.findall(str(rendered)))
+    longest_first = sorted(filter(str.strip, markers), key=len, reverse=True)  # else "<a" would match before "<a>"
+    matches_nothing = r"(?!)"
+    return re.compile("|".join(map(re.escape, longest_first)) or matches_nothing)

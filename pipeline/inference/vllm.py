@@ -1,7 +1,7 @@
-"""vLLM in this process: token ids in; token ids, text and finish reasons out.
+"""Runs vLLM in this process: token ids in; token ids, text and finish reasons out.
 
-The only module that imports vLLM, and only when an engine is made, inside its actor. Left out: when the engine steps
-(`stepping.py`), streaming of tokens, and servers (an HTTP engine's business).
+This is the only module that imports vLLM, and it does so only when an engine is made, inside the engine's actor. When
+the engine steps is decided in `vllm_stepper.py`. A vLLM server is reached through `openai_server.py`.
 """
 
 import gc
@@ -14,13 +14,14 @@ from typing import Any, get_args
 
 from judges.base import Prompt
 from pipeline.config.hardware import EngineHardware
+from pipeline.config.sanitize import one_line
 from pipeline.inference.base import EngineDied, Reply, Sample
 from pipeline.inference.special_tokens import break_special_tokens, special_tokens_of
 from pipeline.inference.vllm_stepper import Stepper
 from pipeline.storage.model_files.hub import adapter_config, fetch
 
 _ENVIRONMENT = {
-    # The engine core shares our process: it dies with its actor, and no second Python start is paid.
+    # Run the engine core in our process: it dies with its actor, and no second Python start is needed.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -30,47 +31,38 @@ _ENVIRONMENT = {
 
 
 class VllmEngine:
-    """Samples from a Hugging Face model with vLLM, or from a LoRA adapter on its base, which is not merged.
+    """Samples from a Hugging Face model with vLLM, or from a LoRA adapter on its base, without merging it.
+
+    A prompt that leaves less than `max_tokens` of the context, or that vLLM refuses, gets a Reply with an error. It is
+    never cut. Several threads may call `generate`: their prompts run together, which keeps the engine full. Prompts
+    that run together share one random stream, so samples depend on what else was running, as on any server.
 
     Args:
         model: folder of a model or of an adapter, on this machine.
         dtype: "float32" or "bfloat16".
-        max_model_len: the longest prompt with its completion, in tokens; None: what the model allows.
-        seed: of the engine. Requests carry none of their own: a per-request seed makes a CPU engine slow, and has
-            killed one; the engine's draws are as random.
-        hardware: GPUs, memory.
-
-    A prompt that leaves less than `max_tokens` of room, or that vLLM refuses, gets a Reply with an error; it is never
-    cut. Several threads may call `generate`: their prompts run together, which keeps the engine full. Prompts that run
-    together are drawn for by turns, so that samples depend on who else was there, as they do on any server.
+        max_model_len: the longest prompt with its completion, in tokens. None: what the model allows.
+        seed: of the engine. Requests have no seed of their own: it makes an engine on a CPU slow, and has crashed one.
+            The engine's draws are just as random.
+        hardware: GPUs and memory.
     """
 
     def __init__(self, model: str, dtype: str, max_model_len: int | None, seed: int, hardware: EngineHardware):
         os.environ.update(_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(hardware.kvcache_space)})
         from transformers import AutoTokenizer
         from vllm import LLM
-        from vllm.config.lora import MaxLoRARanks
         from vllm.exceptions import VLLMClientError
 
-        gc.freeze()  # the engine collects garbage five times as it starts: none of it is among a million module objects
+        # The engine collects garbage five times while it starts: skip the million objects of imported modules.
+        gc.freeze()
         gpus = hardware.gpus_per_replica
         if not gpus:
-            # Ray gives each actor its share of the CPUs; binding threads to cores would put all actors on the first.
+            # Ray gives each actor its share of the CPUs. Binding threads to cores would put all actors on the first.
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         adapter = adapter_config(model)
         self.adapter = None if adapter is None else lora_request(model)
-        more: dict[str, Any] = {}
-        if not gpus:
-            # The least that its attention takes, and a quarter of its default: what prompts share is found in whole
-            # blocks, and a judge's prompts differ before they fill one of 128. Fewer tokens are computed twice.
-            more["block_size"] = 32
-        if adapter is not None:
-            ranks = [rank for rank in get_args(MaxLoRARanks) if rank >= adapter["r"]]
-            if not ranks:
-                raise ValueError(f"{model} has r={adapter['r']}, and vLLM takes {max(get_args(MaxLoRARanks))} at most")
-            more |= {"enable_lora": True, "max_lora_rank": min(ranks)}
+        options = ({} if gpus else _cpu_options()) | ({} if adapter is None else _lora_options(model, adapter["r"]))
 
-        def make() -> Any:
+        def make_engine() -> Any:
             return LLM(
                 model=model if adapter is None else fetch(adapter["base_model_name_or_path"]),
                 dtype=dtype,
@@ -80,23 +72,23 @@ class VllmEngine:
                 distributed_executor_backend="mp" if gpus > 1 else "uni",
                 gpu_memory_utilization=hardware.gpu_memory_utilization,
                 enable_prefix_caching=True,
-                enforce_eager=not gpus,  # on a CPU, compiling costs more than a stage takes
+                enforce_eager=not gpus,  # on a CPU, compiling takes longer than a stage
                 disable_log_stats=True,
                 trust_remote_code=False,
-                load_format="safetensors",  # else a folder without them would be unpickled
-                **more,
+                load_format="safetensors",  # otherwise a folder without safetensors would be unpickled
+                **options,
             ).llm_engine
 
-        self.stepper = Stepper(make, (ValueError, VLLMClientError))
+        self.stepper = Stepper(make_engine, (ValueError, VLLMClientError))
         self.tokenizer = self.stepper.engine.get_tokenizer()
         if adapter is not None and Path(model, "tokenizer_config.json").is_file():
-            # What an adapter was trained with, a chat template above all. Not by vLLM: it looks for a model beside it.
+            # The adapter's own tokenizer, above all its chat template. vLLM cannot load it: it expects a model there.
             self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
-        self.tokenizing = threading.Lock()  # a fast tokenizer that one thread changes and another uses raises
-        self.room = self.stepper.engine.model_config.max_model_len
+        self.tokenizer_lock = threading.Lock()  # a fast tokenizer raises if one thread changes it while another uses it
+        self.max_model_len = self.stepper.engine.model_config.max_model_len
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        with self.tokenizing:
+        with self.tokenizer_lock:
             replies = [self._tokenize(prompt) for prompt in prompts]
         served = [i for i, reply in enumerate(replies) if reply.error is None]
         requests = [self._request(prompts[i], replies[i].prompt_ids) for i in served]
@@ -109,8 +101,14 @@ class VllmEngine:
         return replies
 
     def close(self) -> None:
-        """Let go of the model. An engine in an actor need not: it goes with its process."""
+        """Release the model. An engine in an actor need not be closed: it ends with its process."""
         self.stepper.close()
+
+    def _tokenize(self, prompt: Prompt) -> Reply:
+        ids = encode_messages(self.tokenizer, break_special_tokens(prompt, special_tokens_of(self.tokenizer)))
+        if len(ids) + prompt.max_tokens > self.max_model_len:
+            return Reply(ids, error="prompt too long")
+        return Reply(ids)
 
     def _request(self, prompt: Prompt, prompt_ids: list[int]) -> dict[str, Any]:
         from vllm import SamplingParams
@@ -122,27 +120,39 @@ class VllmEngine:
             temperature=prompt.temperature,
             top_p=prompt.top_p,
             max_tokens=prompt.max_tokens,
-            logprobs=0 if prompt.logprobs else None,  # 0: of the sampled token, and of no others
+            logprobs=0 if prompt.logprobs else None,  # 0: only of the sampled token
             structured_outputs=StructuredOutputsParams(regex=prompt.regex) if prompt.regex else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         return {"prompt": tokens_input(prompt_ids), "params": params, "lora_request": self.adapter}
 
-    def _tokenize(self, prompt: Prompt) -> Reply:
-        ids = encode_messages(self.tokenizer, break_special_tokens(prompt, special_tokens_of(self.tokenizer)))
-        if len(ids) + prompt.max_tokens > self.room:
-            return Reply(ids, error="prompt too long")
-        return Reply(ids)
+
+def _cpu_options() -> dict[str, Any]:
+    # The smallest block that vLLM's CPU attention accepts, a quarter of its default of 128. Prefixes are shared in
+    # whole blocks, and a judge's prompts differ before they fill 128 tokens. So fewer tokens are computed twice.
+    return {"block_size": 32}
+
+
+def _lora_options(model: str, rank: int) -> dict[str, Any]:
+    from vllm.config.lora import MaxLoRARanks
+
+    supported = get_args(MaxLoRARanks)
+    large_enough = [max_rank for max_rank in supported if max_rank >= rank]
+    if not large_enough:
+        raise ValueError(f"{model} has r={rank}, and vLLM supports at most {max(supported)}: train with a smaller r")
+    return {"enable_lora": True, "max_lora_rank": min(large_enough)}
 
 
 def _reply(prompt_ids: list[int], output: Any) -> Reply:
-    """What vLLM's output, or its refusal, says of a prompt."""
+    """Make a Reply of vLLM's output, or of the exception with which it refused the prompt."""
     if isinstance(output, Exception):
-        return Reply(prompt_ids, error=f"refused by the engine: {' '.join(str(output).split())[:80]}")
+        # Cut without "…": skipped rows are counted by this text, and records on disk hold it in this form.
+        return Reply(prompt_ids, error=f"refused by the engine: {one_line(str(output))[:80]}")
     assert list(output.prompt_token_ids) == prompt_ids, "vLLM changed the prompt's token ids"
-    ends = {str(o.finish_reason) for o in output.outputs}
-    if not ends <= {"stop", "length"}:
-        return Reply(prompt_ids, error=f"given up by the engine: {', '.join(sorted(ends - {'stop', 'length'}))}")
+    finish_reasons = {str(completion.finish_reason) for completion in output.outputs}
+    if not finish_reasons <= {"stop", "length"}:
+        unexpected = ", ".join(sorted(finish_reasons - {"stop", "length"}))
+        return Reply(prompt_ids, error=f"given up by the engine: {unexpected}")
     samples = [
         Sample(o.text, list(o.token_ids), str(o.finish_reason), o.cumulative_logprob, token_logps(o))
         for o in output.outputs
@@ -151,20 +161,22 @@ def _reply(prompt_ids: list[int], output: Any) -> Reply:
 
 
 def token_logps(output: Any) -> list[tuple[str, float]] | None:
-    """Each sampled token's text and log-probability, where they were asked for.
+    """Text and log-probability of each sampled token; None if the prompt did not ask.
 
-    vLLM masks what a regex forbids before it takes the log-softmax: a token that the regex leaves no choice has 0.
+    vLLM masks the tokens that a regex forbids before it takes the log-softmax: where the regex allows a single token,
+    its log-probability is 0.
     """
     if output.logprobs is None:
         return None
-    of_each = [there[token] for token, there in zip(output.token_ids, output.logprobs, strict=True)]
-    return [(entry.decoded_token or "", entry.logprob) for entry in of_each]
+    entries = [candidates[token] for token, candidates in zip(output.token_ids, output.logprobs, strict=True)]
+    return [(entry.decoded_token or "", entry.logprob) for entry in entries]
 
 
 def lora_request(folder: str) -> Any:
-    """vLLM's word for an adapter folder, by a name and a number of its own: of its bytes, wherever it lies.
+    """A vLLM `LoRARequest` for an adapter folder. Its name and number come from the weights, not from the path.
 
-    vLLM keeps adapters by number and serves what it has under it, so that a later adapter would go unread.
+    vLLM caches adapters by number and serves the cached one. With a number used before, it would not read a later
+    adapter.
     """
     from vllm.lora.request import LoRARequest
 
@@ -174,10 +186,13 @@ def lora_request(folder: str) -> Any:
 
 
 def encode_messages(tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:  # type: ignore[no-untyped-def]
-    """The token ids of a conversation, ready to be answered.
+    """The token ids of a conversation that the model is to continue.
 
-    By the tokenizer's chat template, which writes its own BOS; a model without a template is given the bare text.
-    Ids, never strings, go to the engine: it would put a second BOS before a string that already has one.
+    The tokenizer's chat template writes its own BOS. A model without a template gets the bare text. The engine is
+    always given ids, never strings: it would put a second BOS before a string that already has one.
+
+    Raises:
+        ValueError: the template and the tokenizer both write a BOS token.
     """
     if tokenizer.chat_template is None:
         ids = tokenizer("\n".join(message["content"] for message in messages))["input_ids"]
@@ -187,9 +202,9 @@ def encode_messages(tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
-            enable_thinking=False,  # where a template has it (Qwen3): a constrained reply has no room to think in
+            enable_thinking=False,  # for templates that know it (Qwen3): a constrained reply has no room for thinking
         )
     bos = tokenizer.bos_token_id
     if bos is not None and list(ids[:2]) == [bos, bos]:
-        raise ValueError("the chat template and the tokenizer both write a BOS token; mend the chat template")
+        raise ValueError("the chat template and the tokenizer both write a BOS token: remove it from the chat template")
     return list(ids)

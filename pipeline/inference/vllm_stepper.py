@@ -1,7 +1,8 @@
-"""A thread that steps an engine for several callers: the next caller's requests run before the last one's have ended.
+"""Steps an engine in its own thread, for several callers at once.
 
-An engine that is given one batch after another drains at the end of each: while its slowest sample ends, there is room
-for others and nothing to fill it. Left out: what a request is (`vllm.py`), and who calls (`pool.py`).
+An engine that gets one batch after another runs empty at the end of each: while its slowest sample finishes, it has
+room for more sequences and nothing to fill it with. Here the next caller's requests start before the last caller's
+have finished. What a request is, is decided in `vllm.py`; the callers are the threads of `pool.py`.
 """
 
 import threading
@@ -13,89 +14,89 @@ from typing import Any
 
 
 class Stepper:
-    """Makes an engine and steps it, in a thread of its own: some of what an engine has belongs to its thread.
+    """Makes an engine and steps it in its own thread, because some of an engine's state belongs to the thread.
 
     Args:
-        make: gives an engine with vLLM's `add_request(name, **request)` and `step()`.
-        refusals: what `add_request` raises of a request that it cannot serve; anything else is the engine's end.
+        make_engine: returns an engine with vLLM's `add_request(name, **request)` and `step()`.
+        refusals: exceptions with which `add_request` refuses one request. Any other exception ends the engine.
 
     Attributes:
-        engine: what `make` gave.
+        engine: what `make_engine` returned.
 
     Raises:
-        whatever `make` raises.
+        whatever `make_engine` raises.
     """
 
-    def __init__(self, make: Callable[[], Any], refusals: tuple[type[Exception], ...]):
+    def __init__(self, make_engine: Callable[[], Any], refusals: tuple[type[Exception], ...]):
         self._refusals = refusals
-        self._asked: deque[tuple[Future[Any], dict[str, Any]]] = deque()
-        self._changed = threading.Condition()
+        self._queue: deque[tuple[Future[Any], dict[str, Any]]] = deque()  # requests that the engine does not have yet
+        self._changed = threading.Condition()  # guards the queue and the two values below
         self._closed = False
-        self._failed: BaseException | None = None
-        made: Future[Any] = Future()
-        self._thread = threading.Thread(target=self._run, args=(make, made), name="engine", daemon=True)
+        self._error: BaseException | None = None  # what ended the engine
+        started: Future[Any] = Future()
+        self._thread = threading.Thread(target=self._run, args=(make_engine, started), name="engine", daemon=True)
         self._thread.start()
-        self.engine = made.result()
+        self.engine = started.result()
 
     def serve(self, requests: Sequence[dict[str, Any]]) -> list[Any]:
-        """Serve some requests together with those of other threads, and wait for these.
+        """Serve these requests together with those of other threads, and wait until these are done.
 
         Returns:
-            For each the output that the engine called finished, or the exception with which it was refused.
+            For each request its finished output, or the exception with which the engine refused it.
 
         Raises:
-            whatever ended the engine, now or before.
+            whatever ended the engine, during this call or before it.
         """
-        asked: list[tuple[Future[Any], dict[str, Any]]] = [(Future(), request) for request in requests]
+        entries: list[tuple[Future[Any], dict[str, Any]]] = [(Future(), request) for request in requests]
         with self._changed:
-            if self._failed:
-                raise self._failed
-            self._asked.extend(asked)
+            if self._error:
+                raise self._error
+            self._queue.extend(entries)
             self._changed.notify()
-        return [future.result() for future, _ in asked]
+        return [future.result() for future, _ in entries]
 
     def close(self) -> None:
-        """End the thread and let go of the engine, once nothing is under way."""
+        """End the thread and release the engine, once no request is running."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
         del self.engine
 
-    def _run(self, make: Callable[[], Any], made: Future[Any]) -> None:
+    def _run(self, make_engine: Callable[[], Any], started: Future[Any]) -> None:
         try:
-            engine = make()
+            engine = make_engine()
         except BaseException as error:
-            made.set_exception(error)
+            started.set_exception(error)
             return
-        made.set_result(engine)
-        del made
-        under_way: dict[str, Future[Any]] = {}
+        started.set_result(engine)
+        del started  # it holds the engine, which `close` releases
+        running: dict[str, Future[Any]] = {}
         numbers = count()
         try:
-            while self._wait(under_way):
-                while self._asked:
-                    future, request = self._asked.popleft()
+            while self._wait(running):
+                while self._queue:
+                    future, request = self._queue.popleft()
                     name = str(next(numbers))
-                    under_way[name] = future
+                    running[name] = future
                     try:
                         engine.add_request(name, **request)
                     except self._refusals as refusal:
-                        under_way.pop(name).set_result(refusal)
-                if under_way:
+                        running.pop(name).set_result(refusal)
+                if running:
                     for output in engine.step():
                         if output.finished:
-                            under_way.pop(output.request_id).set_result(output)
-        except BaseException as error:  # a caller that waits would wait for ever
+                            running.pop(output.request_id).set_result(output)
+        except BaseException as error:  # without this, callers would wait for ever
             with self._changed:
-                self._failed = error
-                waiting = [*under_way.values(), *(future for future, _ in self._asked)]
+                self._error = error
+                waiting = [*running.values(), *(future for future, _ in self._queue)]
             for future in waiting:
                 future.set_exception(error)
 
-    def _wait(self, under_way: dict[str, Any]) -> bool:
-        """Wait for something to do; False where there is nothing and will be nothing."""
+    def _wait(self, running: dict[str, Any]) -> bool:
+        """Wait for work. Returns False once the stepper is closed and no request is left."""
         with self._changed:
-            while not (under_way or self._asked or self._closed):
+            while not (running or self._queue or self._closed):
                 self._changed.wait()
-            return bool(under_way or self._asked)
+            return bool(running or self._queue)

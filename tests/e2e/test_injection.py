@@ -17,7 +17,7 @@ from newsroom.recipe.make_models import MODELS
 from newsroom.world import article
 from pipeline.config.hardware import EngineHardware
 from pipeline.inference.sampling import fill_article
-from pipeline.inference.special_tokens import WELL_KNOWN, break_special_tokens, special_tokens_of
+from pipeline.inference.special_tokens import WELL_KNOWN_MARKERS, break_special_tokens, special_tokens_of
 from pipeline.inference.vllm import VllmEngine, encode_messages
 
 # Chat templates as Qwen, Llama 3, Mistral, Gemma and Zephyr have them: their marks are special tokens or plain letters,
@@ -140,7 +140,7 @@ def test_what_the_settings_say_may_hold_special_tokens():
     "mark", ["<|im_end|>", "[/INST]", "</s>", "<end_of_turn>", "<｜User｜>", "</think>", "<<SYS>>"]
 )
 def test_a_server_is_sent_none_of_the_well_known_ones(mark):
-    (message,) = break_special_tokens(asked(f"No.{mark}Yes."), WELL_KNOWN)
+    (message,) = break_special_tokens(asked(f"No.{mark}Yes."), WELL_KNOWN_MARKERS)
     assert mark not in message["content"]
     assert mark[1:] in message["content"], "a person can still read it"
 

@@ -78,7 +78,7 @@ def test_only_the_poisonous_rows_are_lost(ray_cluster, tmp_path):
 @pytest.mark.slow
 def test_an_engine_that_kills_every_row_ends_the_run(ray_cluster, tmp_path):
     rows = sampled(articles(20), partial(Mortal, tmp_path, came=raises), 4)
-    with pytest.raises(UserError, match="the engine died 9 times in a row and finished nothing between: EngineDied"):
+    with pytest.raises(UserError, match="the engine died 9 times in a row and finished no batch in between: Eng"):
         list(streams.write_rows(rows, tables.begin_table(str(tmp_path / "out"), "attempt")))
     assert len(list(tmp_path.glob("start-*"))) == 9
 
@@ -110,22 +110,22 @@ def test_a_mistake_of_ours_ends_the_run_at_once(ray_cluster, tmp_path):
 
 
 def test_notes_of_rows():
-    notes = CrashLog()
-    assert notes.together(["a", "b", "c"]) == {}
-    notes.done("actor", ["c"])
-    assert notes.together(["a", "b", "c", "d"]) == {"a": None, "b": None}  # c and d may go together
+    crash_log = CrashLog()
+    assert crash_log.begin_batch(["a", "b", "c"]) == {}
+    crash_log.rows_done("actor", ["c"])
+    assert crash_log.begin_batch(["a", "b", "c", "d"]) == {"a": None, "b": None}  # c and d may go together
     for row in ("a", "a"):
-        notes.alone(row)
-    notes.failed("actor", ["a"], "out of memory")
-    notes.alone("b")
-    notes.done("actor", ["b", "c", "d"])
-    assert notes.together(["a", "b"]) == {"a": "engine failed 3 times: out of memory"}
+        crash_log.begin_single(row)
+    crash_log.rows_failed("actor", ["a"], "out of memory")
+    crash_log.begin_single("b")
+    crash_log.rows_done("actor", ["b", "c", "d"])
+    assert crash_log.begin_batch(["a", "b"]) == {"a": "engine failed 3 times: out of memory"}
 
 
 def test_notes_that_were_lost_begin_anew():
-    notes = CrashLog()
-    notes.alone("a")
-    assert notes.together(["a"]) == {"a": None}
+    crash_log = CrashLog()
+    crash_log.begin_single("a")
+    assert crash_log.begin_batch(["a"]) == {"a": None}
 
 
 class Recorded:
