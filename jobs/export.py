@@ -144,14 +144,14 @@ def _to_lines(row: Row, instruction: str, tokenizer: PairTokenizer) -> Iterator[
     for pair in row["pairs"]:
         chosen, rejected = row["summaries"][pair["chosen"]], row["summaries"][pair["rejected"]]
         line: dict[str, Any]
-        if tokenizer.chats:
+        if tokenizer.has_chat_template:
             line = {"prompt": messages, "chosen": _assistant(chosen["text"]), "rejected": _assistant(rejected["text"])}
             if "enable_thinking" in str(tokenizer.tokenizer.chat_template):
                 line["chat_template_kwargs"] = {"enable_thinking": False}
         else:
             line = {"prompt": messages[0]["content"], "chosen": chosen["text"], "rejected": rejected["text"]}
         template = line.get("chat_template_kwargs", {})
-        ids = tokenizer.of(Preference(line["prompt"], line["chosen"], line["rejected"], template))
+        ids = tokenizer.encode(Preference(line["prompt"], line["chosen"], line["rejected"], template))
         sampled_ids = PairIds(row["prompt_ids"], chosen["token_ids"], rejected["token_ids"])
         yield line, ids == sampled_ids
 

@@ -1,7 +1,8 @@
-"""Input data: files of rows, duplicates, and preference pairs as others write them.
+"""Input data: readers, deduplication, and preference pairs in other people's formats.
 
-`readers` yields the rows of a JSONL, JSON or Parquet file or a Hugging Face dataset. `dedup` tells which of many texts
-came before, in little memory. `preference_formats` reads a row of TRL's, UltraFeedback's, Intel's or LLaMA-Factory's
-columns as one preference pair, and `pair_tokenizer` makes token ids of it, as TRL does. `merge_rows` puts rows about
-one article, by several writers, into one row.
+- `readers` reads rows from a JSONL, JSON or Parquet file, or from a Hugging Face dataset.
+- `dedup` finds repeated texts in little memory.
+- `preference_formats` reads a row in the format of TRL, UltraFeedback, Intel or LLaMA-Factory as a preference pair.
+- `pair_tokenizer` turns a pair into token ids, as TRL does.
+- `merge_rows` merges rows about one article, by several writers, into one row.
 """

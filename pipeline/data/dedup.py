@@ -1,6 +1,6 @@
-"""Which of many texts have come before, kept on disk: a corpus of millions takes no more memory than one of hundreds.
+"""Finds repeated texts with a set on disk, so that a corpus of millions takes no more memory than one of hundreds.
 
-Left out: what makes two texts the same (`articles.py`).
+What makes two texts the same is decided by the caller (`stages/articles.py`).
 """
 
 import hashlib
@@ -8,21 +8,21 @@ import sqlite3
 
 
 class SeenTexts:
-    """A set of texts that can only grow, of 16-byte digests in a temporary database that goes with it."""
+    """A set of texts that only grows. It holds 16-byte digests in a temporary database, deleted with the object."""
 
     def __init__(self) -> None:
-        self.file = sqlite3.connect("")  # no name: SQLite removes it
-        self.file.executescript(
+        self.database = sqlite3.connect("")  # without a name it is temporary: SQLite deletes it
+        self.database.executescript(
             "pragma journal_mode=off; pragma synchronous=off; pragma cache_size=-16384;"  # KiB
             "create table seen (digest blob primary key) without rowid"
         )
 
     def add(self, text: str) -> bool:
-        """Whether it is new. From now on it is not."""
-        return self.file.execute("insert or ignore into seen values (?)", (_digest(text),)).rowcount == 1
+        """Add a text. Returns whether it is new."""
+        return self.database.execute("insert or ignore into seen values (?)", (_digest(text),)).rowcount == 1
 
     def __contains__(self, text: str) -> bool:
-        return self.file.execute("select 1 from seen where digest = ?", (_digest(text),)).fetchone() is not None
+        return self.database.execute("select 1 from seen where digest = ?", (_digest(text),)).fetchone() is not None
 
 
 def _digest(text: str) -> bytes:

@@ -1,15 +1,15 @@
-"""An article's row with summaries of other writers in it: what a round learns from beside its own.
+"""Merges rows about one article, by several writers, into one row, so that a round can learn from all of them.
 
-A table holds each article once, so what another policy wrote about it joins the article's row. It is marked: each such
-summary names its writer, and has no `logp`, which was that writer's and not this round's. Left out: which rows are
-mixed (`replay.py`, `pairs.py`).
+A table holds each article once. So summaries by another policy are added to the article's own row. Each added summary
+names its writer. It has no `logp`: that was its writer's, and not this round's. Which rows are merged is decided in
+`stages/pairs.py`.
 """
 
 from pipeline.storage.schema import Row
 
 
 def mark_writer(row: Row) -> Row:
-    """The row with each summary marked as its writer's."""
+    """Name the writer in each summary that names none, and remove the summaries' `logp`."""
     marked = [
         summary | {"writer": summary.get("writer") or row["writer"], "logp": None} for summary in row["summaries"]
     ]
@@ -17,24 +17,24 @@ def mark_writer(row: Row) -> Row:
 
 
 def merge_rows(row: Row, other: Row) -> Row:
-    """`row`, and after its own the summaries of `other`, a row of the same article, with their scores and pairs.
+    """Append the summaries of `other`, with their scores and pairs, to those of `row`.
 
     Raises:
-        ValueError: they are of two articles, or the two policies were asked with different prompts.
+        ValueError: the rows are about two articles, or the two policies were given different prompts.
     """
     for name in ("article_id", "prompt_ids"):
         if list(row[name]) != list(other[name]):
             raise ValueError(
-                f"article {row['article_id']}: its {name} is not that of the row to join, of {other['article_id']}: "
-                "both must be of one run, with one tokenizer and one instruction"
+                f"article {row['article_id']}: its {name} differs from that of the row to merge, of article "
+                f"{other['article_id']}: both rows must be of one run, with one tokenizer and one instruction"
             )
-    shift = len(row["summaries"])
-    moved = [
-        pair | {"chosen": pair["chosen"] + shift, "rejected": pair["rejected"] + shift}
+    offset = len(row["summaries"])
+    other_pairs = [
+        pair | {"chosen": pair["chosen"] + offset, "rejected": pair["rejected"] + offset}
         for pair in other.get("pairs") or []
     ]
     return row | {
         "summaries": [*row["summaries"], *mark_writer(other)["summaries"]],
         "scores": [*row["scores"], *other["scores"]],
-        "pairs": [*(row.get("pairs") or []), *moved],
+        "pairs": [*(row.get("pairs") or []), *other_pairs],
     }

@@ -1,10 +1,14 @@
-"""A preference pair as token ids: the ones that TRL's DPOTrainer makes of the same row, so that gradients are equal.
+"""Turns a preference pair into token ids: the same ids as TRL's DPOTrainer, so that gradients are equal.
 
-Messages go through the tokenizer's chat template; the answer is what it adds after the prompt with its generation
-prompt. Text is tokenized with its prompt and the end-of-sequence token; the answer begins where the two answers' ids
-leave the prompt's. Two things TRL lets pass are not: a second BOS is dropped, and a template that writes the prompt
-another way once there is an answer is no ground to train on. Left out: whose text it is (`formats.py`); within a run
-of rounds nothing is ever tokenized again (`sampling.py`).
+Messages go through the tokenizer's chat template: an answer's ids are those that the template adds after the prompt
+with its generation prompt. A plain text is tokenized together with its prompt and the end-of-sequence token: the
+answers begin where the ids of either answer's text first differ from the ids of the prompt alone.
+
+Two things differ from TRL. A second BOS is removed. A pair is skipped if the chat template writes the prompt
+differently once there is an answer.
+
+Which text is tokenized is decided in `preference_formats.py`. Samples of a run's own rounds are never tokenized again
+(`inference/sampling.py`).
 """
 
 from dataclasses import dataclass
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from judges.base import Skip
 from pipeline.config import UserError
+from pipeline.config.sanitize import one_line
 from pipeline.data.preference_formats import Message, Preference
 from pipeline.storage.model_files.hub import adapter_config, fetch
 
@@ -25,8 +30,10 @@ class PairIds:
     """Token ids of one pair.
 
     Attributes:
-        prompt, chosen, rejected: ids; prompt + chosen is what the model sees, and chosen what is scored.
-        moved: the answers begin before the end of the prompt, where its last letters and their first make one token.
+        prompt, chosen, rejected: ids. The model sees prompt + chosen, and the loss counts the ids of `chosen`; the
+            same for `rejected`.
+        moved: the answers begin before the end of the prompt, because its last letters and the first letters of an
+            answer form one token.
     """
 
     prompt: list[int]
@@ -37,28 +44,27 @@ class PairIds:
 
 @dataclass(frozen=True)
 class PairTokenizer:
-    """A policy's tokenizer.
+    """Tokenizes pairs for a policy.
 
     Attributes:
-        tokenizer: as transformers has it.
-        room: tokens that prompt and answer may have together; None: any number.
+        tokenizer: the policy's, from transformers.
+        max_length: the most tokens of a prompt with its answer. None: no limit.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
-    room: int | None = None
+    max_length: int | None = None
 
     @property
-    def chats(self) -> bool:
-        """Whether it has a chat template."""
+    def has_chat_template(self) -> bool:
         return self.tokenizer.chat_template is not None
 
-    def of(self, pair: Preference) -> PairIds | Skip:
-        """The ids of a pair, or why it cannot be learned from.
+    def encode(self, pair: Preference) -> PairIds | Skip:
+        """Tokenize a pair. Returns a Skip if it cannot be learned from.
 
         Raises:
-            UserError: the pair has messages, and there is no chat template.
+            UserError: the pair has messages, and the tokenizer has no chat template.
         """
-        ids = self._text(pair) if isinstance(pair.prompt, str) else self._messages(pair)
+        ids = self._encode_text(pair) if isinstance(pair.prompt, str) else self._encode_messages(pair)
         if isinstance(ids, Skip):
             return ids
         if not ids.prompt:
@@ -67,54 +73,62 @@ class PairTokenizer:
             return Skip("empty answer")
         if ids.chosen == ids.rejected:
             return Skip("chosen and rejected are the same")
-        if self.room is not None and len(ids.prompt) + max(len(ids.chosen), len(ids.rejected)) > self.room:
+        longest = len(ids.prompt) + max(len(ids.chosen), len(ids.rejected))
+        if self.max_length is not None and longest > self.max_length:
             return Skip("too long")
         return ids
 
-    def prompt(self, messages: list[Message], **template: Any) -> list[int]:
-        """The ids of messages, ready to be answered. Raises whatever a template does that refuses them."""
-        return self._template(messages, template | {"add_generation_prompt": True})
+    def encode_prompt(self, messages: list[Message], **template: Any) -> list[int]:
+        """Tokenize messages with the generation prompt.
 
-    def _text(self, pair: Preference) -> PairIds:
+        Args:
+            messages: of the conversation so far.
+            template: keyword arguments for the chat template.
+
+        Raises:
+            whatever the chat template raises for messages that it refuses.
+        """
+        return self._apply_template(messages, template | {"add_generation_prompt": True})
+
+    def _encode_text(self, pair: Preference) -> PairIds:
         assert isinstance(pair.prompt, str) and isinstance(pair.chosen, str) and isinstance(pair.rejected, str)
-        end = self.tokenizer.eos_token or ""
-        prompt = self._plain(pair.prompt)
+        eos = self.tokenizer.eos_token or ""
+        prompt = self._tokenize(pair.prompt)
         chosen, rejected = (
-            self._plain(pair.prompt + answer + ("" if answer.endswith(end) else end))
+            self._tokenize(pair.prompt + answer + ("" if answer.endswith(eos) else eos))
             for answer in (pair.chosen, pair.rejected)
         )
-        start = min(_common(prompt, chosen), _common(prompt, rejected))
+        start = min(_common_prefix_length(prompt, chosen), _common_prefix_length(prompt, rejected))
         return PairIds(prompt[:start], chosen[start:], rejected[start:], moved=start < len(prompt))
 
-    def _messages(self, pair: Preference) -> PairIds | Skip:
+    def _encode_messages(self, pair: Preference) -> PairIds | Skip:
         assert isinstance(pair.prompt, list) and isinstance(pair.chosen, list) and isinstance(pair.rejected, list)
-        if not self.chats:
+        if not self.has_chat_template:
             raise UserError(
-                "the pairs are messages, and the policy's tokenizer has no chat template: take a policy that has one, "
-                "or give prompt, chosen and rejected as text"
+                "the pairs are messages, and the policy's tokenizer has no chat template: choose a policy that has "
+                "one, or give prompt, chosen and rejected as text"
             )
         template = dict(pair.template)
         try:
-            prompt = self.prompt(pair.prompt, **template)
-            chosen = self._template(pair.prompt + pair.chosen, template)
-            rejected = self._template(pair.prompt + pair.rejected, template)
-        except Exception:  # a template is a program of the model's, and stumbles over data in ways of its own
+            prompt = self.encode_prompt(pair.prompt, **template)
+            chosen = self._apply_template(pair.prompt + pair.chosen, template)
+            rejected = self._apply_template(pair.prompt + pair.rejected, template)
+        except Exception:  # a template is a program that comes with the model: it can fail on data in any way
             return Skip("the chat template refuses the messages")
         start = len(prompt)
         if chosen[:start] != prompt or rejected[:start] != prompt:
             return Skip("the chat template does not extend the prompt")
         return PairIds(prompt, chosen[start:], rejected[start:])
 
-    def _plain(self, text: str) -> list[int]:
-        return self._one_bos(self.tokenizer(text=text)["input_ids"])
+    def _tokenize(self, text: str) -> list[int]:
+        return self._without_second_bos(self.tokenizer(text=text)["input_ids"])
 
-    def _template(self, messages: list[Message], template: dict[str, Any]) -> list[int]:
-        return self._one_bos(
-            self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **template)["input_ids"]
-        )
+    def _apply_template(self, messages: list[Message], template: dict[str, Any]) -> list[int]:
+        encoded = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **template)
+        return self._without_second_bos(encoded["input_ids"])
 
-    def _one_bos(self, ids: list[int]) -> list[int]:
-        """Text that begins with the BOS token's name, as a template printed it, gets another from the tokenizer."""
+    def _without_second_bos(self, ids: list[int]) -> list[int]:
+        """Text that starts with a BOS token, as a template writes it, gets another one from the tokenizer."""
         bos, start = self.tokenizer.bos_token_id, 0
         while bos is not None and ids[start : start + 2] == [bos, bos]:
             start += 1
@@ -122,27 +136,32 @@ class PairTokenizer:
 
 
 def load_pair_tokenizer(model: str, max_model_len: int | None = None) -> PairTokenizer:
-    """The tokenizer of a model by path, URI or name, with its room: what is set, or what the model allows.
+    """Load a model's tokenizer. An adapter without its own tokenizer uses the tokenizer of its base.
 
-    An adapter without a tokenizer of its own has its base's.
+    Args:
+        model: path, URI or name on the hub.
+        max_model_len: the most tokens of a prompt with its answer. None: what the model allows.
+
+    Raises:
+        UserError: the tokenizer cannot be loaded.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     folder = fetch(model)
     adapter = adapter_config(folder)
     base = folder if adapter is None else fetch(adapter["base_model_name_or_path"])
-    room = max_model_len or getattr(
+    max_length = max_model_len or getattr(
         AutoConfig.from_pretrained(base, trust_remote_code=False), "max_position_embeddings", None
     )
-    own = Path(folder, "tokenizer_config.json").is_file()
+    has_own_tokenizer = Path(folder, "tokenizer_config.json").is_file()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder if own else base, trust_remote_code=False)
-    except Exception as error:  # damaged, of an unknown kind, or code of its own: a dozen classes
-        reason = " ".join(str(error).split())[:200]
+        tokenizer = AutoTokenizer.from_pretrained(folder if has_own_tokenizer else base, trust_remote_code=False)
+    except Exception as error:  # damaged, of an unknown kind, or with code of its own: a dozen exception classes
+        reason = one_line(error)
         raise UserError(f"the tokenizer of {model} cannot be loaded (trust_remote_code is off): {reason}") from None
-    return PairTokenizer(tokenizer, room)
+    return PairTokenizer(tokenizer, max_length)
 
 
-def _common(ids: list[int], others: list[int]) -> int:
-    """How many ids both begin with."""
+def _common_prefix_length(ids: list[int], others: list[int]) -> int:
+    """How many ids the two lists have in common from the start."""
     return next((i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))

@@ -1,7 +1,8 @@
-"""Rows of a file or a dataset, as they are: JSONL, a JSON array or Parquet by path or URI, or a Hugging Face dataset.
+"""Reads rows as they are from a JSONL, JSON or Parquet file, by path or URI, or from a Hugging Face dataset.
 
-A line that cannot be read becomes a row that says so, and nothing else; a file that cannot be read is refused in one
-line. Left out: which columns there should be, and what is in them (`articles.py`, `own_pairs.py`).
+A line that cannot be read becomes a row that holds only the reason. A file that cannot be read raises a UserError of
+one line. Which columns are needed, and what they must hold, is checked in `stages/articles.py` and
+`stages/external_pairs.py`.
 """
 
 import io
@@ -16,82 +17,93 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.config import UserError
+from pipeline.config.sanitize import one_line
 from pipeline.storage.files import open_location
 
-UNREADABLE = "unreadable"  # the one key of a row that could not be read; its value is the reason
-_ROWS = 1000  # rows of Parquet in memory at a time
-_LINES = (".jsonl", ".jsonl.gz", ".ndjson")
+UNREADABLE = "unreadable"  # the only key of a row that could not be read; its value is the reason
+_PARQUET_BATCH = 1000  # rows in memory at a time
+_JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson")
 
 
-def read_rows(place: str, setting: str, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a file or dataset, in order.
+def read_rows(location: str, setting: str, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Read the rows of a file or dataset, in order.
 
     Args:
-        place: a path or URI that ends in .jsonl, .json or .parquet; or `hf:OWNER/NAME[/CONFIG][:SPLIT]`.
-        setting: which names the place: what an error calls it by.
-        columns: the ones that are needed, where leaving out others saves reading; None: all.
+        location: a path or URI that ends in .jsonl, .json or .parquet; or `hf:OWNER/NAME[/CONFIG][:SPLIT]`.
+        setting: name of the setting that holds the location, for error messages.
+        columns: the needed columns, where reading only these saves time. None: all.
 
     Yields:
-        column name -> value; of a line that cannot be read, `UNREADABLE` -> reason.
+        column name -> value. For a line that cannot be read: `UNREADABLE` -> reason.
 
     Raises:
-        UserError: no such file or dataset, or one that cannot be read.
+        UserError: there is no such file or dataset, or it cannot be read.
     """
-    if place.startswith("hf:"):
-        yield from _hugging_face(place[3:], setting)
+    if location.startswith("hf:"):
+        yield from _read_hugging_face(location[3:], setting)
         return
     try:
-        fs, inner = open_location(place)
+        fs, path = open_location(location)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{setting} is {place!r:.200}, which cannot be opened: {_line(error)}") from None
+        raise UserError(f"{setting} is {location!r:.200}, which cannot be opened: {_reason(error)}") from None
     try:
-        kind = fs.get_file_info(inner).type
-        if kind == pafs.FileType.Directory:
-            raise UserError(f"{setting} is {place!r}, a folder: name one file in it")
-        if kind == pafs.FileType.Unknown:
-            raise UserError(f"{setting} is {place!r}, which is no regular file")
-        if kind != pafs.FileType.File:
-            raise FileNotFoundError
-        if place.endswith(_LINES):
-            with fs.open_input_stream(inner) as stream:
-                yield from _json_lines(_text(io.BufferedReader(stream), place))
-        elif place.endswith(".json"):
-            with fs.open_input_stream(inner) as stream:
-                yield from _json(_text(io.BufferedReader(stream), place).read(), place)
-        elif place.endswith(".parquet"):
-            with fs.open_input_file(inner) as stream:
-                yield from _parquet(pq.ParquetFile(stream), columns)
-        else:
-            raise UserError(f"{setting} is {place!r}: it should end in .jsonl, .json or .parquet, or begin with hf:")
+        yield from _read_file(fs, path, location, setting, columns)
     except FileNotFoundError:
-        raise UserError(f"{setting} is {place!r}, and there is no such file") from None
+        raise UserError(f"{setting} is {location!r}: no such file") from None
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{place:.200} cannot be read: {_line(error)}; is it cut off or damaged?") from None
+        raise UserError(f"{location:.200} cannot be read: {_reason(error)}; is it cut off or damaged?") from None
 
 
 def replace_surrogates(text: str) -> str:
-    """JSON can spell half a surrogate pair, which no UTF-8 file can hold and no tokenizer takes."""
+    """Replace halves of surrogate pairs by "?". JSON can hold them, but no UTF-8 file and no tokenizer can."""
     return text.encode("utf-8", "replace").decode()
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:300]
+def _reason(error: Exception) -> str:
+    return one_line(error, limit=300).rstrip(".")
 
 
-def _text(stream: io.BufferedReader, place: str) -> io.BufferedReader:
-    """The stream at its first letter. What is no UTF-8 text by its first bytes would be a riddle line by line."""
+def _read_file(
+    fs: pafs.FileSystem, path: str, location: str, setting: str, columns: Iterable[str] | None
+) -> Iterator[dict[str, Any]]:
+    file_type = fs.get_file_info(path).type
+    if file_type == pafs.FileType.Directory:
+        raise UserError(f"{setting} is {location!r}, a folder: name one file in it")
+    if file_type == pafs.FileType.Unknown:
+        raise UserError(f"{setting} is {location!r}, which is not a regular file: name a regular file")
+    if file_type != pafs.FileType.File:
+        raise FileNotFoundError
+    if location.endswith(_JSON_LINES):
+        with fs.open_input_stream(path) as stream:
+            yield from _read_json_lines(_skip_bom(io.BufferedReader(stream), location))
+    elif location.endswith(".json"):
+        with fs.open_input_stream(path) as stream:
+            yield from _read_json(_skip_bom(io.BufferedReader(stream), location).read(), location)
+    elif location.endswith(".parquet"):
+        with fs.open_input_file(path) as stream:
+            yield from _read_parquet(pq.ParquetFile(stream), columns)
+    else:
+        raise UserError(f"{setting} is {location!r}: it should end in .jsonl, .json or .parquet, or begin with hf:")
+
+
+def _skip_bom(stream: io.BufferedReader, location: str) -> io.BufferedReader:
+    """Skip a byte order mark, and refuse a file that is not UTF-8 text by its first bytes.
+
+    Such a file would otherwise give one unreadable row per line, which says nothing about the cause.
+    """
     head = stream.peek(4)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{place} is UTF-16 text: save it as UTF-8")
-    if head.startswith((b"\x1f\x8b", b"PAR1")):
-        what, ending = ("compressed", ".jsonl.gz") if head.startswith(b"\x1f\x8b") else ("a Parquet file", ".parquet")
-        raise UserError(f"{place} is {what}: give it a name that ends in {ending}")
+        raise UserError(f"{location} is UTF-16 text: save it as UTF-8")
+    if head.startswith(b"\x1f\x8b"):
+        raise UserError(f"{location} is compressed: give it a name that ends in .jsonl.gz")
+    if head.startswith(b"PAR1"):
+        raise UserError(f"{location} is a Parquet file: give it a name that ends in .parquet")
     if head.startswith(b"\xef\xbb\xbf"):
         stream.read(3)
     return stream
 
 
-def _json_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+def _read_json_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         if line.strip():
             try:
@@ -102,44 +114,45 @@ def _json_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
                 row = {UNREADABLE: "not JSON"}
             except RecursionError:
                 row = {UNREADABLE: "nested too deep"}
-            yield _object(row)
+            yield _check_is_object(row)
 
 
-def _json(text: bytes, place: str) -> Iterator[dict[str, Any]]:
-    """An array of rows; or one row a line, which many a .json file holds."""
+def _read_json(text: bytes, location: str) -> Iterator[dict[str, Any]]:
+    """Read an array of rows; or one row per line, as many files named .json hold."""
     if not text.lstrip().startswith(b"["):
-        yield from _json_lines(text.splitlines())
+        yield from _read_json_lines(text.splitlines())
         return
     try:
-        found = json.loads(text.decode())
+        rows = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} cannot be read as JSON: {_line(error)}; is it cut off or damaged?") from None
-    yield from map(_object, found)
+        raise UserError(f"{location} cannot be read as JSON: {_reason(error)}; is it cut off or damaged?") from None
+    yield from map(_check_is_object, rows)
 
 
-def _object(row: Any) -> dict[str, Any]:
+def _check_is_object(row: Any) -> dict[str, Any]:
     return row if isinstance(row, dict) else {UNREADABLE: "not a JSON object"}
 
 
-def _parquet(file: pq.ParquetFile, columns: Iterable[str] | None) -> Iterator[dict[str, Any]]:
+def _read_parquet(file: pq.ParquetFile, columns: Iterable[str] | None) -> Iterator[dict[str, Any]]:
     needed = None if columns is None else set(columns)
-    # Where one is missing all are read: whoever says so also says which there are.
+    # If a needed column is missing, read all: the caller's error message then names the columns that exist.
     if needed is not None and not needed <= set(file.schema_arrow.names):
         needed = None
-    for batch in file.iter_batches(_ROWS, columns=None if needed is None else sorted(needed)):
+    for batch in file.iter_batches(_PARQUET_BATCH, columns=None if needed is None else sorted(needed)):
         yield from batch.to_pylist()
 
 
-def _hugging_face(name: str, setting: str) -> Iterator[dict[str, Any]]:
-    """`NAME`, `NAME/CONFIG` (after an owner) and `:SPLIT`, as in `abisee/cnn_dailymail/3.0.0:train`.
+def _read_hugging_face(name: str, setting: str) -> Iterator[dict[str, Any]]:
+    """Read `NAME`, `NAME/CONFIG` (if NAME has an owner) and `:SPLIT`, as in `abisee/cnn_dailymail/3.0.0:train`.
 
-    Never a folder here, for which the client would take the name first; nor a script, which it no longer runs.
+    A folder of that name here is refused, because the client would read the folder instead of the hub. Datasets with
+    a loading script are refused by the client.
     """
     path, _, split = name.partition(":")
     owner_and_name, config = "/".join(path.split("/")[:2]), "/".join(path.split("/")[2:]) or None
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", owner_and_name, re.ASCII):
         raise UserError(
-            f"{setting} is 'hf:{name}': it should be hf:OWNER/NAME, hf:OWNER/NAME/CONFIG, or these and :SPLIT"
+            f"{setting} is 'hf:{name}': it should be hf:OWNER/NAME or hf:OWNER/NAME/CONFIG, and may end in :SPLIT"
         )
     if os.path.exists(owner_and_name):
         raise UserError(
@@ -150,4 +163,4 @@ def _hugging_face(name: str, setting: str) -> Iterator[dict[str, Any]]:
     try:
         yield from load_dataset(owner_and_name, config, split=split or "train", streaming=True)
     except Exception as error:  # the hub's client raises a dozen unrelated classes
-        raise UserError(f"{setting} is 'hf:{name}', which could not be loaded: {_line(error)}") from None
+        raise UserError(f"{setting} is 'hf:{name}', which cannot be loaded: {_reason(error)}") from None

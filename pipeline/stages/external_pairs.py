@@ -111,7 +111,7 @@ def _check_columns(pairs: str) -> Iterator[Row]:
 
 def _encode(pair: Preference, tokenizer: PairTokenizer, pairs: str) -> PairIds | Skip:
     try:
-        return tokenizer.of(pair)
+        return tokenizer.encode(pair)
     except UserError as error:
         raise UserError(f"{pairs}: {error}") from None
 

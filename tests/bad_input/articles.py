@@ -24,7 +24,7 @@ _LONG = parquet(id=list(range(5000)), text=[f"Article {i} tells." for i in range
 _UNUSABLE = "{at} has no article that can be used"
 
 FILES = [
-    ("missing", "x.jsonl", None, "articles.path is '{at}', and there is no such file"),
+    ("missing", "x.jsonl", None, "articles.path is '{at}': no such file"),
     ("empty", "x.jsonl", b"", "{at} is empty: there is no article in it"),
     ("blank lines", "x.jsonl", b"\n \n\t\n", "{at} is empty: there is no article in it"),
     ("UTF-16", "x.jsonl", lines(*GOOD).decode().encode("utf-16"), "{at} is UTF-16 text: save it as UTF-8"),
@@ -76,14 +76,14 @@ PLACES = [
     ("http://x/y.jsonl", "which cannot be opened: Unrecognized filesystem type in URI"),
     ("://x.jsonl", "which cannot be opened: Cannot parse URI"),
     ("file://host/x.jsonl", "which cannot be opened: Unsupported hostname"),
-    ("hf:", "it should be hf:OWNER/NAME, hf:OWNER/NAME/CONFIG, or these and :SPLIT"),
+    ("hf:", "it should be hf:OWNER/NAME or hf:OWNER/NAME/CONFIG, and may end in :SPLIT"),
     ("hf:../../etc", "it should be hf:OWNER/NAME"),
     ("hf:x;touch pwned", "it should be hf:OWNER/NAME"),
     ("hf:a/$(touch pwned)", "it should be hf:OWNER/NAME"),
     ("hf:tests/bad_input", "and tests/bad_input is a folder here: name one file in it, without hf:"),
     ("a" * 5000 + ".jsonl", "cannot be read: [Errno 36] Failed stat()ing path"),
     ("tests", "articles.path is 'tests', a folder: name one file in it"),
-    ("README.md/x.jsonl", "articles.path is 'README.md/x.jsonl', and there is no such file"),
+    ("README.md/x.jsonl", "articles.path is 'README.md/x.jsonl': no such file"),
 ]
 
 # A row among good ones, as bytes or a value, and what becomes of it: the reason why it is skipped, or None: it is kept.

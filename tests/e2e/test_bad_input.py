@@ -216,7 +216,7 @@ def test_code_beside_a_model_that_needs_none_is_not_run(folder):
     bad_models.set_json(folder, "config.json", auto_map=bad_models.code(folder))
     hub.check_model("policy.model", str(folder))
     assert type(loading.load_model(folder, "float32")).__name__ == "LlamaForCausalLM"
-    assert load_pair_tokenizer(str(folder)).chats
+    assert load_pair_tokenizer(str(folder)).has_chat_template
 
 
 def test_code_of_a_tokenizer_is_not_run_and_nobody_is_asked(folder):
@@ -273,7 +273,7 @@ def tokens():
 @pytest.mark.parametrize(("row", "reason"), named(bad_pairs.ROWS))
 def test_a_row_of_pairs(tokens, row, reason):
     pair = preference_formats.parse_row(row)
-    assert (pair if isinstance(pair, Skip) else tokens.of(pair)) == Skip(reason)
+    assert (pair if isinstance(pair, Skip) else tokens.encode(pair)) == Skip(reason)
 
 
 _json = st.recursive(
@@ -305,7 +305,7 @@ _columns = [
 def test_any_row_is_a_pair_or_is_skipped(tokens, row, chosen, rejected):
     pair = preference_formats.parse_row({"chosen": chosen, "rejected": rejected} | row)
     if not isinstance(pair, Skip):
-        tokens.of(pair)
+        tokens.encode(pair)
 
 
 @pytest.mark.parametrize(
@@ -425,8 +425,8 @@ def http():
 def test_any_reply_of_a_server_is_a_sample_or_an_error(http, body):
     engine, said = http
     said["body"] = body if isinstance(body, bytes) else json.dumps(body).encode()
-    engine.unserved = 0
-    (reply,) = engine.ask([Prompt(user("Who?"), max_tokens=4)])
+    engine.unserved_in_a_row = 0
+    (reply,) = engine.generate_once([Prompt(user("Who?"), max_tokens=4)])
     assert (reply.error is None) == bool(reply.samples)
 
 

@@ -203,7 +203,7 @@ def test_status_and_show(played):
         (["rounds=two"], "rounds is 'two'"),
         (["policy.model=no/such/folder"], "policy.model is 'no/such/folder': there is no such folder"),
         (["judge.model=newsroom"], "judge.model is 'newsroom', a path without config.json"),
-        (["articles.path=none.jsonl"], "articles.path is 'none.jsonl', and there is no such file"),
+        (["articles.path=none.jsonl"], "articles.path is 'none.jsonl': no such file"),
         (["--remake=pears"], "--remake pears: there is no such artifact; there are articles, questions,"),
     ],
 )

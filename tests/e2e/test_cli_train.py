@@ -156,7 +156,7 @@ def test_what_belongs_to_rounds_is_refused_there(trained):
         (["training.beta=-1"], "training.beta is -1"),
         (["rounds=2"], "the configuration has no 'rounds'"),
         (["policy.instruction=Say {article}"], "policy.instruction is set, and pairs from elsewhere have prompts of"),
-        (["pairs=none.jsonl"], "pairs is 'none.jsonl', and there is no such file"),
+        (["pairs=none.jsonl"], "pairs is 'none.jsonl': no such file"),
         (["pairs=newsroom/articles.jsonl"], "newsroom/articles.jsonl has the columns id, text; known are chosen"),
         (["policy.model=no/such/folder"], "policy.model is 'no/such/folder': there is no such folder"),
         (["--remake=round-01/policy"], "--remake round-01/policy: there is no such artifact; there are base/policy,"),
@@ -260,10 +260,10 @@ def row(config, tokens, article_id, article):
 
     def ids(text):
         other = "Something else."
-        if tokens.chats:
+        if tokens.has_chat_template:
             answers = [[{"role": "assistant", "content": said}] for said in (text, other)]
-            return tokens.of(Preference(messages, *answers))
-        return tokens.of(Preference(messages[0]["content"], text, other))
+            return tokens.encode(Preference(messages, *answers))
+        return tokens.encode(Preference(messages[0]["content"], text, other))
 
     return {
         "article_id": article_id,

@@ -126,7 +126,7 @@ def test_a_file_that_cannot_be_used_is_refused(write, tmp_path, opened):
     pq.write_table(pa.table({"id": ["x"], "text": [WORDS]}), whole)
     (tmp_path / "cut.parquet").write_bytes(whole.read_bytes()[:-20])
     cases = {
-        "none.jsonl": "there is no such file",
+        "none.jsonl": "no such file",
         "cut.parquet": "is it cut off or damaged",
         "a.csv": "should end in .jsonl, .json or .parquet",
     }

@@ -101,7 +101,7 @@ ROWS = [
 
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
 def test_the_ids_are_those_of_trl(style, row):
-    ids = PairTokenizer(style).of(parse_row(row))
+    ids = PairTokenizer(style).encode(parse_row(row))
     assert (ids.prompt, ids.chosen, ids.rejected) == trl(style, row)
     for answered in (ids.chosen, ids.rejected):
         whole = ids.prompt + answered
@@ -115,7 +115,7 @@ def test_the_ids_are_those_of_trl_for_a_checkpoint_of_others(shared_data, row):
     tokens = load_pair_tokenizer(str(shared_data / "models" / "stories260K"))
     if isinstance(row.get("prompt"), list):
         tokens.tokenizer.chat_template = LLAMA
-    ids = tokens.of(parse_row(row))
+    ids = tokens.encode(parse_row(row))
     assert (ids.prompt, ids.chosen, ids.rejected) == trl(tokens.tokenizer, row)
     assert ids.prompt.count(tokens.tokenizer.bos_token_id) == 1
 
@@ -124,7 +124,7 @@ def test_a_system_prompt_and_template_arguments_reach_the_template():
     thinks = tokenizer(THINKING)
     row = {"prompt": [SYSTEM, ASK], "chosen": answer("blue"), "rejected": answer("green")}
     row["chat_template_kwargs"] = {"enable_thinking": False}
-    ids = PairTokenizer(thinks).of(parse_row(row))
+    ids = PairTokenizer(thinks).encode(parse_row(row))
     assert (ids.prompt, ids.chosen, ids.rejected) == trl(thinks, row)
     assert thinks.decode(ids.prompt).startswith("<|im_start|>system\nBe brief.<|im_end|>")
     assert thinks.decode(ids.prompt).endswith("<think></think>")
@@ -134,19 +134,19 @@ def test_a_system_prompt_and_template_arguments_reach_the_template():
 def test_text_that_a_template_has_written_gets_no_second_bos():
     adds = tokenizer(LLAMA, "<s>", adds_bos=True)
     asked = adds.apply_chat_template([ASK], tokenize=False, add_generation_prompt=True)
-    ids = PairTokenizer(adds).of(Preference(asked, "blue", "green"))
-    by_messages = PairTokenizer(adds).of(Preference([ASK], answer("blue"), answer("green")))
+    ids = PairTokenizer(adds).encode(Preference(asked, "blue", "green"))
+    by_messages = PairTokenizer(adds).encode(Preference([ASK], answer("blue"), answer("green")))
     assert (ids.prompt, ids.chosen) == (by_messages.prompt, by_messages.chosen)
     assert ids.prompt.count(adds.bos_token_id) == 1
 
 
 def test_where_letters_of_prompt_and_answer_make_one_token_the_answer_begins_before_it():
     text = tokenizer()
-    ids = PairTokenizer(text).of(Preference("The sky is ", "blue.", "green."))
+    ids = PairTokenizer(text).encode(Preference("The sky is ", "blue.", "green."))
     assert ids.moved
     assert text.decode(ids.prompt) == "The sky is"
     assert text.decode(ids.chosen) == " blue.</s>"
-    assert not PairTokenizer(text).of(Preference("The sky is", " blue.", " green.")).moved
+    assert not PairTokenizer(text).encode(Preference("The sky is", " blue.", " green.")).moved
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_where_letters_of_prompt_and_answer_make_one_token_the_answer_begins_bef
     ],
 )
 def test_a_pair_that_cannot_be_learned_from_says_why(template, room, pair, reason):
-    made = PairTokenizer(tokenizer(template), room).of(pair)
+    made = PairTokenizer(tokenizer(template), room).encode(pair)
     assert made == Skip(reason) if reason else not isinstance(made, Skip)
 
 
@@ -274,7 +274,7 @@ def test_an_adapter_has_the_tokenizer_and_the_room_of_its_base(tmp_path, policy)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": policy}))
     tokens = load_pair_tokenizer(str(tmp_path / "adapter"))
-    assert (tokens.room, tokens.tokenizer.chat_template) == (64, CHATML)
+    assert (tokens.max_length, tokens.tokenizer.chat_template) == (64, CHATML)
     tokenizer(LLAMA, "<s>").save_pretrained(tmp_path / "adapter")
     assert load_pair_tokenizer(str(tmp_path / "adapter"), 32).tokenizer.chat_template == LLAMA
 
@@ -308,7 +308,7 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path, policy, opened):
     (tmp_path / "other.jsonl").write_text('not JSON\n{"text": "a", "label": 1}')
     with pytest.raises(UserError, match="has the columns text, label; known are chosen and rejected beside prompt"):
         opened(str(tmp_path / "other.jsonl"), policy)
-    with pytest.raises(UserError, match="pairs is 'none.jsonl', and there is no such file"):
+    with pytest.raises(UserError, match="pairs is 'none.jsonl': no such file"):
         opened("none.jsonl", policy)
     (tmp_path / "a.csv").write_text("prompt,chosen")
     with pytest.raises(UserError, match="it should end in .jsonl, .json or .parquet, or begin with hf:"):

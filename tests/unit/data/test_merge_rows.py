@@ -74,7 +74,7 @@ def test_a_mark_once_made_is_kept():
 
 @pytest.mark.parametrize("changed", [{"article_id": "b"}, {"prompt_ids": [1, 2]}])
 def test_rows_that_do_not_belong_together_are_not_joined(changed):
-    with pytest.raises(ValueError, match="is not that of the row to join"):
+    with pytest.raises(ValueError, match="differs from that of the row to merge"):
         merge_rows(row("now", 2, []), row("r1", 2, []) | changed)
 
 
