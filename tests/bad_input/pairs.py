@@ -1,44 +1,44 @@
-"""Rows of preference pairs, and the reason why each is skipped."""
+"""Rows that are not usable preference pairs, and the reason for which each is skipped."""
 
 
-def said(role, content):
+def message(role, content):
     return {"role": role, "content": content}
 
 
 _TEXT = {"prompt": "Why?", "chosen": "So.", "rejected": "Hm."}
 _CHAT = {
-    "prompt": [said("user", "Why?")],
-    "chosen": [said("assistant", "So.")],
-    "rejected": [said("assistant", "Hm.")],
+    "prompt": [message("user", "Why?")],
+    "chosen": [message("assistant", "So.")],
+    "rejected": [message("assistant", "Hm.")],
 }
 
 ROWS = [
-    ("the same twice", _TEXT | {"rejected": "So."}, "chosen and rejected are the same"),
+    ("the same answer twice", _TEXT | {"rejected": "So."}, "chosen and rejected are the same"),
     ("nothing chosen", _TEXT | {"chosen": ""}, "empty answer"),
-    ("only space", _CHAT | {"rejected": [said("assistant", " \n")]}, "empty answer"),
+    ("only space", _CHAT | {"rejected": [message("assistant", " \n")]}, "empty answer"),
     ("null chosen", _TEXT | {"chosen": None}, "no chosen or no rejected"),
     ("no rejected", {"prompt": "Why?", "chosen": "So."}, "no chosen or no rejected"),
     ("empty prompt", _TEXT | {"prompt": ""}, "no prompt"),
     ("null prompt", _TEXT | {"prompt": None}, "no prompt"),
-    ("no prompt in common", {"chosen": "So.", "rejected": "Hm."}, "no prompt"),
-    ("a number for a prompt", _TEXT | {"prompt": 5}, "wrong type"),
-    ("a number for an answer", _TEXT | {"chosen": 5}, "wrong type"),
-    ("an object for an answer", _TEXT | {"chosen": {"answer": "So."}}, "wrong type"),
+    ("no common prompt", {"chosen": "So.", "rejected": "Hm."}, "no prompt"),
+    ("a number as prompt", _TEXT | {"prompt": 5}, "wrong type"),
+    ("a number as answer", _TEXT | {"chosen": 5}, "wrong type"),
+    ("an object as answer", _TEXT | {"chosen": {"answer": "So."}}, "wrong type"),
     ("no messages", _CHAT | {"chosen": []}, "wrong type"),
-    ("words for messages", _CHAT | {"prompt": ["Why?"]}, "wrong type"),
-    ("content in parts", _CHAT | {"prompt": [said("user", [{"type": "text", "text": "Why?"}])]}, "wrong type"),
-    ("a role that is a list", _CHAT | {"prompt": [said(["user"], "Why?")]}, "wrong type"),
+    ("words as messages", _CHAT | {"prompt": ["Why?"]}, "wrong type"),
+    ("content in parts", _CHAT | {"prompt": [message("user", [{"type": "text", "text": "Why?"}])]}, "wrong type"),
+    ("a role that is a list", _CHAT | {"prompt": [message(["user"], "Why?")]}, "wrong type"),
     ("half a turn of history", {"instruction": "a", "history": [["b"]], "chosen": "c", "rejected": "d"}, "wrong type"),
-    ("a number for a system", {"question": "a", "system": 5, "chosen": "c", "rejected": "d"}, "wrong type"),
-    ("tools that are no JSON", _CHAT | {"tools": "[" * 100_000}, "wrong type"),
-    ("tools that are no tools", _CHAT | {"tools": [5]}, "the chat template refuses the messages"),
+    ("a number as system message", {"question": "a", "system": 5, "chosen": "c", "rejected": "d"}, "wrong type"),
+    ("tools that are not JSON", _CHAT | {"tools": "[" * 100_000}, "wrong type"),
+    ("tools that are not tools", _CHAT | {"tools": [5]}, "the chat template refuses the messages"),
     (
         "a template of its own",
         _CHAT | {"chat_template_kwargs": {"chat_template": "{% for i in range(99999) %}{% endfor %}"}},
         "chat_template_kwargs that are not the template's",
     ),
     (
-        "an argument of ours",
+        "a reserved argument",
         _CHAT | {"chat_template_kwargs": {"tokenize": False}},
         "chat_template_kwargs that are not the template's",
     ),

@@ -1,6 +1,7 @@
-"""Replies of a judge, and what is read of them: of questions the reasons (None: a question), of answers the letters.
+"""Replies of a judge, and how they are parsed.
 
-There are two questions of three options, whose right ones are A and B.
+QUESTIONS: name, reply, and for each question of the reply None (accepted) or the reason why it was dropped.
+ANSWERS: name, reply, and the answers read from it. There are two questions with three options; A and B are right.
 """
 
 QUESTIONS = [
@@ -13,11 +14,11 @@ QUESTIONS = [
     ("an option too many", "Q1 Who won? Answer Ann | Bob | Cy | Di", ["question has not 3 options"]),
     ("an empty option", "Q1 Who won? Answer Ann |  | Cy", ["options not distinct"]),
     ("the same option", "Q1 Who won? Answer Ann | ann. | Cy", ["options not distinct"]),
-    ("letters for options", "Q1 Who won? Answer A | B | C", ["option names a letter"]),
+    ("letters as options", "Q1 Who won? Answer A | B | C", ["option names a letter"]),
     ("letters before options", "Q1 Who won? Answer A) Ann | B) Bob | C) Cy", ["option names a letter"]),
-    ("an option of others", "Q1 Who won? Answer Ann | Bob | All of the above", ["option speaks of others"]),
+    ("an option about other options", "Q1 Who won? Answer Ann | Bob | All of the above", ["option speaks of others"]),
     (
-        "the same twice",
+        "the same question twice",
         "Q1 Who won? Answer Ann | Bob | Cy\nQ2 Who won? Answer Di | Ed | Flo",
         [None, "question asked twice"],
     ),

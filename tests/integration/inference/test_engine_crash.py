@@ -1,4 +1,4 @@
-"""An engine that dies costs no row but the one that kills it: real processes, really ended."""
+"""When an engine dies, only the row that killed it is lost. These tests really kill real processes."""
 
 import os
 import signal
@@ -22,31 +22,31 @@ from pipeline.storage.schema import to_dataset
 from tests.helpers.paths import POLICY_MODEL as POLICY
 
 
-class Mortal:
-    """Answers with the process that answers; `ends` says what comes of a prompt with which word in it."""
+class FragileEngine:
+    """Answers with its process id. A prompt that contains the word `w` first calls `faults[w]`."""
 
-    def __init__(self, log, **ends):
-        self.ends = ends
+    def __init__(self, log, **faults):
+        self.faults = faults
         (Path(log) / f"start-{os.getpid()}-{time.monotonic_ns()}").touch()
 
     def generate(self, prompts):
         for prompt in prompts:
-            for word, end in self.ends.items():
+            for word, fault in self.faults.items():
                 if word in prompt.messages[0]["content"]:
-                    end()
+                    fault()
         time.sleep(0.02)
         return ScriptedEngine(lambda prompt, sample: f"by {os.getpid()}").generate(prompts)
 
 
-def killed():
+def kill_process():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def raises():
+def raise_engine_died():
     raise EngineDied("out of memory")
 
 
-def mistake():
+def raise_key_error():
     raise KeyError("nonsense")
 
 
@@ -64,7 +64,7 @@ def sampled(rows, make_engine, batch_size):
 
 
 def test_only_the_poisonous_rows_are_lost(ray_cluster, tmp_path):
-    engine = partial(Mortal, tmp_path, poison=killed, bomb=raises)
+    engine = partial(FragileEngine, tmp_path, poison=kill_process, bomb=raise_engine_died)
     rows = sampled(articles(24, {3: "poison", 13: "bomb"}), engine, 8).take_all()
     assert Counter(row["article_id"] for row in rows) == Counter(f"a{i}" for i in range(24))
     assert {row["article_id"]: row["skipped"] for row in rows if row["skipped"]} == {
@@ -72,48 +72,48 @@ def test_only_the_poisonous_rows_are_lost(ray_cluster, tmp_path):
         "a13": f"engine failed {TRIES} times: EngineDied: out of memory",
     }
     assert all((row["summaries"] is None) == (row["skipped"] is not None) for row in rows)
-    assert 2 * TRIES - 1 <= len(list(tmp_path.glob("start-*"))) <= 2 * TRIES + 1  # the first may be of both
+    assert 2 * TRIES - 1 <= len(list(tmp_path.glob("start-*"))) <= 2 * TRIES + 1  # one start may serve both
 
 
 @pytest.mark.slow
 def test_an_engine_that_kills_every_row_ends_the_run(ray_cluster, tmp_path):
-    rows = sampled(articles(20), partial(Mortal, tmp_path, came=raises), 4)
+    rows = sampled(articles(20), partial(FragileEngine, tmp_path, came=raise_engine_died), 4)
     with pytest.raises(UserError, match="the engine died 9 times in a row and finished no batch in between: Eng"):
         list(streams.write_rows(rows, tables.begin_table(str(tmp_path / "out"), "attempt")))
     assert len(list(tmp_path.glob("start-*"))) == 9
 
 
-def dies_as_it_starts(log):
-    Mortal(log)
-    killed()
+def die_while_starting(log):
+    FragileEngine(log)
+    kill_process()
 
 
-def test_an_engine_that_dies_as_it_starts_ends_the_run(ray_cluster, tmp_path):
+def test_an_engine_that_dies_while_it_starts_ends_the_run(ray_cluster, tmp_path):
     with pytest.raises(Exception, match=f"the engine died {TRIES} times in a row before it was ready: its process was"):
-        sampled(articles(8), partial(dies_as_it_starts, tmp_path), 4).take_all()
+        sampled(articles(8), partial(die_while_starting, tmp_path), 4).take_all()
     assert len(list(tmp_path.glob("start-*"))) == TRIES
 
 
-def cannot_start(log):
+def fail_to_start(log):
     raise ValueError("no such model")
 
 
 def test_an_engine_that_cannot_be_made_ends_the_run_at_once(ray_cluster, tmp_path):
     with pytest.raises(Exception, match="no such model"):
-        sampled(articles(8), partial(cannot_start, tmp_path), 4).take_all()
+        sampled(articles(8), partial(fail_to_start, tmp_path), 4).take_all()
 
 
-def test_a_mistake_of_ours_ends_the_run_at_once(ray_cluster, tmp_path):
+def test_any_other_exception_ends_the_run_at_once(ray_cluster, tmp_path):
     with pytest.raises(Exception, match="nonsense"):
-        sampled(articles(8), partial(Mortal, tmp_path, came=mistake), 4).take_all()
+        sampled(articles(8), partial(FragileEngine, tmp_path, came=raise_key_error), 4).take_all()
     assert len(list(tmp_path.glob("start-*"))) == 1
 
 
-def test_notes_of_rows():
+def test_the_crash_log_isolates_rows_and_gives_them_up():
     crash_log = CrashLog()
     assert crash_log.begin_batch(["a", "b", "c"]) == {}
     crash_log.rows_done("actor", ["c"])
-    assert crash_log.begin_batch(["a", "b", "c", "d"]) == {"a": None, "b": None}  # c and d may go together
+    assert crash_log.begin_batch(["a", "b", "c", "d"]) == {"a": None, "b": None}  # c and d may run together
     for row in ("a", "a"):
         crash_log.begin_single(row)
     crash_log.rows_failed("actor", ["a"], "out of memory")
@@ -122,14 +122,14 @@ def test_notes_of_rows():
     assert crash_log.begin_batch(["a", "b"]) == {"a": "engine failed 3 times: out of memory"}
 
 
-def test_notes_that_were_lost_begin_anew():
+def test_a_crash_log_that_was_lost_starts_again():
     crash_log = CrashLog()
     crash_log.begin_single("a")
     assert crash_log.begin_batch(["a"]) == {"a": None}
 
 
-class Recorded:
-    """A vLLM engine whose process is known, and which takes its time."""
+class LoggedVllm:
+    """A vLLM engine that logs its process id and each of its batches."""
 
     def __init__(self, log):
         from pipeline.inference.vllm import VllmEngine
@@ -148,13 +148,13 @@ def test_vllm_killed_while_it_samples_loses_nothing(ray_cluster, tmp_path):
     from newsroom.recipe.make_articles import articles as newsroom
 
     rows = [{"article_id": story.id, "article": story.text, "split": "train"} for story in newsroom(96)]
-    pool = EnginePool(partial(Recorded, tmp_path), EngineHardware(batch_size=16, cpus_per_replica=0.5))
+    pool = EnginePool(partial(LoggedVllm, tmp_path), EngineHardware(batch_size=16, cpus_per_replica=0.5))
     prompt = Prompt(user("Summarize.\n{article}"), max_tokens=160, temperature=1.0, n=8)
     stream = iter(sampling.sample_dataset(to_dataset(rows), prompt, "build-1", pool).iter_rows())
-    found = [next(stream)]
+    results = [next(stream)]
     (started,) = tmp_path.glob("start-*")
     os.kill(int(started.name.split("-")[1]), signal.SIGKILL)
-    found += stream
+    results += stream
     assert len(list(tmp_path.glob("start-*"))) == 2
-    assert Counter(row["article_id"] for row in found) == Counter(row["article_id"] for row in rows)
-    assert all(row["skipped"] is None and len(row["summaries"]) == 8 for row in found)
+    assert Counter(row["article_id"] for row in results) == Counter(row["article_id"] for row in rows)
+    assert all(row["skipped"] is None and len(row["summaries"]) == 8 for row in results)

@@ -1,4 +1,4 @@
-"""Every engine passes one contract: n samples a prompt, exact token ids, finish reasons, one bad prompt alone fails."""
+"""Every engine keeps one contract: n samples per prompt, exact token ids, finish reasons; a bad prompt fails alone."""
 
 import math
 import re
@@ -62,20 +62,20 @@ def test_n_samples_with_ids_and_reasons(engine):
         assert count["tokens_in"] > 10
         assert 0 < count["tokens_out"] <= 80 * len(reply.samples)
         assert {sample.finish_reason for sample in reply.samples} <= {"stop", "length"}
-        if isinstance(engine, OpenAIServerEngine):  # a chat server counts them, and does not give them
+        if isinstance(engine, OpenAIServerEngine):  # a chat server reports the counts, but not the ids
             assert (reply.prompt_ids, {tuple(sample.token_ids) for sample in reply.samples}) == ([], {()})
         else:
             assert len(reply.prompt_ids) == count["tokens_in"]
             assert sum(len(sample.token_ids) for sample in reply.samples) == count["tokens_out"]
 
 
-def test_a_sample_cut_off_says_so(engine):
+def test_a_sample_that_was_cut_off_has_finish_reason_length(engine):
     (reply,) = engine.generate([replace(PROMPT, max_tokens=2)])
     assert {sample.finish_reason for sample in reply.samples} == {"length"}
     assert count_tokens([reply])["tokens_out"] == 2 * 3
 
 
-def test_a_reply_keeps_to_its_regex(engine):
+def test_a_reply_matches_its_regex(engine):
     (reply,) = engine.generate([replace(PROMPT, regex="[A-E]", temperature=0.0, n=1)])
     assert re.fullmatch("[A-E]", reply.samples[0].text)
 
@@ -96,26 +96,26 @@ def test_tokens_are_counted(engine):
     assert not any(refused.values())
 
 
-def test_log_probabilities_where_they_are_asked_for(engine):
-    asked, unasked = engine.generate([replace(PROMPT, logprobs=True), PROMPT])
+def test_log_probabilities_come_only_if_asked_for(engine):
+    asked, not_asked = engine.generate([replace(PROMPT, logprobs=True), PROMPT])
     assert all(sample.logp < 0 for sample in asked.samples)
-    assert all(sample.logp is None for sample in unasked.samples)
+    assert all(sample.logp is None for sample in not_asked.samples)
 
 
-def test_no_prompts_no_replies(engine):
+def test_no_prompts_give_no_replies(engine):
     assert engine.generate([]) == []
 
 
-def test_the_tokens_of_a_sample_are_its_text_and_its_log_probability(engine):
-    asked, unasked = engine.generate([replace(PROMPT, logprobs=True), PROMPT])
+def test_token_texts_and_log_probabilities_add_up_to_the_samples(engine):
+    asked, not_asked = engine.generate([replace(PROMPT, logprobs=True), PROMPT])
     for sample in asked.samples:
         assert "".join(text for text, _ in sample.token_logps).removesuffix("</s>") == sample.text
         assert math.fsum(logp for _, logp in sample.token_logps) == pytest.approx(sample.logp, abs=1e-4)
-    assert all(sample.token_logps is None for sample in unasked.samples)
+    assert all(sample.token_logps is None for sample in not_asked.samples)
 
 
-def test_log_probabilities_are_among_what_the_regex_allows(vllm):
-    """The tokens that it leaves add up to 1, however unlikely they are; where it leaves one, that has probability 1."""
+def test_log_probabilities_are_normalized_over_what_the_regex_allows(vllm):
+    """The allowed tokens add up to 1, however unlikely they are. A token without alternative has probability 1."""
     (reply,) = vllm.generate([replace(PROMPT, regex="[AB]{2}!", n=128, logprobs=True, temperature=2.0)])
     firsts = {sample.token_logps[0] for sample in reply.samples}
     assert {letter for letter, _ in firsts} == {"A", "B"}
@@ -124,7 +124,7 @@ def test_log_probabilities_are_among_what_the_regex_allows(vllm):
 
 
 def test_sampled_log_probabilities_are_the_models_own(vllm):
-    """Whatever the temperature: they can stand for the reference."""
+    """At any temperature: so they can serve as reference log-probabilities."""
     (reply,) = vllm.generate([replace(PROMPT, logprobs=True, temperature=1.7, top_p=0.9)])
     model = loading.load_model(POLICY, "float32")
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_sampled_log_probabilities_are_the_models_own(vllm):
         assert sample.logp == pytest.approx(logp, abs=1e-3)
 
 
-def test_one_bos_and_the_stop_token_that_was_emitted(vllm):
+def test_ids_have_one_bos_and_the_stop_token_if_it_was_emitted(vllm):
     (reply,) = vllm.generate([PROMPT])
     bos, eos = vllm.tokenizer.bos_token_id, vllm.tokenizer.eos_token_id
     assert reply.prompt_ids[0] == bos
@@ -145,7 +145,7 @@ def test_one_bos_and_the_stop_token_that_was_emitted(vllm):
         assert vllm.tokenizer.decode(sample.token_ids, skip_special_tokens=True) == sample.text
 
 
-def test_samples_of_a_prompt_differ_and_greedy_ones_do_not(vllm):
+def test_samples_of_a_prompt_differ_and_greedy_samples_do_not(vllm):
     (many,) = vllm.generate([replace(PROMPT, n=8)])
     assert len({sample.text for sample in many.samples}) > 1
     greedy = vllm.generate([replace(PROMPT, n=1, temperature=0.0)] * 2)
@@ -159,26 +159,26 @@ def test_a_shared_prefix_is_found_in_the_cache(vllm):
     assert again.cached_tokens > 50
 
 
-def test_a_prefix_is_found_in_prompts_as_short_as_the_newsroom_judges(vllm):
+def test_the_cache_finds_a_prefix_in_prompts_as_short_as_those_of_the_newsroom_judge(vllm):
     short = [replace(PROMPT, messages=user("The roof is red. " * 15 + end), n=1) for end in ("One.", "Two.")]
     first, second = (vllm.generate([prompt])[0] for prompt in short)
     assert 64 < len(second.prompt_ids) < 128
     assert (first.cached_tokens, second.cached_tokens) == (0, 64)
 
 
-def test_callers_in_several_threads_each_get_their_own(engine):
-    """And what is asked of one prompt is not given to another: other numbers of samples, lengths, forms."""
+def test_callers_in_several_threads_get_their_own_replies(engine):
+    """Prompts differ in number and length of samples, so a reply to another prompt would show."""
     prompts = [
         replace(PROMPT, messages=user(f"Summarize.\nThe team was headed by {name}."), n=1 + i % 3, max_tokens=4 + i)
         for i, name in enumerate(("Ana Santos", "Omar Khan", "Rosa Lopez", "Hugo Weber", "Zoe Xu", "Ana Novak"))
     ]
-    alone = [engine.generate([prompt])[0].prompt_ids for prompt in prompts]
+    expected_ids = [engine.generate([prompt])[0].prompt_ids for prompt in prompts]
     with ThreadPoolExecutor(6) as threads:
         replies = list(threads.map(lambda i: engine.generate([prompts[i], prompts[i - 1]]), [*range(6)] * 3))
-    for place, (own, last) in enumerate(replies):
-        for i, reply in ((place % 6, own), (place % 6 - 1, last)):
+    for call, (first, second) in enumerate(replies):
+        for i, reply in ((call % 6, first), (call % 6 - 1, second)):
             assert reply.error is None
-            assert reply.prompt_ids == alone[i]
+            assert reply.prompt_ids == expected_ids[i]
             assert len(reply.samples) == prompts[i].n
             assert all(len(sample.token_ids) <= prompts[i].max_tokens for sample in reply.samples)
 
@@ -190,8 +190,8 @@ def test_a_prompt_that_vllm_refuses_fails_alone(vllm):
     assert len(replies[1].error) < 120 and replies[1].samples == []
 
 
-def test_a_new_batch_starts_before_the_last_has_ended(vllm):
-    """The engine does not drain: a short batch that comes late is served while a long one goes on."""
+def test_a_new_batch_starts_before_the_last_batch_has_finished(vllm):
+    """The engine does not run empty: a short batch that comes late is served while a long batch still runs."""
     long = replace(PROMPT, n=8, max_tokens=200, regex="( the| a){150,}")
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(vllm.generate, [long])
@@ -203,17 +203,17 @@ def test_a_new_batch_starts_before_the_last_has_ended(vllm):
         assert len(first.result()[0].samples) == 8
 
 
-def test_an_engine_that_breaks_tells_everyone_who_waits_or_comes():
+def test_an_engine_that_breaks_raises_for_waiting_and_later_callers():
     from pipeline.inference.base import EngineDied
     from pipeline.inference.vllm import VllmEngine
 
     engine = VllmEngine(str(POLICY), "float32", 512, seed=0, hardware=EngineHardware())
-    usual, steps = engine.stepper.engine.step, iter(range(20))
+    real_step, steps = engine.stepper.engine.step, iter(range(20))
 
     def step():
         if next(steps, None) is None:
             raise AssertionError("no block is free")
-        return usual()
+        return real_step()
 
     engine.stepper.engine.step = step
     with ThreadPoolExecutor(3) as threads:
@@ -227,7 +227,7 @@ def test_an_engine_that_breaks_tells_everyone_who_waits_or_comes():
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
-    """Two rounds' adapters on one base, as the trainer writes them, of the rank that vLLM must round up."""
+    """Adapters of two rounds on one base, as the trainer writes them, with a rank that vLLM must round up."""
     import torch
 
     from pipeline.config.training import Lora
@@ -248,7 +248,7 @@ def adapters(tmp_path_factory):
 
 
 def test_an_adapter_is_served_without_merging_and_never_from_the_last_rounds_cache(adapters, vllm, tmp_path):
-    """Pitfall 31. Greedy tokens are those of Hugging Face with that adapter, which both engines tell apart."""
+    """Greedy tokens equal those of Hugging Face with the same adapter, and differ between the adapters and the base."""
     import torch
 
     from pipeline.inference.vllm import VllmEngine, lora_request
@@ -258,7 +258,7 @@ def test_an_adapter_is_served_without_merging_and_never_from_the_last_rounds_cac
     greedy = replace(PROMPT, n=1, temperature=0.0, max_tokens=30)
     served = {}
     for folder in (*adapters, adapters[0]):
-        engine.adapter = lora_request(folder)  # one engine, round after round, the prompt in its prefix cache
+        engine.adapter = lora_request(folder)  # the same engine, with the prompt in its prefix cache
         (reply,) = engine.generate([greedy])
         ids = reply.samples[0].token_ids
         assert served.setdefault(folder, ids) == ids
@@ -266,20 +266,20 @@ def test_an_adapter_is_served_without_merging_and_never_from_the_last_rounds_cac
         prompt = torch.tensor([reply.prompt_ids])
         expected = model.generate(prompt, max_new_tokens=30, do_sample=False)[0, len(reply.prompt_ids) :]
         assert ids == expected.tolist()
-    of_base = vllm.generate([greedy])[0].samples[0].token_ids
-    assert len({tuple(ids) for ids in (of_base, *served.values())}) == 3
+    base_ids = vllm.generate([greedy])[0].samples[0].token_ids
+    assert len({tuple(ids) for ids in (base_ids, *served.values())}) == 3
 
 
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
-        ("{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]", 1),  # as Mistral: BOS in the template
-        ("{{ bos_token }}<|user|>{{ messages[0]['content'] }}<|eot|>", 1),  # as Llama 3
-        ("<|im_start|>user\n{{ messages[0]['content'] }}<|im_end|>", 0),  # as Qwen: none at all
-        (None, 1),  # a base model without a template: the tokenizer's own
+        ("{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]", 1),  # like Mistral: BOS in the template
+        ("{{ bos_token }}<|user|>{{ messages[0]['content'] }}<|eot|>", 1),  # like Llama 3
+        ("<|im_start|>user\n{{ messages[0]['content'] }}<|im_end|>", 0),  # like Qwen: no BOS at all
+        (None, 1),  # a base model without a template: the tokenizer writes it
     ],
 )
-def test_token_ids_have_the_templates_bos_and_no_second(shared_data, template, expected):
+def test_token_ids_have_the_templates_bos_and_no_second_one(shared_data, template, expected):
     from transformers import AutoTokenizer
 
     from pipeline.inference.vllm import encode_messages

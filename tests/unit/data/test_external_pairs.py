@@ -1,4 +1,4 @@
-"""Pairs from elsewhere: the token ids are TRL's, rows of one prompt are one article tree, nothing disappears."""
+"""External pairs: token ids equal TRL's, rows with one prompt become one article tree, and no row disappears."""
 
 import json
 from collections import Counter
@@ -36,9 +36,9 @@ THINKING = (
     "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}{% endif %}"
 )
-# Ends the generation prompt with what a whole conversation does not have, as Gemma 4 does.
-ANOTHER_WAY = CHATML.replace("assistant\n{% endif %}", "assistant\n<think></think>{% endif %}")
-STYLES = {  # template, BOS token, whether plain text gets one
+# Like Gemma 4: the generation prompt ends with text that a whole conversation does not have.
+NOT_EXTENDING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think></think>{% endif %}")
+STYLES = {  # template, BOS token, whether the tokenizer adds it to plain text
     "chatml": (CHATML, None, False),
     "qwen3": (THINKING, None, False),
     "llama": (LLAMA, "<s>", True),
@@ -75,7 +75,7 @@ def style(request):
 
 
 def trl(tokenizer, row):
-    """(prompt, chosen, rejected) ids that TRL's DPOTrainer makes of a row."""
+    """The ids (prompt, chosen, rejected) that TRL's DPOTrainer makes of a row."""
     from accelerate import PartialState
     from datasets import Dataset
     from trl import DPOTrainer
@@ -83,8 +83,8 @@ def trl(tokenizer, row):
     PartialState()
     trainer = SimpleNamespace(_tokenizer=tokenizer)
     args = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
-    made = DPOTrainer._prepare_dataset(trainer, Dataset.from_list([row]), tokenizer, args, "train")[0]
-    return made["prompt_ids"], made["chosen_ids"], made["rejected_ids"]
+    prepared = DPOTrainer._prepare_dataset(trainer, Dataset.from_list([row]), tokenizer, args, "train")[0]
+    return prepared["prompt_ids"], prepared["chosen_ids"], prepared["rejected_ids"]
 
 
 ROWS = [
@@ -100,18 +100,18 @@ ROWS = [
 
 
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
-def test_the_ids_are_those_of_trl(style, row):
+def test_the_ids_equal_trls(style, row):
     ids = PairTokenizer(style).encode(parse_row(row))
     assert (ids.prompt, ids.chosen, ids.rejected) == trl(style, row)
-    for answered in (ids.chosen, ids.rejected):
-        whole = ids.prompt + answered
-        assert whole.count(style.convert_tokens_to_ids("<s>")) == (style.bos_token is not None)
+    for answer_ids in (ids.chosen, ids.rejected):
+        sequence = ids.prompt + answer_ids
+        assert sequence.count(style.convert_tokens_to_ids("<s>")) == (style.bos_token is not None)
         if isinstance(row["chosen"], str):
-            assert whole[-1] == style.eos_token_id != whole[-2]
+            assert sequence[-1] == style.eos_token_id != sequence[-2]
 
 
 @pytest.mark.parametrize("row", [ROWS[0], ROWS[3]], ids=["messages", "text"])
-def test_the_ids_are_those_of_trl_for_a_checkpoint_of_others(shared_data, row):
+def test_the_ids_equal_trls_for_a_public_checkpoint(shared_data, row):
     tokens = load_pair_tokenizer(str(shared_data / "models" / "stories260K"))
     if isinstance(row.get("prompt"), list):
         tokens.tokenizer.chat_template = LLAMA
@@ -121,26 +121,26 @@ def test_the_ids_are_those_of_trl_for_a_checkpoint_of_others(shared_data, row):
 
 
 def test_a_system_prompt_and_template_arguments_reach_the_template():
-    thinks = tokenizer(THINKING)
+    thinking = tokenizer(THINKING)
     row = {"prompt": [SYSTEM, ASK], "chosen": answer("blue"), "rejected": answer("green")}
     row["chat_template_kwargs"] = {"enable_thinking": False}
-    ids = PairTokenizer(thinks).encode(parse_row(row))
-    assert (ids.prompt, ids.chosen, ids.rejected) == trl(thinks, row)
-    assert thinks.decode(ids.prompt).startswith("<|im_start|>system\nBe brief.<|im_end|>")
-    assert thinks.decode(ids.prompt).endswith("<think></think>")
-    assert thinks.decode(ids.chosen) == "blue<|im_end|>\n"
+    ids = PairTokenizer(thinking).encode(parse_row(row))
+    assert (ids.prompt, ids.chosen, ids.rejected) == trl(thinking, row)
+    assert thinking.decode(ids.prompt).startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    assert thinking.decode(ids.prompt).endswith("<think></think>")
+    assert thinking.decode(ids.chosen) == "blue<|im_end|>\n"
 
 
-def test_text_that_a_template_has_written_gets_no_second_bos():
-    adds = tokenizer(LLAMA, "<s>", adds_bos=True)
-    asked = adds.apply_chat_template([ASK], tokenize=False, add_generation_prompt=True)
-    ids = PairTokenizer(adds).encode(Preference(asked, "blue", "green"))
-    by_messages = PairTokenizer(adds).encode(Preference([ASK], answer("blue"), answer("green")))
-    assert (ids.prompt, ids.chosen) == (by_messages.prompt, by_messages.chosen)
-    assert ids.prompt.count(adds.bos_token_id) == 1
+def test_text_that_a_template_wrote_gets_no_second_bos():
+    adds_bos = tokenizer(LLAMA, "<s>", adds_bos=True)
+    prompt = adds_bos.apply_chat_template([ASK], tokenize=False, add_generation_prompt=True)
+    ids = PairTokenizer(adds_bos).encode(Preference(prompt, "blue", "green"))
+    ids_of_messages = PairTokenizer(adds_bos).encode(Preference([ASK], answer("blue"), answer("green")))
+    assert (ids.prompt, ids.chosen) == (ids_of_messages.prompt, ids_of_messages.chosen)
+    assert ids.prompt.count(adds_bos.bos_token_id) == 1
 
 
-def test_where_letters_of_prompt_and_answer_make_one_token_the_answer_begins_before_it():
+def test_an_answer_begins_before_a_token_that_spans_prompt_and_answer():
     text = tokenizer()
     ids = PairTokenizer(text).encode(Preference("The sky is ", "blue.", "green."))
     assert ids.moved
@@ -150,13 +150,13 @@ def test_where_letters_of_prompt_and_answer_make_one_token_the_answer_begins_bef
 
 
 @pytest.mark.parametrize(
-    ("template", "room", "pair", "reason"),
+    ("template", "max_length", "pair", "reason"),
     [
         (None, 6, Preference("The sky", " is", " is blue and green"), "too long"),
         (None, None, Preference("The", "</s>", " is"), None),
         (MISTRAL, None, Preference([SYSTEM, ASK], answer("a"), answer("b")), "the chat template refuses the messages"),
         (
-            ANOTHER_WAY,
+            NOT_EXTENDING,
             None,
             Preference([ASK], answer("a"), answer("b")),
             "the chat template does not extend the prompt",
@@ -166,9 +166,9 @@ def test_where_letters_of_prompt_and_answer_make_one_token_the_answer_begins_bef
         ("{% if messages | length > 1 %}a{% endif %}", None, Preference([ASK], answer("a"), answer("b")), "no prompt"),
     ],
 )
-def test_a_pair_that_cannot_be_learned_from_says_why(template, room, pair, reason):
-    made = PairTokenizer(tokenizer(template), room).encode(pair)
-    assert made == Skip(reason) if reason else not isinstance(made, Skip)
+def test_a_pair_that_cannot_be_learned_from_gives_the_reason(template, max_length, pair, reason):
+    ids = PairTokenizer(tokenizer(template), max_length).encode(pair)
+    assert ids == Skip(reason) if reason else not isinstance(ids, Skip)
 
 
 # The stage
@@ -176,7 +176,7 @@ def test_a_pair_that_cannot_be_learned_from_says_why(template, room, pair, reaso
 
 @pytest.fixture
 def policy(tmp_path):
-    """A folder with a tokenizer that chats, and a configuration with room for 64 tokens."""
+    """A folder with a tokenizer that has a chat template, and a configuration with a context of 64 tokens."""
     tokenizer(CHATML).save_pretrained(tmp_path / "policy")
     tiny_config(max_position_embeddings=64).save_pretrained(tmp_path / "policy")
     return str(tmp_path / "policy")
@@ -184,13 +184,13 @@ def policy(tmp_path):
 
 @pytest.fixture
 def collected(tmp_path, policy):
-    def _collected(*given, name="pairs.jsonl", **settings):
+    def _collected(*rows, name="pairs.jsonl", **settings):
         path = tmp_path / name
-        lines = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in given]
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
         path.write_bytes(b"\n".join(lines))
         tables = collect_pairs("build", pairs=str(path), **{"max_model_len": None, "model": policy} | settings)
-        found = [row for table in tables for row in table.to_pylist()]
-        return [r for r in found if r["skipped"] is None], [r for r in found if r["skipped"] is not None]
+        written = [row for table in tables for row in table.to_pylist()]
+        return [r for r in written if r["skipped"] is None], [r for r in written if r["skipped"] is not None]
 
     return _collected
 
@@ -236,14 +236,14 @@ def test_the_same_prompt_in_another_format_is_the_same_row(collected):
     assert len(row["pairs"]) == 3
 
 
-def test_the_id_is_the_prompts_own(collected):
+def test_the_article_id_depends_on_the_prompt_only(collected):
     rows = [text(f"The sky {i}", " is", " was") for i in range(5)]
     first, _ = collected(*rows)
     second, _ = collected(*reversed(rows))
     assert {r["article"]: r["article_id"] for r in first} == {r["article"]: r["article_id"] for r in second}
 
 
-def test_nothing_disappears(collected):
+def test_every_row_is_kept_or_skipped_with_a_reason(collected):
     kept, skipped = collected(
         text("The sky is", " blue", " green"),
         b"{cut of",
@@ -265,12 +265,12 @@ def test_nothing_disappears(collected):
         "too long": 1,
     }
     assert [row["article_id"] for row in skipped] == [f"row {number}" for number in range(2, 9)]
-    (row,) = kept  # "The sky is " ends where " blue" begins, and so is "The sky is"
+    (row,) = kept  # the prompt "The sky is " is cut to "The sky is", because " blue" is one token
     assert tally(row)["answers that begin inside the prompt's last token"] == 1
     assert tally(row)["merged"] == 1
 
 
-def test_an_adapter_has_the_tokenizer_and_the_room_of_its_base(tmp_path, policy):
+def test_an_adapter_has_the_tokenizer_and_the_context_length_of_its_base(tmp_path, policy):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": policy}))
     tokens = load_pair_tokenizer(str(tmp_path / "adapter"))
@@ -279,45 +279,46 @@ def test_an_adapter_has_the_tokenizer_and_the_room_of_its_base(tmp_path, policy)
     assert load_pair_tokenizer(str(tmp_path / "adapter"), 32).tokenizer.chat_template == LLAMA
 
 
-def test_a_model_length_that_is_set_counts(collected):
+def test_max_model_len_limits_a_pair(collected):
     long = text("The sky is", " blue" * 8, " green")
     assert collected(long, text("The", " sky", " is"), max_model_len=8)[1][0]["skipped"] == "too long"
     assert not collected(long, max_model_len=64)[1]
 
 
-def test_files_of_each_kind_are_read_alike(tmp_path, policy):
+def test_files_of_all_formats_are_read_alike(tmp_path, policy):
     rows = [{"prompt": [ASK], "chosen": answer("blue"), "rejected": answer("green")}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    made = [
+    tables = [
         [
             table.to_pylist()
             for table in collect_pairs("b", pairs=str(tmp_path / name), max_model_len=None, model=policy)
         ]
         for name in ("a.json", "a.jsonl", "a.parquet")
     ]
-    assert made[0] == made[1] == made[2]
-    assert len(made[0][0][0]["pairs"]) == 1
+    assert tables[0] == tables[1] == tables[2]
+    assert len(tables[0][0][0]["pairs"]) == 1
 
 
 @pytest.mark.parametrize(
-    "opened", [check_pairs, lambda pairs, model: list(collect_pairs("", pairs=pairs, max_model_len=None, model=model))]
+    "open_pairs",
+    [check_pairs, lambda pairs, model: list(collect_pairs("", pairs=pairs, max_model_len=None, model=model))],
 )
-def test_a_file_that_cannot_be_used_is_refused(tmp_path, policy, opened):
+def test_a_file_that_cannot_be_used_is_refused(tmp_path, policy, open_pairs):
     (tmp_path / "other.jsonl").write_text('not JSON\n{"text": "a", "label": 1}')
     with pytest.raises(UserError, match="has the columns text, label; known are chosen and rejected beside prompt"):
-        opened(str(tmp_path / "other.jsonl"), policy)
+        open_pairs(str(tmp_path / "other.jsonl"), policy)
     with pytest.raises(UserError, match="pairs is 'none.jsonl': no such file"):
-        opened("none.jsonl", policy)
+        open_pairs("none.jsonl", policy)
     (tmp_path / "a.csv").write_text("prompt,chosen")
     with pytest.raises(UserError, match="it should end in .jsonl, .json or .parquet, or begin with hf:"):
-        opened(str(tmp_path / "a.csv"), policy)
-    tokenizer().save_pretrained(policy)  # no template any more
+        open_pairs(str(tmp_path / "a.csv"), policy)
+    tokenizer().save_pretrained(policy)  # without the template
     (tmp_path / "policy" / "chat_template.jinja").unlink()
     (tmp_path / "m.jsonl").write_text(json.dumps({"question": "q", "chosen": "a", "rejected": "b"}))
     with pytest.raises(UserError, match="m.jsonl: the pairs are messages, and the policy's tokenizer has no chat temp"):
-        opened(str(tmp_path / "m.jsonl"), policy)
+        open_pairs(str(tmp_path / "m.jsonl"), policy)
 
 
 def test_a_file_without_a_pair_is_refused(collected):

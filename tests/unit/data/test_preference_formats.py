@@ -1,4 +1,4 @@
-"""Preference pairs of every known format are read as one thing; a row that is none says why."""
+"""Preference pairs of every known format are read alike. A row that is not a pair gives the reason."""
 
 import pytest
 
@@ -103,17 +103,17 @@ def test_plain_text_stays_text(row, parts):
         {"chosen": [ASK, *HELLO, BLUE], "rejected": [ASK, GREEN]},
     ],
 )
-def test_an_implicit_prompt_is_the_one_that_trl_extracts(row):
+def test_an_implicit_prompt_equals_the_one_that_trl_extracts(row):
     from trl.data_utils import extract_prompt
 
     assert parse_row(row) == Preference(**extract_prompt(row))
 
 
-def test_what_the_chat_template_is_to_know_goes_with_the_row():
+def test_extra_keys_and_template_arguments_are_kept():
     row = {"prompt": [ASK], "chosen": [BLUE | {"reasoning": "…"}], "rejected": [GREEN]}
     assert parse_row(row).chosen == [BLUE | {"reasoning": "…"}]
-    more = {"tools": '[{"type": "function"}]', "chat_template_kwargs": {"enable_thinking": False}}
-    assert parse_row(row | more).template == {"tools": [{"type": "function"}], "enable_thinking": False}
+    arguments = {"tools": '[{"type": "function"}]', "chat_template_kwargs": {"enable_thinking": False}}
+    assert parse_row(row | arguments).template == {"tools": [{"type": "function"}], "enable_thinking": False}
 
 
 @pytest.mark.parametrize(
@@ -147,5 +147,5 @@ def test_what_the_chat_template_is_to_know_goes_with_the_row():
         ({"prompt": "p", "chat_template_kwargs": "[", **ANSWERS}, "wrong type"),
     ],
 )
-def test_a_row_that_is_no_pair_says_why(row, reason):
+def test_a_row_that_is_not_a_pair_gives_the_reason(row, reason):
     assert parse_row(row) == Skip(reason)
