@@ -18,7 +18,7 @@ from pipeline.inference.openai_server import OpenAIServerEngine
 from pipeline.inference.scripted import ScriptedEngine
 
 KEY = "sk-Secret.0123456789"
-CONTEXT = 2000  # characters of a conversation; more does not fit
+CONTEXT = 2000  # the most characters of a conversation
 
 
 def reply_text(prompt: Prompt, sample: int) -> str:
@@ -53,7 +53,7 @@ class ChatServer:
         tries: number of requests by prompt.
         times: when the requests of a prompt came, by the clock of the server's event loop.
         bodies: bodies of all requests, in order.
-        most: the most requests that were under way at one time.
+        most_in_flight: the most requests that were in flight at one time.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class ChatServer:
         delay: float = 0.0,
     ) -> None:
         self.engine, self.models, self.key, self.delay = ScriptedEngine(script), models, key, delay
-        self.tries, self.times, self.bodies, self.now, self.most = Counter(), {}, [], 0, 0
-        self.up = 0.0  # when it serves again, by its loop's clock
+        self.tries, self.times, self.bodies, self.in_flight, self.most_in_flight = Counter(), {}, [], 0, 0
+        self.up_from = 0.0  # it refuses all requests before this time, by its loop's clock
 
     def down(self, seconds: float) -> None:
         """Refuse all requests for so many seconds."""
-        self.up = self.loop.time() + seconds
+        self.up_from = self.loop.time() + seconds
 
     def __enter__(self):
         self.loop, ready = asyncio.new_event_loop(), threading.Event()
@@ -115,11 +115,11 @@ class ChatServer:
         text = body["messages"][0]["content"]
         self.tries[text] += 1
         self.times.setdefault(text, []).append(asyncio.get_running_loop().time())
-        self.now += 1
-        self.most = max(self.most, self.now)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             await asyncio.sleep(self.delay)
-            if self.loop.time() < self.up:
+            if self.loop.time() < self.up_from:
                 return web.Response(status=503)
             fault, colon, _ = text.partition(":")
             always = fault.endswith("!")
@@ -130,14 +130,14 @@ class ChatServer:
                 return web.json_response({"error": {"message": text, "code": 400}}, status=400)
             return web.json_response(self._reply(body))
         finally:
-            self.now -= 1
+            self.in_flight -= 1
 
     def _reply(self, body):
-        held = (body.get("structured_outputs") or {}).get("regex") or body.get("response_format")
+        form = (body.get("structured_outputs") or {}).get("regex") or body.get("response_format")
         prompt = Prompt(
             tuple(body["messages"]),
             body["max_tokens"],
-            held and "held",
+            form and "form",
             n=body.get("n", 1),
             logprobs=bool(body.get("logprobs")),
         )

@@ -60,13 +60,13 @@ def test_rows_are_judged_at_a_server_under_ray_data(ray_cluster, server, tmp_pat
         ({"api_key_env": "NO_SUCH_KEY"}, r"^no key for http://127.0.0.1:1/v1: the environment variable NO_SUCH_KEY is"),
     ],
 )
-def test_what_a_worker_has_to_say_of_a_server_is_told_in_one_line(ray_cluster, tmp_path, place, line):
+def test_a_workers_error_about_a_server_is_shown_in_one_line(ray_cluster, tmp_path, place, line):
     with pytest.raises(UserError, match=line) as caught:
         _scored(tmp_path, base_url="http://127.0.0.1:1/v1", **place)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_server_ends_in_one_line_before_ray_starts(tmp_path):
+def test_a_missing_server_is_reported_in_one_line_before_ray_starts(tmp_path):
     url = "hardware.servers.ours.base_url=http://127.0.0.1:1/v1"
     done = rondo("run", DEMO, f"run={tmp_path}/run", url, "compare.other={model: m, server: ours}")
     assert done.returncode == 2

@@ -28,11 +28,11 @@ from tests.helpers.paths import JUDGE_MODEL as JUDGE
 
 @pytest.fixture(scope="module")
 def newsroom(tmp_path_factory):
-    """The address of a vLLM server with the newsroom judge, in a process of ours."""
+    """Starts a vLLM server with the newsroom judge, and gives its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Not `vllm serve`: of the CPU build it asks for the version of a package `vllm`, which that build is not.
+    # Not `vllm serve`: it looks up the version of the package `vllm`, and the CPU build has another name.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(JUDGE), "--port", str(port)]
     options = ["--host=127.0.0.1", "--served-model-name=judge", "--dtype=float32", "--enforce-eager"]
     environment = os.environ | {
@@ -80,33 +80,34 @@ def test_the_newsroom_judge_at_vllms_own_server(place):
     judge = McqJudge(wording=NEWSROOM)
     lines = (ROOT / "newsroom" / "articles.jsonl").read_text(encoding="utf-8").splitlines()[:8]
     articles = [json.loads(line)["text"] for line in lines]
-    tried = OpenAIServerEngine("judge", served, place.servers["ours"])
-    replies = tried.generate([judge.ask_questions(article) for article in articles])
-    asked = [judge.read_questions(reply.samples[0].text) for reply in replies]
-    assert all(isinstance(question, Question) for line in asked for question in line)
-    answers = [judge.ask_answers(article, line) for article, line in zip(articles, asked, strict=True)]
-    replied = tried.generate([replace(prompt, logprobs=True) for prompt in answers])
+    engine = OpenAIServerEngine("judge", served, place.servers["ours"])
+    replies = engine.generate([judge.ask_questions(article) for article in articles])
+    questions = [judge.read_questions(reply.samples[0].text) for reply in replies]
+    assert all(isinstance(question, Question) for row in questions for question in row)
+    prompts = [judge.ask_answers(article, row) for article, row in zip(articles, questions, strict=True)]
+    answers = engine.generate([replace(prompt, logprobs=True) for prompt in prompts])
     right = 0
-    for prompt, reply, line in zip(answers, replied, asked, strict=True):
+    for prompt, reply, row in zip(prompts, answers, questions, strict=True):
         (sample,) = reply.samples
         assert re.fullmatch(prompt.regex, sample.text)
         assert sample.finish_reason == "stop"
         assert -20 < sample.logp <= 0
-        assert None not in line_logps(sample.token_logps, len(line))
-        right += sum(said == q.letter for said, q in zip(judge.read_answers(sample.text, line), line, strict=True))
-    assert right >= 0.9 * sum(map(len, asked))
-    spent = count_tokens(replied)
+        assert None not in line_logps(sample.token_logps, len(row))
+        letters = judge.read_answers(sample.text, row)
+        right += sum(letter == q.letter for letter, q in zip(letters, row, strict=True))
+    assert right >= 0.9 * sum(map(len, questions))
+    spent = count_tokens(answers)
     assert spent["tokens_in"] > 1000
     assert spent["micro_usd"] == pytest.approx(spent["tokens_in"] + 2 * spent["tokens_out"])
-    again = count_tokens(tried.generate(answers))
+    again = count_tokens(engine.generate(prompts))
     assert again["tokens_cached"] > 0.4 * again["tokens_in"]  # in blocks of 128 on a CPU
-    (long,) = tried.generate([chat_prompt("Lima " * 5000)])
+    (long,) = engine.generate([chat_prompt("Lima " * 5000)])
     assert long.error == "prompt too long"
 
 
 @pytest.mark.slow
-def test_a_run_with_a_served_judge_and_a_column_beside(place, newsroom, tmp_path):
-    """Judged at vLLM's server, beside a model that says the first sentence; finished, the run needs no server."""
+def test_a_run_with_a_served_judge_and_a_served_model_to_compare_with(place, newsroom, tmp_path):
+    """vLLM's server judges; another server gives first sentences to compare with. A finished run needs no server."""
 
     def first_sentence(prompt, sample):
         return prompt.messages[0]["content"].split("\n")[-1].split(". ")[0] + "."
@@ -133,7 +134,7 @@ def test_a_run_with_a_served_judge_and_a_column_beside(place, newsroom, tmp_path
     assert again.returncode == 0, again.stderr
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     column = metrics["compared"]["lead-1"]
-    assert 0 < column["vs_base"]["strict"]["n"] <= column["n"]  # fewer, where the base has an answer unread
+    assert 0 < column["vs_base"]["strict"]["n"] <= column["n"]  # fewer if an answer on the base is unread
     assert "| lead-1 against base | strict |" in (tmp_path / "run/report.md").read_text()
     record = json.loads((tmp_path / "run/compare/lead-1/evaluation/record.json").read_text())
     assert record["tally"]["tokens_in"] > 0

@@ -41,7 +41,7 @@ def test_samples_log_probabilities_usage_and_cost(server):
 
 
 @pytest.mark.parametrize("form", ["regex", "json_schema", None])
-def test_the_form_of_a_reply_is_asked_for_as_the_server_can(server, form):
+def test_a_regex_is_sent_in_the_form_that_the_server_supports(server, form):
     served = ServedModel(server="ours", structured_outputs=form, extra_body={"seed": 7, "top_p": None})
     replies = engine_at(server, served).generate([chat_prompt("free"), chat_prompt("held", regex="Q1 [A-E]")])
     assert [reply.samples[0].text for reply in replies] == ["said 0", "Q1 A" if form else "said 0"]
@@ -54,19 +54,19 @@ def test_the_form_of_a_reply_is_asked_for_as_the_server_can(server, form):
         assert pattern == "^(Q1 [A-E])$"
 
 
-def test_tokens_of_json_are_not_those_of_the_reply(server):
+def test_a_reply_in_json_has_no_token_log_probabilities(server):
     served = ServedModel(server="ours", structured_outputs="json_schema")
     (reply,) = engine_at(server, served).generate([chat_prompt("held", regex="Q1 A", logprobs=True)])
     assert reply.samples[0].token_logps is None
 
 
-def test_a_held_reply_that_was_cut_off_is_left_unread(server):
+def test_a_json_reply_that_was_cut_off_has_finish_reason_length(server):
     served = ServedModel(server="ours", structured_outputs="json_schema")
     (reply,) = engine_at(server, served).generate([replace(chat_prompt("held", regex="Q1 A"), max_tokens=2)])
     assert reply.samples[0].finish_reason == "length"
 
 
-def test_judging_keeps_the_row_and_says_why_a_summary_has_no_answers():
+def test_judging_keeps_a_row_and_counts_why_a_summary_has_no_answers():
     def answers(prompt, sample):
         return "Q1 A"
 
@@ -85,42 +85,42 @@ def test_judging_keeps_the_row_and_says_why_a_summary_has_no_answers():
 
 def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, caplog, capfd):
     caplog.set_level(logging.DEBUG)
-    said = []
+    shown = []  # everything that a person or a file could get to see
     with ChatServer(reply_text, key=KEY) as server:
         place = hardware.Hardware(servers={"ours": {"base_url": server.url, "api_key_env": "OUR_KEY", "tries": 2}})
         for value in ("", KEY, f"{KEY}x", f"{KEY}\x07", f"{KEY}é"):
             monkeypatch.setenv("OUR_KEY", value)
             try:
                 check_server("judge", "judge", ServedModel(server="ours"), place)
-                said.append("served")
+                shown.append("served")
             except UserError as error:
-                said.append(str(error))
-        monkeypatch.setenv("OUR_KEY", f"{KEY}\n")  # as `cat` of a file gives it
-        tried = OpenAIServerEngine("judge", ServedModel(server="ours"), place.servers["ours"])
-        replies = tried.generate(
+                shown.append(str(error))
+        monkeypatch.setenv("OUR_KEY", f"{KEY}\n")  # with a line end, as `cat` of a file gives it
+        engine = OpenAIServerEngine("judge", ServedModel(server="ours"), place.servers["ours"])
+        replies = engine.generate(
             [chat_prompt(), chat_prompt("broken!: x"), chat_prompt("poison!: x"), chat_prompt("reset!: x")]
         )
-        said += [repr(replies), repr(vars(tried)), repr(tried.clients[0].headers)]
+        shown += [repr(replies), repr(vars(engine)), repr(engine.clients[0].headers)]
         monkeypatch.setenv("OUR_KEY", f"{KEY}x")
         refused = OpenAIServerEngine("judge", ServedModel(server="ours"), place.servers["ours"])
-        said.append(place.model_dump_json())
+        shown.append(place.model_dump_json())
         for prompts in ([chat_prompt()], [chat_prompt(f"{i}") for i in range(60)]):
             with pytest.raises(UserError, match=r"served none of \d+ prompts in a row \(HTTP 401\)") as caught:
                 refused.generate(prompts)
-            said.append(str(caught.value))
-    assert said[1] == "served"
-    assert "OUR_KEY is not set" in said[0]
-    assert "which refuses the key in OUR_KEY (HTTP 401)" in said[2]
-    assert "OUR_KEY holds what no key can be" in said[3]
-    assert "OUR_KEY holds what no key can be" in said[4]
+            shown.append(str(caught.value))
+    assert shown[1] == "served"
+    assert "OUR_KEY is not set" in shown[0]
+    assert "which refuses the key in OUR_KEY (HTTP 401)" in shown[2]
+    assert "OUR_KEY holds characters that no key can have" in shown[3]
+    assert "OUR_KEY holds characters that no key can have" in shown[4]
     assert [reply.error for reply in replies] == [None, "HTTP 500", "HTTP 400", "connection failed"]
-    everything = " ".join([*said, caplog.text, *capfd.readouterr()])
+    everything = " ".join([*shown, caplog.text, *capfd.readouterr()])
     assert KEY[:12] not in everything
 
 
 def settings(*overrides):
-    there = "hardware.servers.ours.base_url=http://127.0.0.1:1/v1"
-    return load_config(DEMO, ["judge.dtype=bfloat16", "judge.max_model_len=null", there, *overrides])
+    address = "hardware.servers.ours.base_url=http://127.0.0.1:1/v1"
+    return load_config(DEMO, ["judge.dtype=bfloat16", "judge.max_model_len=null", address, *overrides])
 
 
 def test_settings_of_served_models():
@@ -129,14 +129,14 @@ def test_settings_of_served_models():
     assert config.compare == {"gpt-4o": ComparedModel(server="ours", model="gpt-4o")}
 
 
-def test_a_second_judge_may_need_the_gpus_that_a_served_first_one_has_no_use_for():
+def test_a_second_judge_may_use_gpus_that_a_served_judge_has_no_use_for():
     gpu = ["hardware.judge.gpus_per_replica=1", "hardware.ray_cpus=null"]
     assert settings(SERVED, "second_judge={model: m}", *gpu).hardware.judge.gpus_per_replica == 1
     with pytest.raises(UserError, match="hardware.judge has no use for gpus_per_replica"):
         settings(SERVED, "second_judge={model: m, served: {server: ours}}", *gpu)
 
 
-def test_a_served_judge_is_asked_by_one_actor_whatever_hardware_the_other_judge_has():
+def test_a_served_judge_has_one_actor_whatever_the_hardware_of_the_other_judge():
     from pipeline.execution.resources import provide_resources
 
     second = "second_judge={model: m, served: {server: ours}}"
@@ -199,7 +199,7 @@ def test_a_wrong_setting_of_a_served_model_is_refused_and_no_key_is_shown(overri
     assert "0123456789" not in str(caught.value)
 
 
-def test_where_a_server_is_and_how_it_is_asked_is_in_no_recipe(tmp_path):
+def test_a_servers_address_and_limits_are_in_no_recipe(tmp_path):
     from pipeline.execution.dry_run import DryRun
     from pipeline.stages.policy import external_policy
     from pipeline.stages.questions import ask_questions as questions
@@ -227,31 +227,31 @@ def test_where_a_server_is_and_how_it_is_asked_is_in_no_recipe(tmp_path):
 # The check before anything starts
 
 
-def test_a_served_model_is_looked_for_at_its_server(server):
-    def checked(model="judge", url=server.url, logprobs=False, **served):
+def test_a_served_model_must_be_listed_by_its_server(server):
+    def check(model="judge", url=server.url, logprobs=False, **served):
         place = hardware.Hardware(servers={"ours": {"base_url": url}})
         check_server("judge", model, ServedModel(server="ours", **served), place, logprobs)
 
-    checked()
-    checked(url=f"{server.url}/")
-    checked(structured_outputs="json_schema")
-    checked(structured_outputs=None)
-    checked(logprobs=True)
+    check()
+    check(url=f"{server.url}/")
+    check(structured_outputs="json_schema")
+    check(structured_outputs=None)
+    check(logprobs=True)
     with pytest.raises(
         UserError, match=r"judge.logprobs is true, and http://\S+ gives no log-probabilities: set it to"
     ):
-        checked(logprobs=True, extra_body={"logprobs": None})
+        check(logprobs=True, extra_body={"logprobs": None})
     with pytest.raises(UserError, match=r"judge.model is 'jugde', which http://\S+ does not have; it has judge"):
-        checked("jugde")
+        check("jugde")
     with pytest.raises(UserError, match=r"/models gives no list of models \(HTTP 404\): it should be"):
-        checked(url=server.url.replace("/v1", ""))
+        check(url=server.url.replace("/v1", ""))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match=r"no server answers there \(ConnectError\)"):
-            checked(url=f"http://127.0.0.1:{free.getsockname()[1]}/v1")
+            check(url=f"http://127.0.0.1:{free.getsockname()[1]}/v1")
 
 
-def test_a_server_that_cannot_hold_replies_to_a_form_is_found_out():
+def test_a_server_that_cannot_constrain_replies_is_refused():
     with ChatServer(lambda prompt, sample: "Sure! Q1 Unsure") as server:
         place = hardware.Hardware(servers={"ours": {"base_url": server.url}})
         with pytest.raises(
