@@ -1,91 +1,88 @@
-"""How the rounds stand: what each came to, and the champion, the last policy that beat the champion before it.
+"""Assesses a round's policy and finds the champion: the last policy that beat the champion before it.
 
-Measured anew from the evaluations on every walk, by the same functions as the report's, and never an artifact: what is
-played next so always follows from what is there. Left out: when to stop (`stopping.py`), what to play (`round.py`).
+The assessment is computed again from the evaluations each time a run walks over its rounds, by the functions that the
+report uses. It is not an artifact, so that the next round always follows from the tables that exist. When a run stops
+is in `stopping.py`, and what a round plays in `round.py`.
 """
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pipeline.config import Config
-from pipeline.evaluation.comparison import compare_writers, describe_writer
+from pipeline.evaluation.comparison import CountingSettings, compare_writers, describe_writer
 from pipeline.evaluation.kl import estimate_kl
-from pipeline.evaluation.round_result import Assessment
+from pipeline.evaluation.round_result import Assessment, Round
 from pipeline.evaluation.stopping import RoundFigures, bounds_exceeded
 from pipeline.evaluation.win_rate import WinRate
 from pipeline.storage import tables
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.schema import Row
 
-if TYPE_CHECKING:
-    from pipeline.evaluation.round_result import Round
-
 CHAMPION = "champion.json"
 
 
-def assess_round(played: "Sequence[Round]", config: Config, ledger: Ledger) -> Assessment | None:
-    """What the last of these rounds came to, and who is champion now.
+def assess_round(played: Sequence[Round], config: Config, ledger: Ledger) -> Assessment | None:
+    """Assess the last of these rounds and decide who is champion now.
 
-    A policy whose summaries are out of the bounds of `stop` is no champion, whoever it beats.
+    The round's policy becomes champion if it is shown to beat the champion, and if its summaries are within the bounds
+    of the setting `stop`.
 
     Args:
-        played: round 0 and each after it, all but the last with their standing.
+        played: round 0 and each round after it. All but the last have their assessment.
 
     Returns:
-        None if it cannot be known yet: a survey walks over what is still to be made.
+        None if a table is missing, because a dry run walks over tables that are not made yet.
     """
     current, before, base = played[-1], played[-2].assessment, played[0]
-    if before is None or not _is_made(current.pairs, current.drift, *(one.results for one in played)):
+    if before is None or not _are_made(current.pairs, current.drift, *(one.results for one in played)):
         return None
+    counting = CountingSettings.from_config(config)
     champion, start = played[before.champion], played[current.start]
     rows = {one.number: heldout_rows(one, ledger) for one in (base, champion, start, current)}
 
-    def against(other: "Round") -> WinRate | None:
-        return compare_writers(rows[current.number], rows[other.number], config.pairs, config.report, config.seed)[
-            "strict"
-        ]
+    def strict_win_rate(opponent: Round) -> WinRate | None:
+        return compare_writers(rows[current.number], rows[opponent.number], counting)["strict"]
 
-    how = config.report, config.pairs.threshold
-    described = describe_writer(rows[current.number], *how)
+    description = describe_writer(rows[current.number], counting)
     drift = estimate_kl(tables.read_table(ledger, current.drift)) if current.drift else None
     assert current.pairs is not None, "a trained round has pairs"
     figures = RoundFigures(
         number=current.number,
-        gained=against(start),
+        gained=strict_win_rate(start),
         pair_yield=current.pairs.record["kept"] / current.pairs.record["in"],
         kl=0.0 if current.start == 0 else drift.per_summary if drift else None,
-        words=described.get("words_median"),
-        base_words=describe_writer(rows[0], *how).get("words_median"),
-        invalid_chars=described.get("invalid_chars"),
+        words=description.get("words_median"),
+        base_words=describe_writer(rows[0], counting).get("words_median"),
+        invalid_chars=description.get("invalid_chars"),
     )
-    challenge = against(champion)
+    challenge = strict_win_rate(champion)
     if challenge is not None and challenge.better and not bounds_exceeded(config.stop, figures):
         return Assessment(current.number, champion.number, challenge, figures, drift, challenge)
     return Assessment(before.champion, before.beat, before.won, figures, drift, challenge)
 
 
-def heldout_rows(current: "Round", ledger: Ledger) -> list[Row]:
-    """The rows of a round's evaluation that are its policy's own: beside the base's stand baselines."""
+def heldout_rows(current: Round, ledger: Ledger) -> list[Row]:
+    """The rows of a round's evaluation that its own policy wrote."""
     return [row for row in tables.read_table(ledger, current.results) if row["writer"] == current.policy.build]
 
 
-def _is_made(*found: Artifact | None) -> bool:
-    """Whether these tables are there to be read: a survey has placeholders of those that are not."""
-    return all(table is None or "parts" in table.record for table in found)
+def _are_made(*artifacts: Artifact | None) -> bool:
+    """Whether all these tables can be read. A dry run has placeholders for tables that do not exist yet."""
+    return all(table is None or "parts" in table.record for table in artifacts)
 
 
-def write_champion(played: "Sequence[Round]", ledger: Ledger) -> None:
-    """Write champion.json, which says where the best policy so far is, and whom it beat."""
-    standing = played[-1].assessment
-    assert standing is not None, "what was played can be measured"
-    champion = played[standing.champion]
-    found = {
+def write_champion(played: Sequence[Round], ledger: Ledger) -> None:
+    """Write champion.json: where the best policy so far is, and which champion it beat."""
+    assessment = played[-1].assessment
+    assert assessment is not None, "a finished round has an assessment"
+    champion = played[assessment.champion]
+    beaten = None if assessment.beat is None else {"round": assessment.beat, "strict": assessment.won}
+    content = {
         "round": champion.number,
         "address": champion.policy.address,
         "build": champion.policy.build,
         "model": champion.policy.record["model"],
         "digest": champion.policy.record["digest"],
-        "beat": None if standing.beat is None else {"round": standing.beat, "strict": standing.won},
+        "beat": beaten,
     }
-    ledger.write(CHAMPION, json.dumps(found, indent=2, ensure_ascii=False, default=vars) + "\n")
+    ledger.write(CHAMPION, json.dumps(content, indent=2, ensure_ascii=False, default=vars) + "\n")

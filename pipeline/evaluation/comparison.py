@@ -1,21 +1,53 @@
-"""Evaluation: the summaries of an exam, judged, and compared by two rules.
+"""Compares the judged held-out summaries of two writers, and describes those of one.
 
-Left out: writing them (`exam.py`), which of two wins (`preference.py`), intervals (`stats.py`), drawing (`report.py`).
+The rules that decide which summary is better are in `judging/preference.py`, the intervals in `win_rate.py`. The
+summaries are written by `stages/summaries.py` and scored by `stages/scores.py`.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pipeline.config import Config
 from pipeline.config.run import Pairs, Report
 from pipeline.evaluation.win_rate import WinRate, win_rate
 from pipeline.judging.preference import Rule, evaluation_rules
 from pipeline.storage.schema import Row
 
 
+@dataclass(frozen=True)
+class CountingSettings:
+    """How finished evaluations are counted. Made from the settings of a run once, and passed to all who count.
+
+    Attributes:
+        pairs: the section `pairs`, with the preference of the strict rule and its parameters.
+        report: the section `report`, with the bootstrap's parameters and the length that is too long.
+        seed: seed of the bootstrap.
+    """
+
+    pairs: Pairs
+    report: Report
+    seed: int
+
+    @classmethod
+    def from_config(cls, config: Config) -> "CountingSettings":
+        return cls(config.pairs, config.report, config.seed)
+
+    @property
+    def threshold(self) -> int:
+        """The number of right answers from which a summary counts as accurate."""
+        return self.pairs.threshold
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """The rules by which wins are counted, by name: `strict` and `reference`."""
+        return evaluation_rules(self.pairs)
+
+
 def single_summary_rows(rows: Sequence[Row], place: int) -> list[Row]:
-    """The rows of an evaluation as if they had one summary, that at `place`, which they note."""
+    """The rows of an evaluation with only the summary and score at index `place`, and this index as `place`."""
     return [
         row | {name: row[name][place : place + 1] for name in ("summaries", "scores")} | {"place": place}
         for row in rows
@@ -23,49 +55,68 @@ def single_summary_rows(rows: Sequence[Row], place: int) -> list[Row]:
 
 
 def compare_writers(
-    ours: Sequence[Row], theirs: Sequence[Row], pairs: Pairs, settings: Report, seed: int
+    ours: Sequence[Row], theirs: Sequence[Row], counting: CountingSettings
 ) -> dict[str, WinRate | None]:
-    """Win rates of `ours` over `theirs` by each rule. Arguments as of `verdicts`."""
+    """The win rate of `ours` over `theirs` by each rule; None if they have no article in common.
+
+    Args:
+        ours, theirs: as for `verdicts_by_article`.
+    """
     return {
         name: win_rate(
-            list(verdicts(ours, theirs, pairs, rule).values()),
-            resamples=settings.resamples,
-            confidence=settings.confidence,
-            seed=seed,
+            list(verdicts_by_article(ours, theirs, counting.pairs, rule).values()),
+            resamples=counting.report.resamples,
+            confidence=counting.report.confidence,
+            seed=counting.seed,
         )
-        for name, rule in evaluation_rules(pairs).items()
+        for name, rule in counting.rules.items()
     }
 
 
-def verdicts(ours: Sequence[Row], theirs: Sequence[Row], pairs: Pairs, rule: Rule) -> dict[str, int]:
-    """1, 0 or -1 by article id, on the articles that both have with every answer read.
+def verdicts_by_article(ours: Sequence[Row], theirs: Sequence[Row], pairs: Pairs, rule: Rule) -> dict[str, int]:
+    """1 (win), 0 (tie) or -1 (loss) for each article that both have, by article id.
 
-    A summary that the token limit cut off never wins: it is short because it is unfinished.
+    Articles with an unread answer on either side are left out. A summary that was cut off by the token limit never
+    wins: it is short because it is unfinished.
 
     Args:
-        ours, theirs: rows of evaluations, one per article.
+        ours, theirs: rows of evaluations, one per article, of which the first summary counts.
     """
-    other = {row["article_id"]: row for row in theirs}
+    theirs_by_article = {row["article_id"]: row for row in theirs}
     both = [
-        (row, other[row["article_id"]])
+        (row, theirs_by_article[row["article_id"]])
         for row in sorted(ours, key=lambda row: row["article_id"])
-        if row["article_id"] in other
+        if row["article_id"] in theirs_by_article
     ]
     return {
-        a["article_id"]: _verdict(rule(a["scores"][0], b["scores"][0], pairs), a, b)
+        a["article_id"]: _without_unfinished_winner(rule(a["scores"][0], b["scores"][0], pairs), a, b)
         for a, b in both
         if a["scores"][0]["unread"] == b["scores"][0]["unread"] == 0
     }
 
 
-def judge_agreement(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, Any]:
-    """How far two judges agree on who wins, from their verdicts by article id.
+def _without_unfinished_winner(verdict: int, ours: Row, theirs: Row) -> int:
+    """The verdict, or a tie if the winner was cut off."""
+    winner = {1: ours, -1: theirs}.get(verdict)
+    return 0 if winner is not None and _is_cut_off(winner) else verdict
+
+
+def _is_cut_off(row: Row) -> bool:
+    return row["summaries"][0]["finish_reason"] == "length"
+
+
+def judge_agreement(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, Any]:
+    """How often two judges agree on who wins.
+
+    Args:
+        first, second: the verdicts of each judge by article id.
 
     Returns:
-        `n` articles with two verdicts, the share with the `same` one; `decided`, those without a tie by either, and
-        the share of them with the `same_winner`. A share of nothing is None.
+        `n`, the number of articles with a verdict by both, and `same`, the share of them with equal verdicts.
+        `decided`, the number of articles with no tie by either judge, and `same_winner`, the share of them with the
+        same winner. A share of no articles is None.
     """
-    both = [(one[article], other[article]) for article in one if article in other]
+    both = [(first[article], second[article]) for article in first if article in second]
     decided = [(a, b) for a, b in both if a and b]
     return {
         "n": len(both),
@@ -75,40 +126,34 @@ def judge_agreement(one: Mapping[str, int], other: Mapping[str, int]) -> dict[st
     }
 
 
-def _verdict(verdict: int, ours: Row, theirs: Row) -> int:
-    winner = {1: ours, -1: theirs}.get(verdict)
-    return 0 if winner is not None and _cut_off(winner) else verdict
+def describe_writer(rows: Sequence[Row], counting: CountingSettings) -> dict[str, Any]:
+    """The reference setting's figures for one writer: accuracy, length and faults of its first summaries.
 
-
-def _cut_off(row: Row) -> bool:
-    return row["summaries"][0]["finish_reason"] == "length"
-
-
-def describe_writer(rows: Sequence[Row], settings: Report, threshold: int) -> dict[str, Any]:
-    """The reference setting's table for one writer. Compression is the summary's words over the article's.
-
-    Articles with an unread answer are counted in `unread`, and left out of the rest. `accuracy` is the share with
-    `threshold` or more right, as `pairs.threshold` says, and `accuracy_above` that with more than so many.
+    Returns:
+        `unread`, the number of articles with an unread answer, and figures of the `n` other articles. `accuracy` is the
+        share of summaries with at least `counting.threshold` right answers, `accuracy_above` the share with more.
+        Compression is the number of words of the summary over that of the article. Without any article only `n` and
+        `unread`.
     """
-    read = [row for row in rows if row["scores"][0]["unread"] == 0]
-    scores = [row["scores"][0] for row in read]
+    read_rows = [row for row in rows if row["scores"][0]["unread"] == 0]
+    scores = [row["scores"][0] for row in read_rows]
     if not scores:
         return {"n": 0, "unread": len(rows)}
     correct = np.array([score["correct"] for score in scores])
     words = np.array([score["words"] for score in scores])
-    compression = words / np.array([max(1, len(row["article"].split())) for row in read])
+    compression = words / np.array([max(1, len(row["article"].split())) for row in read_rows])
     return {
         "n": len(scores),
-        "unread": len(rows) - len(read),
+        "unread": len(rows) - len(read_rows),
         "questions_mean": float(np.mean([len(score["answers"]) for score in scores])),
         "correct_mean": float(correct.mean()),
-        "accuracy": float((correct >= threshold).mean()),
-        "accuracy_above": float((correct > threshold).mean()),
+        "accuracy": float((correct >= counting.threshold).mean()),
+        "accuracy_above": float((correct > counting.threshold).mean()),
         "words_median": float(np.median(words)),
         "compression_median": float(np.median(compression)),
         "compression_mean": float(compression.mean()),
-        "too_long": float((words >= settings.max_words).mean()),
-        "cut_off": float(np.mean([_cut_off(row) for row in read])),
+        "too_long": float((words >= counting.report.max_words).mean()),
+        "cut_off": float(np.mean([_is_cut_off(row) for row in read_rows])),
         "empty": float((words == 0).mean()),
         "invalid_chars": float(np.mean([score["invalid_chars"] > 0 for score in scores])),
     }

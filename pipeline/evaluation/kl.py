@@ -1,4 +1,4 @@
-"""KL of a policy to the base, estimated from the rows of the `drift` table."""
+"""Estimates the KL divergence of a policy from the base, from the rows of a `drift` table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from pipeline.storage.schema import Row
 
 @dataclass(frozen=True)
 class KlEstimate:
-    """KL of a policy to the base, in nats, each with its standard error (None of a single article).
+    """The KL divergence of a policy from the base in nats, with standard errors (None for a single article).
 
     Attributes:
-        articles: that were looked at.
+        articles: number of articles in the sample.
         per_summary, per_summary_error: the mean over summaries of log policy - log base.
-        per_token, per_token_error: its sum over all summaries, by their tokens.
+        per_token, per_token_error: the sum of these differences over the number of tokens.
     """
 
     articles: int
@@ -26,33 +26,33 @@ class KlEstimate:
 
 
 def estimate_kl(rows: Sequence[Row]) -> KlEstimate | None:
-    """The estimate from rows of the `drift` table; None where there are none.
+    """The estimate from the rows of a `drift` table; None if there are no rows.
 
-    The article is the unit: its summaries answer one prompt and are not independent. Errors are of means over
-    articles, and of a ratio of such means (Cochran, 1977, chapter 6).
+    The unit of the sample is the article, because its summaries answer the same prompt and are not independent. The
+    standard errors are those of a ratio of means over articles (Cochran, 1977, chapter 6).
     """
     if not rows:
         return None
-    gaps, tokens, counts = np.array(
+    differences, tokens, summaries = np.array(
         [
             (
-                sum(ours - base for ours, base in zip(row["policy_logps"], row["base_logps"], strict=True)),
-                sum(len(s["token_ids"]) for s in row["summaries"]),
+                sum(policy - base for policy, base in zip(row["policy_logps"], row["base_logps"], strict=True)),
+                sum(len(summary["token_ids"]) for summary in row["summaries"]),
                 len(row["summaries"]),
             )
             for row in rows
         ],
         dtype=float,
     ).T
-    summary, summary_error = _ratio(gaps, counts)
-    token, token_error = _ratio(gaps, tokens)
-    return KlEstimate(len(rows), summary, summary_error, token, token_error)
+    per_summary, per_summary_error = _ratio(differences, summaries)
+    per_token, per_token_error = _ratio(differences, tokens)
+    return KlEstimate(len(rows), per_summary, per_summary_error, per_token, per_token_error)
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> tuple[float, float | None]:
-    """sum(above) / sum(below) of (articles,) values, and its standard error."""
-    n, ratio = len(above), float(above.sum() / below.sum())
+def _ratio(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float | None]:
+    """sum(numerators) / sum(denominators), both of shape (articles,), and the standard error of this ratio."""
+    n, ratio = len(numerators), float(numerators.sum() / denominators.sum())
     if n < 2:
         return ratio, None
-    spread = float(np.sqrt(((above - ratio * below) ** 2).sum() / (n - 1)))
-    return ratio, spread / float(np.sqrt(n) * below.mean())
+    deviation = float(np.sqrt(((numerators - ratio * denominators) ** 2).sum() / (n - 1)))
+    return ratio, deviation / float(np.sqrt(n) * denominators.mean())

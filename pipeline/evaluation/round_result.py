@@ -1,4 +1,4 @@
-"""What a round came to."""
+"""What one round hands to the next: its artifacts, and the assessment of its policy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,19 +7,23 @@ from pipeline.evaluation.kl import KlEstimate
 from pipeline.evaluation.stopping import RoundFigures
 from pipeline.evaluation.win_rate import WinRate
 from pipeline.storage.ledger import Artifact
+from pipeline.storage.run_folder import round_folder
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """After a round. Win rates are by the strict rule, on held-out articles.
+    """How a round's policy did, and which policy is champion after the round.
+
+    All win rates are by the strict rule, on held-out articles.
 
     Attributes:
-        champion: number of the round whose policy it is; 0: the base.
-        beat: number of the champion that it took the place of; None for the base.
-        won: its win rate against that one; None for the base.
-        figures: what the round came to; None for round 0.
-        drift: of the policy that wrote for the round; None where that is the base, or nothing could be measured.
-        challenge: the win rate of the round's policy against the champion of the time; None where nothing compares.
+        champion: number of the round whose policy is champion; 0 is the base policy.
+        beat: number of the round whose policy was champion before it; None if the base is champion.
+        won: the champion's win rate over that policy; None if the base is champion.
+        figures: the round's figures for the stopping rules; None for round 0.
+        drift: KL divergence from the base of the policy that wrote the round's summaries; None if that is the base, or
+            if there was nothing to measure.
+        challenge: win rate of the round's policy over the champion of that time; None if no article can be compared.
     """
 
     champion: int = 0
@@ -32,22 +36,22 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Round:
-    """Where the music is.
+    """The artifacts of a round, and what is known after it.
 
     Attributes:
-        number: 0 is the base policy, before any training.
-        policy: what the round trained.
-        results: the evaluation of that policy on held-out articles.
-        start: number of the round whose policy was this one's writer and starting weights.
-        scores: the writer's judged summaries; None for round 0.
-        pairs: of those summaries; None for round 0.
-        replayed: `pairs` with pairs of earlier rounds among them; None without such.
-        drift: how far the writer is from the base; None where it is the base.
-        compared: of round 0, by name, evaluations of models that are not ours to train.
-        second: `results` as a second judge scored them; None without one.
-        learned: False: there was nothing to learn from, and policy and results are those of the round before.
-        assessment: what the round came to, and the champion; None while a dry run cannot know it.
-        ended: why the run stops here, though it may not have played all its rounds; None: it does not.
+        number: the round's number; 0 is the base policy, before any training.
+        policy: the policy that the round trained.
+        results: the evaluation of this policy on held-out articles.
+        start: number of the round whose policy wrote this round's summaries and gave its starting weights.
+        scores: the judged summaries; None for round 0.
+        pairs: the pairs made from these summaries; None for round 0.
+        replayed: `pairs` together with pairs of earlier rounds; None without replay.
+        drift: log-probabilities under the writer and under the base, for its KL; None if the writer is the base.
+        compared: evaluations of models at servers (setting `compare`) by name; only in round 0.
+        second: `results` with the scores of the second judge; None without a second judge.
+        learned: False if there was nothing to train on; `policy` and `results` are then those of the round before.
+        assessment: how the policy did, and the champion; None while a dry run cannot know it.
+        ended: why the run stops after this round, before it has played all its rounds; None if it does not.
     """
 
     number: int
@@ -66,4 +70,5 @@ class Round:
 
     @property
     def next_folder(self) -> str:
-        return f"round-{self.number + 1:02d}"
+        """The folder of the next round's artifacts."""
+        return round_folder(self.number + 1)

@@ -1,4 +1,7 @@
-"""Win rates with intervals. Plain NumPy; what is compared, and by which rule, is decided elsewhere."""
+"""Computes win rates with confidence intervals, and two tests for counts, with NumPy alone.
+
+What is compared, and by which rule, is in `comparison.py`.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,36 +11,46 @@ from typing import Any
 import numpy as np
 
 
-def homogeneity_p(one: Sequence[int], other: Sequence[int]) -> float | None:
-    """How likely two sets of counts differ so much where both have the same shares; None where one has none.
+def homogeneity_p(first: Sequence[int], second: Sequence[int]) -> float | None:
+    """The p-value of Pearson's chi-square test that two sets of counts have the same shares.
 
-    The p-value of Pearson's chi-square test of homogeneity. Its survival function by recurrence in the degrees of
-    freedom: Q(x | d + 2) = Q(x | d) + (x / 2)^(d / 2) exp(-x / 2) / Gamma(d / 2 + 1) (Abramowitz and Stegun, 26.4.8).
+    The survival function of the chi-square distribution comes from a recurrence in the degrees of freedom d:
+    Q(x | d + 2) = Q(x | d) + (x / 2)^(d / 2) exp(-x / 2) / Gamma(d / 2 + 1) (Abramowitz and Stegun, 26.4.8).
+
+    Args:
+        first, second: counts of the same kinds, in the same order.
+
+    Returns:
+        how likely such a difference is if the shares are the same; None if either set has no counts.
     """
-    totals = sum(one), sum(other)
+    totals = sum(first), sum(second)
     if not all(totals):
         return None
-    found = [pair for pair in zip(one, other, strict=True) if any(pair)]
-    half = 0.0
-    for pair in found:
-        for count, total in zip(pair, totals, strict=True):
-            expected = sum(pair) * total / sum(totals)
-            half += (count - expected) ** 2 / expected / 2
-    if half == 0 or len(found) == 1:
+    kinds = [counts for counts in zip(first, second, strict=True) if any(counts)]
+    half_statistic = 0.0
+    for counts in kinds:
+        for count, total in zip(counts, totals, strict=True):
+            expected = sum(counts) * total / sum(totals)
+            half_statistic += (count - expected) ** 2 / expected / 2
+    if half_statistic == 0 or len(kinds) == 1:
         return 1.0
-    freedom = 1 if len(found) % 2 == 0 else 2
-    q = math.erfc(math.sqrt(half)) if freedom == 1 else math.exp(-half)
-    for d in range(freedom, len(found) - 1, 2):
-        q += math.exp(d / 2 * math.log(half) - half - math.lgamma(d / 2 + 1))
+    first_d = 1 if len(kinds) % 2 == 0 else 2  # the recurrence starts here, at the parity of the degrees of freedom
+    q = math.erfc(math.sqrt(half_statistic)) if first_d == 1 else math.exp(-half_statistic)
+    for d in range(first_d, len(kinds) - 1, 2):
+        q += math.exp(d / 2 * math.log(half_statistic) - half_statistic - math.lgamma(d / 2 + 1))
     return min(1.0, q)
 
 
 @dataclass(frozen=True)
 class WinRate:
-    """(wins + ties / 2) / n, with a paired-bootstrap interval. All shares are 0 to 1.
+    """(wins + ties / 2) / n, with a paired-bootstrap interval. All shares are from 0 to 1.
 
-    `better`: shown to win, at the interval's confidence. The interval lies above 0.5, and an exact sign test of wins
-    and losses says so too: a bootstrap that has seen no loss draws none.
+    Attributes:
+        low, high: the ends of the interval.
+        n: number of articles.
+        better: shown to win at the interval's confidence. Two things must hold: the interval lies above 0.5, and an
+            exact sign test of wins and losses agrees. The bootstrap alone is not enough: if there was no loss, no
+            resample has one.
     """
 
     win_rate: float
@@ -54,34 +67,35 @@ class WinRate:
 
 
 def win_rate(verdicts: Sequence[int], *, resamples: int, confidence: float, seed: int) -> WinRate | None:
-    """The win rate of paired verdicts, or None where there are none.
+    """The win rate of paired verdicts; None if there are none.
 
-    The unit that is resampled is the article, with both of its summaries: the pairing stays whole. With three kinds
-    of verdict, n draws with replacement are one multinomial draw of (wins, ties, losses), so a resample costs the
-    same for a hundred articles and for a million. Percentile interval (Efron and Tibshirani, 1993, chapter 13).
+    The bootstrap resamples articles, each with both of its summaries, so the pairing stays intact. There are only three
+    kinds of verdict, so n draws with replacement are one multinomial draw of (wins, ties, losses). A resample therefore
+    costs the same for a hundred articles and for a million. The interval is the percentile interval (Efron and
+    Tibshirani, 1993, chapter 13).
 
     Args:
         verdicts: for each article 1 (win), 0 (tie) or -1 (loss).
-        resamples: how many bootstrap samples.
+        resamples: number of bootstrap samples.
         confidence: 0.95 for a 95 % interval.
-        seed: of the draws.
+        seed: seed of the bootstrap.
     """
     n = len(verdicts)
     if n == 0:
         return None
     counts = np.array([sum(v == kind for v in verdicts) for kind in (1, 0, -1)])
     assert counts.sum() == n, "verdicts are 1, 0 or -1"
-    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
-    rates = (drawn[:, 0] + drawn[:, 1] / 2) / n
+    samples = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
+    rates = (samples[:, 0] + samples[:, 1] / 2) / n
     tail = (1 - confidence) / 2
     low, high = np.quantile(rates, [tail, 1 - tail])
     wins, ties, losses = map(int, counts)
-    # Of more decided articles the interval knows enough by itself, and the exact sum would be long.
+    # Above 1000 wins and losses the interval is reliable by itself, and the exact sum would take long.
     better = bool(low > 0.5) and (wins + losses > 1000 or sign_test(wins, losses) <= 1 - confidence)
     return WinRate((wins + ties / 2) / n, float(low), float(high), n, wins, ties, losses, better)
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """How likely so uneven a count of wins and losses is where both are as likely: the exact two-sided p-value."""
+    """The exact two-sided p-value: how likely counts at least as uneven are if wins and losses are equally likely."""
     n = wins + losses
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(max(wins, losses), n + 1)) / 2**n)

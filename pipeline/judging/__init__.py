@@ -1,6 +1,7 @@
-"""A judge at work: questions about articles, scores of summaries, and which pairs are trained on.
+"""Turns summaries into preferences: questions about articles, scores of summaries, and pairs to train on.
 
-`factory` makes the judge that the settings name. `question_generation` asks it for questions and checks them, `scoring`
-puts the questions to summaries. `preference` says which of two scored summaries is better, `pair_selection` which pairs
-of an article are trained on and how much each weighs. `tallies` has the names of what all of this counts.
+`factory` makes the judge that the settings name. `question_generation` asks the judge for questions and checks them.
+`scoring` has the judge answer them from each summary, and `text_counts` counts words and invalid characters.
+`preference` decides which of two scored summaries is better. `pair_selection` chooses the pairs of an article that are
+trained on, and weighs them. `tallies` names the counts that all of this adds to records.
 """

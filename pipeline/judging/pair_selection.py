@@ -1,9 +1,8 @@
-"""Which of an article's informative pairs (those that the preference does not call a tie) are trained on, and how
-much each weighs.
+"""Chooses which pairs of an article are trained on, and how much each one weighs in the loss.
 
-Every selection is called as `select(pairs, scores, most, rng)`: (chosen, rejected) indices into `scores`, the
-article's scores, `pairs.max_per_article`, and a generator of the article's own. Left out: the preference, and what
-may be paired at all (`pairs.py`).
+Every selection is called as `select(pairs, scores, max_pairs, rng)`. `pairs` are the article's pairs without a tie, as
+(chosen, rejected) indices into `scores`, the article's scores. `max_pairs` is `pairs.max_per_article`, and `rng` a
+generator that is seeded for this article. Which summaries may be paired at all is in `stages/pairs.py`.
 """
 
 import random
@@ -16,27 +15,29 @@ Pair = tuple[int, int]
 Selection = Callable[[Sequence[Pair], Sequence[Score], int, random.Random], list[Pair]]
 
 
-def random_pairs(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng: random.Random) -> list[Pair]:
-    """Up to `most` of them, at random: the reference setting's."""
-    return rng.sample(pairs, min(most, len(pairs)))
+def random_pairs(pairs: Sequence[Pair], scores: Sequence[Score], max_pairs: int, rng: random.Random) -> list[Pair]:
+    """Up to `max_pairs` pairs, drawn at random. This is the reference setting's selection."""
+    return rng.sample(pairs, min(max_pairs, len(pairs)))
 
 
-def best_worst(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng: random.Random) -> list[Pair]:
-    """One pair: the summary preferred most over the one preferred least.
+def best_worst(pairs: Sequence[Pair], scores: Sequence[Score], max_pairs: int, rng: random.Random) -> list[Pair]:
+    """One pair: the summary that is preferred most often against the one that is preferred least often.
 
-    Counted over all pairs: preferred how often, less rejected how often (Copeland, 1951). Where those two at the ends
-    tie with each other, which a rule that compares some pairs only may do, the pair that is nearest to it.
+    A summary's rank is the number of pairs that prefer it minus the number that reject it (Copeland, 1951). If the best
+    and the worst tie with each other, which is possible for a rule that compares only some pairs, the pair with the
+    largest difference in rank is taken.
     """
-    standing = Counter(chosen for chosen, _ in pairs)
-    standing.subtract(rejected for _, rejected in pairs)
-    return _widest(pairs, 1, rng, lambda pair: (standing[pair[0]] - standing[pair[1]],))
+    rank = Counter(chosen for chosen, _ in pairs)
+    rank.subtract(rejected for _, rejected in pairs)
+    return _widest(pairs, 1, rng, lambda pair: (rank[pair[0]] - rank[pair[1]],))
 
 
-def widest_margin(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng: random.Random) -> list[Pair]:
-    """Up to `most` of them, the furthest apart in questions right first; then in words, if the chosen is shorter.
+def widest_margin(pairs: Sequence[Pair], scores: Sequence[Score], max_pairs: int, rng: random.Random) -> list[Pair]:
+    """Up to `max_pairs` pairs, those with the largest difference in right answers first.
 
-    A pair that was decided by length, whose chosen has no more right, so comes after all that accuracy decided. Among
-    these, equals in questions right go by the soft score, where there is one, before words.
+    Pairs with the same difference are ordered by the difference of the soft scores, if there are any, and then by how
+    many words shorter the chosen summary is. Pairs that length decided, whose chosen summary has no more right answers,
+    come after all pairs that accuracy decided.
     """
 
     def margin(pair: Pair) -> tuple[float, ...]:
@@ -44,43 +45,47 @@ def widest_margin(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng
         right, words = chosen["correct"] - rejected["correct"], rejected["words"] - chosen["words"]
         return (right, soft_margin(chosen, rejected) or 0.0, words) if right > 0 else (0, 0.0, words)
 
-    return _widest(pairs, most, rng, margin)
+    return _widest(pairs, max_pairs, rng, margin)
 
 
-def all_pairs(pairs: Sequence[Pair], scores: Sequence[Score], most: int, rng: random.Random) -> list[Pair]:
-    """All of them, and each weighs 1 / (how many there are): an article with many weighs no more than one with one."""
+def all_pairs(pairs: Sequence[Pair], scores: Sequence[Score], max_pairs: int, rng: random.Random) -> list[Pair]:
+    """All pairs. Each weighs 1 / (number of pairs), so that every article weighs the same in training."""
     return list(pairs)
 
 
 def soft_margin(chosen: Score, rejected: Score) -> float | None:
-    """By how much the soft score of the chosen is the higher; None where either has none."""
-    high, low = chosen.get("soft"), rejected.get("soft")
-    return None if high is None or low is None else high - low
+    """The chosen summary's soft score minus the rejected one's; None if either has no soft score."""
+    chosen_soft, rejected_soft = chosen.get("soft"), rejected.get("soft")
+    return None if chosen_soft is None or rejected_soft is None else chosen_soft - rejected_soft
 
 
 def pair_weights(pairs: Sequence[Pair], scores: Sequence[Score], mean: float, weighting: str) -> list[float]:
-    """What each of an article's pairs weighs in the loss; `mean` on average.
+    """The weight of each of an article's pairs in the loss. Their mean is `mean`.
 
     Args:
-        weighting: none: all the same. margin: in proportion to the soft margin. One of 0 or less is a verdict that
-            the judge itself does not believe, and weighs nothing; a pair that accuracy did not decide weighs as if
-            by a margin of one question. All the same where no pair has a margin, or any has no soft score.
+        weighting: "none" gives all pairs the same weight. "margin" weighs in proportion to the soft margin. A soft
+            margin of 0 or less means that the judge itself does not believe the verdict: such a pair weighs nothing. A
+            pair that length decided weighs as much as a margin of one question. If no pair would weigh anything, or a
+            summary has no soft score, all pairs weigh the same.
     """
     margins = [soft_margin(scores[chosen], scores[rejected]) for chosen, rejected in pairs]
-    known = [margin for margin in margins if margin is not None]
-    if weighting == "none" or len(known) < len(pairs):
+    known_margins = [margin for margin in margins if margin is not None]
+    if weighting == "none" or len(known_margins) < len(pairs):
         return [mean] * len(pairs)
     by_length = [scores[chosen]["correct"] <= scores[rejected]["correct"] for chosen, rejected in pairs]
-    sizes = [1.0 if shorter else max(0.0, margin) for shorter, margin in zip(by_length, known, strict=True)]
+    sizes = [
+        1.0 if decided_by_length else max(0.0, margin)
+        for decided_by_length, margin in zip(by_length, known_margins, strict=True)
+    ]
     total = sum(sizes)
     return [mean * len(pairs) * size / total for size in sizes] if total else [mean] * len(pairs)
 
 
 def _widest(
-    pairs: Sequence[Pair], most: int, rng: random.Random, margin: Callable[[Pair], tuple[float, ...]]
+    pairs: Sequence[Pair], max_pairs: int, rng: random.Random, margin: Callable[[Pair], tuple[float, ...]]
 ) -> list[Pair]:
-    """The first by margin, equals in an order drawn."""
-    return sorted(rng.sample(pairs, len(pairs)), key=margin, reverse=True)[:most]
+    """The `max_pairs` pairs with the largest margin. Pairs with equal margins come in random order."""
+    return sorted(rng.sample(pairs, len(pairs)), key=margin, reverse=True)[:max_pairs]
 
 
 SELECTIONS: dict[str, Selection] = {

@@ -1,16 +1,18 @@
-"""Which of two scored summaries is better: pure functions of two scores, for training and evaluation, by name.
+"""Decides which of two scored summaries is better, by rules that have names. Training and evaluation both use them.
 
-All are called as `rule(a, b, settings)`: two rows of the column `scores` (`correct`, `words`, `answers`, `unread`,
-`invalid_chars`) and the section `pairs`; they give 1 if a is better, -1 if b is, 0 for a tie. Left out: what can be
-compared at all (a summary cut off, an answer unread): whoever calls sees to that. And which pairs are trained on
-(`selection.py`).
+Every rule is called as `rule(a, b, settings)`. `a` and `b` are rows of the column `scores` (`correct`, `words`,
+`answers`, `unread`, `invalid_chars`, `answer_logps`, `soft`), and `settings` is the section `pairs`. A rule is a pure
+function. It returns 1 if `a` is better, -1 if `b` is better and 0 for a tie.
+
+The callers decide which summaries can be compared: they leave out or correct for summaries that were cut off and unread
+answers. Which pairs are trained on is in `pair_selection.py`.
 """
 
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -22,9 +24,10 @@ Rule = Callable[[Score, Score, Pairs], int]
 
 
 def accuracy_then_length(a: Score, b: Score, settings: Pairs) -> int:
-    """Both at `threshold` or above: the shorter one, if at least `min_word_gap` words shorter. Otherwise: more right.
+    """If both reach `threshold` right answers, the summary that is at least `min_word_gap` words shorter wins.
 
-    The reference setting's. A tie: both at the threshold and too close in length; equally right below it.
+    Closer lengths are a tie. If they do not both reach the threshold, the summary with more right answers wins, and
+    equally many are a tie. This is the reference setting's rule.
     """
     if min(a["correct"], b["correct"]) >= settings.threshold:
         gap = b["words"] - a["words"]
@@ -33,26 +36,26 @@ def accuracy_then_length(a: Score, b: Score, settings: Pairs) -> int:
 
 
 def accuracy_only(a: Score, b: Score, settings: Pairs) -> int:
-    """More right wins, at whatever length. A tie: equally right."""
+    """The summary with more right answers wins, at any length. Equally many are a tie."""
     return _sign(a["correct"] - b["correct"])
 
 
 def length_matched(a: Score, b: Score, settings: Pairs) -> int:
-    """More right wins, among summaries of about one length: the longer has at most `max_length_ratio` times the words.
+    """The summary with more right answers wins, if the longer one has at most `max_length_ratio` times the words.
 
-    Any others tie, also where the shorter one has more right: a pair of unequal lengths would teach length beside
-    accuracy, in the one direction or the other. A tie, too: equally right.
+    Summaries of other lengths tie, even if the shorter one has more right answers: such a pair would teach length
+    together with accuracy, in one direction or the other. Equally many right answers are a tie, too.
     """
-    short, long = sorted((max(1, a["words"]), max(1, b["words"])))
-    return accuracy_only(a, b, settings) if long <= settings.max_length_ratio * short else 0
+    shorter, longer = sorted((max(1, a["words"]), max(1, b["words"])))
+    return accuracy_only(a, b, settings) if longer <= settings.max_length_ratio * shorter else 0
 
 
 def accuracy_then_any_length(a: Score, b: Score, settings: Pairs) -> int:
-    """The *reference* rule of the evaluation, by which the published 74 % was counted.
+    """The *reference* rule of the evaluation, with which the published 74 % were counted.
 
-    A tie in accuracy, where both at `threshold` or above count as equal, is broken by fewer words. One word is gap
-    enough, and no accuracy is too low for length to decide: even at 0 right the shorter wins, which is what the
-    *shorten-only* baseline is there to show.
+    The summary with more right answers wins, but all summaries with `threshold` or more count as equally accurate. If
+    the accuracy is equal, the summary with fewer words wins, even by one word, and even with no right answer at all.
+    The *shorten-only* baseline is there to show this weakness.
     """
     if min(a["correct"], b["correct"]) < settings.threshold and a["correct"] != b["correct"]:
         return accuracy_only(a, b, settings)
@@ -69,36 +72,36 @@ RULES: dict[str, Rule] = {
 
 
 def evaluation_rules(settings: Pairs) -> dict[str, Rule]:
-    """The rules by which an evaluation counts wins: *strict* is what training prefers."""
+    """The rules by which an evaluation counts wins. *strict* is the rule that training uses."""
     return {"strict": load_preference(settings), "reference": accuracy_then_any_length}
 
 
 def load_preference(settings: Pairs) -> Rule:
-    """The function that `pairs.preference` names: one of `SHIPPED`, or the user's `module:function`.
+    """The rule that `pairs.preference` names: one of `RULES`, or a function of the user's as `module:function`.
 
     Raises:
-        UserError: there is no such module or function, or it cannot be imported.
+        UserError: the module cannot be imported, or has no such function.
     """
     name = settings.preference
     if name in RULES:
         return RULES[name]
     module, _, function = name.partition(":")
-    _see_here()
+    _make_working_folder_importable()
     try:
-        found = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # whatever the user's module does as it is imported
+        rule = getattr(importlib.import_module(module), function, None)
+    except Exception as error:  # importing the user's module may raise anything
         raise UserError(
             f"pairs.preference is {name!r}, and {module} cannot be imported from {os.getcwd()}: "
             f"{type(error).__name__}: {error}"
         ) from None
-    if not callable(found):
+    if not callable(rule):
         raise UserError(f"pairs.preference is {name!r}, and {module} has no function {function}")
-    return found
+    return rule
 
 
 def source_file(name: str) -> str | None:
-    """The file in which `module:function` is; None where there is none."""
-    _see_here()
+    """The file that defines `module:function`; None if there is no such file."""
+    _make_working_folder_importable()
     try:
         spec = importlib.util.find_spec(name.partition(":")[0])
     except (ImportError, ValueError):
@@ -107,70 +110,82 @@ def source_file(name: str) -> str | None:
 
 
 def check_preference(settings: Pairs, questions: int, logprobs: bool) -> None:
-    """Try a preference of the user's on a grid of scores: what it does wrong is better known before a run than in it.
+    """Try a rule of the user's on a grid of scores, so that its mistakes show before a run and not during it.
 
     Args:
-        questions: how many can be right.
-        logprobs: scores have a `soft` and `answer_logps` that are not None.
+        questions: the largest possible number of right answers.
+        logprobs: whether scores have `soft` and `answer_logps`; otherwise both are None.
 
     Raises:
-        UserError: as `preference` does; or it fails, gives no 1, 0 or -1, depends on the order of the two, or
-            prefers in a circle.
+        UserError: as `load_preference`. Or the rule fails, returns something else than 1, 0 or -1, depends on the order
+            of the two summaries, or has a cycle.
     """
     if settings.preference in RULES:
         return
     rule, name = load_preference(settings), settings.preference
-    grid = [
-        _score(correct, words, questions, logprobs) for correct in range(questions + 1) for words in (0, 5, 8, 20, 60)
+    scores = [
+        _example_score(correct, words, questions, logprobs)
+        for correct in range(questions + 1)
+        for words in (0, 5, 8, 20, 60)
     ]
     verdicts: dict[tuple[int, int], int] = {}
-    for (i, a), (j, b) in product(enumerate(grid), repeat=2):
-        said = _verdict(rule, a, b, settings)
-        if said not in (1, 0, -1):
-            raise UserError(f"pairs.preference {name} gives {said!r} for {_pair(a, b)}: it should give 1, 0 or -1")
-        verdicts[i, j] = said
-    for (i, j), said in verdicts.items():
-        if verdicts[j, i] != -said:
+    for (i, a), (j, b) in product(enumerate(scores), repeat=2):
+        verdict = _call(rule, a, b, settings)
+        if verdict not in (1, 0, -1):
             raise UserError(
-                f"pairs.preference {name} gives {said} for {_pair(grid[i], grid[j])}, and {verdicts[j, i]} the other "
-                f"way round: it should give {-said}"
+                f"pairs.preference {name} returns {verdict!r} for {_describe(a, b)}: it must return 1, 0 or -1"
             )
-    beats = {i: {j for j in range(len(grid)) if verdicts[i, j] == 1} for i in range(len(grid))}
-    while nobody_beats := [i for i in beats if not any(i in beaten for beaten in beats.values())]:
-        for i in nobody_beats:
-            del beats[i]
-    if beats:
+        verdicts[i, j] = verdict
+    for (i, j), verdict in verdicts.items():
+        if verdicts[j, i] != -verdict:
+            raise UserError(
+                f"pairs.preference {name} returns {verdict} for {_describe(scores[i], scores[j])}, and "
+                f"{verdicts[j, i]} if the two are swapped: it must return {-verdict} then"
+            )
+    if cycle := _find_cycle(verdicts, len(scores)):
         raise UserError(
-            f"pairs.preference {name} prefers in a circle, as among {_pair(*(grid[i] for i in list(beats)[:3]))}: "
-            "training would be told both that one is better and that it is worse"
+            f"pairs.preference {name} has a cycle, for example among {_describe(*(scores[i] for i in cycle[:3]))}: "
+            "training would learn that a summary is better and that it is worse"
         )
 
 
-def _verdict(rule: Rule, a: Score, b: Score, settings: Pairs) -> int:
+def _call(rule: Rule, a: Score, b: Score, settings: Pairs) -> int:
     try:
         return rule(a, b, settings)
     except Exception as error:
         raise UserError(
-            f"pairs.preference {settings.preference} fails for {_pair(a, b)}: {type(error).__name__}: {error}; "
-            "it is called with two scores and the section pairs, and gives 1, 0 or -1"
+            f"pairs.preference {settings.preference} fails for {_describe(a, b)}: {type(error).__name__}: {error}; "
+            "it is called with two scores and the section pairs, and must return 1, 0 or -1"
         ) from None
 
 
-def _score(correct: int, words: int, questions: int, logprobs: bool) -> dict[str, Any]:
-    """All that a row's score has (`rows.COLUMNS`), of a judge that is sure of itself."""
-    score = {"answers": ["A"] * correct + ["unsure"] * (questions - correct), "correct": correct, "unread": 0}
-    score |= {"words": words, "invalid_chars": 0}
-    return score | {
+def _find_cycle(verdicts: Mapping[tuple[int, int], int], count: int) -> Sequence[int]:
+    """Scores among which there is a cycle: what is left after removing, again and again, those that no score beats."""
+    beats = {i: {j for j in range(count) if verdicts[i, j] == 1} for i in range(count)}
+    while unbeaten := [i for i in beats if not any(i in losers for losers in beats.values())]:
+        for i in unbeaten:
+            del beats[i]
+    return list(beats)
+
+
+def _example_score(correct: int, words: int, questions: int, logprobs: bool) -> dict[str, Any]:
+    """A score with every field of the column `scores` (`storage/schema.py`), by a judge that is sure of its answers."""
+    return {
+        "answers": ["A"] * correct + ["unsure"] * (questions - correct),
+        "correct": correct,
+        "unread": 0,
+        "words": words,
+        "invalid_chars": 0,
         "answer_logps": [0.0] * questions if logprobs else None,
         "soft": float(correct) if logprobs else None,
     }
 
 
-def _pair(*scores: Score) -> str:
+def _describe(*scores: Score) -> str:
     return " and ".join(f"{score['correct']} right in {score['words']} words" for score in scores)
 
 
-def _see_here() -> None:
-    """The folder that a person runs a command in is where their own modules are; `rondo` alone does not look there."""
+def _make_working_folder_importable() -> None:
+    """Let Python import modules from the folder in which the command runs. The command `rondo` alone does not."""
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -1,8 +1,44 @@
-"""Names of the counts that judging adds up into records."""
+"""Names of the counts that judging and pairing add to a stage's record.
 
-# How a tally begins that counts by reason, or by letter: of the answers in both checks, of the keys.
-DROPPED_PREFIX, ANSWER_LETTER_PREFIX, KEY_LETTER_PREFIX = "question dropped: ", "said ", "key "
+The records lie on users' disks, so these strings never change. Counts of tokens, engines and rows have their names in
+`storage/tallies.py`, which also says how a row's counts reach the record.
+"""
 
+# Questions (`question_generation.py`):
+QUESTIONS_ASKED = "questions asked"
+QUESTIONS = "questions"  # questions that are used
+DROPPED_PREFIX = "question dropped: "  # + the reason
 
-# Of the answers from the whole article that came with log-probabilities: how many, and `SURE` of them in millionths.
-WEIGHED_RIGHT, WEIGHED_WRONG, CONFIDENCE_PREFIX = "weighed right", "weighed wrong", "millionths sure, "
+# The two checks of a question: the judge answers it from the whole article, and from nothing (an empty text).
+CHECKED = "checked"  # questions that were checked
+RIGHT_FROM_ARTICLE = "right from the whole article"
+RIGHT_FROM_NOTHING = "right from nothing"
+UNSURE_FROM_NOTHING = "unsure from nothing"
+ANSWER_LETTER_PREFIX = "said "  # + the letter of an answer in either check
+KEY_LETTER_PREFIX = "key "  # + the letter of the right option
+
+# Answers from the whole article that came with log-probabilities: how many, and the sum of their probabilities.
+WEIGHED_RIGHT = "weighed right"
+WEIGHED_WRONG = "weighed wrong"
+CONFIDENCE_PREFIX = (
+    "millionths sure, "  # + one of the two names above; the sum in millionths, because tallies are integers
+)
+
+# Answers, in the checks and in scoring:
+ANSWERS = "answers"
+UNREAD = "unread"  # answers that could not be parsed
+UNSURE = "unsure"  # answers "unsure"; counted in scoring only
+
+# Scoring (`scoring.py`):
+JUDGED = "judged"  # distinct summaries
+JUDGED_AGAIN = "judged again"  # summaries that were judged a second time, with the options in another order
+ASKED_AGAIN = "asked again"  # answers that were read both times and chose an option at least once
+SAME_AGAIN = "same again"  # of these, the answers that chose the same option both times
+UNSURE_TWICE = "unsure twice"  # answers that were "unsure" both times
+
+# Pairs (`stages/pairs.py`, `stages/external_pairs.py`):
+PAIRS = "pairs"  # pairs to train on
+PAIRS_FOUND = "pairs found"  # pairs without a tie, before the selection
+PAIRS_AGAINST_BASE = "pairs against the base"  # pairs whose rejected summary is the base policy's
+REPLAYED_PAIRS = "replayed pairs"  # pairs from earlier rounds
+REPLAYED_ARTICLES = "replayed articles"  # articles with such pairs

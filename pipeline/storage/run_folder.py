@@ -4,6 +4,7 @@ A folder holds the rounds of `rondo run` or the training of `rondo train`, and n
 same names and mean different things. Left out: the artifacts (`ledger.py`).
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,3 +65,14 @@ def read_raw_settings(ledger: Ledger) -> dict[str, Any] | None:
 
 def _is_alignment(raw: dict[str, Any]) -> bool:
     return isinstance(raw.get("pairs"), str)
+
+
+def round_folder(number: int) -> str:
+    """The folder of a round's artifacts in a run, such as `round-02`. Round 0 is the base policy."""
+    return f"round-{number:02d}"
+
+
+def round_number(folder: str) -> int | None:
+    """The number of the round whose artifacts are in `folder`; None if it is not the folder of a round."""
+    match = re.fullmatch(r"round-(\d+)", folder)
+    return int(match[1]) if match else None

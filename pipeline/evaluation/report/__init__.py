@@ -1,5 +1,5 @@
-"""The report of a run, written again after every round.
+"""Writes the report of a run, again after every round.
 
-`metrics` collects the figures for metrics.json, `render` makes tables for the terminal and report.md (`report.md.j2`),
-`plot` draws report.png, and `examples` chooses articles that show what changed.
+`metrics` collects the figures for metrics.json. `render` makes the tables for the terminal and writes report.md from
+the template `report.md.j2`. `plot` draws report.png, and `examples` chooses articles that show what changed.
 """

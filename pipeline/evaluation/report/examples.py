@@ -1,7 +1,4 @@
-"""Examples for the report: what is typical of before and after, with articles in the middle by questions gained.
-
-Left out: everything that is counted (`report.py`).
-"""
+"""Chooses examples for the report: held-out articles with the summaries before and after training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,28 +10,36 @@ from pipeline.storage.schema import Row
 
 
 def choose_examples(played: Sequence[Round], ledger: Ledger, count: int = 1) -> list[dict[str, Any]]:
-    """Held-out articles with the base's summary and the last policy's: those in the middle by questions gained."""
-    before, after = played[0], played[-1]
-    if after.policy is before.policy:
+    """Held-out articles with the summaries of the base policy and of the last one.
+
+    The articles around the median by gain in right answers are chosen, not the best ones: a report shows what is
+    typical.
+    """
+    first, last = played[0], played[-1]
+    if last.policy is first.policy:
         return []  # nothing was trained
-    old = {r["article_id"]: r for r in tables.read_table(ledger, before.results)}
-    new = {r["article_id"]: r for r in tables.read_table(ledger, after.results)}
-    both = sorted(set(old) & set(new), key=lambda i: (-_right(new[i]) + _right(old[i]), i))
-    # The median article, not the best: a report shows what is typical.
-    start = max(0, (len(both) - count) // 2)
-    return [
-        {
-            "id": i,
-            "article": old[i]["article"],
-            "questions": old[i]["questions"],
-            "before": old[i]["summaries"][0]["text"].strip(),
-            "after": new[i]["summaries"][0]["text"].strip(),
-            "before_score": old[i]["scores"][0],
-            "after_score": new[i]["scores"][0],
-        }
-        for i in both[start : start + count]
-    ]
+    before = {row["article_id"]: row for row in tables.read_table(ledger, first.results)}
+    after = {row["article_id"]: row for row in tables.read_table(ledger, last.results)}
+
+    def loss(article_id: str) -> int:
+        return _right_answers(before[article_id]) - _right_answers(after[article_id])
+
+    article_ids = sorted(before.keys() & after.keys(), key=lambda article_id: (loss(article_id), article_id))
+    start = max(0, (len(article_ids) - count) // 2)
+    return [_example(before[i], after[i]) for i in article_ids[start : start + count]]
 
 
-def _right(row: Row) -> int:
+def _example(before: Row, after: Row) -> dict[str, Any]:
+    return {
+        "id": before["article_id"],
+        "article": before["article"],
+        "questions": before["questions"],
+        "before": before["summaries"][0]["text"].strip(),
+        "after": after["summaries"][0]["text"].strip(),
+        "before_score": before["scores"][0],
+        "after_score": after["scores"][0],
+    }
+
+
+def _right_answers(row: Row) -> int:
     return row["scores"][0]["correct"]

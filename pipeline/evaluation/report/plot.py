@@ -1,15 +1,21 @@
-"""The report's plot: win rate by round with its interval, and accuracy over compression. Left out: the numbers."""
+"""Draws the report's plot: the win rate by round with its interval, and accuracy over compression."""
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_GREEN, _ORANGE, _GREY = "#0b6e4f", "#d98324", "#555555"
+_RULES = (("strict", _GREEN, -0.03), ("reference", _ORANGE, 0.03))  # with an offset, so that intervals do not overlap
 
 
 def draw_plot(metrics: dict[str, Any], writers: list[tuple[str, dict[str, Any]]]) -> bytes:
     """The plot as a PNG.
 
     Args:
-        metrics: see `report.measure`.
-        writers: each by name, with what it did; see `evaluation.describe`.
+        metrics: see `metrics.collect_metrics`.
+        writers: the name of each writer, and its figures; see `comparison.describe_writer`.
     """
     import matplotlib
 
@@ -18,35 +24,9 @@ def draw_plot(metrics: dict[str, Any], writers: list[tuple[str, dict[str, Any]]]
     from matplotlib.ticker import PercentFormatter
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for rule, colour, offset in (("strict", "#0b6e4f", -0.03), ("reference", "#d98324", 0.03)):
-        points = [(r["round"], r["vs_base"][rule]) for r in metrics["rounds"] if r["vs_base"][rule]]
-        if points:
-            x = [number + offset for number, _ in points]
-            y = [rate["win_rate"] for _, rate in points]
-            error = [
-                [rate["win_rate"] - rate["low"] for _, rate in points],
-                [rate["high"] - rate["win_rate"] for _, rate in points],
-            ]
-            left.errorbar(x, y, yerr=error, marker="o", capsize=4, color=colour, label=f"{rule} rule")
-    left.axhline(0.5, color="grey", linewidth=1, linestyle=":")
-    left.set(
-        title=f"Win rate against the base, {metrics['confidence'] * 100:g} % interval", xlabel="round", ylim=(0, 1)
-    )
-    left.set_xticks([r["round"] for r in metrics["rounds"]])
-    left.set_xlim(0.5, max(1, len(metrics["rounds"])) + 0.5)
-    left.yaxis.set_major_formatter(PercentFormatter(1))
-    if metrics["rounds"]:
-        left.legend(loc="lower right", frameon=False)
-    for name, values in writers:
-        if "accuracy" in values:
-            colour = "#0b6e4f" if name.startswith("round") else "#555555"
-            right.scatter(values["compression_median"], values["accuracy"], color=colour)
-            right.annotate(
-                name, (values["compression_median"], values["accuracy"]), xytext=(6, 4), textcoords="offset points"
-            )
-    right.set(title=f"Accuracy ≥{metrics['threshold']} over length", xlabel="compression, median", ylim=(-0.05, 1.05))
-    right.margins(x=0.2)
-    for axis in (right.xaxis, right.yaxis):
+    _draw_win_rates(left, metrics)
+    _draw_accuracy(right, metrics["threshold"], writers)
+    for axis in (left.yaxis, right.xaxis, right.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -54,3 +34,39 @@ def draw_plot(metrics: dict[str, Any], writers: list[tuple[str, dict[str, Any]]]
     figure.savefig(stream, format="png", dpi=130)
     plt.close(figure)
     return stream.getvalue()
+
+
+def _draw_win_rates(axes: "Axes", metrics: dict[str, Any]) -> None:
+    """Win rate against the base by round, for each rule."""
+    for rule, colour, offset in _RULES:
+        points = [(entry["round"], entry["vs_base"][rule]) for entry in metrics["rounds"] if entry["vs_base"][rule]]
+        if points:
+            x = [number + offset for number, _ in points]
+            y = [rate["win_rate"] for _, rate in points]
+            error = [
+                [rate["win_rate"] - rate["low"] for _, rate in points],
+                [rate["high"] - rate["win_rate"] for _, rate in points],
+            ]
+            axes.errorbar(x, y, yerr=error, marker="o", capsize=4, color=colour, label=f"{rule} rule")
+    axes.axhline(0.5, color="grey", linewidth=1, linestyle=":")
+    confidence = metrics["confidence"] * 100
+    axes.set(title=f"Win rate against the base, {confidence:g} % interval", xlabel="round", ylim=(0, 1))
+    axes.set_xticks([entry["round"] for entry in metrics["rounds"]])
+    axes.set_xlim(0.5, max(1, len(metrics["rounds"])) + 0.5)
+    if metrics["rounds"]:
+        axes.legend(loc="lower right", frameon=False)
+
+
+def _draw_accuracy(axes: "Axes", threshold: int, writers: list[tuple[str, dict[str, Any]]]) -> None:
+    """Accuracy over compression, one point for each writer."""
+    for name, figures in writers:
+        if "accuracy" in figures:
+            point = figures["compression_median"], figures["accuracy"]
+            axes.scatter(*point, color=_GREEN if name.startswith("round") else _GREY)
+            axes.annotate(name, point, xytext=(6, 4), textcoords="offset points")
+    axes.set(
+        title=f"Accuracy (≥ {threshold} right) over length",
+        xlabel="compression, median",
+        ylim=(-0.05, 1.05),
+    )
+    axes.margins(x=0.2)

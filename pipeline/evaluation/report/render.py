@@ -1,4 +1,4 @@
-"""The report for people: tables for the terminal, report.md and report.png."""
+"""Renders the figures of a run for people: tables for the terminal, report.md and report.png."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,11 @@ from pipeline.evaluation.report.metrics import format_rate
 from pipeline.evaluation.report.plot import draw_plot
 from pipeline.storage.ledger import Ledger
 
+# Key in metrics.json, name in the table, format. Names may contain the threshold, and `above`, the next number.
 _METRICS = (
     ("accuracy", "accuracy ≥{threshold}", "{:.1%}"),
-    ("accuracy_above", "accuracy ≥{more}", "{:.1%}"),
-    ("correct_mean", "right, mean", "{:.2f}"),
+    ("accuracy_above", "accuracy ≥{above}", "{:.1%}"),
+    ("correct_mean", "right answers, mean", "{:.2f}"),
     ("questions_mean", "questions, mean", "{:.2f}"),
     ("words_median", "words, median", "{:.0f}"),
     ("compression_median", "compression, median", "{:.1%}"),
@@ -29,47 +30,63 @@ _METRICS = (
     ("empty", "empty", "{:.1%}"),
 )
 
+TableLines = list[list[str]]  # a heading, then lines
 
-def _nats(value: float, error: float | None) -> str:
-    return f"{value:.3g}" + (f" ± {error:.2g}" if error is not None else "")
+
+def result_tables(metrics: dict[str, Any], second: bool = False) -> list[TableLines]:
+    """The results of a run in two tables: the figures of each writer's summaries, and the win rates.
+
+    Args:
+        second: add the second judge's win rates. The terminal has no room for them.
+    """
+    return [_summary_table(metrics), win_rate_table(metrics, second)]
 
 
 def _writers(metrics: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    named = [("base", metrics["base"])] + [(f"round {r['round']}", r) for r in metrics["rounds"]]
-    return named + list(metrics["compared"].items()) + list(metrics["baselines"].items())
+    """The name of each writer, and its figures."""
+    rounds = [(f"round {entry['round']}", entry) for entry in metrics["rounds"]]
+    return [("base", metrics["base"]), *rounds, *metrics["compared"].items(), *metrics["baselines"].items()]
 
 
-def _quality(metrics: dict[str, Any]) -> list[list[str]]:
-    """The table of the reference setting: a heading, then a line per metric with a cell per writer."""
+def _summary_table(metrics: dict[str, Any]) -> TableLines:
+    """The table of the reference setting: a line for each figure, a column for each writer."""
     names, columns = zip(*_writers(metrics), strict=True)
-    lines = [["", *names], ["articles", *(str(values["n"]) for values in columns)]]
-    lines.append(["  with an answer unread", *(str(values["unread"]) for values in columns)])
-    for key, name, shape in _METRICS:
-        label = name.format(threshold=metrics["threshold"], more=metrics["threshold"] + 1)
-        lines.append([label, *(shape.format(values[key]) if key in values else "–" for values in columns)])
+    lines = [
+        ["", *names],
+        ["articles", *(str(figures["n"]) for figures in columns)],
+        ["  with an unread answer", *(str(figures["unread"]) for figures in columns)],
+    ]
+    for key, name, form in _METRICS:
+        label = name.format(threshold=metrics["threshold"], above=metrics["threshold"] + 1)
+        lines.append([label, *(form.format(figures[key]) if key in figures else "–" for figures in columns)])
     return lines
 
 
-def _wins(metrics: dict[str, Any], second: bool) -> list[list[str]]:
-    """A heading, then a line for each comparison by each rule, and with `second` one more by the second judge."""
-    agree_too = ["agree"] if second else []
-    lines = [["", "rule", "win rate", "interval", "win/tie/loss", "n", *agree_too]]
-    for name, values in _writers(metrics):
-        for against in ("base", "previous"):
-            if against == "previous" and not values.get("previous"):
-                continue  # the policy before the first is the base
-            for rule, rate in values.get(f"vs_{against}", {}).items():
-                who = f"{name} against " + ("base" if against == "base" else f"round {values['previous']}")
-                lines.append([who, rule, *_cells(rate), *("" for _ in agree_too)])
-                if agree_too and "second" in values:  # it judges no model at a server
-                    other = values["second"][f"vs_{against}"][rule]
-                    same = other["agreement"]["same"]
-                    agreed = "–" if same is None else f"{same:.1%}"
-                    lines.append([who, f"{rule}, 2nd judge", *_cells(other["rate"]), agreed])
+def win_rate_table(metrics: dict[str, Any], second: bool) -> TableLines:
+    """A line for each comparison by each rule. With `second` also one by the second judge, and the agreement."""
+    lines = [["", "rule", "win rate", "interval", "win/tie/loss", "n", *(["agree"] if second else [])]]
+    for name, figures in _writers(metrics):
+        lines += _comparison_lines(f"{name} against base", figures, "vs_base", second)
+        if figures.get("previous"):  # 0 is the base, which has its line already
+            title = f"{name} against round {figures['previous']}"
+            lines += _comparison_lines(title, figures, "vs_previous", second)
     return lines
 
 
-def _cells(rate: dict[str, Any] | None) -> list[str]:
+def _comparison_lines(title: str, figures: dict[str, Any], key: str, second: bool) -> TableLines:
+    """The lines of one comparison, such as `vs_base`; none if it was not made."""
+    lines = []
+    for rule, rate in figures.get(key, {}).items():
+        lines.append([title, rule, *_rate_cells(rate), *([""] if second else [])])
+        if second and "second" in figures:  # the second judge does not judge models at servers
+            result = figures["second"][key][rule]
+            same = result["agreement"]["same"]
+            agreement = "–" if same is None else f"{same:.1%}"
+            lines.append([title, f"{rule}, 2nd judge", *_rate_cells(result["rate"]), agreement])
+    return lines
+
+
+def _rate_cells(rate: dict[str, Any] | None) -> list[str]:
     """Win rate, interval, counts and n."""
     if not rate:
         return ["–"] * 4
@@ -78,59 +95,55 @@ def _cells(rate: dict[str, Any] | None) -> list[str]:
     return [f"{rate['win_rate']:.1%}", interval, counts, str(rate["n"])]
 
 
-def result_tables(metrics: dict[str, Any], second: bool = False) -> list[list[list[str]]]:
-    """What came of the run in two tables: each writer's summaries, and who wins against whom.
-
-    Args:
-        second: with what the second judge found; a terminal has no room for it.
-    """
-    return [_quality(metrics), _wins(metrics, second)]
-
-
-def terminal_tables(*tables: list[list[str]]) -> list[Table]:
-    """Tables as the terminal shows them: a heading, then lines."""
-    made = []
+def terminal_tables(*tables: TableLines) -> list[Table]:
+    """Tables for the terminal."""
+    rich_tables = []
     for heading, *lines in tables:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in heading:
-            table.add_column(
-                Text(name), justify="left" if name in ("", "rule", "of") else "right", no_wrap=name != "of"
-            )
+            is_text = name in ("", "rule", "of")
+            table.add_column(Text(name), justify="left" if is_text else "right", no_wrap=name != "of")
         for line in lines:
-            # What the run is about: a trained round, by the rule that training used.
-            matters = line[0].startswith("round") and line[1].startswith("strict")
-            table.add_row(*map(Text, line), style="bold green" if matters else None)
-        made.append(table)
-    return made
+            # The lines that matter most: trained rounds by the rule that training used.
+            is_result = line[0].startswith("round") and line[1].startswith("strict")
+            table.add_row(*map(Text, line), style="bold green" if is_result else None)
+        rich_tables.append(table)
+    return rich_tables
 
 
 def template_environment() -> jinja2.Environment:
-    """Where report.md.j2 is, and its filters: `text` for what anybody wrote, `code` for what stands in backquotes."""
-    made = jinja2.Environment(
+    """The environment of report.md.j2. Its filters: `text` for text that anybody may have written, `code` for code."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    made.filters |= {"text": escape_markdown, "code": lambda text: printable(text).replace("`", "'")}
-    return made
+    environment.filters |= {"text": escape_markdown, "code": lambda text: printable(text).replace("`", "'")}
+    return environment
 
 
 def write_report(metrics: dict[str, Any], examples: list[dict[str, Any]], config: Config, ledger: Ledger) -> None:
-    """Write metrics.json, report.md and report.png into the run's folder."""
+    """Write metrics.json, report.png and report.md into the run's folder.
+
+    Args:
+        metrics: see `metrics.collect_metrics`.
+        examples: see `examples.choose_examples`.
+    """
     ledger.write("metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     ledger.write("report.png", draw_plot(metrics, _writers(metrics)))
-    text = (
-        template_environment()
-        .get_template("report.md.j2")
-        .render(
-            metrics=metrics,
-            config=config,
-            tables=result_tables(metrics, second=bool(config.second_judge)),
-            judge_card=judge_card.card_lines(metrics["judge"]),
-            examples=examples,
-            rate=format_rate,
-            nats=_nats,
-        )
+    template = template_environment().get_template("report.md.j2")
+    report = template.render(
+        metrics=metrics,
+        config=config,
+        tables=result_tables(metrics, second=bool(config.second_judge)),
+        judge_card=judge_card.card_lines(metrics["judge"]),
+        examples=examples,
+        rate=format_rate,
+        nats=_format_nats,
     )
-    ledger.write("report.md", text)
+    ledger.write("report.md", report)
+
+
+def _format_nats(value: float, error: float | None) -> str:
+    return f"{value:.3g}" + (f" ± {error:.2g}" if error is not None else "")

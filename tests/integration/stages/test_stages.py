@@ -13,7 +13,7 @@ from jobs.show import show_rows
 from judges.base import LETTERS, UNSURE, Question
 from pipeline.config import run
 from pipeline.config.hardware import EngineHardware
-from pipeline.evaluation.comparison import compare_writers, single_summary_rows
+from pipeline.evaluation.comparison import CountingSettings, compare_writers, single_summary_rows
 from pipeline.inference.base import Reply, Sample
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
@@ -345,7 +345,7 @@ def test_a_summary_cut_off_never_wins():
 
     long, short = row("stop", 4, 30), row("length", 4, 5)
     for ours, theirs, wins, losses in ((short, long, 0, 0), (long, short, 0, 0), (row("stop", 4, 5), long, 1, 0)):
-        for rate in compare_writers([ours], [theirs], run.Pairs(), run.Report(), 0).values():
+        for rate in compare_writers([ours], [theirs], CountingSettings(run.Pairs(), run.Report(), 0)).values():
             assert (rate.wins, rate.losses) == (wins, losses)
 
 
@@ -353,7 +353,10 @@ def test_an_unread_answer_leaves_its_article_out_of_the_comparison():
     read = {"article_id": "a", "summaries": [{"finish_reason": "stop"}]}
     ours = read | {"scores": [{"correct": 4, "words": 9, "unread": 1}]}
     theirs = read | {"scores": [{"correct": 0, "words": 9, "unread": 0}]}
-    assert compare_writers([ours], [theirs], run.Pairs(), run.Report(), 0) == {"strict": None, "reference": None}
+    assert compare_writers([ours], [theirs], CountingSettings(run.Pairs(), run.Report(), 0)) == {
+        "strict": None,
+        "reference": None,
+    }
 
 
 def test_a_question_cut_off_is_not_used():

@@ -65,13 +65,15 @@ def test_the_next_round_starts_from_the_latest_or_the_champion(walk, start_from,
 def test_a_policy_out_of_bounds_is_no_champion(walk):
     played, _ = walk([0, 40, 90], "stop.min_words=10", words=[20, 20, 4])
     assert champions(played) == [0, 1, 1]
-    assert played[-1].ended == ("Stopped after round 2: stop.min_words=10: half the summaries have at most 4 words")
+    assert played[-1].ended == "Stopped after round 2: stop.min_words=10: the median summary has 4 words"
 
 
 def test_patience_ends_the_run_and_a_gain_begins_it_anew(walk):
     played, run = walk([0, 40, 40, 90, 90, 20, 100], "stop.patience=2")
     assert len(played) == 6
-    assert played[-1].ended.startswith("Stopped after round 5: stop.patience=2: no gain over what the round started")
+    assert played[-1].ended.startswith(
+        "Stopped after round 5: stop.patience=2: no shown gain over the starting policy (round 4 "
+    )
     assert not any(one.ended for one in played[:-1])
     assert "round-06/summaries" not in run.made
 
@@ -86,7 +88,9 @@ def test_a_champion_is_asked_whether_it_was_beaten_and_not_the_failure_after_it(
 
 def test_a_small_yield_ends_the_run_and_no_pairs_do_without_a_rule(walk):
     played, _ = walk([0, 40, 80, 90], "stop.min_yield=0.3", yields=[60, 29, 60])
-    assert played[-1].ended == "Stopped after round 2: stop.min_yield=0.3: 29.0% of the judged articles gave a pair"
+    assert (
+        played[-1].ended == "Stopped after round 2: stop.min_yield=0.3: only 29.0% of the judged articles gave a pair"
+    )
     played, run = walk([0, 40, 80, 90], yields=[60, 0, 60], name="none")
     assert played[-1].ended.startswith("Round 2 gave no pairs (all ties: 100): there was nothing to learn from")
     assert len(played) == 3 and played[2].policy is played[1].policy and champions(played) == [0, 1, 1]
@@ -98,7 +102,9 @@ def test_kl_is_measured_from_the_second_round_on_and_can_end_the_run(walk):
     assert [one.assessment.figures.kl for one in played[1:]] == pytest.approx([0.0, 4.0, 6.5])
     assert "round-01/drift" not in run.made
     assert run.made["round-02/drift"] == ("round-02/summaries", "round-01/policy", "round-00/policy")
-    assert played[-1].ended == "Stopped after round 3: stop.max_kl=5.0: the writer is 6.50 nats a summary from the base"
+    assert played[-1].ended == (
+        "Stopped after round 3: stop.max_kl=5.0: the KL of the round's writer to the base is 6.50 nats per summary"
+    )
     played, _ = walk([0, 40, 80], "stop.max_kl=5", name="unknown")
     assert played[-1].assessment.figures.kl is None and played[-1].ended is None
 
@@ -251,7 +257,7 @@ def test_a_round_of_new_articles_without_pairs_is_not_the_end(walk):
     metrics = collect_metrics(played, run.config, run.ledger)
     assert [(entry["round"], entry["previous"]) for entry in metrics["rounds"]] == [(2, 0), (3, 2)]
     played, _ = walk([0, 40, 80, 90], *overrides, "stop.min_yield=0.1", yields=[60, 0, 60], name="poor")
-    assert played[-1].ended == "Stopped after round 2: stop.min_yield=0.1: 0.0% of the judged articles gave a pair"
+    assert played[-1].ended == "Stopped after round 2: stop.min_yield=0.1: only 0.0% of the judged articles gave a pair"
 
 
 def test_champion_json_says_where_it_is_and_whom_it_beat(walk):
@@ -281,6 +287,6 @@ def test_the_report_has_the_rounds_the_champion_and_why_it_stopped(walk):
     write_report(metrics, [], run.config, run.ledger)
     text = run.ledger.read("report.md")
     assert "| 2 | round 1 | 100 | 60.0 % | 60 | – | 3 | 1.5 | 30.0% [2" in text
-    assert "The champion is the policy of round 1: " in text
-    assert "in 3 comparisons, which flatters it" in text
+    assert "The champion is the policy of round 1. " in text
+    assert "The champion was chosen on the same articles that its win rates are measured on, in 3 comparisons." in text
     assert escape_markdown(played[-1].ended) in text

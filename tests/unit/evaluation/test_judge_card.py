@@ -95,7 +95,7 @@ def test_how_sure_a_judge_is_where_it_is_right_and_where_not():
     assert right[0] is None or right[0] == pytest.approx(math.exp(-5), abs=1e-6)
     assert wrong[0] == pytest.approx(math.exp(-5), abs=1e-6)
     assert right[1] + wrong[1] == found["checked"] == 3 and right[1] == round(3 * found["ceiling"])
-    assert ["… that are not", "0.7%", f"{wrong[1]} answers"] in judge_card.card_lines(found)
+    assert ["mean probability if wrong", "0.7%", f"{wrong[1]} answers"] in judge_card.card_lines(found)
     assert "confidence_right" not in made(honest)
 
 

@@ -3,12 +3,10 @@
 import pytest
 
 from pipeline.config import run
-from pipeline.evaluation.comparison import judge_agreement, single_summary_rows, verdicts
-from pipeline.evaluation.report.metrics import _second, _unconfirmed
-from pipeline.evaluation.report.render import _wins
+from pipeline.evaluation.comparison import CountingSettings, judge_agreement, single_summary_rows, verdicts_by_article
+from pipeline.evaluation.report.metrics import compare_by_second_judge, unconfirmed_wins
+from pipeline.evaluation.report.render import win_rate_table
 from pipeline.judging.preference import accuracy_only
-
-SECOND = run.JudgeSettings(kind="cloze", questions=4)
 
 
 def row(article, writer, correct, words=10, unread=0):
@@ -29,36 +27,29 @@ def test_agreement_is_counted_over_what_both_judged():
 def test_verdicts_are_of_articles_that_both_have_read():
     ours = [row("a", "x", 3), row("b", "x", 1), row("c", "x", 2, unread=1), row("d", "x", 1)]
     theirs = [row("a", "y", 1), row("b", "y", 1), row("c", "y", 1), row("e", "y", 1)]
-    assert verdicts(ours, theirs, run.Pairs(), accuracy_only) == {"a": 1, "b": 0}
+    assert verdicts_by_article(ours, theirs, run.Pairs(), accuracy_only) == {"a": 1, "b": 0}
 
 
 def test_its_win_rate_stands_beside_the_first_ones():
-    settings = run.Config(
-        run="x",
-        articles=run.Articles(path="x"),
-        policy=run.PolicySettings(model="x"),
-        judge=run.JudgeSettings(model="x"),
-        second_judge=SECOND,
-        pairs=run.Pairs(preference="accuracy_only"),
-    )
+    counting = CountingSettings(run.Pairs(preference="accuracy_only"), run.Report(), seed=0)
     ours, theirs = (
         single_summary_rows([row(i, who, right) for i in "abcd"], 0) for who, right in (("new", 4), ("old", 2))
     )
-    opinions = {(i, "new"): row(i, "new", 1)["scores"] for i in "abc"}
-    opinions |= {(i, "old"): row(i, "old", {"a": 0, "b": 1, "c": 3}[i])["scores"] for i in "abc"}
-    found = _second(ours, theirs, settings, opinions)["strict"]
+    second_scores = {(i, "new"): row(i, "new", 1)["scores"] for i in "abc"}
+    second_scores |= {(i, "old"): row(i, "old", {"a": 0, "b": 1, "c": 3}[i])["scores"] for i in "abc"}
+    found = compare_by_second_judge(ours, theirs, counting, second_scores)["strict"]
     assert (found["rate"]["wins"], found["rate"]["ties"], found["rate"]["losses"]) == (1, 1, 1)
     assert found["agreement"] == {"n": 3, "same": pytest.approx(1 / 3), "decided": 2, "same_winner": 0.5}
     rate = {"win_rate": 1.0, "low": 1.0, "high": 1.0, "n": 4, "wins": 4, "ties": 0, "losses": 0, "better": True}
     entry = {"round": 1, "vs_base": {"strict": rate}, "second": {"vs_base": {"strict": found}}}
     metrics = {"second_judge": "cloze", "base": {}, "compared": {}, "rounds": [entry], "baselines": {"lead": {}}}
-    heading, first, second = _wins(metrics, second=True)
+    heading, first, second = win_rate_table(metrics, second=True)
     assert len(heading) == len(first) == len(second) == 7
     assert second[1] == "strict, 2nd judge" and second[2] == "50.0%" and second[-1] == "33.3%"
-    assert [len(line) for line in _wins(metrics, second=False)] == [6, 6]
+    assert [len(line) for line in win_rate_table(metrics, second=False)] == [6, 6]
     beside = metrics | {"compared": {"gpt-4o": {"vs_base": {"strict": rate}}}}
-    *_, of_server = _wins(beside, second=True)  # which the second judge does not judge
+    *_, of_server = win_rate_table(beside, second=True)  # which the second judge does not judge
     assert (of_server[:2], of_server[-1], len(of_server)) == (["gpt-4o against base", "strict"], "", 7)
-    (note,) = _unconfirmed(metrics)
-    assert "round 1 wins 100.0% [100.0%, 100.0%] against the base, but 50.0%" in note
-    assert _unconfirmed(metrics | {"second_judge": None}) == []
+    (note,) = unconfirmed_wins(metrics)
+    assert "round 1 wins 100.0% [100.0%, 100.0%] against the base, but only 50.0%" in note
+    assert unconfirmed_wins(metrics | {"second_judge": None}) == []

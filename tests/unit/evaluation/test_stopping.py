@@ -70,9 +70,9 @@ def test_each_bound_holds_at_its_value_and_not_beyond(stop, name, goes_on, stops
 
 def test_a_reason_has_the_figures():
     assert stop_reasons(Stop(patience=2, min_yield=0.5), history(EVEN, None, pair_yield=0.125)) == [
-        "stop.patience=2: no gain over what the round started from (round 1 50.0% [45.0%, 55.0%], round 2 not "
+        "stop.patience=2: no shown gain over the starting policy (round 1 50.0% [45.0%, 55.0%], round 2 not "
         "comparable)",
-        "stop.min_yield=0.5: 12.5% of the judged articles gave a pair",
+        "stop.min_yield=0.5: only 12.5% of the judged articles gave a pair",
     ]
 
 
@@ -80,7 +80,7 @@ def test_a_policy_is_out_of_bounds_by_its_own_summaries_alone():
     stop = Stop(patience=1, min_yield=0.9, max_kl=1.0, min_words=40, max_invalid_chars=0.1)
     (last,) = history(LOSS)
     assert len(stop_reasons(stop, [last])) == 4
-    assert bounds_exceeded(stop, last) == ["stop.min_words=40: half the summaries have at most 30 words"]
+    assert bounds_exceeded(stop, last) == ["stop.min_words=40: the median summary has 30 words"]
 
 
 @pytest.mark.parametrize(

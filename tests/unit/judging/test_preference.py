@@ -134,13 +134,16 @@ def test_a_function_of_the_users_is_tried_and_used(mine):
     [
         ("other = 1", "has no function mine"),
         ("import no_such_module", "cannot be imported from .*ModuleNotFoundError: No module named 'no_such_module'"),
-        ("def mine(a, b): return 0", "fails for 0 right in 0 words and .*TypeError: mine.. takes 2 .* and gives 1, 0"),
+        (
+            "def mine(a, b): return 0",
+            "fails for 0 right in 0 words and .*TypeError: mine.. takes 2 .* and must return 1, 0",
+        ),
         ("def mine(a, b, settings): return a['corect']", "fails for .*KeyError: 'corect'"),
-        ("def mine(a, b, settings): return 0.5", "gives 0.5 for 0 right in 0 words and 0 right in 0 words: it should"),
-        ("def mine(a, b, settings): return 1", "gives 1 for 0 right in 0 words and .*, and 1 the other way round"),
+        ("def mine(a, b, settings): return 0.5", "returns 0.5 for 0 right in 0 words and 0 right in 0 words: it must"),
+        ("def mine(a, b, settings): return 1", "returns 1 for 0 right in 0 words and .*, and 1 if the two are swapped"),
         (
             "def mine(a, b, settings): return (0, 1, -1)[(a['correct'] - b['correct']) % 3]",
-            "prefers in a circle, as among 0 right in 0 words and 0 right in 5 words",
+            "has a cycle, for example among 0 right in 0 words and 0 right in 5 words",
         ),
     ],
 )
