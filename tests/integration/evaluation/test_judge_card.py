@@ -8,12 +8,12 @@ from tests.helpers.paths import ROOT
 
 
 def cloze(folder, *overrides):
-    """A configuration of the judge without a model, and its settings for some of the newsroom's articles."""
+    """A configuration file with a judge that needs no model, and overrides for 40 articles of the newsroom."""
     places = [f"articles.path={ROOT}/newsroom/articles.jsonl", f"policy.model={ROOT}/newsroom/models/policy"]
     return str(ROOT / "configs/articles_cpu.yaml"), [*places, f"run={folder}", "articles.limit=40", *overrides]
 
 
-def test_what_a_card_cannot_be_made_of_is_told_before_ray_starts(tmp_path, monkeypatch):
+def test_judge_card_errors_come_before_ray_starts(tmp_path, monkeypatch):
     from jobs.judge_card import make_judge_card
     from pipeline.config import UserError
     from pipeline.storage.ledger import Ledger
@@ -34,22 +34,22 @@ def test_what_a_card_cannot_be_made_of_is_told_before_ray_starts(tmp_path, monke
         make_judge_card(demo, own)
 
 
-def test_a_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path):
-    """Of 4 questions as many as can be asked are to be good, and the cloze judge finds no more than that in some."""
+def test_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path):
+    """All 20 questions must be good, and the cloze judge finds fewer in every article: no summary is judged."""
     from jobs.judge_card import make_judge_card
 
     make_judge_card(*cloze(tmp_path, "judge.questions=20", "questions.min_questions=20"))
-    found = json.loads((tmp_path / "judge_card.json").read_text())
-    assert found["summaries_judged"] == 0 and found["questions_asked"] > 0 and found["ceiling"] == 1
+    card = json.loads((tmp_path / "judge_card.json").read_text())
+    assert card["summaries_judged"] == 0 and card["questions_asked"] > 0 and card["ceiling"] == 1
 
 
-def test_a_card_alone(ray_cluster, tmp_path, capsys):
+def test_judge_card_command(ray_cluster, tmp_path, capsys):
     from jobs.judge_card import make_judge_card
 
     make_judge_card(*cloze(tmp_path))
-    found = json.loads((tmp_path / "judge_card.json").read_text())
-    assert found["floor"] == 0 and found["floor_unsure"] == 1 and found["parse_rate"] == found["agreement"] == 1
-    assert 20 < found["summaries_judged"] <= 40
-    assert found["asked_again"] + found["unsure_twice"] >= 3 * found["summaries_judged"] > found["asked_again"] > 0
-    assert not (tmp_path / "config.yaml").exists(), "a run's settings are not those of its judge's card"
+    card = json.loads((tmp_path / "judge_card.json").read_text())
+    assert card["floor"] == 0 and card["floor_unsure"] == 1 and card["parse_rate"] == card["agreement"] == 1
+    assert 20 < card["summaries_judged"] <= 40
+    assert card["asked_again"] + card["unsure_twice"] >= 3 * card["summaries_judged"] > card["asked_again"] > 0
+    assert not (tmp_path / "config.yaml").exists(), "the card does not write the settings of a run"
     assert "same with options reordered" in capsys.readouterr().out

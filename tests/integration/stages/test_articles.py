@@ -229,8 +229,8 @@ def test_seen_is_a_set(texts):
         known.add(text)
 
 
-def test_what_a_growing_corpus_has_not_yet_leaves_nothing_behind(ray_cluster, tmp_path):
-    """The real stages in a real run: of no new articles comes no artifact, and of some that came later one."""
+def test_round_without_new_articles_leaves_no_artifact(ray_cluster, tmp_path):
+    """Real stages in a real run: without new articles there is no artifact, and with later ones there is."""
     corpus = tmp_path / "a.jsonl"
     lines = [json.dumps({"id": f"a{i}", "text": f"{i} " + " ".join(f"word{k}" for k in range(30))}) for i in range(60)]
     corpus.write_text("\n".join(lines[:40]))

@@ -26,16 +26,16 @@ def row(writer, count, pairs, article="a"):
     }
 
 
-def test_a_function_of_the_users_goes_to_the_workers(ray_cluster, tmp_path, monkeypatch):
+def test_user_function_is_sent_to_the_workers(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "travelling_preference.py").write_text(
-        "LEAST = 1\ndef mine(a, b, settings): return (a['words'] > b['words']) - (a['words'] < b['words'])"
+        "LEAST = 1\ndef prefer(a, b, settings): return (a['words'] > b['words']) - (a['words'] < b['words'])"
     )
     article = row("w", 2, [])
     for score, words in zip(article["scores"], (9, 20), strict=True):
         score["words"] = words
-    (made,) = make_pairs(to_dataset([article]), Pairs(preference="travelling_preference:mine")).take_all()
+    (made,) = make_pairs(to_dataset([article]), Pairs(preference="travelling_preference:prefer")).take_all()
     assert [(p["chosen"], p["rejected"]) for p in made["pairs"]] == [(1, 0)]
 
 

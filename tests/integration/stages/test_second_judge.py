@@ -21,7 +21,7 @@ Grace Xu met 61 pilots, and Hugo Lopez met 88 more."""
 
 @pytest.fixture(scope="module")
 def judged(ray_cluster):
-    """Two articles, of which one says too little to be asked about; two writers each."""
+    """Two articles with summaries by two writers. One of the articles is too short to ask questions about."""
     pool = EnginePool(lambda: ScriptedEngine(ClozeJudge(4).reply), EngineHardware(batch_size=2))
     articles = [
         {"article_id": name, "article": text, "split": "eval", "questions": []}
@@ -38,15 +38,15 @@ def judged(ray_cluster):
         for row in asked
         for writer, text in (("whole", row["article"]), ("nothing", "Nothing."))
     ]
-    made = score_second(to_dataset(rows), **settings).take_all()
-    return asked, {(row["article_id"], row["writer"]): row for row in made}
+    scored = score_second(to_dataset(rows), **settings).take_all()
+    return asked, {(row["article_id"], row["writer"]): row for row in scored}
 
 
-def test_it_asks_and_scores_by_its_own_questions(judged):
-    asked, made = judged
+def test_second_judge_scores_by_its_own_questions(judged):
+    asked, scored = judged
     assert {row["article_id"]: len(row["second_questions"]) for row in asked} == {"rich": 4, "poor": 0}
-    assert all(row["skipped"] is None for row in asked), "the first judge's evaluation goes on with them"
-    assert made["rich", "whole"]["second_scores"][0]["correct"] == 4
-    assert made["rich", "nothing"]["second_scores"][0]["correct"] == 0
-    assert len(made["poor", "whole"]["second_scores"][0]["answers"]) == 0
-    assert made["rich", "whole"]["scores"][0]["correct"] == 1, "what the first judge said stays"
+    assert all(row["skipped"] is None for row in asked), "the evaluation by the first judge needs all rows"
+    assert scored["rich", "whole"]["second_scores"][0]["correct"] == 4
+    assert scored["rich", "nothing"]["second_scores"][0]["correct"] == 0
+    assert len(scored["poor", "whole"]["second_scores"][0]["answers"]) == 0
+    assert scored["rich", "whole"]["scores"][0]["correct"] == 1, "the first judge's score stays"

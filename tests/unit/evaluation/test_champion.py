@@ -1,4 +1,4 @@
-"""Rounds walked by the real page and ledger; what a stage would make is scripted, so that who wins is known."""
+"""Tests of the rounds of a run, with the real `round.py` and ledger. Stages are scripted, so the winners are known."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.helpers.scripted_rounds import ScriptedRounds, settings
 
 @pytest.fixture
 def walk(tmp_path):
-    """Walk the rounds of a run by a script; gives the rounds and the run."""
+    """Walk over the scripted rounds of a run. Gives the rounds and the run."""
 
     def _walk(skills, *overrides, remake=None, name="run", **script):
         run = ScriptedRounds(
@@ -37,13 +37,13 @@ def champions(played):
 @pytest.mark.parametrize(
     ("skills", "expected"),
     [
-        ([0, 40, 80], [0, 1, 2]),  # each beats the one before
+        ([0, 40, 80], [0, 1, 2]),  # each beats the one before it
         ([40, 0, 0], [0, 0, 0]),  # the base stays
         ([0, 80, 40, 79, 100], [0, 1, 1, 1, 4]),  # 40 and 79 lose to 80
-        ([0, 40, 41], [0, 1, 1]),  # one article more is within the interval
+        ([0, 40, 41], [0, 1, 1]),  # a gain of one article is within the interval
     ],
 )
-def test_only_a_policy_that_beats_the_champion_takes_its_place(walk, skills, expected):
+def test_only_a_policy_that_beats_the_champion_becomes_champion(walk, skills, expected):
     played, _ = walk(skills)
     assert champions(played) == expected
     for one, before in zip(played[1:], expected, strict=False):
@@ -51,7 +51,7 @@ def test_only_a_policy_that_beats_the_champion_takes_its_place(walk, skills, exp
 
 
 @pytest.mark.parametrize(("start_from", "starts"), [("latest", [0, 1, 2, 3]), ("champion", [0, 1, 1, 1])])
-def test_the_next_round_starts_from_the_latest_or_the_champion(walk, start_from, starts):
+def test_next_round_starts_from_the_latest_policy_or_the_champion(walk, start_from, starts):
     played, run = walk([0, 80, 40, 30, 90], f"start_from={start_from}")
     assert [one.start for one in played[1:]] == starts
     for number, start in enumerate(starts, 1):
@@ -62,13 +62,13 @@ def test_the_next_round_starts_from_the_latest_or_the_champion(walk, start_from,
     assert [one.assessment.figures.gained.wins for one in played[1:]] == [80, 0, 0, 90 - [0, 80, 40, 30][starts[3]]]
 
 
-def test_a_policy_out_of_bounds_is_no_champion(walk):
+def test_policy_out_of_bounds_does_not_become_champion(walk):
     played, _ = walk([0, 40, 90], "stop.min_words=10", words=[20, 20, 4])
     assert champions(played) == [0, 1, 1]
     assert played[-1].ended == "Stopped after round 2: stop.min_words=10: the median summary has 4 words"
 
 
-def test_patience_ends_the_run_and_a_gain_begins_it_anew(walk):
+def test_patience_ends_the_run_and_a_gain_resets_it(walk):
     played, run = walk([0, 40, 40, 90, 90, 20, 100], "stop.patience=2")
     assert len(played) == 6
     assert played[-1].ended.startswith(
@@ -78,15 +78,15 @@ def test_patience_ends_the_run_and_a_gain_begins_it_anew(walk):
     assert "round-06/summaries" not in run.made
 
 
-def test_a_champion_is_asked_whether_it_was_beaten_and_not_the_failure_after_it(walk):
-    """Each of rounds 3 and 4 is better than the one before it, and none than the champion that it started from."""
+def test_patience_compares_with_the_champion_if_rounds_start_from_it(walk):
+    """Rounds 3 and 4 are better than the round before them, but not better than the champion that they started from."""
     played, _ = walk([0, 80, 20, 40, 60], "start_from=champion", "stop.patience=3")
     assert played[-1].ended.startswith("Stopped after round 4")
     played, _ = walk([0, 80, 20, 40, 60], "stop.patience=3", name="latest")
     assert played[-1].ended is None
 
 
-def test_a_small_yield_ends_the_run_and_no_pairs_do_without_a_rule(walk):
+def test_low_yield_ends_the_run_by_a_rule_and_no_pairs_without_one(walk):
     played, _ = walk([0, 40, 80, 90], "stop.min_yield=0.3", yields=[60, 29, 60])
     assert (
         played[-1].ended == "Stopped after round 2: stop.min_yield=0.3: only 29.0% of the judged articles gave a pair"
@@ -97,7 +97,7 @@ def test_a_small_yield_ends_the_run_and_no_pairs_do_without_a_rule(walk):
     assert "round-02/policy" not in run.made
 
 
-def test_kl_is_measured_from_the_second_round_on_and_can_end_the_run(walk):
+def test_kl_is_measured_from_round_2_on_and_can_end_the_run(walk):
     played, run = walk([0, 40, 80, 90], "stop.max_kl=5", drift=[4.0, 6.5])
     assert [one.assessment.figures.kl for one in played[1:]] == pytest.approx([0.0, 4.0, 6.5])
     assert "round-01/drift" not in run.made
@@ -109,7 +109,7 @@ def test_kl_is_measured_from_the_second_round_on_and_can_end_the_run(walk):
     assert played[-1].assessment.figures.kl is None and played[-1].ended is None
 
 
-def test_the_reference_is_the_base_if_it_is_to_be(walk):
+def test_reference_policy_can_be_the_base(walk):
     _, run = walk([0, 40, 80], "references.policy=base")
     assert run.made["round-01/references"] == ("round-01/pairs", "round-00/policy")
     assert run.made["round-01/policy"] == ("round-01/references", "round-00/policy")
@@ -117,7 +117,7 @@ def test_the_reference_is_the_base_if_it_is_to_be(walk):
     assert run.made["round-02/policy"] == ("round-02/references", "round-01/policy", "round-00/policy")
 
 
-def test_replay_and_rejected_from_the_base(walk):
+def test_replay_and_rejected_summaries_of_the_base(walk):
     _, run = walk([0, 40, 80, 90], "pairs.replay=0.25", "pairs.rejected=base")
     assert "round-01/replay" not in run.made
     assert run.made["round-03/replay"] == ("round-03/pairs", "round-01/pairs", "round-02/pairs")
@@ -135,7 +135,7 @@ def test_new_articles_each_round(walk):
     assert all(run.made[f"round-{i:02d}/exam"][0] == "questions" for i in range(4)), "one exam"
 
 
-def test_without_new_articles_the_round_is_not_played_until_there_are_some(walk, tmp_path, monkeypatch):
+def test_round_waits_for_new_articles(walk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_text("a corpus")
     played, run = walk([0, 40, 80, 90], "articles.each_round=new", dry=[2])
@@ -148,7 +148,7 @@ def test_without_new_articles_the_round_is_not_played_until_there_are_some(walk,
 
 
 @pytest.mark.parametrize("overrides", [[], ["start_from=champion"], ["stop.patience=1", "start_from=champion"]])
-def test_the_same_command_makes_nothing_and_says_the_same(walk, overrides):
+def test_same_command_again_makes_nothing_and_gives_the_same_result(walk, overrides):
     skills = [0, 80, 40, 90]
     first, _ = walk(skills, *overrides)
     again, run = walk(skills, *overrides)
@@ -156,18 +156,18 @@ def test_the_same_command_makes_nothing_and_says_the_same(walk, overrides):
     assert [(one.ended, one.assessment) for one in again] == [(one.ended, one.assessment) for one in first]
 
 
-def test_a_survey_knows_what_is_made_and_guesses_nothing(walk, tmp_path):
+def test_dry_run_knows_what_is_made_and_guesses_nothing(walk, tmp_path):
     skills = [0, 80, 40, 90]
     config = settings(tmp_path / "run", skills, "start_from=champion", "stop.patience=1")
     unplayed = list(rounds(DryRun(config, Ledger(config.run))))
     assert len(unplayed) == 4 and not any(one.assessment or one.ended for one in unplayed[1:])
     walk(skills, "start_from=champion", "stop.patience=1")
-    survey = DryRun(config, Ledger(config.run))
-    found = list(rounds(survey))
-    assert len(found) == 3 and found[-1].ended.startswith("Stopped after round 2") and not survey.unmade
+    dry_run = DryRun(config, Ledger(config.run))
+    found = list(rounds(dry_run))
+    assert len(found) == 3 and found[-1].ended.startswith("Stopped after round 2") and not dry_run.unmade
 
 
-def test_another_start_is_refused_and_not_made_over_what_is_there(walk, tmp_path):
+def test_changed_start_from_is_refused_and_overwrites_nothing(walk, tmp_path):
     skills = [0, 80, 40, 90]
     walk(skills)
     with pytest.raises(UserError, match="round-03/summaries was made by another recipe") as caught:
@@ -179,20 +179,20 @@ def test_another_start_is_refused_and_not_made_over_what_is_there(walk, tmp_path
     assert "round-02/policy" not in run.made and "round-03/policy" in run.made
 
 
-def test_a_remake_of_a_round_is_surveyed_though_its_champion_is_not_known_yet(walk, tmp_path):
+def test_dry_run_of_a_remake_does_not_need_the_new_champion(walk, tmp_path):
     skills = [0, 80, 40, 90]
     walk(skills, "start_from=champion")
     config = settings(tmp_path / "run", skills, "start_from=champion")
-    survey = DryRun(config, Ledger(config.run), remake="round-02/pairs")
-    list(rounds(survey))
-    assert {"round-02/policy", "round-03/summaries"} <= set(survey.unmade)
+    dry_run = DryRun(config, Ledger(config.run), remake="round-02/pairs")
+    list(rounds(dry_run))
+    assert {"round-02/policy", "round-03/summaries"} <= set(dry_run.unmade)
     played, run = walk(skills, "start_from=champion", remake="round-02/pairs")
     assert [one.start for one in played[1:]] == [0, 1, 1]
     assert "round-02/policy" in run.made and "round-03/policy" not in run.made, "its start is still the champion"
 
 
-def test_what_a_remake_is_followed_by_is_made_with_the_new_setting_too(walk):
-    """The advice of a refusal, taken: no later round that shares the setting sends back to the first."""
+def test_remake_uses_the_new_setting_in_later_rounds_too(walk):
+    """After the remake that the error message advises, no later round with the same setting is refused."""
     skills = [0, 40, 80]
     walk(skills)
     with pytest.raises(UserError, match="--remake round-01/pairs"):
@@ -202,7 +202,7 @@ def test_what_a_remake_is_followed_by_is_made_with_the_new_setting_too(walk):
     assert "round-01/scores" not in run.made
 
 
-def test_a_pattern_remakes_what_no_single_address_would(walk):
+def test_remake_by_pattern_covers_what_no_single_address_does(walk):
     skills = [0, 40, 80]
     walk(skills)
     with pytest.raises(UserError, match="was made by another recipe"):
@@ -211,8 +211,8 @@ def test_a_pattern_remakes_what_no_single_address_would(walk):
     assert {f"round-0{i}/{name}" for i in range(3) for name in ("exam", "evaluation")} == set(run.made)
 
 
-def test_what_was_begun_with_another_setting_is_not_thrown_away_unasked(walk, tmp_path):
-    """Hours of samples, say: refused as what is finished would be; where nothing was written yet nothing is lost."""
+def test_unfinished_table_of_another_setting_is_not_removed_silently(walk, tmp_path):
+    """It may hold hours of samples, so it is refused like a finished one, unless nothing was written yet."""
     skills = [0, 40, 80]
     walk(skills)
     ledger = Ledger(str(tmp_path / "run"))
@@ -233,34 +233,34 @@ def test_what_was_begun_with_another_setting_is_not_thrown_away_unasked(walk, tm
     list(rounds(DryRun(changed, ledger)))
 
 
-def test_a_remake_that_is_past_its_limits_again_can_be_asked_for_again(walk, tmp_path):
+def test_remake_that_exceeds_its_limits_can_be_repeated(walk, tmp_path):
     skills = [0, 40]
     walk(skills, "summaries.max_skipped=1")
     ledger = Ledger(str(tmp_path / "run"))
     found = ledger.find("round-01/summaries")
     ledger.finish(found.address, found.record | {"build": "bad", "skipped": {"prompt too long": 90}})
-    ledger.write("remake.json", '{"round-01/summaries": "before"}')  # which the bad one has replaced
+    ledger.write("remake.json", '{"round-01/summaries": "before"}')  # the bad artifact replaced it
     with pytest.raises(UserError, match="--remake round-01/summaries"):
         walk(skills, "summaries.max_skipped=0.1")
     _, run = walk(skills, "summaries.max_skipped=0.1", remake="round-01/summaries")
     assert "round-01/summaries" in run.made
 
 
-def test_a_round_of_new_articles_without_pairs_is_not_the_end(walk):
+def test_round_of_new_articles_without_pairs_does_not_end_the_run(walk):
     overrides = ("articles.each_round=new", "references.policy=base", "pairs.replay=0.5")
     played, run = walk([0, 40, 80, 90], *overrides, yields=[0, 60, 60])
     assert [one.learned for one in played] == [True, False, True, True] and played[-1].ended is None
     assert [one.start for one in played] == [0, 0, 0, 2] and champions(played) == [0, 0, 2, 3]
-    assert played[2].assessment.figures.gained.wins == 80, "against the base, whose policy it started from"
+    assert played[2].assessment.figures.gained.wins == 80, "it started from the base"
     assert run.made["round-02/policy"] == ("round-02/references", "round-00/policy"), "the base is its own reference"
-    assert run.made["round-03/replay"] == ("round-03/pairs", "round-02/pairs"), "of nothing nothing is replayed"
+    assert run.made["round-03/replay"] == ("round-03/pairs", "round-02/pairs"), "a round without pairs is not replayed"
     metrics = collect_metrics(played, run.config, run.ledger)
     assert [(entry["round"], entry["previous"]) for entry in metrics["rounds"]] == [(2, 0), (3, 2)]
     played, _ = walk([0, 40, 80, 90], *overrides, "stop.min_yield=0.1", yields=[60, 0, 60], name="poor")
     assert played[-1].ended == "Stopped after round 2: stop.min_yield=0.1: only 0.0% of the judged articles gave a pair"
 
 
-def test_champion_json_says_where_it_is_and_whom_it_beat(walk):
+def test_champion_json_has_the_address_and_the_beaten_round(walk):
     played, run = walk([0, 40, 80, 30])
     champion.write_champion(played[:1], run.ledger)
     base = json.loads(run.ledger.read("champion.json"))
@@ -272,7 +272,7 @@ def test_champion_json_says_where_it_is_and_whom_it_beat(walk):
     assert found["beat"]["round"] == 1 and found["beat"]["strict"]["wins"] == 40
 
 
-def test_the_report_has_the_rounds_the_champion_and_why_it_stopped(walk):
+def test_report_has_the_rounds_the_champion_and_the_reason_to_stop(walk):
     played, run = walk([0, 80, 40, 30, 90], "start_from=champion", "stop.patience=2", drift=[3.0, 4.0])
     metrics = collect_metrics(played, run.config, run.ledger)
     assert metrics["champion"] == 1

@@ -1,4 +1,4 @@
-"""Hostile articles, ids and summaries on a terminal and in the report: shown as they are, and steering nothing."""
+"""Tests that hostile articles, ids and summaries are shown as text, on the terminal and in the report."""
 
 import io
 
@@ -16,14 +16,14 @@ HOSTILE = (
     "[bold]x[/] [/red] \x1b[31mred\x1b]0;owned\x07 {article} {0.__class__} %s $(touch x) | a | "
     "<script>alert(1)</script>"
 )
-TOLD = HOSTILE.replace("\x1b", "�").replace("\x07", "�")
+SHOWN = HOSTILE.replace("\x1b", "�").replace("\x07", "�")
 
 
 def console():
     return Console(file=io.StringIO(), width=400, highlight=False, soft_wrap=True, force_terminal=False)
 
 
-def said(on):
+def shown_text(on):
     text = on.file.getvalue()
     assert "\x1b" not in text and "\x07" not in text
     return text
@@ -31,7 +31,7 @@ def said(on):
 
 @pytest.fixture
 def shown(tmp_path, monkeypatch, capsys):
-    """Shows a row with `rondo show`; gives what it prints."""
+    """Show a row with `rondo show`. Gives the printed text."""
     monkeypatch.setenv("COLUMNS", "400")
 
     def show_row(row):
@@ -44,7 +44,7 @@ def shown(tmp_path, monkeypatch, capsys):
     return show_row
 
 
-def test_a_row_is_shown_as_it_is(shown):
+def test_row_is_shown_as_text(shown):
     row = {
         "article_id": f"../../etc {HOSTILE}",
         "split": "train",
@@ -54,31 +54,31 @@ def test_a_row_is_shown_as_it_is(shown):
         "scores": [{"answers": ["A"], "correct": 1, "words": 3}, {"answers": [None], "correct": 0, "words": 1}],
         "pairs": [{"chosen": 0, "rejected": 1, "reason": HOSTILE}],
     }
-    assert shown(row).count(TOLD) == 6
+    assert shown(row).count(SHOWN) == 6
 
 
-def test_a_row_of_drift_is_shown_without_its_article(shown):
+def test_drift_row_is_shown_without_its_article(shown):
     row = {"article_id": "a", "split": "train", "summaries": [{"text": "Ana led.", "finish_reason": "stop"}]}
     output = shown(row | {"policy_logps": [-3.25], "base_logps": [-4.5]})
     assert "summary 0, policy logp -3.25, base logp -4.50" in output and "Ana led." in output
 
 
 @pytest.mark.parametrize("show", ["say", "warn", "line"])
-def test_lines_of_a_run_are_shown_as_they_are(show):
+def test_lines_of_a_run_are_shown_as_text(show):
     on = console()
     display = Display(on)
     display.line("stage", HOSTILE) if show == "line" else getattr(display, show)(HOSTILE)
-    assert TOLD in said(on)
+    assert SHOWN in shown_text(on)
 
 
-def test_cells_of_a_table_are_no_markup():
+def test_cells_of_a_table_are_not_parsed_as_markup():
     on = console()
     on.print(*terminal_tables([["", "[red]"], ["[/]", "[bold]1[/]"]]))
-    assert "[/]" in said(on) and "[bold]1[/]" in said(on) and "[red]" in said(on)
+    assert "[/]" in shown_text(on) and "[bold]1[/]" in shown_text(on) and "[red]" in shown_text(on)
 
 
-def test_the_report_shows_examples_as_they_are(tmp_path):
-    """The template itself, as the report fills it, read by a Markdown renderer."""
+def test_report_shows_examples_as_text(tmp_path):
+    """Parse the filled template of the report with a Markdown parser."""
     from pipeline.evaluation.report.render import template_environment
 
     score = {"correct": 1, "words": 2}
@@ -99,4 +99,6 @@ def test_the_report_shows_examples_as_they_are(tmp_path):
     inside = [child.type for token in tokens for child in token.children or ()]
     assert {token.type for token in tokens} & {"html_block", "table_open"} == set()
     assert not {"html_inline", "image", "link_open", "code_inline"} & set(inside)
-    assert [token.tag for token in tokens if token.type == "heading_open"] == ["h2"], "ours alone"
+    assert [token.tag for token in tokens if token.type == "heading_open"] == ["h2"], (
+        "no heading but the template's own"
+    )

@@ -1,4 +1,4 @@
-"""When rounds end: each rule by itself, on figures whose answer is known."""
+"""Tests of each stopping rule on figures with a known answer, and of settings that are refused."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def history(*gained: WinRate | None, **last: float | None) -> list[RoundFigures]
     return [*rounds[:-1], RoundFigures(len(gained), gained[-1], **(HEALTHY | last))]
 
 
-def test_without_settings_nothing_stops():
+def test_without_settings_no_rule_stops():
     bad = {"pair_yield": 0.0, "kl": 1e9, "words": 0.0, "invalid_chars": 1.0}
     assert stop_reasons(Stop(), history(LOSS, LOSS, None, **bad)) == []
 
@@ -34,9 +34,9 @@ def test_without_settings_nothing_stops():
         (1, [GAIN], False),
         (1, [EVEN], True),
         (1, [LOSS], True),
-        (1, [rate(0.5, 0.6)], True),  # 50 % is within
+        (1, [rate(0.5, 0.6)], True),  # 50 % is inside the interval
         (1, [rate(0.501, 0.6)], False),
-        (1, [None], True),  # what cannot be compared has shown no gain
+        (1, [None], True),  # a round that cannot be compared shows no gain
         (1, [EVEN, GAIN], False),
         (2, [EVEN], False),
         (2, [EVEN, LOSS], True),
@@ -60,15 +60,15 @@ def test_patience_counts_rounds_in_a_row_without_a_gain(patience, gained, stops)
         (Stop(max_invalid_chars=0.02), "invalid_chars", 0.02, 0.03),
     ],
 )
-def test_each_bound_holds_at_its_value_and_not_beyond(stop, name, goes_on, stops):
+def test_each_bound_allows_its_own_value_and_stops_beyond(stop, name, goes_on, stops):
     assert stop_reasons(stop, history(GAIN, **{name: goes_on})) == []
-    (said,) = stop_reasons(stop, history(GAIN, **{name: stops}))
+    (reason,) = stop_reasons(stop, history(GAIN, **{name: stops}))
     ((setting, value),) = stop.model_dump(exclude_none=True).items()
-    assert said.startswith(f"stop.{setting}={value}: ")
-    assert stop_reasons(stop, history(GAIN, **{name: None})) == [], "what was not measured stops nothing"
+    assert reason.startswith(f"stop.{setting}={value}: ")
+    assert stop_reasons(stop, history(GAIN, **{name: None})) == [], "a figure that was not measured stops nothing"
 
 
-def test_a_reason_has_the_figures():
+def test_reasons_contain_the_figures():
     assert stop_reasons(Stop(patience=2, min_yield=0.5), history(EVEN, None, pair_yield=0.125)) == [
         "stop.patience=2: no shown gain over the starting policy (round 1 50.0% [45.0%, 55.0%], round 2 not "
         "comparable)",
@@ -76,7 +76,7 @@ def test_a_reason_has_the_figures():
     ]
 
 
-def test_a_policy_is_out_of_bounds_by_its_own_summaries_alone():
+def test_bounds_look_at_the_summaries_of_the_policy_alone():
     stop = Stop(patience=1, min_yield=0.9, max_kl=1.0, min_words=40, max_invalid_chars=0.1)
     (last,) = history(LOSS)
     assert len(stop_reasons(stop, [last])) == 4
@@ -102,9 +102,9 @@ def test_a_policy_is_out_of_bounds_by_its_own_summaries_alone():
         ),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(setting, line):
-    whole = {"run": "r", "articles": {"path": "a.jsonl"}, "policy": {"model": "m"}, "judge": {"kind": "cloze"}}
+def test_impossible_settings_are_refused_in_one_line(setting, line):
+    valid = {"run": "r", "articles": {"path": "a.jsonl"}, "policy": {"model": "m"}, "judge": {"kind": "cloze"}}
     with pytest.raises(UserError) as caught:
-        parse_config(whole | setting)
+        parse_config(valid | setting)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Win rates have known values, and their intervals hold what they should as often as they say."""
+"""Tests of win rates with known values, and of the coverage of their intervals."""
 
 import numpy as np
 import pytest
@@ -14,23 +14,23 @@ def test_known_counts():
     assert rate.win_rate == pytest.approx(4 / 6)
 
 
-def test_all_ties_are_half_with_no_width():
+def test_all_ties_give_one_half_and_an_empty_interval():
     rate = win_rate([0] * 50, **OPTIONS)
     assert (rate.win_rate, rate.low, rate.high) == (0.5, 0.5, 0.5)
 
 
-def test_nothing_to_compare():
+def test_no_verdicts_give_no_win_rate():
     assert win_rate([], **OPTIONS) is None
 
 
-def test_the_published_interval():
-    # 74 % of about 1050 without ties: plus or minus 2.65 points, by the normal approximation.
+def test_interval_matches_the_published_one():
+    # 74 % of about 1050 articles without ties: plus or minus 2.65 points by the normal approximation.
     rate = win_rate([1] * 777 + [-1] * 273, **OPTIONS)
     assert rate.low == pytest.approx(0.74 - 0.0265, abs=0.003)
     assert rate.high == pytest.approx(0.74 + 0.0265, abs=0.003)
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
+def test_interval_covers_the_true_rate_at_its_confidence():
     rng = np.random.default_rng(1)
     covered = 0
     for trial in range(400):
@@ -40,7 +40,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.91 < covered / 400 < 0.98
 
 
-def test_the_same_seed_gives_the_same_interval():
+def test_same_seed_gives_the_same_interval():
     assert win_rate([1, 0, -1] * 9, **OPTIONS) == win_rate([1, 0, -1] * 9, **OPTIONS)
 
 
@@ -63,7 +63,7 @@ def test_sign_test_by_hand(wins, losses, p):
 @pytest.mark.parametrize(
     ("wins", "ties", "losses", "better"),
     [
-        (4, 26, 0, False),  # the bootstrap alone would say so
+        (4, 26, 0, False),  # the bootstrap alone would call this better
         (5, 0, 0, False),
         (6, 0, 0, True),  # p = 0.03125
         (6, 24, 0, True),
@@ -75,10 +75,10 @@ def test_sign_test_by_hand(wins, losses, p):
         (1010, 0, 990, False),
     ],
 )
-def test_what_is_shown_to_be_better(wins, ties, losses, better):
+def test_better_needs_the_interval_and_the_sign_test(wins, ties, losses, better):
     rate = win_rate([1] * wins + [0] * ties + [-1] * losses, **OPTIONS)
     assert rate.better is rate.as_dict()["better"] is better
 
 
-def test_few_wins_among_many_ties_lie_above_half_and_are_not_enough():
+def test_interval_of_four_wins_among_ties_lies_above_one_half():
     assert win_rate([1] * 4 + [0] * 26, **OPTIONS).low > 0.5

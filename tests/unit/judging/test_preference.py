@@ -1,4 +1,4 @@
-"""Preference functions, shipped and of the user's, and the pairs that come of them, by each selection."""
+"""Tests of the preference rules, shipped and user-defined, and of the pairs that each selection makes."""
 
 import sys
 import textwrap
@@ -40,12 +40,12 @@ def score(correct, words):
 @pytest.mark.parametrize(
     ("a", "b", "strict", "reference"),
     [
-        ((5, 20), (3, 10), -1, -1),  # both good enough: the shorter
-        ((3, 12), (5, 10), 0, -1),  # … but not by two words
-        ((3, 13), (5, 10), -1, -1),  # three are enough
-        ((3, 90), (2, 5), 1, 1),  # one below the threshold: more right
+        ((5, 20), (3, 10), -1, -1),  # both reach the threshold: the shorter wins
+        ((3, 12), (5, 10), 0, -1),  # … but not if it is only two words shorter
+        ((3, 13), (5, 10), -1, -1),  # three words are enough
+        ((3, 90), (2, 5), 1, 1),  # one is below the threshold: more right answers win
         ((1, 30), (0, 5), 1, 1),
-        ((2, 30), (2, 5), 0, -1),  # equal below the threshold: a tie, but for the reference rule
+        ((2, 30), (2, 5), 0, -1),  # equally many below the threshold: a tie, except by the reference rule
         ((0, 9), (0, 8), 0, -1),
         ((4, 10), (4, 10), 0, 0),
     ],
@@ -56,7 +56,7 @@ def test_known_verdicts(a, b, strict, reference):
     assert evaluation_rules(Pairs()) == {"strict": accuracy_then_length, "reference": accuracy_then_any_length}
 
 
-def test_every_preference_that_settings_may_name_is_there():
+def test_every_preference_of_the_settings_exists():
     assert set(RULES) == set(PREFERENCES)
     assert load_preference(Pairs(preference="length_matched")) is length_matched
     assert evaluation_rules(Pairs(preference="accuracy_only"))["strict"] is accuracy_only
@@ -65,11 +65,11 @@ def test_every_preference_that_settings_may_name_is_there():
 @pytest.mark.parametrize(
     ("a", "b", "verdict"),
     [
-        ((4, 24), (3, 20), 1),  # 1.2 times the words: about one length
-        ((4, 25), (3, 20), 0),  # more than that
-        ((4, 20), (3, 25), 0),  # … and nobody wins by being shorter as well
+        ((4, 24), (3, 20), 1),  # 1.2 times the words: similar enough
+        ((4, 25), (3, 20), 0),  # more than 1.2 times
+        ((4, 20), (3, 25), 0),  # … and being shorter does not help
         ((3, 20), (3, 20), 0),
-        ((1, 0), (0, 1), 1),  # no words are as few as one
+        ((1, 0), (0, 1), 1),  # an empty summary counts as one word
     ],
 )
 def test_length_matched_compares_summaries_of_about_one_length(a, b, verdict):
@@ -77,13 +77,13 @@ def test_length_matched_compares_summaries_of_about_one_length(a, b, verdict):
 
 
 @given(a=scores, b=scores, pairs=settings)
-def test_ties_are_exactly_where_it_says(a, b, pairs):
+def test_ties_are_exactly_those_that_each_rule_defines(a, b, pairs):
     equal = a["correct"] == b["correct"]
     assert (accuracy_only(a, b, pairs) == 0) == equal
-    good = min(a["correct"], b["correct"]) >= pairs.threshold
-    near = abs(a["words"] - b["words"]) < pairs.min_word_gap
-    assert (accuracy_then_length(a, b, pairs) == 0) == (near if good else equal)
-    assert (accuracy_then_any_length(a, b, pairs) == 0) == (a["words"] == b["words"] and (good or equal))
+    both_accurate = min(a["correct"], b["correct"]) >= pairs.threshold
+    close = abs(a["words"] - b["words"]) < pairs.min_word_gap
+    assert (accuracy_then_length(a, b, pairs) == 0) == (close if both_accurate else equal)
+    assert (accuracy_then_any_length(a, b, pairs) == 0) == (a["words"] == b["words"] and (both_accurate or equal))
     short, long = sorted(max(1, s["words"]) for s in (a, b))
     assert (length_matched(a, b, pairs) == 0) == (equal or long > pairs.max_length_ratio * short)
 
@@ -103,8 +103,8 @@ def test_no_cycles(rule, some, pairs):
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
-    """Makes a module of the user's in the folder they are in, and gives the settings that name its function."""
+def write_preference(tmp_path, monkeypatch):
+    """Write a user's module into the working folder. Gives the settings that name its function."""
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
     written = set()
@@ -112,7 +112,7 @@ def mine(tmp_path, monkeypatch):
     def write(name, text):
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
         written.add(name)
-        return Pairs(preference=f"{name}:mine")
+        return Pairs(preference=f"{name}:prefer")
 
     yield write
     sys.path[:] = path
@@ -121,9 +121,9 @@ def mine(tmp_path, monkeypatch):
     fingerprint.cache_clear()
 
 
-def test_a_function_of_the_users_is_tried_and_used(mine):
-    pairs = mine(
-        "good_preference", "def mine(a, b, settings): return (a['words'] > b['words']) - (a['words'] < b['words'])"
+def test_user_function_is_checked_and_used(write_preference):
+    pairs = write_preference(
+        "good_preference", "def prefer(a, b, settings): return (a['words'] > b['words']) - (a['words'] < b['words'])"
     )
     check_preference(pairs, 5, logprobs=False)
     assert evaluation_rules(pairs)["strict"](score(0, 9), score(5, 8), pairs) == 1
@@ -132,33 +132,39 @@ def test_a_function_of_the_users_is_tried_and_used(mine):
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
-        ("other = 1", "has no function mine"),
+        ("other = 1", "has no function prefer"),
         ("import no_such_module", "cannot be imported from .*ModuleNotFoundError: No module named 'no_such_module'"),
         (
-            "def mine(a, b): return 0",
-            "fails for 0 right in 0 words and .*TypeError: mine.. takes 2 .* and must return 1, 0",
+            "def prefer(a, b): return 0",
+            "fails for 0 right in 0 words and .*TypeError: prefer.. takes 2 .* and must return 1, 0",
         ),
-        ("def mine(a, b, settings): return a['corect']", "fails for .*KeyError: 'corect'"),
-        ("def mine(a, b, settings): return 0.5", "returns 0.5 for 0 right in 0 words and 0 right in 0 words: it must"),
-        ("def mine(a, b, settings): return 1", "returns 1 for 0 right in 0 words and .*, and 1 if the two are swapped"),
+        ("def prefer(a, b, settings): return a['corect']", "fails for .*KeyError: 'corect'"),
         (
-            "def mine(a, b, settings): return (0, 1, -1)[(a['correct'] - b['correct']) % 3]",
+            "def prefer(a, b, settings): return 0.5",
+            "returns 0.5 for 0 right in 0 words and 0 right in 0 words: it must",
+        ),
+        (
+            "def prefer(a, b, settings): return 1",
+            "returns 1 for 0 right in 0 words and .*, and 1 if the two are swapped",
+        ),
+        (
+            "def prefer(a, b, settings): return (0, 1, -1)[(a['correct'] - b['correct']) % 3]",
             "has a cycle, for example among 0 right in 0 words and 0 right in 5 words",
         ),
     ],
 )
-def test_a_function_that_will_not_do_is_refused_before_the_run(mine, body, complaint):
-    pairs = mine("bad_preference", body)
+def test_invalid_user_function_is_refused_before_the_run(write_preference, body, complaint):
+    pairs = write_preference("bad_preference", body)
     with pytest.raises(UserError, match=complaint):
         check_preference(pairs, 5, logprobs=False)
     assert check_preference(Pairs(), 5, logprobs=False) is None
 
 
-def test_a_function_of_the_soft_score_needs_log_probabilities(mine):
-    pairs = mine(
+def test_user_function_of_the_soft_score_needs_log_probabilities(write_preference):
+    pairs = write_preference(
         "soft_preference",
         """
-        def mine(a, b, settings):
+        def prefer(a, b, settings):
             sure = [sum(logp > -0.1 for logp in score['answer_logps']) for score in (a, b)]
             return (a['soft'] > b['soft']) - (a['soft'] < b['soft']) if sure[0] == sure[1] else 0
         """,
@@ -168,13 +174,13 @@ def test_a_function_of_the_soft_score_needs_log_probabilities(mine):
         check_preference(pairs, 5, logprobs=False)
 
 
-def test_a_changed_function_is_another_recipe(mine):
-    text = "FACTOR = 2\ndef mine(a, b, settings): return 0"
-    pairs = mine("changing_preference", text)
+def test_changing_a_user_function_changes_the_recipe(write_preference):
+    text = "FACTOR = 2\ndef prefer(a, b, settings): return 0"
+    pairs = write_preference("changing_preference", text)
     before = fingerprint(pairs.preference)
     assert before is not None
     fingerprint.cache_clear()
-    mine("changing_preference", text.replace("2", "3"))
+    write_preference("changing_preference", text.replace("2", "3"))
     assert fingerprint(pairs.preference) not in (before, None)
     assert fingerprint("accuracy_only") is None
     assert "pairs.preference" in stage.make_pairs.contents
@@ -210,7 +216,7 @@ def test_pairs_are_preferences_among_usable_summaries(some, most, seed, selectio
         assert all(5 <= some[i]["words"] < 40 for i in (p["chosen"], p["rejected"]))
 
 
-def test_a_swapped_verdict_swaps_the_label():
+def test_swapped_summaries_swap_chosen_and_rejected():
     good, bad = score(5, 20), score(1, 20)
     one = _pair(Pairs(), 0, row([(good, {}), (bad, {})]))["pairs"][0]
     two = _pair(Pairs(), 0, row([(bad, {}), (good, {})]))["pairs"][0]
@@ -219,17 +225,17 @@ def test_a_swapped_verdict_swaps_the_label():
 
 
 @pytest.mark.parametrize("fault", [{"unread": 1}, {"invalid_chars": 2}, {"words": 4}, {"words": 200}])
-def test_what_is_never_paired(fault):
+def test_unusable_summaries_are_never_paired(fault):
     assert _pair(Pairs(), 0, row([(score(5, 20), fault), (score(1, 20), {})])) == Skip("under two usable summaries")
 
 
-def test_a_summary_cut_off_is_never_paired():
+def test_summary_that_was_cut_off_is_never_paired():
     assert _pair(Pairs(), 0, row([(score(5, 6), {}), (score(5, 30), {})], finish="length")) == Skip(
         "under two usable summaries"
     )
 
 
-def test_the_draw_depends_on_the_article_not_on_its_place():
+def test_random_pairs_depend_on_the_article_and_not_on_its_position():
     many = [(score(i % 6, 10 + i), {}) for i in range(8)]
     assert _pair(Pairs(), 0, row(many)) == _pair(Pairs(), 0, row(many))
     drawn = {str(_pair(Pairs(), 0, row(many, article_id=str(i)))["pairs"]) for i in range(20)}
@@ -242,12 +248,12 @@ def selected(name, some, most=3, seed=0):
     return [(p["chosen"], p["rejected"]) for p in made]
 
 
-def test_best_worst_is_the_one_preferred_most_over_the_one_preferred_least():
+def test_best_worst_pairs_the_most_preferred_with_the_least_preferred():
     some = [score(2, 20), score(5, 20), score(0, 20), score(4, 10), score(1, 20)]
-    assert selected("best_worst", some) == [(3, 2)]  # 4 right in 10 words: that beats 5 in 20
+    assert selected("best_worst", some) == [(3, 2)]  # 4 right in 10 words beat 5 right in 20
 
 
-def test_best_worst_where_the_ends_tie_is_a_pair_all_the_same():
+def test_best_worst_gives_a_pair_even_if_best_and_worst_tie():
     some = [score(1, 10), score(5, 20), score(0, 10), score(4, 20)]
     made = _pair(Pairs(selection="best_worst", preference="length_matched"), 0, row([(s, {}) for s in some]))["pairs"]
     assert len(made) == 1 and made[0]["reason"] in (
@@ -262,7 +268,7 @@ def test_widest_margin_takes_accuracy_first_then_length():
     assert selected("widest_margin", some, 4) == [(0, 3), (2, 3), (1, 3), (1, 0)]
 
 
-def test_widest_margin_takes_the_surer_of_two_that_are_as_far_apart():
+def test_widest_margin_takes_the_larger_soft_margin_of_equal_differences():
     some = [score(4, 40) | {"soft": 3.9}, score(4, 20) | {"soft": 3.1}, score(1, 20) | {"soft": 0.9}]
     assert selected("widest_margin", some, 1) == [(0, 2)]
     for without in ([s | {"soft": None} for s in some], [score(4, 40), score(4, 20), score(1, 20)]):
@@ -275,7 +281,7 @@ soft_scores = st.tuples(scores, st.floats(0, 1) | st.none()).map(
 
 
 @given(st.lists(soft_scores, min_size=2, max_size=8), st.sampled_from(list(SELECTIONS)), st.integers())
-def test_margins_weigh_an_articles_pairs_about_the_mean_of_before(some, selection, seed):
+def test_margin_weighting_keeps_the_mean_weight_of_an_article(some, selection, seed):
     settings = {"max_per_article": 4, "min_words": 5, "max_words": 40, "selection": selection}
     plain, by_margin = (
         _pair(Pairs(**settings, weighting=name), seed, row([(s, {}) for s in some])) for name in ("none", "margin")
@@ -304,16 +310,16 @@ def test_margins_weigh_an_articles_pairs_about_the_mean_of_before(some, selectio
 def test_weights_by_hand():
     right, soft = (5, 2, 1, 4), (4.5, 1.0, 1.5, 3.0)
     some = [score(r, 9) | {"soft": s} for r, s in zip(right, soft, strict=True)]
-    pairs = [(0, 1), (0, 2), (1, 2), (3, 0)]  # margins 3.5 and 3; one that the judge does not believe; one by length
+    pairs = [(0, 1), (0, 2), (1, 2), (3, 0)]  # margins 3.5, 3.0 and one below 0; the last pair by length
     assert pair_weights(pairs, some, 1.0, "margin") == pytest.approx([4 * m / 7.5 for m in (3.5, 3.0, 0.0, 1.0)])
     assert pair_weights(pairs, some, 0.25, "margin") == pytest.approx([m / 7.5 for m in (3.5, 3.0, 0.0, 1.0)])
     assert pair_weights(pairs, some, 0.25, "none") == [0.25] * 4
-    assert pair_weights([(1, 2)], some, 1.0, "margin") == [1.0]  # none has a margin: all the same
-    old = [score(5, 9), some[1]]  # of a table made before there was a soft score
+    assert pair_weights([(1, 2)], some, 1.0, "margin") == [1.0]  # no pair has a positive margin: equal weights
+    old = [score(5, 9), some[1]]  # of a table that is older than the soft score
     assert pair_weights([(0, 1)], old, 1.0, "margin") == [1.0]
 
 
-def test_equal_margins_are_drawn_by_the_article():
+def test_pairs_with_equal_margins_are_drawn_at_random_by_article():
     some = [score(5, 20), score(5, 20), score(1, 20), score(1, 20)]
     drawn = Counter(selected("widest_margin", some, 1, seed)[0] for seed in range(60))
     assert set(drawn) == {(0, 2), (0, 3), (1, 2), (1, 3)}
