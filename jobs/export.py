@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from pipeline.storage import parts
 from pipeline.storage.files import atomic_writer, open_location
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.model_files import hub
-from pipeline.storage.run_folder import read_settings
+from pipeline.storage.run_folder import read_settings, round_number
 from pipeline.storage.schema import Row
 
 
@@ -126,8 +125,10 @@ def _find_pair_tables(ledger: Ledger) -> dict[int, Artifact]:
     """The finished tables of pairs by the number of their round, in order."""
     tables = {}
     for table in ledger.artifacts():
-        if match := re.fullmatch(r"round-(\d+)/pairs", table.address):
-            tables[int(match[1])] = table
+        folder, _, stage = table.address.rpartition("/")
+        number = round_number(folder)
+        if stage == "pairs" and number is not None:
+            tables[number] = table
     return dict(sorted(tables.items()))
 
 

@@ -18,6 +18,7 @@ from pipeline.execution.planning.stage_counts import StageEstimate
 from pipeline.execution.planning.throughput import Throughput, open_measured_run
 from pipeline.execution.preflight import installed_gpu_memory, memory_needs, open_run_folder
 from pipeline.execution.progress import format_duration
+from pipeline.inference.base import TOKENS_IN, TOKENS_OUT
 from pipeline.judging import preference
 from pipeline.stages.base import JUDGE_ENGINES
 from pipeline.storage.model_files import hub
@@ -118,8 +119,8 @@ def _total(estimates: Sequence[StageEstimate]) -> dict[str, Any]:
         "make": len(new),
         "made": len(estimates) - len(new),
         "prompts": sum(line.prompts for line in new),
-        "tokens_in": sum(line.tally.get("tokens_in", 0) for line in new),
-        "tokens_out": sum(line.tally.get("tokens_out", 0) for line in new),
+        "tokens_in": sum(line.tally.get(TOKENS_IN, 0) for line in new),
+        "tokens_out": sum(line.tally.get(TOKENS_OUT, 0) for line in new),
         "seconds": sum(line.seconds or 0 for line in new),
         "gpu_hours": sum(line.gpu_hours or 0 for line in new),
         "dollars": sum(line.dollars or 0 for line in new),
@@ -132,7 +133,7 @@ def _notes(
 ) -> list[str]:
     new = [line for line in estimator.estimates if line.state != "made"]
     notes = [f"{line.address}: {note}" for line in new for note in line.notes]
-    if new and any(line.tally.get("tokens_in") for line in new):
+    if new and any(line.tally.get(TOKENS_IN) for line in new):
         notes.append(
             f"tokens are means of {estimator.counts.lengths.sample} articles, by the models' own tokenizers and chat "
             "templates"
@@ -208,8 +209,8 @@ def _cells(line: StageEstimate) -> list[str]:
         _STATES[line.state],
         "" if line.rows is None else f"{line.rows:,}",
         f"{line.prompts:,}" if line.prompts else "",
-        _number(tally.get("tokens_in"), most if new else ""),
-        _number(tally.get("tokens_out"), most if new else ""),
+        _number(tally.get(TOKENS_IN), most if new else ""),
+        _number(tally.get(TOKENS_OUT), most if new else ""),
         format_duration(line.seconds) if line.seconds is not None else "",
         f"{line.gpu_hours:,.2f}" if line.gpu_hours else "",
         f"{most if new else ''}${line.dollars:,.2f}" if line.dollars else "",

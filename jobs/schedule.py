@@ -20,6 +20,7 @@ from pipeline.execution.preflight import check_rounds
 from pipeline.execution.progress import Display, format_duration
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.lock import InUse
+from pipeline.storage.run_folder import round_folder
 
 _SECONDS_TO_STOP = 90  # for a child to release Ray and the run's lock, before it is killed
 
@@ -110,7 +111,7 @@ class ScheduledRounds:
         if status != 0:
             how = f"with exit status {status}" if status > 0 else f"by signal {-status}"
             return f"round {number} ended {how} after {duration}: {last_line or '(no message)'}"
-        is_new = self.ledger.find(f"round-{number:02d}/evaluation")
+        is_new = self.ledger.find(f"{round_folder(number)}/evaluation")
         result = "is made" if is_new else "adds nothing: no pairs were found, or a rule says stop (above)"
         self.say(f"round {number} {result}, after {duration}")
         self.failures = 0
@@ -126,9 +127,9 @@ def count_finished_rounds(ledger: Ledger) -> int:
 
 
 def _is_finished(ledger: Ledger, number: int) -> bool:
-    if ledger.find(f"round-{number:02d}/evaluation"):
+    if ledger.find(f"{round_folder(number)}/evaluation"):
         return True
-    pairs = ledger.find(f"round-{number:02d}/pairs")
+    pairs = ledger.find(f"{round_folder(number)}/pairs")
     return pairs is not None and pairs.record.get("kept") == 0
 
 

@@ -29,6 +29,7 @@ from pipeline.stages.summaries import (
     summarize_heldout_with_baselines,
 )
 from pipeline.storage.ledger import Artifact
+from pipeline.storage.run_folder import round_folder
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ def prepare(run: Executor) -> tuple[Articles, Round]:
     """Make the articles with their questions, and round 0: the base policy with its evaluation."""
     articles, questions = _ask_about_articles(run)
     heldout = run.produce(ask_second_questions, questions) if run.setting("second_judge") else questions
-    policy = run.produce(register_base, into="round-00")
+    policy = run.produce(register_base, into=round_folder(0))
     evaluate = (summarize_heldout_with_baselines, heldout, policy), (score_heldout,)
-    _, results = run.produce_chain(*evaluate, into="round-00")
+    _, results = run.produce_chain(*evaluate, into=round_folder(0))
     compared = {name: _evaluate_external(name, heldout, run) for name in run.setting("compare")}
-    second = second_opinion(results, run, "round-00")
+    second = second_opinion(results, run, round_folder(0))
     base = Round(0, policy, results, compared=compared, second=second, assessment=Assessment())
     return Articles(questions, heldout, (articles,)), base
 

@@ -32,7 +32,7 @@ from judges.prompts import NEWSROOM, PLAIN, Wording
 from newsroom import tasks, world
 from newsroom.recipe.make_models import MODELS
 from newsroom.tokenizer import build
-from pipeline.inference.base import Engine, count_tokens
+from pipeline.inference.base import TOKENS_CACHED, TOKENS_IN, TOKENS_OUT, Engine, count_tokens
 
 OURS = "ours"
 REFERENCE = "reference order"
@@ -177,9 +177,9 @@ def make_rows(
                 "vs_reference_order_by_length": {
                     str(other): _ratio(timings[SIDES[1], other].seconds, timing.seconds) for other in options.replies
                 },
-                "prefix_cache_hit_rate": tokens["tokens_cached"] / tokens["tokens_in"],
-                "tokens_in_per_summary": tokens["tokens_in"] / summaries,
-                "tokens_out_per_summary": tokens["tokens_out"] / summaries,
+                "prefix_cache_hit_rate": tokens[TOKENS_CACHED] / tokens[TOKENS_IN],
+                "tokens_in_per_summary": tokens[TOKENS_IN] / summaries,
+                "tokens_out_per_summary": tokens[TOKENS_OUT] / summaries,
             }
         )
     return rows

@@ -11,8 +11,8 @@ from typing import Any
 
 from judges.base import LETTERS
 from pipeline.evaluation.win_rate import homogeneity_p
+from pipeline.inference.base import ENGINE_MS, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
 from pipeline.judging import tallies
-from pipeline.storage.tallies import ENGINE_MS, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
 
 Record = Mapping[str, Any]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config import Alignment, Config, UserError
 from pipeline.execution.recipe import Change, Recipe, compare_recipes, get_setting, stage_recipe
+from pipeline.judging.tallies import ANSWERS, UNREAD
 from pipeline.stages.base import Stage
 from pipeline.storage.ledger import Artifact, Ledger
 
@@ -165,7 +166,7 @@ class Executor(ABC):
                 share, what = sum(record["skipped"].values()) / max(1, record["in"]), "rows were skipped"
             else:
                 tally = record["tally"]
-                share, what = tally.get("unread", 0) / max(1, tally.get("answers", 0)), "answers could not be read"
+                share, what = tally.get(UNREAD, 0) / max(1, tally.get(ANSWERS, 0)), "answers could not be read"
             if share > limit:
                 reasons = "".join(f"\n  {count:,} {reason}" for reason, count in record["skipped"].items())
                 card = "; rondo judge-card shows how good the judge is" if "judge_engine" in stage.uses else ""

@@ -13,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from pipeline.config.sanitize import printable
+from pipeline.inference.base import MICRO_USD, SUMMARIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
+from pipeline.judging.tallies import ANSWERS, JUDGED, JUDGED_AGAIN, PAIRS, UNREAD
+from pipeline.storage.parts import MERGED
 
 _SECONDS_BETWEEN_LINES = 20.0
 
@@ -106,24 +109,24 @@ def summarize_record(record: dict[str, Any]) -> str:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in record["skipped"].items())
             parts.append(f"{sum(record['skipped'].values()):,} skipped ({reasons})")
     tally = record.get("tally", {})
-    if tally.get("merged"):
-        parts.append(f"{tally['merged']:,} merged")
-    if tally.get("pairs"):
-        parts.append(f"{tally['pairs']:,} pairs")
+    if tally.get(MERGED):
+        parts.append(f"{tally[MERGED]:,} merged")
+    if tally.get(PAIRS):
+        parts.append(f"{tally[PAIRS]:,} pairs")
     if "training" in record:
         training = record["training"]
         parts.append(f"{training['steps']} steps  loss {training['final_loss']:.4f}")
         if training.get("eval_accuracy_last") is not None:
             parts.append(f"held-out reward accuracy {training['eval_accuracy_last']:.2f}")
-    if tally.get("unread"):
-        parts.append(f"unread {tally['unread'] / tally['answers']:.1%}")
-    if tally.get("judged") and "summaries" not in tally:  # an evaluation's tokens are the policy's too
-        times = tally["judged"] + tally.get("judged again", 0)
-        per = [round(tally.get(name, 0) / times) for name in ("tokens_in", "tokens_out")]
-        hits = tally["tokens_cached"] / tally["tokens_in"] if tally.get("tokens_in") else 0.0
+    if tally.get(UNREAD):
+        parts.append(f"unread {tally[UNREAD] / tally[ANSWERS]:.1%}")
+    if tally.get(JUDGED) and SUMMARIES not in tally:  # an evaluation's tokens are the policy's too
+        times = tally[JUDGED] + tally.get(JUDGED_AGAIN, 0)
+        per = [round(tally.get(name, 0) / times) for name in (TOKENS_IN, TOKENS_OUT)]
+        hits = tally[TOKENS_CACHED] / tally[TOKENS_IN] if tally.get(TOKENS_IN) else 0.0
         parts.append(f"{per[0]:,}+{per[1]:,} tokens a summary, {hits:.0%} of the first cached")
-    if tally.get("micro_usd"):
-        parts.append(f"${tally['micro_usd'] / 1e6:,.2f}")
+    if tally.get(MICRO_USD):
+        parts.append(f"${tally[MICRO_USD] / 1e6:,.2f}")
     if "seconds" in record:
         parts.append(format_duration(record["seconds"]))
     return "  ".join(parts)

@@ -11,6 +11,18 @@ from typing import Protocol
 
 from judges.base import Prompt
 
+# Names of the counts that engines add to the tally of a stage's record. Records lie on users' disks, so the strings
+# never change. The judge's counts have their names in `judging/tallies.py`.
+TOKENS_IN = "tokens_in"  # prompt tokens
+TOKENS_CACHED = "tokens_cached"  # prompt tokens that the prefix cache had
+TOKENS_OUT = "tokens_out"  # sampled tokens
+RETRIES = "retries"  # requests that were sent to a server again
+MICRO_USD = "micro_usd"  # what a server charges, in millionths of a US dollar
+ENGINE_STARTS = "engine starts"
+ENGINE_START_MS = "engine start ms"  # milliseconds, added up over all starts
+ENGINE_MS = "engine ms"  # milliseconds in which an engine had work, without its start
+SUMMARIES = "summaries"  # summaries that a row got
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -59,14 +71,14 @@ def count_tokens(replies: Iterable[Reply]) -> dict[str, int]:
         tokens_in: prompt tokens; tokens_cached: those of them found in the prefix cache; tokens_out: sampled tokens.
         For a server also `retries`, and `micro_usd` (millionths of a dollar) if the model's price is known.
     """
-    total = Counter(tokens_in=0, tokens_cached=0, tokens_out=0)
+    total = Counter({TOKENS_IN: 0, TOKENS_CACHED: 0, TOKENS_OUT: 0})
     for reply in replies:
         if reply.usage is not None:  # even if the reply is an error: the server charged for it
             total.update(reply.usage)
         elif reply.error is None:
-            total["tokens_in"] += len(reply.prompt_ids)
-            total["tokens_cached"] += reply.cached_tokens
-            total["tokens_out"] += sum(len(sample.token_ids) for sample in reply.samples)
+            total[TOKENS_IN] += len(reply.prompt_ids)
+            total[TOKENS_CACHED] += reply.cached_tokens
+            total[TOKENS_OUT] += sum(len(sample.token_ids) for sample in reply.samples)
     return dict(total)
 
 

@@ -26,7 +26,7 @@ from judges.base import Prompt, user
 from pipeline.config import UserError
 from pipeline.config.hardware import Server
 from pipeline.config.servers import ServedModel
-from pipeline.inference.base import Reply, Sample
+from pipeline.inference.base import MICRO_USD, RETRIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT, Reply, Sample
 from pipeline.inference.special_tokens import WELL_KNOWN_MARKERS, break_special_tokens
 
 _FIRST_BACKOFF = 0.5  # seconds before the first retry; doubled for each further one
@@ -144,7 +144,7 @@ class OpenAIServerEngine:
             if not failure.retry or attempt == self.server.tries or failure.retry_after > self.server.max_wait:
                 break
             await asyncio.sleep(failure.retry_after + self._backoff(attempt))
-            usage = _sum(usage, {"retries": 1})
+            usage = _sum(usage, {RETRIES: 1})
         if failure.prompt_at_fault:
             self.unserved_in_a_row, self.last_failure = 0, ""
             return Reply([], error=failure.reason, usage=usage)
@@ -223,17 +223,17 @@ class OpenAIServerEngine:
                 raise ValueError("wrong number of samples, or an unknown finish reason")
         except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError):
             raise _TryFailed("reply unreadable", usage=usage) from None
-        return Reply([], samples, usage["tokens_cached"], usage=usage)
+        return Reply([], samples, usage[TOKENS_CACHED], usage=usage)
 
     def _usage(self, reported: dict[str, Any]) -> dict[str, int]:
         """Token counts, and what the tokens cost if the settings have the model's price."""
         usage = {
-            "tokens_in": _token_count(reported.get("prompt_tokens")),
-            "tokens_cached": _token_count((reported.get("prompt_tokens_details") or {}).get("cached_tokens")),
-            "tokens_out": _token_count(reported.get("completion_tokens")),
+            TOKENS_IN: _token_count(reported.get("prompt_tokens")),
+            TOKENS_CACHED: _token_count((reported.get("prompt_tokens_details") or {}).get("cached_tokens")),
+            TOKENS_OUT: _token_count(reported.get("completion_tokens")),
         }
         if price := self.server.prices.get(self.model):
-            usage["micro_usd"] = round(price.cost_micro_usd(**usage))
+            usage[MICRO_USD] = round(price.cost_micro_usd(**usage))
         return usage
 
 

@@ -24,7 +24,7 @@ from judges.base import Skip
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware
 from pipeline.config.sanitize import one_line
-from pipeline.inference.base import Engine, EngineFactory
+from pipeline.inference.base import ENGINE_MS, ENGINE_START_MS, ENGINE_STARTS, Engine, EngineFactory
 from pipeline.inference.crash_log import crash_log_actor
 from pipeline.storage.schema import Outcome, Row, apply_step
 
@@ -121,8 +121,8 @@ class _EngineActor:
         started_at = time.monotonic()
         engine = make_engine()
         start_ms = round(1000 * (time.monotonic() - started_at))
-        # Recorded apart from "engine ms": a rate measured on few rows would otherwise be mostly the start.
-        self.pending_counts.update({"engine starts": 1, "engine start ms": start_ms})
+        # Recorded apart from ENGINE_MS: a rate measured on few rows would otherwise be mostly the start.
+        self.pending_counts.update({ENGINE_STARTS: 1, ENGINE_START_MS: start_ms})
         ray.get(self.crash_log.engine_ready.remote(self.name))
         return engine
 
@@ -192,7 +192,7 @@ class _EngineActor:
         """Add the pending counts to the tally of the first outcome that is not skipped, if there is one."""
         first_kept = next((outcome for outcome in outcomes if not isinstance(outcome, Skip)), None)
         with self.counts_lock:
-            self.pending_counts["engine ms"] += self.busy_clock.leave()
+            self.pending_counts[ENGINE_MS] += self.busy_clock.leave()
             if first_kept is not None:
                 first_kept["tally"] = {**first_kept.get("tally", {}), **self.pending_counts}
                 self.pending_counts.clear()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ray.data import Dataset
 
 from judges.base import Prompt, Skip, fill, user
-from pipeline.inference.base import Engine, count_tokens
+from pipeline.inference.base import SUMMARIES, Engine, count_tokens
 from pipeline.inference.pool import EnginePool
 from pipeline.storage.schema import Outcome, Row
 
@@ -55,7 +55,7 @@ def sample_rows(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) ->
             "writer": writer,
             "prompt_ids": reply.prompt_ids,
             "summaries": [vars(sample) for sample in reply.samples],
-            "tally": count_tokens([reply]) | {"summaries": len(reply.samples)},
+            "tally": count_tokens([reply]) | {SUMMARIES: len(reply.samples)},
         }
         for reply in replies
     ]

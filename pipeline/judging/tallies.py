@@ -1,7 +1,8 @@
 """Names of the counts that judging and pairing add to a stage's record.
 
-The records lie on users' disks, so these strings never change. Counts of tokens, engines and rows have their names in
-`storage/tallies.py`, which also says how a row's counts reach the record.
+A row counts things in its column `tally`, by name. A finished table adds these counts up over its rows and writes the
+sums into `tally` of its `record.json`. Records lie on users' disks, so these strings never change. Counts of tokens and
+engines have their names in `inference/base.py`, and that of merged rows in `storage/parts.py`.
 """
 
 # Questions (`question_generation.py`):

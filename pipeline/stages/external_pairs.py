@@ -20,7 +20,9 @@ from pipeline.config import UserError
 from pipeline.data import preference_formats, readers
 from pipeline.data.pair_tokenizer import PairIds, PairTokenizer, load_pair_tokenizer
 from pipeline.data.preference_formats import Preference, Text
+from pipeline.judging.tallies import PAIRS
 from pipeline.stages.base import stage
+from pipeline.storage.parts import MERGED
 from pipeline.storage.schema import COLUMNS, Row
 
 # Tallies in the record: what a user may not expect in the file.
@@ -153,8 +155,8 @@ class _Prompt:
     def to_row(self, article_id: str) -> Row:
         both_ways = sum(1 for chosen, rejected in self.pairs if chosen < rejected and (rejected, chosen) in self.pairs)
         tally = {
-            "merged": self.rows - 1,
-            "pairs": len(self.pairs),
+            MERGED: self.rows - 1,
+            PAIRS: len(self.pairs),
             REPEATED: self.rows - len(self.pairs),
             BOTH_WAYS: both_ways,
             MERGED_TOKEN: self.merged_tokens,

@@ -25,7 +25,9 @@ from pipeline.config.run import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.judging.pair_selection import SELECTIONS, pair_weights
 from pipeline.judging.preference import RULES, Rule, load_preference
+from pipeline.judging.tallies import PAIRS, PAIRS_AGAINST_BASE, PAIRS_FOUND, REPLAYED_ARTICLES, REPLAYED_PAIRS
 from pipeline.stages.base import stage
+from pipeline.storage.parts import MERGED
 from pipeline.storage.schema import COLUMNS, Outcome, Row, map_rows
 
 _REPLAY_PARTITIONS = 8  # of the shuffle: rows with pairs are few beside a corpus
@@ -86,7 +88,7 @@ def _pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) ->
     if not decided:
         return Skip("none better than the base's")
     selected = _select_pairs(decided, settings, seed, merged)
-    selected["tally"]["pairs against the base"] = len(selected["pairs"])
+    selected["tally"][PAIRS_AGAINST_BASE] = len(selected["pairs"])
     return selected | {"summaries": merged["summaries"], "scores": scores, "base_summaries": None, "base_scores": None}
 
 
@@ -102,7 +104,7 @@ def _select_pairs(decided: list[tuple[int, int]], settings: Pairs, seed: int, ro
         {"chosen": c, "rejected": r, "reason": _describe_pair(scores[c], scores[r]), "weight": weight}
         for (c, r), weight in zip(selected, weights, strict=True)
     ]
-    return {"pairs": pairs, "tally": {"pairs": len(pairs), "pairs found": len(decided)}}
+    return {"pairs": pairs, "tally": {PAIRS: len(pairs), PAIRS_FOUND: len(decided)}}
 
 
 def _usable_summaries(row: Row, settings: Pairs) -> list[int]:
@@ -190,8 +192,8 @@ def merge_rounds(own: Sequence[Row], earlier: Sequence[Row]) -> tuple[Row, dict[
     first, *others = [*own, *earlier]
     merged = reduce(merge_rows, others, first if own else mark_writer(first))
     return merged, {
-        "pairs": len(merged["pairs"]),
-        "replayed pairs": sum(len(row["pairs"]) for row in earlier),
-        "replayed articles": int(bool(earlier)),
-        "merged": len(others),
+        PAIRS: len(merged["pairs"]),
+        REPLAYED_PAIRS: sum(len(row["pairs"]) for row in earlier),
+        REPLAYED_ARTICLES: int(bool(earlier)),
+        MERGED: len(others),
     }

@@ -13,6 +13,7 @@ from ray.data import Dataset
 
 from pipeline.config.hardware import TrainerHardware
 from pipeline.config.training import References
+from pipeline.inference.base import TOKENS_IN
 from pipeline.inference.pool import EnginePool
 from pipeline.stages.base import stage
 from pipeline.storage.schema import Outcome, Row, map_rows
@@ -96,5 +97,5 @@ def _score(digest: str, tokens_per_batch: int, model: "PreTrainedModel", rows: l
         for i, value in zip(indices, values, strict=True):
             logps[i] = value
         tokens = len(prompt) + sum(map(len, completions))
-        outcomes.append({"reference_logps": logps, "reference_digest": digest, "tally": {"tokens_in": tokens}})
+        outcomes.append({"reference_logps": logps, "reference_digest": digest, "tally": {TOKENS_IN: tokens}})
     return outcomes

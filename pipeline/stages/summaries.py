@@ -13,7 +13,7 @@ from ray.data import Dataset
 
 from judges.base import Prompt, Skip, user
 from pipeline.config.run import Baselines, PolicySettings, Summaries
-from pipeline.inference.base import Engine
+from pipeline.inference.base import SUMMARIES, Engine
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.sampling import SAMPLED, sample_dataset, sample_rows
 from pipeline.stages.base import stage
@@ -115,7 +115,7 @@ def _sample_with_baselines(
         if not isinstance(outcome, Skip):
             (summary,) = outcome["summaries"]
             outcome["summaries"] = [summary, *_baseline_summaries(row["article"], summary, baselines)]
-            outcome["tally"]["summaries"] += len(BASELINES)
+            outcome["tally"][SUMMARIES] += len(BASELINES)
     return outcomes
 
 

@@ -24,6 +24,8 @@ from pipeline.config import UserError
 from pipeline.config.sanitize import one_line
 from pipeline.storage.files import open_location
 
+MERGED = "merged"  # in a tally: how many rows went into this one, beside its own
+
 SKIPPED = "skipped"  # the folder of the rows that were set aside
 _SAYS = b"rondo"  # in a part's footer: its `Counts`, as JSON
 _MANY = 16  # files looked at in one go: on an object store each is a round trip

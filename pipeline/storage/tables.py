@@ -75,7 +75,7 @@ def finish_table(table: Draft, expected: dict[str, int] | None) -> dict[str, Any
     if expected is not None and total.ids != Counter(expected):
         return None
     return {
-        "in": total.rows + total.tally["merged"],
+        "in": total.rows + total.tally[parts.MERGED],
         "kept": total.kept,
         "skipped": dict(total.skipped.most_common()),
         "tally": dict(sorted(total.tally.items())),

@@ -19,6 +19,7 @@ from pipeline.execution.planning.prompt_lengths import measure_prompts
 from pipeline.execution.planning.stage_counts import StageCounts, StageEstimate
 from pipeline.execution.planning.throughput import StageThroughput, Throughput, computed_tokens
 from pipeline.execution.recipe import Change
+from pipeline.inference.base import TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
 from pipeline.stages.articles import read_articles
 from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage import parts
@@ -179,12 +180,10 @@ class Estimator(DryRun):
             estimate.dollars = estimate.gpu_hours * self.gpu_price
         for section, engine in JUDGE_ENGINES.items():
             judge = getattr(self.settings, section)
-            if engine in stage.uses and judge.served and "tokens_in" in estimate.tally:
+            if engine in stage.uses and judge.served and TOKENS_IN in estimate.tally:
                 price = self.settings.hardware.servers[judge.served.server].prices.get(judge.model or "")
                 if price is not None:
-                    tokens = {
-                        name: estimate.tally.get(name, 0.0) for name in ("tokens_in", "tokens_cached", "tokens_out")
-                    }
+                    tokens = {name: estimate.tally.get(name, 0.0) for name in (TOKENS_IN, TOKENS_CACHED, TOKENS_OUT)}
                     estimate.dollars = (estimate.dollars or 0.0) + price.cost_micro_usd(**tokens) / 1e6
 
     def _relative_width(self, stage: Stage, measured: StageThroughput) -> float | None:

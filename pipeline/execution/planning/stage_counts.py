@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pipeline.config import Config
 from pipeline.execution.planning.prompt_lengths import JudgePromptLengths, PromptLengths
 from pipeline.execution.planning.throughput import StageThroughput, Throughput
+from pipeline.inference.base import SUMMARIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
+from pipeline.judging.tallies import JUDGED, PAIRS
 from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.stages.drift import COMPARED
 from pipeline.stages.summaries import BASELINES
@@ -50,7 +52,7 @@ class StageEstimate:
     @property
     def untimed(self) -> bool:
         """A model is used, and no rate says for how long."""
-        return self.seconds is None and bool(self.tally.get("tokens_in"))
+        return self.seconds is None and bool(self.tally.get(TOKENS_IN))
 
     @property
     def gpu_hours(self) -> float | None:
@@ -97,8 +99,8 @@ class StageCounts:
             case "judging":
                 tally = self._scores(stage, rows, before, reply, estimate)
             case "pairs":
-                pairs_per_row = measured.each("pairs") if measured else None
-                tally = {"pairs": rows * (self._max_pairs() if pairs_per_row is None else pairs_per_row)}
+                pairs_per_row = measured.each(PAIRS) if measured else None
+                tally = {PAIRS: rows * (self._max_pairs() if pairs_per_row is None else pairs_per_row)}
             case "references":
                 tally = self._references(rows, before, measured, estimate)
             case "training":
@@ -107,8 +109,8 @@ class StageCounts:
                 estimate.rows = round(rows * COMPARED)
             case _ if measured:
                 tally = {what: rows * count / max(1, measured.rows) for what, count in measured.tally.items()}
-        if measured and tally.get("tokens_in") and (cached := measured.each("tokens_cached", "tokens_in")):
-            tally["tokens_cached"] = tally["tokens_in"] * cached
+        if measured and tally.get(TOKENS_IN) and (cached := measured.each(TOKENS_CACHED, TOKENS_IN)):
+            tally[TOKENS_CACHED] = tally[TOKENS_IN] * cached
         return kept, tally
 
     def _questions(self, stage: Stage, rows: int, reply: "_ReplyTokens", estimate: StageEstimate) -> dict[str, float]:
@@ -121,7 +123,7 @@ class StageCounts:
             return {}
         max_reply = lengths.question_limit + (2 * lengths.answer_limit if check else 0)
         check_tokens = 2 * (lengths.answers + self._question_tokens(lengths)) + lengths.passage if check else 0
-        return {"tokens_in": rows * (lengths.article + check_tokens), "tokens_out": rows * reply.tokens(max_reply)}
+        return {TOKENS_IN: rows * (lengths.article + check_tokens), TOKENS_OUT: rows * reply.tokens(max_reply)}
 
     def _samples(
         self,
@@ -141,8 +143,8 @@ class StageCounts:
         texts = n + (len(BASELINES) if "baselines" in stage.settings else 0)
         max_tokens = (self.settings.summaries if is_training else self.settings.evaluation).max_tokens
         # An evaluation samples one summary for each row; the tally of the base's counts the baselines too.
-        tokens = reply.tokens(max_tokens, "summaries" if is_training else None)
-        return {"tokens_in": rows * self.lengths.prompt, "tokens_out": rows * n * tokens, "summaries": rows * texts}
+        tokens = reply.tokens(max_tokens, SUMMARIES if is_training else None)
+        return {TOKENS_IN: rows * self.lengths.prompt, TOKENS_OUT: rows * n * tokens, SUMMARIES: rows * texts}
 
     def _scores(
         self,
@@ -155,12 +157,12 @@ class StageCounts:
         """Answers from each summary. Equal summaries of an article are judged once."""
         section = _judge_section(stage)
         asks_again = "evaluation.ask_again" in stage.settings
-        summaries = before.get("summaries", before.get("judged", float(rows)))
+        summaries = before.get(SUMMARIES, before.get(JUDGED, float(rows)))
         if section == "judge" and not asks_again:
-            summaries = before.get("summaries", rows * self.settings.summaries.n)
-            distinct = reply.measured.each("judged") if reply.measured else None
+            summaries = before.get(SUMMARIES, rows * self.settings.summaries.n)
+            distinct = reply.measured.each(JUDGED) if reply.measured else None
             summaries = summaries if distinct is None else min(summaries, rows * distinct)
-        tally = {"judged": summaries}
+        tally = {JUDGED: summaries}
         passages = summaries + (self.settings.evaluation.ask_again * rows if asks_again else 0)
         if getattr(self.settings, section).model:
             estimate.prompts += round(passages)
@@ -168,29 +170,29 @@ class StageCounts:
         if lengths is None:
             return tally
         prompt = lengths.answers + self._question_tokens(lengths) + self._summary_tokens(lengths, estimate)
-        answers = reply.tokens(lengths.answer_limit, "judged")
-        return tally | {"tokens_in": passages * prompt, "tokens_out": passages * answers}
+        answers = reply.tokens(lengths.answer_limit, JUDGED)
+        return tally | {TOKENS_IN: passages * prompt, TOKENS_OUT: passages * answers}
 
     def _references(
         self, rows: int, before: dict[str, float], measured: StageThroughput | None, estimate: StageEstimate
     ) -> dict[str, float]:
         """Article trees of the paired summaries: at most of all summaries."""
-        tokens = measured.each("tokens_in") if measured else None
+        tokens = measured.each(TOKENS_IN) if measured else None
         if tokens is None and self.lengths.prompt is not None:
             summary = self._written_tokens(estimate)
             tokens, estimate.at_most = self.lengths.prompt + self.settings.summaries.n * summary, True
         trees = rows * (tokens or 0.0)
-        computed = {"tokens_in": trees} if self.settings.references.source == "trainer" else {}
-        return {"pairs": before.get("pairs", 0), "tree tokens": trees, **computed}
+        computed = {TOKENS_IN: trees} if self.settings.references.source == "trainer" else {}
+        return {PAIRS: before.get(PAIRS, 0), "tree tokens": trees, **computed}
 
     def _training(self, rows: int, before: dict[str, float]) -> dict[str, float]:
-        training, pairs = self.settings.training, before.get("pairs", 0)
+        training, pairs = self.settings.training, before.get(PAIRS, 0)
         share, epochs = 1 - training.eval_fraction, training.num_train_epochs
         weight = rows if self.settings.pairs.selection == "all" else pairs  # all pairs of an article weigh as one
         return {
-            "pairs": pairs * share * epochs,
+            PAIRS: pairs * share * epochs,
             "steps": math.ceil(weight * share / training.pairs_per_step) * epochs,
-            "tokens_in": before.get("tree tokens", before.get("tokens_in", 0)) * share * epochs,
+            TOKENS_IN: before.get("tree tokens", before.get(TOKENS_IN, 0)) * share * epochs,
         }
 
     def _question_tokens(self, lengths: JudgePromptLengths) -> float:
@@ -200,7 +202,7 @@ class StageCounts:
     def _written_tokens(self, estimate: StageEstimate) -> float:
         """Tokens that the policy writes for a summary: as earlier runs measured them, else the most."""
         measured = [entry for (stage, _), entry in self.throughput.measured.items() if stage == "summaries"]
-        known = measured[0].each("tokens_out", "summaries") if measured else None
+        known = measured[0].each(TOKENS_OUT, SUMMARIES) if measured else None
         estimate.at_most |= known is None
         return self.settings.summaries.max_tokens if known is None else known
 
@@ -221,7 +223,7 @@ class _ReplyTokens:
         self.measured, self.estimate = measured, estimate
 
     def tokens(self, most: int, per: str | None = None) -> float:
-        known = self.measured.each("tokens_out", per) if self.measured else None
+        known = self.measured.each(TOKENS_OUT, per) if self.measured else None
         if known is None:
             self.estimate.at_most = True
             return most

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.config import Config, UserError
 from pipeline.config.hardware import Hardware
+from pipeline.inference.base import ENGINE_START_MS, ENGINE_STARTS, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
 from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import CONFIG, read_raw_settings
@@ -54,11 +55,11 @@ class StageThroughput:
         seconds, tables = _seconds_of_table(record)
         self.seconds += seconds
         if training := record.get("training"):
-            self.tally.update(tokens_in=training["tokens"], steps=training["steps"])
+            self.tally.update({TOKENS_IN: training["tokens"], "steps": training["steps"]})
             self.started += max(0.0, seconds - training["seconds"])
-        elif starts := record.get("tally", {}).get("engine starts"):
+        elif starts := record.get("tally", {}).get(ENGINE_STARTS):
             # Replicas start together. Where two engines of a stage take turns, one start stays in the rate.
-            self.started += min(seconds, record["tally"]["engine start ms"] / 1000 / starts / tables)
+            self.started += min(seconds, record["tally"][ENGINE_START_MS] / 1000 / starts / tables)
 
     @property
     def share_kept(self) -> float:
@@ -95,7 +96,7 @@ def _seconds_of_table(record: Mapping[str, Any]) -> tuple[float, int]:
 
 def computed_tokens(tally: Mapping[str, float]) -> float:
     """The tokens that are computed: those read and not found in a cache, and those written."""
-    return tally.get("tokens_in", 0) - tally.get("tokens_cached", 0) + tally.get("tokens_out", 0)
+    return tally.get(TOKENS_IN, 0) - tally.get(TOKENS_CACHED, 0) + tally.get(TOKENS_OUT, 0)
 
 
 class Throughput:
