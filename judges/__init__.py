@@ -1,1 +1,1 @@
-"""Judges: who asks questions about an article and reads the answers. They run no model; standard library only."""
+"""Judges write prompts for questions and answers, and read the replies. They run no model. Standard library only."""

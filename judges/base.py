@@ -1,7 +1,7 @@
-"""What a judge is: it asks and it reads, and something else runs the model.
+"""Defines what a judge is: it writes prompts and reads replies, and an engine runs the model.
 
-A judge turns an article into a prompt for questions, a passage into a prompt for answers, and replies back into
-values. It knows nothing of engines, batches or files, so a judge can be tried with a pencil. Standard library only.
+A judge turns an article into a prompt for questions, turns a passage into a prompt for answers, and parses the replies.
+It knows nothing about engines, batches or files, so it can be tested by hand. Standard library only.
 """
 
 import random
@@ -16,7 +16,7 @@ UNSURE = "unsure"
 
 @dataclass(frozen=True)
 class Question:
-    """A multiple-choice question. `answer` is the index of the right one of `options`."""
+    """A multiple-choice question with 2 to 10 options. `answer` is the index of the right option in `options`."""
 
     question_id: str
     question: str
@@ -31,23 +31,29 @@ class Question:
 
 @dataclass(frozen=True)
 class Skip:
-    """Something left out, and why. The reason is counted, so it is one of few and names no data."""
+    """Something that is left out, with the reason. Reasons are counted, so use few of them and put no data in them."""
 
     reason: str
 
 
-# What was read of an answer: an option's letter, `UNSURE`, or None where nothing could be read.
-# None is not a wrong answer: it is kept apart all the way to the report.
+# An answer that a judge has read: the letter of an option, `UNSURE`, or None if the answer could not be parsed.
+# None is not a wrong answer: the report counts it separately.
 Answer = str | None
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request to a model: chat messages, the shape its reply must have, and how to sample it.
+    """One request to a model.
 
-    `regex` constrains decoding (None: free text); `temperature` 0 is greedy; `n` samples share one prefill; with
-    `logprobs` each sample comes with its log-probability, and that of each of its tokens. `quotes` are the parts of the
-    messages that somebody else wrote, word for word: an engine sees to it that no special token comes of them.
+    Attributes:
+        messages: chat messages, `{"role": ..., "content": ...}`.
+        max_tokens: the limit of the reply.
+        regex: constrains decoding; None: free text.
+        temperature: 0 is greedy.
+        n: samples of this prompt; they share one prefill.
+        logprobs: return the log-probability of each sample and of each of its tokens.
+        quotes: the parts of the messages that came from somebody else, word for word. The engine makes sure that they
+            contain no special tokens.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -61,26 +67,66 @@ class Prompt:
 
 
 class Judge(Protocol):
-    """Asks for questions about an article, and for answers to them from a passage alone."""
+    """Everything that the pipeline calls on a judge. A judge without a model is a `ModelFreeJudge`.
 
-    def ask_questions(self, article: str) -> Prompt: ...
+    `judge.kind=module:Class` makes a judge of yours: `Class(questions=..., options=..., seed=..., **judge.settings)`.
+    It is built on the driver and sent to the Ray workers, so it must be picklable, and no call may depend on an earlier
+    one. The same article and seed must give the same questions.
+    """
 
-    def read_questions(self, reply: str) -> list[Question | Skip]: ...
+    def ask_questions(self, article: str) -> Prompt:
+        """Make the prompt that asks for questions about an article (any text, also an empty one)."""
+        ...
 
-    def ask_answers(self, passage: str, questions: Sequence[Question]) -> Prompt: ...
+    def read_questions(self, reply: str) -> list[Question | Skip]:
+        """Parse the reply to `ask_questions`, whatever it says; a question that cannot be used becomes a `Skip`.
 
-    def read_answers(self, reply: str, questions: Sequence[Question]) -> list[Answer]: ...
+        The pipeline keeps the first `questions` of them, and drops those that `vet` finds malformed.
+        """
+        ...
+
+    def ask_answers(self, passage: str, questions: Sequence[Question]) -> Prompt:
+        """Make the prompt that asks to answer questions from a passage alone.
+
+        Args:
+            passage: a summary, the whole article, or "" (which shows whether a question can be guessed).
+            questions: plain `Question` objects as the questions table stores them, with their options in any order;
+                may be empty.
+        """
+        ...
+
+    def read_answers(self, reply: str, questions: Sequence[Question]) -> list[Answer]:
+        """Parse the reply to `ask_answers`: one answer for each question, None for each that cannot be parsed.
+
+        The reply may be anything; it is "" if the engine failed.
+        """
+        ...
+
+
+class ModelFreeJudge(Judge, Protocol):
+    """A judge that needs no model, because it writes the replies itself."""
+
+    def reply(self, prompt: Prompt, sample: int = 0) -> str:
+        """Write the reply to a prompt of its own, in place of a model.
+
+        Args:
+            sample: the number of the sample, 0 for the only one. Judges ask for one sample.
+
+        Raises:
+            ValueError: it cannot reply to this prompt. The pipeline then treats it as a failed request.
+        """
+        ...
 
 
 def user(text: str) -> tuple[dict[str, str], ...]:
-    """A conversation of one user message (no system role: some chat templates refuse one)."""
+    """Return a conversation of one user message (no system role: some chat templates refuse one)."""
     return ({"role": "user", "content": text},)
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Put `values` where `template` says `{name}`, in one pass.
+    """Replace each `{name}` in the template by its value, in one pass.
 
-    Not `str.format`: an article full of braces must neither fail nor be read as a template itself.
+    This is not `str.format`: an article full of braces must neither fail nor be read as a template itself.
 
     >>> fill("Read: {article} {x}", {"article": "a {article} b"})
     'Read: a {article} b {x}'
@@ -88,13 +134,15 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), template)
 
 
-# A label before an option (`A) Oslo`), an option that is a letter, and words about other options: the options are in
-# another order when they are answered, and have other letters.
+# Options are shown in another order, and so with other letters, when they are answered. These patterns find an option
+# with a label in front (`A) Oslo`), an option that is a letter, and text that refers to other options.
 _LETTER = re.compile(r"\(?[A-J]\)?[.:]?|(\([A-J]\)|[A-J][):]) .*", re.IGNORECASE)
-_DOTTED = re.compile(r"[A-J]\. .*")  # `A. Oslo`; but so does `J. Smith` begin, and so only if all options do
+_DOTTED = re.compile(
+    r"[A-J]\. .*"
+)  # `A. Oslo`; names such as `J. Smith` match too, so it counts only if all options do
 _OTHERS = re.compile(
     r"\b(all|none|any|both|neither|either|some) of the above\b|\b(all|none|any|both|neither|either) of these\b"
-    # A letter is a capital, and no word: "answer a letter", "the choice I made".
+    # A letter is a capital, and not a word: "answer a letter" and "the choice I made" are fine.
     r"|\b(both|neither|either) (?-i:[A-J]) (and|or|nor) (?-i:[A-J])\b"
     r"|\b(option|answer|choice) (?-i:[A-HJ]\b|I\b(?! [a-z]))",
     re.IGNORECASE,
@@ -102,28 +150,31 @@ _OTHERS = re.compile(
 
 
 def vet(read: Sequence[Question | Skip]) -> list[Question | Skip]:
-    """Drop what is no well-formed question, each with its reason: what any judge does with what it read.
+    """Replace malformed and repeated questions by a `Skip` with the reason. The result has the length of `read`.
 
-    Kept are questions with one key among options that are distinct (case and the marks around them aside), none of
-    which names a letter or speaks of the others; and of a question that is there twice, the first.
+    A well-formed question has 2 to 10 options that are distinct (ignoring case and punctuation around them), one of
+    them the right one. No option names a letter or refers to the other options.
     """
     vetted: list[Question | Skip] = []
     seen = set()
     for question in read:
         if isinstance(question, Question):
-            asked = " ".join(re.findall(r"\w+", question.question.casefold())) or question.question
+            words = " ".join(re.findall(r"\w+", question.question.casefold())) or question.question
             if fault := _fault(question):
                 question = Skip(fault)
-            elif asked in seen:
+            elif words in seen:
                 question = Skip("question asked twice")
             else:
-                seen.add(asked)
+                seen.add(words)
         vetted.append(question)
     return vetted
 
 
 def _fault(question: Question) -> str | None:
+    """Return why a question is malformed; None if it is not."""
     options = [option.casefold().strip(" .,;:!?'\"‘’“”") for option in question.options]
+    if not 2 <= len(options) <= len(LETTERS):
+        return f"question has not 2 to {len(LETTERS)} options"
     if "" in options or len(set(options)) < len(options):
         return "options not distinct"
     if not 0 <= question.answer < len(options):
@@ -136,28 +187,31 @@ def _fault(question: Question) -> str | None:
 
 
 def line_logps(tokens: Iterable[tuple[str, float]], lines: int) -> list[float | None]:
-    """What each of a reply's first `lines` lines has of its log-probability, in nats; None for one that it has not.
+    """Return the log-probability of each of the first `lines` lines of a reply, in nats; None for a missing line.
 
     Args:
-        tokens: each token's text and log-probability. One that holds the end of a line and the next one's beginning
-            counts where it begins; line breaks before any words count with what follows them.
+        tokens: text and log-probability of each token. A token that spans the end of one line and the start of the
+            next counts for the line in which it begins. Line breaks before the first word of a token count for the line
+            that follows them.
     """
     logps: list[float | None] = [None] * lines
-    said = ""
+    text_before = ""
     for text, logp in tokens:
         words = text.lstrip("\n")
-        line = (said + text[: len(text) - len(words)] if words else said).lstrip().count("\n")
-        said += text
+        line_breaks = text[: len(text) - len(words)]
+        line = (text_before + line_breaks if words else text_before).lstrip().count("\n")
+        text_before += text
         if line < lines:
             logps[line] = (logps[line] or 0.0) + logp
     return logps
 
 
 def shuffled(question: Question, seed: int) -> Question:
-    """The same question with its options in another order, drawn from `seed` and the question's own words.
+    """Return the question with its options in another order, drawn from `seed` and the text of the question.
 
-    A model that writes questions favours a position for the key, and one that answers favours a letter; both are
-    met by shuffling here. The order does not depend on the row's place in a table, so it survives any re-run.
+    A model that writes questions favours one position for the right option, and a model that answers favours one
+    letter. Shuffling cancels both. The order does not depend on the position of a row in a table, so it is the same in
+    every run.
     """
     order = list(range(len(question.options)))
     random.Random(f"{seed}\n{question.question}\n{question.options}").shuffle(order)

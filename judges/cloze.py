@@ -1,7 +1,8 @@
-"""A judge without a model: it blanks out names and numbers in the article's own sentences.
+"""Judges without a model: it blanks out names and numbers in sentences of the article.
 
-Cheap, exact about what it claims, and blind to paraphrase: a second opinion, and what makes a whole round testable on
-real text with no LLM. `reply` plays the model's part, so this judge goes through the same engines, stages and tables.
+This judge is cheap and never guesses, but it does not recognise a paraphrase. Use it as a second opinion, and to test a
+whole round on real text without an LLM. `reply` stands in for the model, so this judge uses the same engines, stages
+and tables as a judge with a model.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ _BLANK = "____"
 
 
 class ClozeJudge:
-    """Fill-in questions from the article's own sentences. Arguments as of `McqJudge`."""
+    """Fill-in questions from the sentences of the article. Arguments as in `McqJudge`."""
 
     def __init__(self, questions: int = 5, options: int = 5, seed: int = 0):
         self.questions, self.options, self.seed = questions, options, seed
@@ -31,7 +32,7 @@ class ClozeJudge:
         return Prompt(user(lines) + user(passage), max_tokens=1 << 20)
 
     def reply(self, prompt: Prompt, sample: int = 0) -> str:
-        """What a model would have answered. `sample` is there for the scripted engine and changes nothing."""
+        """Write the reply in place of a model. `sample` changes nothing."""
         texts = [message["content"] for message in prompt.messages]
         if len(texts) == 1:
             return "\n".join(self._write(texts[0]))
@@ -39,7 +40,7 @@ class ClozeJudge:
         return "\n".join(_choose(line, passage) for line in questions.split("\n"))
 
     def _write(self, article: str) -> list[str]:
-        """Up to `questions` lines: the blanked sentence, the right option, then others of its kind."""
+        """Return up to `questions` lines: a sentence with a blank, the right option, then wrong options of its kind."""
         sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+|\n+", article)]
         spots = [(s, m) for s in sentences for m in _SPOT.finditer(s) if m.start() > 0 or m["number"]]
         pools = {kind: list(dict.fromkeys(m[kind] for _, m in spots if m[kind])) for kind in ("number", "name")}
@@ -47,23 +48,23 @@ class ClozeJudge:
         rng.shuffle(spots)
         lines: list[str] = []
         used: set[str] = set()
-        apart: dict[tuple[str, str], list[str]] = {}  # by sentence and kind: those that are not in it
+        outside: dict[tuple[str, str], list[str]] = {}  # by sentence and kind: the values that the sentence lacks
         for sentence, match in spots:
             key, kind = match[0], "number" if match["number"] else "name"
             blanked = sentence[: match.start()] + _BLANK + sentence[match.end() :]
             if key in used or sentence in used or _holds(blanked, key):
                 continue
-            # One in the sentence would give itself away.
-            if (sentence, kind) not in apart:
-                apart[sentence, kind] = [other for other in pools[kind] if not _holds(sentence, other)]
-            if len(apart[sentence, kind]) < self.options - 1:
+            # A wrong option that stands in the sentence could be excluded without the passage.
+            if (sentence, kind) not in outside:
+                outside[sentence, kind] = [value for value in pools[kind] if not _holds(sentence, value)]
+            if len(outside[sentence, kind]) < self.options - 1:
                 continue
-            # An option that is part of the key, or holds it, would be right as well.
-            others = [other for other in apart[sentence, kind] if not _holds(other, key) and not _holds(key, other)]
-            if len(others) < self.options - 1:
+            # An option that is part of the key, or contains it, would be right as well.
+            wrong = [value for value in outside[sentence, kind] if not _holds(value, key) and not _holds(key, value)]
+            if len(wrong) < self.options - 1:
                 continue
             used |= {key, sentence}
-            options = [key, *rng.sample(others, self.options - 1)]
+            options = [key, *rng.sample(wrong, self.options - 1)]
             lines.append("\t".join([blanked, *options]))
             if len(lines) == self.questions:
                 break
@@ -81,24 +82,24 @@ class ClozeJudge:
         return vet(read)
 
     def read_answers(self, reply: str, questions: Sequence[Question]) -> list[Answer]:
-        said = reply.split("\n")
-        if len(said) != len(questions):
+        lines = reply.split("\n")
+        if len(lines) != len(questions):
             return [None] * len(questions)
         return [
-            word if word in (UNSURE, *LETTERS[: len(question.options)]) else None
-            for word, question in zip(said, questions, strict=True)
+            line if line in (UNSURE, *LETTERS[: len(question.options)]) else None
+            for line, question in zip(lines, questions, strict=True)
         ]
 
 
 def _choose(line: str, passage: str) -> str:
-    """The option whose sentence in the passage is most like the blanked one; unsure if none or several are."""
-    sentence, *options = line.split("\t")
-    wanted = _words(sentence)
+    """Choose the option whose sentence in the passage is most like the blanked one; unsure if no single one is."""
+    blanked, *options = line.split("\t")
+    blanked_words = _words(blanked)
     best = [0.0] * len(options)
-    for said in re.split(r"(?<=[.!?])\s+|\n+", passage):
-        overlap = len(wanted & _words(said)) / max(1, len(wanted))
+    for sentence in re.split(r"(?<=[.!?])\s+|\n+", passage):
+        overlap = len(blanked_words & _words(sentence)) / max(1, len(blanked_words))
         for i, option in enumerate(options):
-            if _holds(said, option):
+            if _holds(sentence, option):
                 best[i] = max(best[i], overlap)
     top = max(best)
     if top == 0 or best.count(top) > 1:
@@ -111,7 +112,7 @@ def _words(text: str) -> set[str]:
 
 
 def _holds(text: str, part: str) -> bool:
-    """Whether `part` is in the text, with no letter, digit or _ before it or after."""
+    """Return whether `part` is in the text, with no letter, digit or _ right before or after it."""
     at = text.find(part)
     while at >= 0:
         end = at + len(part)

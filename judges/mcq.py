@@ -1,8 +1,8 @@
-"""The LLM judge: it writes multiple-choice questions about an article and answers them from a passage alone.
+"""Judges with an LLM: the model writes multiple-choice questions about an article, and answers them from a passage.
 
-The reply to each prompt is held to a regular expression while it is decoded, so reading it back is not guesswork.
-The key comes first in what the model writes; we shuffle the options. Left out: which model runs (an engine's
-business), and whether a question deserves to be used (the `questions` stage asks that).
+A regular expression constrains the decoding of each reply, so every reply can be parsed. The model writes the right
+option first; the judge then shuffles the options. `pipeline/judging/question_generation.py` decides which questions
+are good enough to use.
 """
 
 import hashlib
@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from judges.base import LETTERS, UNSURE, Answer, Prompt, Question, Skip, fill, shuffled, user, vet
 from judges.prompts import PLAIN, Wording
 
-# Words parted by single spaces: no grammar below lets a weak model write white space for ever, and none needs a
-# bounded repetition, which some grammar compilers expand state by state.
+# Words separated by single spaces. So a weak model cannot write white space for ever, and no grammar needs a bounded
+# repetition, which some grammar compilers expand state by state.
 _WORD = r"[^ \n\r\t|]+"
 _PHRASE = rf"{_WORD}( {_WORD})*"
-# What a tiny model spells by bytes, and a server may send: vLLM refuses a regular expression with NUL in it.
+# Characters that a tiny model may spell byte by byte, or a server may send. vLLM refuses a regex that contains NUL.
 _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def _literal(text: str) -> str:
-    """`text` as a regular expression. Not `re.escape`: what it escapes besides, grammar compilers refuse."""
+    """Escape `text` for a regex. Not `re.escape`: it also escapes characters whose escapes grammar compilers refuse."""
     return re.sub(r"[\\.^$*+?{}\[\]|()]", r"\\\g<0>", text)
 
 
@@ -29,11 +29,11 @@ class McqJudge:
     """Multiple-choice questions by an LLM.
 
     Args:
-        questions: how many questions to ask for.
-        options: how many options each has, the right one included (2 to 10).
+        questions: the number of questions to ask for.
+        options: the number of options of each question, the right one included (2 to 10).
         seed: decides the order of the options.
-        wording: what the model is told, and the shape of its replies.
-        question_temperature: of the replies to `ask_questions`; answers are always greedy.
+        wording: the prompt templates, and the form of the replies.
+        question_temperature: the temperature of replies to `ask_questions`; answers are always greedy.
         logprobs: ask for the log-probabilities of answers.
     """
 
@@ -48,7 +48,7 @@ class McqJudge:
     ):
         self.questions, self.options, self.seed, self.wording = questions, options, seed, wording
         self.question_temperature = question_temperature
-        # The longest replies: room for a question's options, and for an answer that restates its question.
+        # Limits of the replies: room for all options of the questions, and for answers that restate the question.
         self.max_question_tokens = max(768, 30 * questions * options)
         self.max_answer_tokens = max(256, 51 * questions)
         tags = re.findall(r"</(\w+)>", wording.questions_prompt + wording.answers_prompt)
@@ -85,23 +85,24 @@ class McqJudge:
         return Prompt(messages, self.max_answer_tokens, regex, logprobs=self.logprobs, quotes=(block, passage))
 
     def _choice(self, number: int, question: Question) -> str:
-        """The lines that answer this question, and no others, as a regular expression.
+        """Return a regex that matches the lines that answer this question, and no others.
 
-        With `restate` it is one grammar an article, shared by all its summaries, and cheaper than one for all articles
-        that leaves the words open: xgrammar takes 1 ms instead of 3, at a vocabulary of 128,000 3 ms instead of 92.
+        With `restate`, all summaries of an article share one grammar. That is cheaper than one grammar for all articles
+        with the words left open: xgrammar compiles it in 1 ms instead of 3 ms, and with a vocabulary of 128,000 tokens
+        in 3 ms instead of 92 ms.
         """
         letters = LETTERS[: len(question.options)]
         if not self.wording.restate:
             return rf"Q{number} ([{letters[0]}-{letters[-1]}]|Unsure)"
-        told = [f"{_literal(option)} {letter}" for option, letter in zip(question.options, letters, strict=True)]
-        return f"Q{number} {_literal(question.question)} ({'|'.join(told)}|Unsure)"
+        choices = [f"{_literal(option)} {letter}" for option, letter in zip(question.options, letters, strict=True)]
+        return f"Q{number} {_literal(question.question)} ({'|'.join(choices)}|Unsure)"
 
     def _untagged(self, text: str) -> str:
-        """A text that closed the tag it stands in would go on as the judge: its brackets become round."""
+        """Make the brackets of the prompt's own tags round in `text`, so that the text cannot close its tag early."""
         return self.tags.sub(r"(\1)", text)
 
     def show(self, number: int, question: Question) -> str:
-        """A question as the model sees it, options and letters included."""
+        """Return a question as the model sees it, with its options and letters."""
         options = self.wording.between.join(
             fill(self.wording.option, {"letter": letter, "option": option})
             for letter, option in zip(LETTERS, question.options, strict=False)
@@ -110,12 +111,12 @@ class McqJudge:
         return fill(self.wording.question, values)
 
     def answer_line(self, number: int, question: Question, answer: str) -> str:
-        """The line that says `answer` (a letter, or `UNSURE`): what `read_answers` reads back."""
-        said = "Unsure" if answer == UNSURE else answer
+        """Return the line of a reply that gives `answer` (a letter, or `UNSURE`), as `read_answers` parses it."""
+        choice = "Unsure" if answer == UNSURE else answer
         if not self.wording.restate:
-            return f"Q{number} {said}"
+            return f"Q{number} {choice}"
         option = "" if answer == UNSURE else question.options[LETTERS.index(answer)] + " "
-        return f"Q{number} {question.question} {option}{said}"
+        return f"Q{number} {question.question} {option}{choice}"
 
     def read_answers(self, reply: str, questions: Sequence[Question]) -> list[Answer]:
         lines = reply.strip().split("\n")
@@ -124,8 +125,8 @@ class McqJudge:
         return [self._read_answer(line.strip(), number, question) for number, (line, question) in numbered]
 
     def _read_answer(self, line: str, number: int, question: Question) -> Answer:
-        # A line counts only if it is, word for word, what the judge would have to say for one of its choices: a
-        # letter beside another option's words is a slip of the model, and is unread rather than right or wrong.
+        # A line counts only if it is exactly the line of one choice. A letter beside the words of another option is a
+        # slip of the model, so the answer is unread and neither right nor wrong.
         for answer in (UNSURE, *LETTERS[: len(question.options)]):
             if line == self.answer_line(number, question, answer):
                 return answer

@@ -1,11 +1,11 @@
-"""Every word that the mcq judge says to its model. Two wordings ship; they differ in what the model can do.
+"""Holds the prompt templates of the mcq judge. There are two wordings, for two kinds of model.
 
-`plain` is for any instruction-tuned LLM: letters only, a few tokens a reply. `newsroom` is what the tiny judge in
-`newsroom/` was trained on: before each letter it restates the question and the option, because a model of a million
-parameters answers surely only when every token is one look-up away (see newsroom/README.md).
+`plain` is for any instruction-tuned LLM: it answers with letters only, a few tokens a reply. `newsroom` is for the tiny
+judge in `newsroom/`, which was trained on it: the model repeats the question and the option before each letter, because
+a model of a million parameters is reliable only if it can copy each token from the prompt (see newsroom/README.md).
 
-In both, the questions come first and the passage last: the K summaries of an article then share everything before
-the passage in the engine's prefix cache.
+In both, the questions come first and the passage last, so that the K summaries of an article share everything before
+the passage in the prefix cache of the engine.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Wording:
-    """Templates are filled by `judges.base.fill`. `{options}` is every `option` joined by `between`.
+    """The templates of a prompt, filled by `judges.base.fill`.
 
-    restate: each answer repeats question and option before the letter.
+    Attributes:
+        question: `{options}` in it is every filled `option`, joined by `between`.
+        restate: each answer repeats the question and the option before the letter.
     """
 
     questions_prompt: str  # {count} {choices} {wrong} {article}
