@@ -20,6 +20,7 @@ from pipeline.execution.preflight import installed_gpu_memory, memory_needs, ope
 from pipeline.execution.progress import format_duration
 from pipeline.inference.base import TOKENS_IN, TOKENS_OUT
 from pipeline.judging import preference
+from pipeline.judging.judge_trial import check_judge
 from pipeline.stages.base import JUDGE_ENGINES
 from pipeline.storage.model_files import hub
 
@@ -52,6 +53,8 @@ def plan(
         model = getattr(settings, section)
         if model and model.model and not getattr(model, "served", None):
             hub.check_name(f"{section}.model", model.model)
+    for section in JUDGE_ENGINES:
+        check_judge(getattr(settings, section), settings.seed, section)
     preference.check_preference(settings.pairs, settings.judge.questions, settings.judge.logprobs)
     ledger = open_run_folder(settings)
     throughput = Throughput([open_measured_run(name) for name in rates] or [ledger], settings)

@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from judges.base import LETTERS, UNSURE, Answer, Prompt, Question, Skip, shuffled, user, vet
+from judges.base import LETTERS, UNSURE, Answer, ModelFreeJudge, Prompt, Question, Skip, shuffled, user, vet
 
 _NUMBER = r"\d[\d,.]*\d|\d"
 _NAME = r"[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)*"
@@ -18,7 +18,7 @@ _SPOT = re.compile(rf"(?P<number>{_NUMBER})|(?P<name>{_NAME})")
 _BLANK = "____"
 
 
-class ClozeJudge:
+class ClozeJudge(ModelFreeJudge):
     """Fill-in questions from the sentences of the article. Arguments as in `McqJudge`."""
 
     def __init__(self, questions: int = 5, options: int = 5, seed: int = 0):

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from judges.base import LETTERS, UNSURE, Answer, Prompt, Question, Skip, fill, shuffled, user, vet
+from judges.base import LETTERS, UNSURE, Answer, Judge, Prompt, Question, Skip, fill, shuffled, user, vet
 from judges.prompts import PLAIN, Wording
 
 # Words separated by single spaces. So a weak model cannot write white space for ever, and no grammar needs a bounded
@@ -25,7 +25,7 @@ def _literal(text: str) -> str:
     return re.sub(r"[\\.^$*+?{}\[\]|()]", r"\\\g<0>", text)
 
 
-class McqJudge:
+class McqJudge(Judge):
     """Multiple-choice questions by an LLM.
 
     Args:

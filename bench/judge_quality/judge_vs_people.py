@@ -144,7 +144,7 @@ def compare(articles: Sequence[RatedArticle], settings: Config, engine: Engine) 
             scored_articles.append(_columns([scores[n] for n in read], [batch[i].ratings[n] for n in read], settings))
     names = [name for name in (*RATINGS, "mean") if any(name in columns for columns in scored_articles)]
     return {
-        "judge": settings.judge.model or settings.judge.kind,
+        "judge": settings.judge.name,
         "preference": settings.pairs.preference,
         "articles": len(scored_articles),
         "summaries": sum(len(columns["words"]) for columns in scored_articles),

@@ -5,6 +5,7 @@ when rounds end by themselves (`stop`) is in `stopping.py`.
 Left out: reading them from a file (`reading.py`), and anything that a result does not depend on.
 """
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,8 @@ from pipeline.config.stopping import Stop
 from pipeline.config.training import References, Training, check_references
 
 Dtype = Literal["float32", "bfloat16"]
+USER_CODE = r"[\w.]+:\w+"  # module:name, code of the user's
+JUDGES = ("mcq", "cloze")
 PREFERENCES = ("accuracy_then_length", "accuracy_only", "length_matched", "accuracy_then_any_length")
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -76,25 +79,66 @@ class PolicySettings(Settings):
 
 
 class JudgeSettings(Settings):
-    """Who asks and answers. `mcq` is an LLM; `cloze` blanks out names and numbers and needs no model."""
+    """The judge: who asks questions about articles and answers them from summaries."""
 
-    kind: Literal["mcq", "cloze"] = "mcq"
+    # mcq: an LLM writes and answers multiple-choice questions. cloze: blanks out names and numbers, without a model.
+    # module:Class: a judge of yours, see `judges.base.Judge`.
+    kind: str = "mcq"
+    settings: dict[str, Any] = Field(default_factory=dict)  # of a judge of yours: keyword arguments of its class
     model: str | None = None
     served: ServedModel | None = None  # None: vLLM runs the model here
     dtype: Dtype = "bfloat16"
     max_model_len: Positive | None = None
     wording: str = "plain"
-    # In place of the wording's. The first has {article}, and may have {count}, {choices} (options each) and {wrong}
-    # (the form of the wrong ones), the second {questions} and {passage}, and may have {count}.
+    # These replace the prompts of the wording. The first has {article}, and may have {count}, {choices} (the number of
+    # options) and {wrong} (the form of the wrong options). The second has {questions} and {passage}, and may have
+    # {count}.
     questions_prompt: str | None = None
     answers_prompt: str | None = None
     questions: Positive = 5
     options: Annotated[int, Field(ge=2, le=10)] = 5
     question_temperature: Annotated[float, Field(ge=0)] = 0.0
-    logprobs: bool = False  # keep how sure each answer is, and a soft score beside the count; slower by a tenth
+    # Keep the log-probability of each answer, and a soft score beside the count. About a tenth slower.
+    logprobs: bool = False
+
+    @property
+    def name(self) -> str:
+        """What records and reports call the judge."""
+        if self.is_user_class:
+            return f"{self.kind} with {self.model}" if self.model else self.kind
+        return self.model or self.kind
+
+    @property
+    def is_user_class(self) -> bool:
+        return self.kind not in JUDGES
+
+    @field_validator("kind")
+    @classmethod
+    def _is_a_judge(cls, value: str) -> str:
+        if value not in JUDGES and not re.fullmatch(USER_CODE, value):
+            raise ValueError(f"judge.kind is {value!r}; there are {', '.join(JUDGES)}, or module:Class of your own")
+        return value
+
+    @field_validator("settings")
+    @classmethod
+    def _are_plain_values(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, setting in value.items():
+            try:
+                json.dumps(setting, allow_nan=False)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"judge.settings.{name} is {setting!s:.80}: it should be text, a finite number, true, false, null, "
+                    "or a list or section of these; put a date in quotes"
+                ) from None
+            if re.fullmatch(r"(?i)(.*_)?(api_?key|password|secret|token|credentials?)", name):
+                raise ValueError(
+                    f"judge.settings has {name!r}: settings are written into the run folder, so a judge must read keys "
+                    "and passwords from the environment"
+                )
+        return value
 
     @model_validator(mode="after")
-    def _can_judge(self) -> "JudgeSettings":
+    def _has_its_model(self) -> "JudgeSettings":
         if self.kind == "mcq" and not self.model:
             raise ValueError("judge.kind is mcq and judge.model is missing: name a model, or use judge.kind=cloze")
         if self.kind == "cloze" and self.model:
@@ -106,24 +150,45 @@ class JudgeSettings(Settings):
             )
         if self.kind == "cloze" and self.served:
             raise ValueError("judge.kind is cloze, which needs no model, and judge.served is set: remove one of them")
+        if self.served and not self.model:
+            raise ValueError("judge.served is set and judge.model is missing: set the name that the server has for it")
         if self.logprobs and self.kind == "cloze":
             raise ValueError("judge.logprobs is true, and judge.kind is cloze, which is always sure: remove it")
+        if self.logprobs and not self.model:
+            raise ValueError(
+                "judge.logprobs is true, and without judge.model no answer has a log-probability: remove it"
+            )
         if self.logprobs and self.served and self.served.structured_outputs == "json_schema":
             raise ValueError(
-                "judge.logprobs is true, and replies held by json_schema have JSON's tokens, not the answers': set "
+                "judge.logprobs is true, and replies in json_schema consist of JSON's tokens, not the answers': set "
                 "judge.served.structured_outputs to regex or null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_no_setting_without_effect(self) -> "JudgeSettings":
+        prompts = ("wording", "questions_prompt", "answers_prompt", "question_temperature")
         if self.kind == "cloze":
-            for name in (
-                "wording",
-                "questions_prompt",
-                "answers_prompt",
-                "question_temperature",
-                "dtype",
-                "max_model_len",
-            ):
-                if getattr(self, name) != JudgeSettings.model_fields[name].default:
-                    raise ValueError(f"judge.{name} is set, and judge.kind is cloze, which asks no model: remove it")
+            self._refuse(*prompts, "dtype", "max_model_len", why="judge.kind is cloze, which asks no model: remove it")
+        if self.is_user_class:
+            own = "your class makes its own prompts: give it a setting of its own under judge.settings"
+            self._refuse(*prompts, why=f"judge.kind is {self.kind}, and {own}")
+            if not self.model:
+                self._refuse("dtype", "max_model_len", why="judge.model is not: name a model, or remove it")
+        elif self.settings:
+            raise ValueError(
+                f"judge.settings is for a class of yours, and judge.kind is {self.kind}, which has none of its own "
+                f"({', '.join(self.settings)}): remove it"
+            )
+        return self
+
+    def _refuse(self, *names: str, why: str) -> None:
+        for name in names:
+            if getattr(self, name) != JudgeSettings.model_fields[name].default:
+                raise ValueError(f"judge.{name} is set, and {why}")
+
+    @model_validator(mode="after")
+    def _has_complete_prompts(self) -> "JudgeSettings":
         for name, places in (("questions_prompt", ("{article}",)), ("answers_prompt", ("{questions}", "{passage}"))):
             if (prompt := getattr(self, name)) is None:
                 continue
@@ -184,7 +249,7 @@ class Pairs(Settings):
     @field_validator("preference")
     @classmethod
     def _names_a_preference(cls, value: str) -> str:
-        if value not in PREFERENCES and not re.fullmatch(r"[\w.]+:\w+", value):
+        if value not in PREFERENCES and not re.fullmatch(USER_CODE, value):
             raise ValueError(
                 f"pairs.preference is {value!r}; there are {', '.join(PREFERENCES)}, or module:function of your own"
             )

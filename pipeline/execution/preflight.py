@@ -12,6 +12,7 @@ from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.gpu_memory import MemoryNeed, PackedRow
 from pipeline.execution.progress import Display
 from pipeline.judging import preference
+from pipeline.judging.judge_trial import check_judge
 from pipeline.stages import articles
 from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage import run_folder
@@ -51,11 +52,12 @@ def open_run_folder(settings: Config | Alignment) -> Ledger:
 
 
 def check_judges(settings: Config, sections: Iterable[str] = tuple(JUDGE_ENGINES)) -> None:
-    """See that the models of the judges exist and are whole. Raises UserError."""
+    """See that the models of the judges exist and are whole, and try judges of the user's. Raises UserError."""
     for section in sections:
         judge = getattr(settings, section)
         if judge and judge.model and not judge.served:
             hub.check_model(f"{section}.model", judge.model)
+        check_judge(judge, settings.seed, section)
 
 
 def check_servers(settings: Config, unmade: Mapping[str, Stage]) -> None:

@@ -6,7 +6,6 @@ A recipe is compared with the one in an artifact's record: an equal one means th
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +14,8 @@ import pyarrow.fs as pafs
 from pydantic import BaseModel
 
 from pipeline.config import Alignment, Config
-from pipeline.judging.preference import source_file
+from pipeline.config.run import JUDGES, PREFERENCES
+from pipeline.judging.user_code import is_user_code, source_file
 from pipeline.stages.base import Stage
 from pipeline.storage.files import open_location
 from pipeline.storage.ledger import Artifact
@@ -139,17 +139,18 @@ def _shorten(value: Any) -> str:
 
 @functools.cache
 def fingerprint(location: str | None) -> str | None:
-    """Name the contents of a file or a folder, or of the module of a user's `module:function`.
+    """Name the contents of a file or a folder, or of the module of a user's `module:function` or `module:Class`.
 
     The name is cheap: it is made of sizes, and of the first and the last MiB of each file, so that a 100 GB model costs
     a few reads. `training/modeling/loading.weights_digest` reads every byte.
 
     Returns:
-        16 hexadecimal digits; None for nothing, for a hub name, and where there is no file.
+        16 hexadecimal digits; None for nothing, for a hub name, for a built-in judge or preference, and where there is
+        no file.
     """
-    if location is None or location.startswith("hf:"):
+    if location is None or location.startswith("hf:") or location in (*JUDGES, *PREFERENCES):
         return None
-    if re.fullmatch(r"[\w.]+:\w+", location):
+    if is_user_code(location):
         return fingerprint(source_file(location))
     fs, path = open_location(location)
     info = fs.get_file_info(path)

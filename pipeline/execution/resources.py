@@ -5,17 +5,18 @@ Everything is built on the driver and is only a recipe for an actor. No engine a
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from judges.base import Prompt
 from pipeline.config import Alignment, Config
 from pipeline.config.hardware import EngineHardware, Replicas, Server
 from pipeline.config.servers import ComparedModel, ServedModel
 from pipeline.execution.progress import StageProgress
 from pipeline.inference.base import Engine
 from pipeline.inference.pool import EnginePool
-from pipeline.judging.factory import make_judge
+from pipeline.judging.factory import make_judge, reply_method
 from pipeline.stages.base import JUDGE_ENGINES
 from pipeline.stages.references import load_reference
 from pipeline.storage.ledger import Artifact
@@ -85,7 +86,9 @@ def _judge_engine(config: Config | Alignment, section: str, seed: int) -> Engine
     assert isinstance(config, Config), "only rounds have a judge"
     judge, hardware = getattr(config, section), config.hardware.judge
     if judge.model is None:
-        return EnginePool(partial(_make_scripted_engine, make_judge(judge, config.seed)), hardware)
+        reply = reply_method(make_judge(judge, config.seed, section))
+        assert reply is not None, "make_judge refuses a judge that has neither a model nor replies of its own"
+        return EnginePool(partial(_make_scripted_engine, reply), hardware)
     if judge.served:
         return _server_pool(judge.model, judge.served, config, hardware)
     model = locate(judge.model)
@@ -129,10 +132,10 @@ def _make_server_engine(model: str, served: ServedModel, server: Server) -> Engi
     return OpenAIServerEngine(model, served, server)
 
 
-def _make_scripted_engine(judge: Any) -> Engine:
+def _make_scripted_engine(reply: Callable[[Prompt, int], str]) -> Engine:
     from pipeline.inference.scripted import ScriptedEngine
 
-    return ScriptedEngine(judge.reply)
+    return ScriptedEngine(reply)
 
 
 def _report_step(progress: StageProgress, line: Mapping[str, Any]) -> None:

@@ -136,7 +136,7 @@ class Runner(Executor):
             "seconds": round(time.monotonic() - started, 2),
             **({"together_with": together_with} if together_with else {}),
             "writer": next((artifact.build for artifact in job.inputs if "model" in artifact.record), None),
-            "judge": self.config.judge.model or self.config.judge.kind if isinstance(self.config, Config) else None,
+            "judge": self.config.judge.name if isinstance(self.config, Config) else None,
             "packages": package_versions(),
             "commit": git_commit(),
         }

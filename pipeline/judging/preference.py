@@ -8,16 +8,13 @@ The callers decide which summaries can be compared: they leave out or correct fo
 answers. Which pairs are trained on is in `pair_selection.py`.
 """
 
-import importlib
-import importlib.util
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 from pipeline.config import UserError
 from pipeline.config.run import Pairs
+from pipeline.judging.user_code import load_user_code
 
 Score = Mapping[str, Any]  # a row of the column `scores`
 Rule = Callable[[Score, Score, Pairs], int]
@@ -85,28 +82,7 @@ def load_preference(settings: Pairs) -> Rule:
     name = settings.preference
     if name in RULES:
         return RULES[name]
-    module, _, function = name.partition(":")
-    _make_working_folder_importable()
-    try:
-        rule = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # importing the user's module may raise anything
-        raise UserError(
-            f"pairs.preference is {name!r}, and {module} cannot be imported from {os.getcwd()}: "
-            f"{type(error).__name__}: {error}"
-        ) from None
-    if not callable(rule):
-        raise UserError(f"pairs.preference is {name!r}, and {module} has no function {function}")
-    return rule
-
-
-def source_file(name: str) -> str | None:
-    """The file that defines `module:function`; None if there is no such file."""
-    _make_working_folder_importable()
-    try:
-        spec = importlib.util.find_spec(name.partition(":")[0])
-    except (ImportError, ValueError):
-        return None
-    return spec.origin if spec else None
+    return load_user_code("pairs.preference", name, "function")
 
 
 def check_preference(settings: Pairs, questions: int, logprobs: bool) -> None:
@@ -183,9 +159,3 @@ def _example_score(correct: int, words: int, questions: int, logprobs: bool) -> 
 
 def _describe(*scores: Score) -> str:
     return " and ".join(f"{score['correct']} right in {score['words']} words" for score in scores)
-
-
-def _make_working_folder_importable() -> None:
-    """Let Python import modules from the folder in which the command runs. The command `rondo` alone does not."""
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())

@@ -9,7 +9,7 @@ is tallied for its card (`evaluation/judge_card.py`).
 from collections import Counter
 from collections.abc import Sequence
 
-from judges.base import UNSURE, Answer, Judge, Question, Skip
+from judges.base import UNSURE, Answer, Judge, Question, Skip, vet
 from pipeline.config.run import Questions
 from pipeline.inference.base import Engine, Reply, count_tokens
 from pipeline.judging import tallies
@@ -42,8 +42,8 @@ def _parse_questions(judge: Judge, reply: Reply, count: int) -> list[Draft]:
     """Parse `count` questions from a reply. A missing question is a Skip. No reply gives an empty list."""
     if not reply.samples:
         return []
-    # A judge at a server may write more questions than it was asked for.
-    drafts = judge.read_questions(reply.samples[0].text)[:count]
+    # A judge may write more questions than it was asked for, and need not check that they are well-formed.
+    drafts = vet(judge.read_questions(reply.samples[0].text)[:count])
     if reply.samples[0].finish_reason == "length":
         # The last option of a reply that was cut off may be half a word and still look like an option.
         drafts = [*drafts[:-1], Skip("question cut off")]

@@ -11,20 +11,18 @@ log-probabilities are computed anew with all the others.
 
 import hashlib
 import random
-import sys
 from collections.abc import Sequence
 from functools import partial, reduce
 from itertools import combinations, product
 
 import pyarrow as pa
-from ray import cloudpickle
 from ray.data import Dataset
 
 from judges.base import Skip
 from pipeline.config.run import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.judging.pair_selection import SELECTIONS, pair_weights
-from pipeline.judging.preference import RULES, Rule, load_preference
+from pipeline.judging.preference import Rule, load_preference
 from pipeline.judging.tallies import PAIRS, PAIRS_AGAINST_BASE, PAIRS_FOUND, REPLAYED_ARTICLES, REPLAYED_PAIRS
 from pipeline.stages.base import stage
 from pipeline.storage.parts import MERGED
@@ -47,7 +45,7 @@ _pairs = partial(
 @_pairs(writes=("pairs",))
 def make_pairs(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
     """Add `pairs`, indices into `summaries`, to each article. An article without a pair is skipped."""
-    return map_rows(rows, partial(_pair_article, _load_rule(pairs), pairs, seed), make_pairs.writes)
+    return map_rows(rows, partial(_pair_article, load_preference(pairs), pairs, seed), make_pairs.writes)
 
 
 @_pairs(writes=("summaries", "scores", "base_summaries", "base_scores", "pairs"))
@@ -56,15 +54,9 @@ def make_pairs_with_base(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
 
     The base's summaries are added to the policy's, so that the pairs can name them by index.
     """
-    return map_rows(rows, partial(_pair_article_with_base, _load_rule(pairs), pairs, seed), make_pairs_with_base.writes)
-
-
-def _load_rule(pairs: Pairs) -> Rule:
-    rule = load_preference(pairs)
-    if pairs.preference not in RULES:
-        # The user's module may exist on this machine only, so it is sent to the workers by value.
-        cloudpickle.register_pickle_by_value(sys.modules[pairs.preference.partition(":")[0]])
-    return rule
+    return map_rows(
+        rows, partial(_pair_article_with_base, load_preference(pairs), pairs, seed), make_pairs_with_base.writes
+    )
 
 
 def _pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.config.run import JudgeSettings
 from pipeline.evaluation import judge_card
 from pipeline.evaluation.comparison import (
     CountingSettings,
@@ -61,7 +60,7 @@ def collect_metrics(played: Sequence[Round], config: Config, ledger: Ledger) -> 
         "rounds": _round_metrics(played, base, counting, second_scores, ledger),
         "champion": last.assessment.champion,
         "stopped": last.ended,
-        "second_judge": _judge_name(config.second_judge) if config.second_judge else None,
+        "second_judge": config.second_judge.name if config.second_judge else None,
         "judge": _measure_judge(played, config, ledger),
     }
     metrics["notes"] = _notes(played, metrics, config)
@@ -192,10 +191,6 @@ def _rescore(rows: Sequence[Row], second_scores: SecondScores) -> list[Row]:
         for row, key in zip(rows, keys, strict=True)
         if key in second_scores
     ]
-
-
-def _judge_name(judge: JudgeSettings) -> str:
-    return judge.model or judge.kind
 
 
 def _measure_judge(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def test_the_reference_setting_is_the_published_one():
         ("summaries.max_tokens=1024", "summaries.max_tokens is 1024 and policy.max_model_len 1024"),
         ("run=s3://key:secret@bucket/run", "run holds a user or a password: put credentials in the environment"),
         ("second_judge={kind: cloze, questions: 3}", "questions.min_questions is 4 and second_judge.questions only 3"),
-        ("second_judge={kind: clozer}", "second_judge.kind is 'clozer': input should be 'mcq' or 'cloze'"),
+        ("second_judge={kind: clozer}", "second_judge.kind is 'clozer'; there are mcq, cloze, or module:Class"),
         (
             "second_judge={model: m, wording: plan}",
             "second_judge.wording is 'plan'; there are plain, newsroom",

@@ -1,0 +1,66 @@
+"""Loads code of the user's: the function or class that a setting names as `module:name`.
+
+The module is looked for in the current folder too, and its file counts in the recipe (`execution/recipe.py`).
+"""
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from typing import Any
+
+from pipeline.config import UserError
+from pipeline.config.run import USER_CODE
+
+
+def load_user_code(setting: str, name: str, what: str) -> Any:
+    """Import `module:name` and return what is called `name` in it.
+
+    The module may exist on this machine only, so Ray workers get its functions and classes by value.
+
+    Args:
+        setting: the setting that names it, such as `pairs.preference`.
+        what: what it should be, for the message: "function" or "class".
+
+    Raises:
+        UserError: the module cannot be imported, or has no such name.
+    """
+    module_name, _, attribute = name.partition(":")
+    _search_current_folder()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's module, which may raise anything
+        raise UserError(
+            f"{setting} is {name!r}, and {module_name} cannot be imported from {os.getcwd()}: "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    loaded = getattr(module, attribute, None)
+    if not (isinstance(loaded, type) if what == "class" else callable(loaded)):
+        place = getattr(module, "__file__", None) or module_name
+        raise UserError(f"{setting} is {name!r}, and {place} has no {what} {attribute}")
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(module)
+    return loaded
+
+
+def is_user_code(name: str) -> bool:
+    """Return whether a setting's value is `module:name`."""
+    return re.fullmatch(USER_CODE, name) is not None
+
+
+def source_file(name: str) -> str | None:
+    """Return the file of the module in `module:name`; None if there is none."""
+    _search_current_folder()
+    try:
+        spec = importlib.util.find_spec(name.partition(":")[0])
+    except (ImportError, ValueError):
+        return None
+    return spec.origin if spec else None
+
+
+def _search_current_folder() -> None:
+    """Let imports find modules in the current folder: an installed `rondo` command does not look there by itself."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
