@@ -134,6 +134,13 @@ def test_questions_are_read_and_the_key_stays_the_key(wording, lines):
 @pytest.mark.parametrize(
     ("text", "options", "fault"),
     [
+        ("Who led?", ("Ana", "Ben"), None),
+        ("Who led?", ("Ana",), "question has not 2 to 10 options"),
+        (
+            "Who led?",
+            tuple("Ana Ben Carla Dan Eva Farid Grace Hugo Ines Jon Kim".split()),
+            "question has not 2 to 10 options",
+        ),
         ("Who led?", ("Ana", "ana.", "Carla"), "options not distinct"),
         ("Who led?", ("Ana", "“Ana”", "Carla"), "options not distinct"),
         ("Who led?", ("Ana", "?!", "Carla"), "options not distinct"),

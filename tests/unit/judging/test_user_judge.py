@@ -1,10 +1,8 @@
-"""Judges of the user's are made by name, tried before a run, and used by it. The example is the documentation's."""
+"""Judges of the user's are made by name and tried before a run. The example is the documentation's."""
 
 import json
-import re
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -18,18 +16,10 @@ from pipeline.judging.factory import make_judge, reply_method
 from pipeline.judging.judge_trial import check_judge
 from pipeline.stages.questions import ask_questions, ask_second_questions
 from pipeline.stages.scores import score_heldout, score_leads, score_samples, score_second
+from tests.helpers.paths import documented_judge
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 USES_JUDGE = (ask_questions, score_samples, score_heldout, score_leads)
 USES_SECOND_JUDGE = (ask_second_questions, score_second)
-
-
-def documented_example():
-    pages = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))]
-    (code,) = (
-        code for page in pages for code in re.findall(r"```python\n(.*?)```", page, re.S) if "KeywordJudge" in code
-    )
-    return code
 
 
 @pytest.fixture
@@ -53,8 +43,8 @@ def write_module(tmp_path, monkeypatch):
 
 @pytest.fixture
 def keywords(write_module):
-    """Write the documentation's judge as `keyword_judge.py`, and make settings that name it."""
-    write_module("keyword_judge", documented_example())
+    """Write the documentation's judge as the module `keyword_judge`, and make settings that name it."""
+    write_module("keyword_judge", documented_judge())
     return lambda **settings: JudgeSettings(kind="keyword_judge:KeywordJudge", **settings)
 
 
@@ -75,7 +65,7 @@ def test_the_documented_judge_asks_and_answers(keywords):
 
 
 def test_a_judge_with_a_model_needs_no_reply(write_module):
-    write_module("asks", documented_example().replace("def reply", "def unused"))
+    write_module("asks", documented_judge().replace("def reply", "def unused"))
     check_judge(JudgeSettings(kind="asks:KeywordJudge", model="m"), seed=0)
     judge = make_judge(JudgeSettings(kind="asks:KeywordJudge", model="m"), 0)
     assert reply_method(judge) is None
@@ -258,12 +248,12 @@ def test_a_judge_that_does_not_do_its_part_is_refused_before_a_run(write_module,
 
 def test_log_probabilities_need_a_class_that_asks_for_them(write_module):
     settings = JudgeSettings(kind="sure:KeywordJudge", model="m", logprobs=True)
-    write_module("sure", documented_example())
+    write_module("sure", documented_judge())
     with pytest.raises(
         UserError, match="does not take logprobs, and judge.logprobs is true: a judge takes the keyword"
     ):
         check_judge(settings, seed=0)
-    write_module("sure", documented_example().replace("seed: int,", "seed: int, logprobs: bool,"))
+    write_module("sure", documented_judge().replace("seed: int,", "seed: int, logprobs: bool,"))
     with pytest.raises(
         UserError, match="ask_answers returned a prompt without logprobs=True, and judge.logprobs is true"
     ):
@@ -277,7 +267,7 @@ def test_a_changed_file_makes_its_stages_stale(keywords, write_module):
     kind = keywords().kind
     before = fingerprint(kind)
     assert before is not None
-    write_module("keyword_judge", documented_example() + "# changed\n")
+    write_module("keyword_judge", documented_judge() + "# changed\n")
     assert fingerprint(kind) not in (before, None)
     overrides = [f"judge.kind={kind}", f"second_judge={{kind: {kind}}}"]
     for stages, name in ((USES_JUDGE, "judge.kind"), (USES_SECOND_JUDGE, "second_judge.kind")):
@@ -324,26 +314,3 @@ def test_the_pipeline_drops_malformed_questions_of_any_judge():
     (outcome,) = generate_questions(Careless(), 3, settings, ScriptedEngine(lambda prompt, sample: ""), rows)
     assert [question["question_id"] for question in outcome["questions"]] == ["3"]
     assert outcome["dropped"] == ["question has not 2 to 10 options", "options not distinct"]
-
-
-def test_a_card_of_a_judge_of_the_users(keywords, ray_cluster, tmp_path, capsys):
-    """The workers cannot import the module: its class goes to them by value."""
-    from jobs.judge_card import make_judge_card
-
-    kind = keywords().kind
-    overrides = ["run=card", "articles.limit=20", f"judge.kind={kind}", "judge.settings={min_letters: 3}"]
-    articles = next(ROOT.glob("newsroom/**/articles.jsonl"))
-    places = [f"articles.path={articles}", f"policy.model={ROOT}/newsroom/models/policy"]
-    make_judge_card(str(ROOT / "configs/articles_cpu.yaml"), [*places, *overrides])
-    card = json.loads((tmp_path / "card/judge_card.json").read_text())
-    assert (
-        card["floor"] == 0 and card["floor_unsure"] == card["ceiling"] == card["parse_rate"] == card["agreement"] == 1
-    )
-    assert card["questions_used"] > 0 and card["summaries_judged"] > 0
-    for address in ("questions", "judge-card/evaluation"):
-        record = json.loads((tmp_path / "card" / address / "record.json").read_text())
-        assert record["judge"] == kind and record["recipe"]["contents"]["judge.kind"] == fingerprint(kind)
-    with pytest.raises(UserError, match="settings.judge.settings.min_letters: was 3, now 4"):
-        make_judge_card(
-            str(ROOT / "configs/articles_cpu.yaml"), [*places, *overrides, "judge.settings={min_letters: 4}"]
-        )
