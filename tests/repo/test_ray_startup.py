@@ -9,7 +9,12 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-PAGES = ["README.md", "cluster.yaml", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "deploy").iterdir()))]
+FILES = [
+    ROOT / "README.md",
+    ROOT / "cluster.yaml",
+    *sorted((*(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").iterdir())),
+]
+PAGES = [str(path.relative_to(ROOT)) for path in FILES]
 
 
 def starts(text):
@@ -23,7 +28,7 @@ def starts(text):
 
 def test_every_documented_start_requires_a_token():
     documented = [(page, *start) for page in PAGES for start in starts((ROOT / page).read_text())]
-    assert len(documented) >= 3  # README.md, and head and workers in cluster.yaml
+    assert len(documented) >= 4  # README.md, docs/cluster.md, and head and workers in cluster.yaml
     for page, command, token in documented:
         assert token, f"{page}: {command} lacks RAY_AUTH_MODE=token"
         if "--head" in command:
