@@ -1,9 +1,9 @@
-"""Settings: what a person writes, checked before anything starts.
+"""Settings: the models that describe them, and the checks that run before anything starts.
 
-`run` holds every setting that decides a result, one section a stage; `training`, `losses`, `stopping` and `servers` are
-its larger sections. `hardware` says where and how wide to run, which never changes a result. `loader` reads YAML files
-and command-line overrides. `errors` has the error that a user's mistake ends in, and `sanitize` keeps secrets and
-control characters out of every message. `base` is what all sections are made of.
+`run` holds every setting that changes a result, one section per stage; `training`, `losses`, `stopping` and `servers`
+hold its larger sections. `hardware` holds where a run executes and how wide; these settings never change a result.
+`loader` reads YAML files and command-line overrides. `errors` defines `UserError`, the error for a user's mistake.
+`sanitize` removes secrets and control characters from messages. `base` holds the base class of all sections.
 """
 
 from pipeline.config.errors import UserError

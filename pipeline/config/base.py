@@ -1,4 +1,4 @@
-"""What all settings are made of: frozen, no unknown keys. Left out: which there are (`config.py`, `learning.py`)."""
+"""The base class of all settings: frozen, without unknown keys. Also their shared types and the check of locations."""
 
 import re
 from collections.abc import Mapping
@@ -14,26 +14,36 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
+    """A section of settings."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yes_is_no_number(cls, value: Any, field: ValidationInfo) -> Any:
-        """YAML reads yes and on as true, which Python takes for 1."""
+    def _check_no_boolean(cls, value: Any, field: ValidationInfo) -> Any:
+        """Refuse true and false for a number: YAML reads `yes` and `on` as true, and Python takes true for 1."""
         if isinstance(value, bool) and cls.model_fields[field.field_name or ""].annotation is not bool:
-            raise PydanticCustomError("yes_or_no", "it is no setting to be turned on or off")
+            raise PydanticCustomError(
+                "boolean", "it should not be true or false (YAML reads yes, no, on and off as true or false)"
+            )
         return value
 
 
-def check_places(places: Mapping[str, str]) -> None:
-    """Raise ValueError where a path, a URI or a name, given by its setting's name, holds a secret."""
-    for name, place in places.items():
-        if place != place.strip() or not place.isprintable():
-            raise ValueError(f"{name} is {place!r:.80}: it should have no control characters, and no space around it")
+def check_locations(locations: Mapping[str, str]) -> None:
+    """Raise ValueError if a location is malformed or holds a secret.
+
+    Args:
+        locations: paths, URIs or hub names, by the names of their settings.
+    """
+    for name, location in locations.items():
+        if location != location.strip() or not location.isprintable():
+            raise ValueError(
+                f"{name} is {location!r:.80}: it should have no control characters, and no spaces at its ends"
+            )
         try:
-            parts = urlsplit(place)
+            parts = urlsplit(location)
         except ValueError:
-            raise ValueError(f"{name} is no path, URI or name: {place!r:.80}") from None
+            raise ValueError(f"{name} is {location!r:.80}: it should be a path, a URI or a hub name") from None
         if "@" in parts.netloc:
             raise ValueError(f"{name} holds a user or a password: put credentials in the environment instead")
         if re.search(r"(?i)(key|token|secret|password|signature|credential)[^&=]*=", parts.query):

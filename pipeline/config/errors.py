@@ -1,12 +1,16 @@
-"""The error that a user's mistake ends in."""
+"""The error for a user's mistake."""
 
 from pipeline.config.sanitize import printable, redact
 
 
 class UserError(ValueError):
-    """What a person wrote cannot be done. The message says what was found, what was expected, and what to do."""
+    """Something that the user wrote cannot be done. The message says what was found, what was expected and what to do.
 
-    status = 2  # of the command that it ends
+    Attributes:
+        status: the exit status of the command that this error ends.
+    """
+
+    status = 2
 
     def __init__(self, message: str):
         super().__init__(printable(redact(message)))

@@ -1,6 +1,7 @@
-"""Where and how wide to run: never part of a recipe, so that moving from one GPU to eight remakes nothing.
+"""Settings of where a run executes and how wide.
 
-Left out: whatever changes a result (dtype, context length: they are the model's settings in `config.py`).
+They are never part of a recipe: after a move from one GPU to eight, nothing is made again. Settings that change a
+result, such as dtype and context length, belong to the models in `run.py`.
 """
 
 import math
@@ -14,9 +15,9 @@ from pipeline.config.base import Settings
 
 
 class Replicas(Settings):
-    """How many engines a pool has. One number is both; between two the pool grows while rows wait, and shrinks again.
+    """The number of engines in a pool. One number sets both limits. Between them the pool grows while rows wait.
 
-    Only `min` must be there: a pool takes what more there is, and goes on with what it has.
+    Only `min` engines must fit: the pool starts more if there is room for them, and continues with those it has.
     """
 
     min: Annotated[int, Field(gt=0)]
@@ -24,7 +25,7 @@ class Replicas(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_number_is_both(cls, value: Any) -> Any:
+    def _check_form(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             return {"min": value, "max": value}
         if not isinstance(value, dict | Replicas):
@@ -32,55 +33,59 @@ class Replicas(Settings):
         return value
 
     @model_validator(mode="after")
-    def _in_order(self) -> "Replicas":
+    def _check_order(self) -> "Replicas":
         if self.min > self.max:
-            raise ValueError(f"replicas has min={self.min} and max={self.max}: max should not be less")
+            raise ValueError(f"replicas has min={self.min} and max={self.max}: max should not be less than min")
         return self
 
 
 class EngineHardware(Settings):
-    """A pool of vLLM engines, one Ray actor each."""
+    """A pool of vLLM engines. Each is one Ray actor."""
 
     replicas: Replicas = Replicas(min=1, max=1)  # written as 2, or as {min: 1, max: 8}
-    gpus_per_replica: Annotated[float, Field(ge=0)] = 0  # 0: CPU; above 1: tensor parallel over so many
+    gpus_per_replica: Annotated[float, Field(ge=0)] = 0  # 0: CPU. Below 1: part of a GPU. Above 1: tensor parallelism
     cpus_per_replica: Annotated[float, Field(gt=0)] = 1
-    batch_size: Annotated[int, Field(gt=0)] = 64  # articles an engine is given at a time
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a whole GPU, even if a part is asked for
-    kvcache_space: Annotated[int, Field(gt=0)] = 1  # GiB of key-value cache, on a CPU
+    batch_size: Annotated[int, Field(gt=0)] = 64  # articles in one batch of an engine
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of a whole GPU, even for part of a GPU
+    kvcache_space: Annotated[int, Field(gt=0)] = 1  # GiB of key-value cache; on CPU only
 
     @model_validator(mode="after")
-    def _whole_gpus(self) -> "EngineHardware":
+    def _check_gpus(self) -> "EngineHardware":
         if self.gpus_per_replica > 1 and self.gpus_per_replica != int(self.gpus_per_replica):
             raise ValueError(f"gpus_per_replica is {self.gpus_per_replica}: above 1 it must be a whole number")
         return self
 
 
 class TrainerHardware(Settings):
-    """Ray Train workers."""
+    """The Ray Train workers of a training."""
 
     workers: Annotated[int, Field(gt=0)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    tokens_per_batch: Annotated[int, Field(gt=0)] = 8192  # of one packed row: bounds a worker's memory
-    article_tree: bool = True  # off: every completion with a prompt of its own; slow, for models that cannot be packed
-    gradient_checkpointing: bool = False  # keep each layer's input only, run it again: less memory, a third more time
-    cpu_offload: bool = False  # weights and optimizer in the CPU's memory between uses; for GPUs
-    torch_compile: bool = False  # compile the decoder's layers: a minute or two at the start, faster steps on a GPU
-    save_steps: Annotated[int, Field(gt=0)] = 50  # updates between checkpoints
+    tokens_per_batch: Annotated[int, Field(gt=0)] = 8192  # length of a packed row; bounds a worker's memory
+    # False: each completion is computed with its own copy of the prompt. Slow; for models that cannot use packed rows.
+    article_tree: bool = True
+    gradient_checkpointing: bool = False  # keep only the input of each layer and recompute the rest: a third more time
+    cpu_offload: bool = False  # keep weights and optimizer in CPU memory between uses; with GPUs only
+    torch_compile: bool = False  # compile the decoder layers: starts 1 to 2 minutes later, steps are faster on a GPU
+    save_steps: Annotated[int, Field(gt=0)] = 50  # steps between checkpoints
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "TrainerHardware":
+    def _check_combination(self) -> "TrainerHardware":
         if self.torch_compile and self.gradient_checkpointing:
             raise ValueError(
-                "hardware.trainer has torch_compile and gradient_checkpointing: a compiled layer that is run again may "
-                "save other tensors than it did at first, and torch then stops. Choose one of them"
+                "hardware.trainer has torch_compile and gradient_checkpointing: when a compiled layer is recomputed, "
+                "it may save other tensors than the first time, and torch then stops. Choose one of them"
             )
         if self.cpu_offload and not self.gpus_per_worker:
-            raise ValueError("hardware.trainer.cpu_offload keeps a GPU's memory free, and gpus_per_worker is 0")
+            raise ValueError(
+                "hardware.trainer has cpu_offload, which saves GPU memory, and gpus_per_worker is 0: remove "
+                "cpu_offload, or give each worker a GPU"
+            )
         if not self.article_tree and self.workers > 1:
             raise ValueError(
-                f"hardware.trainer has article_tree=false and workers={self.workers}: one sequence at a time, workers "
-                "would not stay in step. Use workers=1"
+                f"hardware.trainer has article_tree=false and workers={self.workers}: workers that compute one "
+                "sequence at a time would not stay in step. Use workers=1"
             )
         if 0 < self.gpus_per_worker < 1 and self.workers > 1:
             raise ValueError(
@@ -91,11 +96,11 @@ class TrainerHardware(Settings):
 
 
 class Price(Settings):
-    """Of a model, in US dollars per million tokens."""
+    """The price of a model, in US dollars per million tokens."""
 
     input: Annotated[float, Field(ge=0)]
     output: Annotated[float, Field(ge=0)]
-    cached: Annotated[float, Field(ge=0)] | None = None  # input found in the prefix cache; None: as any input
+    cached: Annotated[float, Field(ge=0)] | None = None  # input tokens found in the prefix cache; None: as `input`
 
     def cost_micro_usd(self, tokens_in: float, tokens_cached: float, tokens_out: float) -> float:
         """What the tokens cost, in millionths of a US dollar. `tokens_cached` are part of `tokens_in`."""
@@ -104,26 +109,26 @@ class Price(Settings):
 
 
 class Server(Settings):
-    """An OpenAI-compatible server: vLLM's own, or a hosted one."""
+    """An OpenAI-compatible server: vLLM's, or a hosted one."""
 
     base_url: str  # such as http://host:8000/v1
-    api_key_env: str | None = None  # name of the environment variable that holds the key; None: the server wants none
-    concurrency: Annotated[int, Field(gt=0)] = 32  # requests under way at once
-    timeout: Annotated[float, Field(gt=0)] = 120  # seconds for one try, from sending to the last byte of its reply
-    tries: Annotated[int, Field(gt=0)] = 8  # of one request, before its row is set aside
-    max_wait: Annotated[float, Field(gt=0)] = (
-        120  # seconds that waits between tries grow to; a server that asks for more is given up
-    )
-    # By model: each record then says what its stage has cost.
+    api_key_env: str | None = None  # name of the environment variable that holds the key; None: the server needs no key
+    concurrency: Annotated[int, Field(gt=0)] = 32  # requests in flight at once
+    timeout: Annotated[float, Field(gt=0)] = 120  # seconds for one try, from sending to the last byte of the reply
+    tries: Annotated[int, Field(gt=0)] = 8  # tries of one request, before its row is set aside
+    # Longest wait between two tries, in seconds. A server that asks for a longer wait is given up.
+    max_wait: Annotated[float, Field(gt=0)] = 120
+    # Prices by model. With them, each record states what its stage cost.
     prices: dict[str, Price] = Field(default_factory=dict)
 
     @field_validator("base_url")
     @classmethod
-    def _is_an_address(cls, value: str) -> str:
+    def _check_base_url(cls, value: str) -> str:
         parts = urlsplit(value)
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError(
-                "a server's base_url holds a user, a password or a query: name the key's variable in api_key_env"
+                "a server's base_url holds a user, a password or a query: put the key in an environment variable, and "
+                "name the variable in api_key_env"
             )
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError(f"a server's base_url is {value!r}: it should be an address such as http://host:8000/v1")
@@ -131,8 +136,9 @@ class Server(Settings):
 
     @field_validator("api_key_env", mode="before")
     @classmethod
-    def _names_a_variable(cls, value: Any) -> Any:
-        if value is not None and not re.fullmatch("[A-Z][A-Z0-9_]*", str(value)):  # a key, for all we know: not shown
+    def _check_api_key_env(cls, value: Any) -> Any:
+        # The message does not show the value: it may be the key itself.
+        if value is not None and not re.fullmatch("[A-Z][A-Z0-9_]*", str(value)):
             raise ValueError(
                 "a server's api_key_env should be the name of an environment variable, in capitals, such as "
                 "OPENAI_API_KEY, and not the key itself"
@@ -141,70 +147,75 @@ class Server(Settings):
 
 
 class Hardware(Settings):
+    """Where a run executes: engines, training workers, servers, and CPUs of Ray."""
+
     policy: EngineHardware = EngineHardware()
     judge: EngineHardware = EngineHardware()
     trainer: TrainerHardware = TrainerHardware()
-    # By a name of yours, which judge.served and compare.* use.
+    # Servers by a name of the user's choice. judge.served and compare refer to these names.
     servers: dict[str, Server] = Field(default_factory=dict)
-    # Policy, judge and the reference each have their own place: summaries, scores and references run as one pipeline,
-    # and no row waits for a table to end. On a single GPU leave it off: they then take turns.
+    # True: policy, judge and reference run on separate GPUs at the same time. Summaries, scores and references are then
+    # one pipeline, and no row waits for a table to end. False: they run in turn, for example on a single GPU.
     together: bool = False
-    # Logical CPUs of a Ray that we start ourselves. None: what the machine has, or what these settings need.
+    # Logical CPUs of a Ray that Rondo starts. None: the machine's CPUs, or more if these settings need more.
     ray_cpus: Annotated[int, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
-    def _has_room(self) -> "Hardware":
+    def _check_cpus(self) -> "Hardware":
         if self.ray_cpus is not None and self.ray_cpus < self.cpus() - 1:
             raise ValueError(
-                f"hardware.ray_cpus is {self.ray_cpus}, and these settings need {self.cpus() - 1} at least, or they "
+                f"hardware.ray_cpus is {self.ray_cpus}, and these settings need at least {self.cpus() - 1}, or they "
                 "would wait for ever: raise it, or lower cpus_per_replica, cpus_per_worker or replicas"
             )
         return self
 
     @model_validator(mode="after")
-    def _engines_fit_their_part_of_a_gpu(self) -> "Hardware":
+    def _check_gpu_memory(self) -> "Hardware":
         for name, engine in (("policy", self.policy), ("judge", self.judge)):
-            part, memory = engine.gpus_per_replica, engine.gpu_memory_utilization
-            if 0 < part < 1 and memory > part:
+            gpu_share, memory_share = engine.gpus_per_replica, engine.gpu_memory_utilization
+            if 0 < gpu_share < 1 and memory_share > gpu_share:
                 raise ValueError(
-                    f"hardware.{name} has gpus_per_replica={part:g} and gpu_memory_utilization={memory:g}: vLLM would "
-                    "take more of the GPU's memory than this engine's part, and leave too little for the next one. "
-                    f"Set gpu_memory_utilization to {part:g} or less"
+                    f"hardware.{name} has gpus_per_replica={gpu_share:g} and "
+                    f"gpu_memory_utilization={memory_share:g}: vLLM would take more of the GPU's memory than this "
+                    "engine's share, and leave too little for the next engine. "
+                    f"Set gpu_memory_utilization to {gpu_share:g} or less"
                 )
         return self
 
     def cpus(self) -> int:
-        """Logical CPUs that Ray must have, for the fewest replicas. With fewer, Ray Data waits for ever, without a
-        word."""
+        """The logical CPUs that Ray must have for the smallest number of replicas.
+
+        With fewer, Ray Data waits for ever without a message.
+        """
         engines = [engine.replicas.min * engine.cpus_per_replica for engine in (self.policy, self.judge)]
-        engines.append(self.trainer.cpus_per_worker)  # one reference at least
+        engines.append(self.trainer.cpus_per_worker)  # at least one actor computes reference log-probabilities
         trainers = self.trainer.workers * self.trainer.cpus_per_worker
-        # Two beside the actors: a task that reads or writes, and Ray Train's controller.
+        # Two more than the actors use: for a task that reads or writes, and for Ray Train's controller.
         return math.ceil(max(sum(engines) if self.together else max(engines), trainers)) + 2
 
     def within(self, cpus: float) -> "Hardware":
-        """The same on a Ray with fewer logical CPUs: each engine and worker then asks for a smaller share of them.
+        """These settings for a Ray with fewer logical CPUs: each engine and worker asks for a smaller share of them.
 
-        A share is a place in Ray's queue and a number of threads; nothing but speed depends on it.
+        The share decides a place in Ray's queue and a number of threads. Only speed depends on it.
         """
-        share = (cpus - 1) / (self.cpus() - 2)  # one CPU stays free for tasks that read and write
-        if cpus >= self.cpus() or share <= 0:
+        scale = (cpus - 1) / (self.cpus() - 2)  # one CPU stays free for tasks that read and write
+        if cpus >= self.cpus() or scale <= 0:
             return self
 
-        def less(cpus_wanted: float) -> float:
-            scaled = cpus_wanted * share
+        def reduced(requested_cpus: float) -> float:
+            scaled = requested_cpus * scale
             return math.floor(scaled) if scaled >= 1 else math.floor(scaled * 100) / 100
 
         return self.model_copy(
             update={
-                "policy": self.policy.model_copy(update={"cpus_per_replica": less(self.policy.cpus_per_replica)}),
-                "judge": self.judge.model_copy(update={"cpus_per_replica": less(self.judge.cpus_per_replica)}),
-                "trainer": self.trainer.model_copy(update={"cpus_per_worker": less(self.trainer.cpus_per_worker)}),
+                "policy": self.policy.model_copy(update={"cpus_per_replica": reduced(self.policy.cpus_per_replica)}),
+                "judge": self.judge.model_copy(update={"cpus_per_replica": reduced(self.judge.cpus_per_replica)}),
+                "trainer": self.trainer.model_copy(update={"cpus_per_worker": reduced(self.trainer.cpus_per_worker)}),
             }
         )
 
     def gpus(self) -> float:
-        """GPUs that must be there at one time, for the fewest replicas."""
+        """The GPUs that are needed at the same time, for the smallest number of replicas."""
         engines = [engine.replicas.min * engine.gpus_per_replica for engine in (self.policy, self.judge)]
         engines.append(self.trainer.gpus_per_worker)
         trainers = self.trainer.workers * self.trainer.gpus_per_worker
@@ -212,12 +223,13 @@ class Hardware(Settings):
 
 
 def driver_node_options() -> dict[str, Any]:
-    """Options of an actor that keeps something for its driver: on its node, so that no other takes it along.
+    """Options of an actor that keeps state for its driver.
 
-    It asks for no CPU. Killed, it is started again, with nothing in it.
+    The actor runs on the driver's node, so that the loss of another node does not end it. It needs no CPU. If it is
+    killed, Ray starts it again, without its state.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
+    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": on_this_node}

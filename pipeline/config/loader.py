@@ -1,7 +1,6 @@
-"""Settings as a person writes them, a YAML file plus dotted overrides (`training.beta=0.05`), read and refused here.
+"""Reads settings from a YAML file and dotted overrides (`training.beta=0.05`), and checks them before Ray starts.
 
-Before Ray starts, and in the reader's terms: a line for each mistake, with the nearest known name. Left out: which
-settings there are (`config.py`).
+Each mistake becomes one line in the user's terms, with the nearest known name. The settings are defined in `run.py`.
 """
 
 import difflib
@@ -20,67 +19,67 @@ from pipeline.config.errors import UserError
 from pipeline.config.run import Alignment, Config
 from pipeline.config.sanitize import one_line
 
-Kind = TypeVar("Kind", Config, Alignment)
+SettingsType = TypeVar("SettingsType", Config, Alignment)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the settings of a run: a YAML file, dotted overrides on top, all of it checked.
+    """Read and check the settings of a run.
 
     Args:
         path: the YAML file.
-        overrides: such as `training.beta=0.05`; each value is read as YAML.
+        overrides: settings that replace those of the file, such as `training.beta=0.05`. Each value is read as YAML.
 
     Raises:
-        UserError: a file that is not there or not YAML, an unknown name, a wrong type, an impossible combination;
-            one line for each.
+        UserError: the file is missing or is not YAML, or settings have unknown names, wrong types or impossible
+            combinations. The message has one line per mistake.
     """
-    raw = _read(path)
+    raw = _read_yaml(path)
     if isinstance(raw.get("pairs"), str):
-        raise UserError(f"{path} has pairs of its own ({raw['pairs']}): it is for `rondo train`, which has no rounds")
+        raise UserError(f"{path} has its own pairs ({raw['pairs']}): use it with `rondo train`, which has no rounds")
     return parse_config(apply_overrides(raw, overrides))
 
 
 def load_alignment(path: str | Path, overrides: Sequence[str] = ()) -> Alignment:
-    """Read the settings of a training on pairs from elsewhere. Arguments and errors as of `load`.
+    """Read and check the settings of a training on pairs from elsewhere. Arguments and errors as in `load_config`.
 
-    The file may also be that of a whole run: what only its rounds use is left aside, policy.instruction with it, and so
-    is its section `pairs`, which says how a judge's scores become pairs. An override must be of a setting that counts
-    here.
+    The file may also be that of a whole run. Settings that only rounds use are then ignored: among them
+    policy.instruction and the section `pairs`, which controls how scores become pairs. Overrides must name settings
+    that a training on pairs has.
     """
-    raw = _read(path)
+    raw = _read_yaml(path)
     if not isinstance(raw.get("pairs"), str):
-        only_rounds = Config.model_fields.keys() - Alignment.model_fields.keys() | {"pairs"}
-        raw = {name: value for name, value in raw.items() if name not in only_rounds}
+        round_settings = Config.model_fields.keys() - Alignment.model_fields.keys() | {"pairs"}
+        raw = {name: value for name, value in raw.items() if name not in round_settings}
         if isinstance(policy := raw.get("policy"), dict):
             raw["policy"] = {name: value for name, value in policy.items() if name != "instruction"}
     return parse_alignment(apply_overrides(raw, overrides))
 
 
 def parse_config(raw: dict[str, Any]) -> Config:
-    """Check settings that are already in memory. Raises UserError as `load` does."""
-    return _checked(Config, raw)
+    """Check settings that are already in memory. Raises UserError as `load_config` does."""
+    return _validate(Config, raw)
 
 
 def parse_alignment(raw: dict[str, Any]) -> Alignment:
-    """Check settings that are already in memory. Raises UserError as `load` does."""
-    return _checked(Alignment, raw)
+    """Check settings that are already in memory. Raises UserError as `load_alignment` does."""
+    return _validate(Alignment, raw)
 
 
-def _checked(kind: type[Kind], raw: dict[str, Any]) -> Kind:
+def _validate(model: type[SettingsType], raw: dict[str, Any]) -> SettingsType:
     try:
-        return kind.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise UserError("\n".join(_say(problem, kind) for problem in error.errors())) from None
+        raise UserError("\n".join(_describe_error(problem, model) for problem in error.errors())) from None
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def _read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"no configuration at {path}{_near_file(Path(path))}") from None
+        raise UserError(f"no configuration at {path}{_suggest_files(Path(path))}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
-    except (OSError, ValueError) as error:  # ValueError: no path at all
+    except (OSError, ValueError) as error:  # ValueError: not a possible path
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{str(path)!r:.200} cannot be opened: {reason}") from None
     try:
@@ -88,112 +87,128 @@ def _read(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path} should hold settings by name (run, articles, policy, …), and holds {_shown(raw)}")
+        raise UserError(f"{path} should hold settings by name (run, articles, policy, …), and holds {_shorten(raw)}")
     return raw
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without tags that make objects, and without a name given twice, of which YAML takes the last in silence."""
+    """A YAML loader that refuses tags that create objects, and names that occur twice.
+
+    PyYAML alone would silently use the last value of such a name.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        names = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
-            seen.add(key.value)
+            if key.value in names:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} occurs twice", key.start_mark)
+            names.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-_MOST = 100_000  # values in one file, each counted as often as an alias repeats it
+_MAX_VALUES = 100_000  # in one file; a value that an alias repeats counts each time
 
 
 def parse_yaml(text: str) -> Any:
-    """What YAML text says. Raises ValueError: it is none, or says more than any settings need; in one line."""
+    """Parse YAML.
+
+    Raises:
+        ValueError: the text is not YAML, or holds more values than settings can need. The message is one line.
+    """
     try:
         value = yaml.load(text, _Loader)
-        if _size(value, {}) > _MOST:
-            raise ValueError(f"it holds more than {_MOST:,} values, of anchors within anchors or of data")
+        if _count_values(value, {}) > _MAX_VALUES:
+            raise ValueError(f"it holds more than {_MAX_VALUES:,} values: nested anchors, or data instead of settings")
     except yaml.MarkedYAMLError as error:
-        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        tab = " (indent with spaces)" if "'\\t'" in str(error.problem) else ""
-        raise ValueError(f"{where}{error.problem}{tab}") from None
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        remedy = " (indent with spaces)" if "'\\t'" in str(error.problem) else ""
+        raise ValueError(f"{line}{error.problem}{remedy}") from None
     except yaml.YAMLError as error:
         raise ValueError(one_line(error, limit=None).replace(' in "<unicode string>"', "")) from None
     except RecursionError:
-        raise ValueError("its lists or sections lie too deep in one another") from None
+        raise ValueError("its lists or sections are nested too deep") from None
     return value
 
 
-def _size(value: Any, sizes: dict[int, int]) -> int:
-    """How many values there are when every alias is written out; a value that holds itself raises RecursionError."""
+def _count_values(value: Any, counts: dict[int, int]) -> int:
+    """Count the values in a value, with every alias written out. A value that contains itself raises RecursionError.
+
+    Args:
+        value: a parsed YAML value.
+        counts: counts of the values that were visited already, by their `id`.
+    """
     if not isinstance(value, dict | list):
         return 1
-    if id(value) not in sizes:
-        inside = list(value.values()) if isinstance(value, dict) else value
-        sizes[id(value)] = 1 + sum(_size(part, sizes) for part in inside)
-    return sizes[id(value)]
+    if id(value) not in counts:
+        children = list(value.values()) if isinstance(value, dict) else value
+        counts[id(value)] = 1 + sum(_count_values(child, counts) for child in children)
+    return counts[id(value)]
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Put dotted overrides, such as `training.beta=0.05`, over settings that are in memory."""
+    """Apply dotted overrides, such as `training.beta=0.05`, to settings in memory, which are changed in place.
+
+    Raises:
+        UserError: an override is malformed.
+    """
     for override in overrides:
-        _override(raw, override)
+        _apply_override(raw, override)
     return raw
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _apply_override(raw: dict[str, Any], override: str) -> None:
     name, equals, value = override.partition("=")
     if not equals or not name:
-        raise UserError(f"{override!r:.80} is no setting: write NAME=VALUE, such as training.beta=0.05")
+        raise UserError(f"{override!r:.80} is not a setting: write NAME=VALUE, such as training.beta=0.05")
     if len(name) > 200:
-        raise UserError(f"{name[:60]!r}… is no setting's name: write NAME=VALUE, such as training.beta=0.05")
+        raise UserError(f"{name[:60]!r}… is not the name of a setting: write NAME=VALUE, such as training.beta=0.05")
     *parents, leaf = name.split(".")
     section = raw
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise UserError(f"{name}: {parent} is a value ({_shown(section)}), not a section")
+            raise UserError(f"{name}: {parent} is a value ({_shorten(section)}), not a section")
     try:
         section[leaf] = parse_yaml(value)
     except ValueError:
         raise UserError(f"{name}: {value!r:.80} is not a YAML value; quote it, as in {name}='\"…\"'") from None
 
 
-def _section(location: Sequence[Any], kind: type[BaseModel]) -> tuple[str, type[BaseModel]]:
-    annotation: Any = kind
+def _section_model(location: Sequence[Any], model: type[BaseModel]) -> type[BaseModel]:
+    """The model of the section at a location within a model."""
+    annotation: Any = model
     for name in location:
-        if get_origin(annotation) is dict:  # by names of the user's, such as hardware.servers
+        if get_origin(annotation) is dict:  # a section whose names the user chooses, such as hardware.servers
             annotation = get_args(annotation)[1]
             continue
         annotation = annotation.model_fields[name].annotation
         if get_origin(annotation) is not dict:
-            annotation = next(
-                part for part in (*get_args(annotation), annotation) if part is not None
-            )  # of `Lora | None`
-    return ".".join(map(str, location)), annotation
+            alternatives = (*get_args(annotation), annotation)  # `Lora | None` has arguments; `Lora` has none
+            annotation = next(alternative for alternative in alternatives if alternative is not None)
+    return annotation
 
 
-def _say(problem: Any, kind: type[BaseModel]) -> str:
-    """One pydantic error as one line in the reader's terms."""
+def _describe_error(problem: Any, model: type[BaseModel]) -> str:
+    """Describe a pydantic error in one line, in the user's terms."""
     location = [part for part in problem["loc"] if isinstance(part, str | int)]
     name = ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":
-        section, model = _section(location[:-1], kind)
-        known = list(model.model_fields)
-        near = difflib.get_close_matches(str(location[-1]), known, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{section or 'the configuration'} has no {location[-1]!r}{hint}; it has {', '.join(known)}"
+        section = ".".join(map(str, location[:-1])) or "the configuration"
+        known = list(_section_model(location[:-1], model).model_fields)
+        close_names = difflib.get_close_matches(str(location[-1]), known, 1)
+        hint = f" (did you mean {close_names[0]}?)" if close_names else ""
+        return f"{section} has no {location[-1]!r}{hint}; it has {', '.join(known)}"
     if problem["type"] == "missing":
         return f"{name} is missing: set it in the file, or on the command line as {name}=…"
     if problem["type"] == "value_error":
-        said = str(problem["ctx"]["error"])
-        # Both judges are checked by one section's rules, which name the first.
-        return re.sub(r"\bjudge\.", "second_judge.", said) if location[:1] == ["second_judge"] else said
+        message = str(problem["ctx"]["error"])
+        # Both judges have one settings class, whose messages name the first judge.
+        return re.sub(r"\bjudge\.", "second_judge.", message) if location[:1] == ["second_judge"] else message
     if problem["type"] == "invalid_key" or location[-1:] == ["[key]"]:
-        where = ".".join(map(str, location[:-2])) or "the configuration"
-        return f"{where} has the name {_shown(problem['input'])}: a name is text; put it in quotes"
+        section = ".".join(map(str, location[:-2])) or "the configuration"
+        return f"{section} has the name {_shorten(problem['input'])}: a name is text; put it in quotes"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     if problem["type"] in ("model_type", "dict_type"):
         message = "it should be a section of settings by name"
@@ -201,17 +216,17 @@ def _say(problem: Any, kind: type[BaseModel]) -> str:
         message = "it should be text" + ("" if isinstance(problem["input"], dict | list) else "; put it in quotes")
     elif problem["type"] == "tuple_type":
         message = "it should be a list, such as [a, b]"
-    return f"{name} is {_shown(problem['input'])}: {message}"
+    return f"{name} is {_shorten(problem['input'])}: {message}"
 
 
-def _shown(value: Any) -> str:
-    """A value as its person wrote it, or nearly, in 80 characters."""
+def _shorten(value: Any) -> str:
+    """A value in at most 80 characters, close to the form in which the user wrote it."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "empty"}[value]
-    # Not repr: that of aliases within aliases is as long as they are meant to be.
+    # Not repr, which would write out nested aliases in full length.
     return str(value) if isinstance(value, date) else reprlib.repr(value)[:80]
 
 
-def _near_file(path: Path) -> str:
+def _suggest_files(path: Path) -> str:
     names = [str(p) for folder in {path.parent, Path("configs")} if folder.is_dir() for p in folder.glob("*.yaml")]
-    return f"; there are {', '.join(sorted(names))}" if names else f" (looked from {os.getcwd()})"
+    return f"; there are {', '.join(sorted(names))}" if names else f" (the working directory is {os.getcwd()})"

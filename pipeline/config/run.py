@@ -1,8 +1,7 @@
-"""Every setting that decides a result, on one page; where and how wide to run is in `hardware.py`.
+"""Every setting that decides a result, one section per stage. Where and how wide to run is in `hardware.py`.
 
-One frozen model a stage, no unknown keys. Names are those of TRL (training, in `learning.py`) and vLLM (sampling);
-when rounds end by themselves (`stop`) is in `stopping.py`.
-Left out: reading them from a file (`reading.py`), and anything that a result does not depend on.
+All models are frozen and refuse unknown keys. Names are vLLM's for sampling and TRL's for training (`training.py`).
+The rules that end a run early (`stop`) are in `stopping.py`. `loader.py` reads the settings from a file.
 """
 
 import json
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from judges.prompts import WORDINGS
-from pipeline.config.base import Natural, Positive, Settings, Share, check_places
+from pipeline.config.base import Natural, Positive, Settings, Share, check_locations
 from pipeline.config.hardware import Hardware
 from pipeline.config.servers import ComparedModel, ServedModel, check_servers
 from pipeline.config.stopping import Stop
@@ -26,35 +25,38 @@ Logger = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class Articles(Settings):
-    """The corpus: JSONL or Parquet by path or URI, or a Hugging Face dataset as `hf:NAME` or `hf:NAME/CONFIG:SPLIT`."""
+    """The corpus.
+
+    `path` is a JSONL or Parquet file by path or URI, or a Hugging Face dataset as `hf:NAME` or `hf:NAME/CONFIG:SPLIT`.
+    """
 
     path: str
     id_column: str = "id"
     text_column: str = "text"
-    limit: Positive | None = None  # the first so many of the file; None: all
-    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # held out, by hash of the id
-    min_words: Natural = 20
-    max_words: Positive = 4000
-    # same: read once. new: each round takes `limit` articles that no round before it had, of a corpus that may have
-    # grown since; held-out ones are the first round's.
+    limit: Positive | None = None  # use only the first `limit` articles of the file; None: all
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share that is held out, chosen by a hash of the id
+    min_words: Natural = 20  # shorter articles are skipped
+    max_words: Positive = 4000  # longer articles are skipped
+    # same: every round uses the articles of the first. new: each round takes `limit` articles that no earlier round
+    # had, from a corpus that may have grown meanwhile; the held-out articles stay those of the first round.
     each_round: Literal["same", "new"] = "same"
 
     @model_validator(mode="after")
-    def _has_room(self) -> "Articles":
+    def _check_word_limits(self) -> "Articles":
         if self.min_words > self.max_words:
             raise ValueError(
-                f"articles.min_words is {self.min_words} and articles.max_words {self.max_words}: "
-                "no article could be used"
+                f"articles.min_words is {self.min_words} and articles.max_words is {self.max_words}: every article "
+                "would be skipped. Set min_words to at most max_words"
             )
         return self
 
 
 class PolicySettings(Settings):
-    """The model that is trained: a Hugging Face folder or name; with `training.lora` also a LoRA adapter's."""
+    """The model to train: a Hugging Face model by folder or name. With `training.lora` also a LoRA adapter."""
 
     model: str
-    dtype: Dtype = "bfloat16"  # of sampling, references and training alike
-    max_model_len: Positive | None = None  # tokens of prompt and summary; None: what the model allows
+    dtype: Dtype = "bfloat16"  # for sampling, references and training alike
+    max_model_len: Positive | None = None  # longest prompt and summary together, in tokens; None: the model's limit
     instruction: str = (
         "Write a very short summary of the article in at most two sentences, keeping its most important facts."
         "\n\n{article}"
@@ -62,19 +64,19 @@ class PolicySettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _is_ours_to_train(cls, data: Any) -> Any:
-        if isinstance(data, dict) and (found := {"served", "server", "base_url"} & data.keys()):
+    def _check_not_served(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (server_settings := {"served", "server", "base_url"} & data.keys()):
             raise ValueError(
-                f"policy.{min(found)} is set: a server gives neither token ids nor weights, so its model cannot be "
-                "trained. Name a model's folder or a hub name as policy.model; a served one can be judged beside it: "
-                "compare.NAME={model: …, server: …}"
+                f"policy.{min(server_settings)} is set: a model at a server cannot be trained, because a server gives "
+                "neither token ids nor weights. Set policy.model to a model folder or a hub name. To compare a served "
+                "model with the policy, use compare.NAME={model: …, server: …}"
             )
         return data
 
     @model_validator(mode="after")
-    def _instruction_has_article(self) -> "PolicySettings":
+    def _check_instruction(self) -> "PolicySettings":
         if "{article}" not in self.instruction:
-            raise ValueError("policy.instruction must say where the article goes: {article}")
+            raise ValueError("policy.instruction must contain {article}, the place of the article")
         return self
 
 
@@ -200,101 +202,112 @@ class JudgeSettings(Settings):
 
 
 class Questions(Settings):
-    """Which questions are used, and which articles have enough of them."""
+    """Which questions are used, and how many an article needs."""
 
-    min_questions: Positive = 4  # an article with fewer good ones is skipped
-    check: bool = True  # right from the whole article, not right from nothing
-    max_skipped: Share = 0.5  # of the articles; more stops the run
+    min_questions: Positive = 4  # an article with fewer good questions is skipped
+    check: bool = True  # keep only questions that the judge answers correctly with the article and not without it
+    max_skipped: Share = 0.5  # largest share of articles skipped; a larger one ends the run
 
 
 class Summaries(Settings):
-    """How the policy is sampled for training. Names as in vLLM."""
+    """How the policy samples summaries for training. Names as in vLLM."""
 
     n: Annotated[int, Field(ge=2)] = 8
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Positive = 256
-    logprobs: bool = False  # keep every sample's log-probability by the engine; else those of its first batch
-    max_skipped: Share = 0.5
+    # True: keep the engine's log-probability of every summary. False: only of each engine's first batch.
+    logprobs: bool = False
+    max_skipped: Share = 0.5  # largest share of articles skipped; a larger one ends the run
 
 
 class Scores(Settings):
-    max_unread: Share = 0.1  # share of answers that could not be read; more stops the run
+    """How summaries are scored."""
+
+    max_unread: Share = 0.1  # largest share of answers that could not be parsed; a larger one ends the run
 
 
 class Pairs(Settings):
-    """Which of two summaries is better, and which pairs of an article are trained on."""
+    """Which of two summaries is preferred, and which pairs of an article are trained on."""
 
-    # accuracy_then_length: both at `threshold` or above, the shorter wins, else the one with more right.
-    # accuracy_only: more right wins. length_matched: … if the two are of about one length. Or module:function of yours.
+    # accuracy_then_length: if both have `threshold` right answers or more, the shorter wins; else more right wins.
+    # accuracy_only: more right wins.
+    # length_matched: more right wins, among summaries of about equal length; all others tie.
+    # accuracy_then_any_length: as accuracy_then_length, but without min_word_gap, and fewer words break ties below
+    # `threshold` too.
+    # module:function: a function of the user's.
     preference: str = "accuracy_then_length"
-    threshold: Natural = 3
-    min_word_gap: Positive = 3  # of accuracy_then_length
-    max_length_ratio: Annotated[float, Field(ge=1)] = 1.2  # of length_matched: words of the longer over the shorter's
-    min_words: Natural = 5
-    max_words: Positive = 200
-    # random: up to max_per_article. best_worst: one. widest_margin: up to max_per_article. all: every one that is no
-    # tie, those of an article together weighing as much as one pair.
+    threshold: Natural = 3  # right answers
+    min_word_gap: Positive = 3  # accuracy_then_length: the shorter must be shorter by this many words
+    max_length_ratio: Annotated[float, Field(ge=1)] = 1.2  # length_matched: words of the longer by those of the shorter
+    min_words: Natural = 5  # a shorter summary is never paired
+    max_words: Positive = 200  # a summary of this many words or more is never paired
+    # random: up to max_per_article pairs. best_worst: one pair. widest_margin: up to max_per_article pairs, those with
+    # the largest differences. all: every pair that is not a tie; together they weigh as much as one pair.
     selection: Literal["random", "best_worst", "widest_margin", "all"] = "random"
     max_per_article: Positive = 3
-    # margin: an article's pairs weigh by how much surer the judge is of the chosen's right answers than of the
-    # rejected's, about a mean of what they weigh without; needs judge.logprobs=true.
+    # none: an article's pairs weigh the same. margin: a pair weighs more if the judge is surer of the right answers of
+    # the chosen than of the rejected; the mean weight stays the same. Needs judge.logprobs=true.
     weighting: Literal["none", "margin"] = "none"
-    # Two cures for pairs that grow alike from round to round, both off-policy in part, which the records count:
-    rejected: Literal["policy", "base"] = "policy"  # base: in each pair the base's, better by the policy
-    replay: Annotated[float, Field(ge=0)] = (
-        0.0  # articles of earlier rounds' pairs to one of this round's; 0.25: a quarter
-    )
+    # `rejected` and `replay` are remedies for pairs that become alike from round to round. Both make training partly
+    # off-policy; the records count such pairs.
+    # policy: chosen and rejected are both the policy's. base: the rejected is the base's summary, in each pair.
+    rejected: Literal["policy", "base"] = "policy"
+    # Articles with pairs replayed from earlier rounds, per article with pairs of this round. 0.25: a quarter as many.
+    replay: Annotated[float, Field(ge=0)] = 0.0
 
     @field_validator("preference")
     @classmethod
-    def _names_a_preference(cls, value: str) -> str:
+    def _check_preference(cls, value: str) -> str:
         if value not in PREFERENCES and not re.fullmatch(USER_CODE, value):
             raise ValueError(
-                f"pairs.preference is {value!r}; there are {', '.join(PREFERENCES)}, or module:function of your own"
+                f"pairs.preference is {value!r}: it should be one of {', '.join(PREFERENCES)}, or your own "
+                "module:function"
             )
         return value
 
 
 class Evaluation(Settings):
-    """Greedy summaries of the held-out articles."""
+    """How the held-out articles are summarized (greedily) and judged."""
 
     max_tokens: Positive = 256
-    ask_again: Share = 0.05  # of the summaries, judged twice, the options in another order: the judge card's agreement
-    max_skipped: Share = 0.5
+    # Share of the summaries that are judged twice, the second time with options in another order. The judge card shows
+    # how often both agree.
+    ask_again: Share = 0.05
+    max_skipped: Share = 0.5  # largest share of articles skipped; a larger one ends the run
 
 
 class Baselines(Settings):
-    """What the base is judged beside: summaries that learned nothing."""
+    """Summaries that need no training, judged beside those of the base."""
 
-    lead_sentences: Positive = 3  # lead-n: the article's first sentences
-    shorten_to: Annotated[float, Field(gt=0, lt=1)] = 0.8  # shorten-only: this share of the words of the base's summary
+    lead_sentences: Positive = 3  # lead-n: the first n sentences of the article
+    shorten_to: Annotated[float, Field(gt=0, lt=1)] = 0.8  # shorten-only: share of the words kept of the base's summary
 
 
 class Report(Settings):
-    """How the finished evaluations are counted; nothing is made again for it."""
+    """How finished evaluations are counted. A change here remakes no artifact."""
 
-    max_words: Positive = 200  # a summary of so many words counts as too long
+    max_words: Positive = 200  # a summary of this many words or more counts as too long
     resamples: Annotated[int, Field(ge=100)] = 10_000  # of the paired bootstrap
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
 class Config(Settings):
-    """One run: its folder or URI, what is played, and where. Field order is the order of the journey."""
+    """All settings of a run. The fields are in the order in which a round uses them."""
 
-    run: str
-    rounds: Positive = 1  # at most: `stop` may end them sooner
-    # What a round starts from: its writer, reference (but see references.policy) and weights. champion: the last policy
-    # that beat the champion before it.
+    run: str  # the run folder, a path or a URI
+    rounds: Positive = 1  # number of rounds; `stop` may end the run earlier
+    # The policy that a round starts from: it writes the summaries and gives the initial weights, and it is the
+    # reference (but see references.policy). latest: the policy of the round before. champion: the last policy that beat
+    # the champion before it.
     start_from: Literal["latest", "champion"] = "latest"
     stop: Stop = Stop()
     seed: Natural = 0
     articles: Articles
     policy: PolicySettings
     judge: JudgeSettings
-    second_judge: JudgeSettings | None = (
-        None  # scores the evaluations too, by questions of its own; None: no second opinion
-    )
+    # A second judge, which also scores the held-out summaries, with its own questions. None: no second opinion.
+    second_judge: JudgeSettings | None = None
     questions: Questions = Questions()
     summaries: Summaries = Summaries()
     scores: Scores = Scores()
@@ -303,62 +316,94 @@ class Config(Settings):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     baselines: Baselines = Baselines()
-    compare: dict[str, ComparedModel] = Field(
-        default_factory=dict
-    )  # models at servers, by the name of their column in the report
+    # Models at servers to compare with the policy, by the name of their column in the report.
+    compare: dict[str, ComparedModel] = Field(default_factory=dict)
     report: Report = Report()
-    report_to: tuple[Logger, ...] = ()  # metrics of training, beside metrics.jsonl
+    report_to: tuple[Logger, ...] = ()  # where else to log training metrics; metrics.jsonl is always written
     hardware: Hardware = Hardware()
 
     @model_validator(mode="after")
-    def _is_possible(self) -> "Config":
-        for name, judge, comes_of_it in (
+    def _check_questions(self) -> "Config":
+        for name, judge, consequence in (
             ("judge", self.judge, "every article would be skipped"),
-            ("second_judge", self.second_judge, "of no article would there be a second opinion"),
+            ("second_judge", self.second_judge, "no article would get a second opinion"),
         ):
             if judge and self.questions.min_questions > judge.questions:
                 raise ValueError(
-                    f"questions.min_questions is {self.questions.min_questions} and {name}.questions only "
-                    f"{judge.questions}: {comes_of_it}"
+                    f"questions.min_questions is {self.questions.min_questions} and {name}.questions is only "
+                    f"{judge.questions}: {consequence}"
                 )
-        if self.pairs.threshold > self.questions.min_questions:
+        return self
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> "Config":
+        pairs, min_questions = self.pairs, self.questions.min_questions
+        if pairs.threshold > min_questions:
             raise ValueError(
-                f"pairs.threshold is {self.pairs.threshold} and questions.min_questions only "
-                f"{self.questions.min_questions}: no summary of an article with so few questions could reach it"
+                f"pairs.threshold is {pairs.threshold} and questions.min_questions is only {min_questions}: if an "
+                "article has so few questions, no summary can reach the threshold"
             )
-        if self.pairs.weighting == "margin" and not self.judge.logprobs:
-            raise ValueError("pairs.weighting is margin, which needs what judge.logprobs=true keeps: set it too")
-        one_each = self.pairs.selection == "best_worst" or (
-            self.pairs.max_per_article == 1 and self.pairs.selection != "all"
-        )
-        if self.pairs.weighting == "margin" and one_each:
+        if pairs.min_words >= pairs.max_words:
             raise ValueError(
-                "pairs.weighting is margin, which weighs an article's pairs against each other, and by "
-                "pairs.selection or pairs.max_per_article each has one: have more of them, or set it to none"
+                f"pairs.min_words is {pairs.min_words} and pairs.max_words is {pairs.max_words}: "
+                "no summary could be paired"
             )
-        if self.references.source == "sampler" and not self.summaries.logprobs:
-            raise ValueError("references.source is sampler, which needs what summaries.logprobs=true keeps: set it too")
-        if self.references.source == "sampler" and (self.pairs.replay or self.pairs.rejected == "base"):
+        if pairs.weighting != "margin":
+            return self
+        if not self.judge.logprobs:
             raise ValueError(
-                "references.source is sampler, and pairs.replay or pairs.rejected=base brings in summaries that "
-                "another policy sampled: use references.source=trainer"
+                "pairs.weighting is margin, which needs the probabilities of answers: set judge.logprobs=true as well"
             )
+        if pairs.selection == "best_worst" or (pairs.max_per_article == 1 and pairs.selection != "all"):
+            raise ValueError(
+                "pairs.weighting is margin, which weighs the pairs of an article against each other, but "
+                "pairs.selection or pairs.max_per_article allows only one pair per article: allow more, or set "
+                "pairs.weighting to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_references(self) -> "Config":
+        if self.references.source == "sampler":
+            if not self.summaries.logprobs:
+                raise ValueError(
+                    "references.source is sampler, which needs the engine's log-probabilities of all summaries: set "
+                    "summaries.logprobs=true as well"
+                )
+            if self.pairs.replay or self.pairs.rejected == "base":
+                raise ValueError(
+                    "references.source is sampler, but with pairs.replay or pairs.rejected=base some summaries were "
+                    "sampled by another policy: use references.source=trainer"
+                )
+        check_references(self.references, self.training)
+        return self
+
+    @model_validator(mode="after")
+    def _check_servers(self) -> "Config":
         second = self.second_judge
         check_servers(
             self.judge.served,
             second.served if second else None,
             self.compare,
             self.hardware,
-            second_here=bool(second and second.model and not second.served),
+            second_judge_is_local=bool(second and second.model and not second.served),
         )
-        check_references(self.references, self.training)
-        for name, longest in (("summaries", self.summaries.max_tokens), ("evaluation", self.evaluation.max_tokens)):
-            if self.policy.max_model_len is not None and longest >= self.policy.max_model_len:
+        return self
+
+    @model_validator(mode="after")
+    def _check_prompt_room(self) -> "Config":
+        limit = self.policy.max_model_len
+        for name, max_tokens in (("summaries", self.summaries.max_tokens), ("evaluation", self.evaluation.max_tokens)):
+            if limit is not None and max_tokens >= limit:
                 raise ValueError(
-                    f"{name}.max_tokens is {longest} and policy.max_model_len {self.policy.max_model_len}: "
-                    "no prompt would have room"
+                    f"{name}.max_tokens is {max_tokens} and policy.max_model_len is {limit}: no room is left for the "
+                    f"prompt. Lower {name}.max_tokens, or raise policy.max_model_len"
                 )
-        check_places(
+        return self
+
+    @model_validator(mode="after")
+    def _check_locations(self) -> "Config":
+        check_locations(
             {
                 "run": self.run,
                 "articles.path": self.articles.path,
@@ -367,33 +412,34 @@ class Config(Settings):
                 "second_judge.model": self.second_judge.model or "" if self.second_judge else "",
             }
         )
-        if self.pairs.min_words >= self.pairs.max_words:
-            raise ValueError(
-                f"pairs.min_words is {self.pairs.min_words} and pairs.max_words {self.pairs.max_words}: "
-                "no summary could be paired"
-            )
         return self
 
 
 class Alignment(Settings):
-    """Training on preference pairs from elsewhere, without rounds: what `rondo train` and `pipeline.align` take."""
+    """All settings of a training on preference pairs from elsewhere, without rounds.
 
-    run: str
+    `rondo train` and `pipeline.align` take these settings.
+    """
+
+    run: str  # the run folder, a path or a URI
     seed: Natural = 0
-    pairs: str  # a file by path or URI, or hf:OWNER/NAME[/CONFIG][:SPLIT]; `formats.py` says which columns are known
-    max_skipped: Share = 0.5  # of the rows of that file; more stops the run
+    # A file by path or URI, or hf:OWNER/NAME[/CONFIG][:SPLIT]. `data/preference_formats.py` lists the known columns.
+    pairs: str
+    max_skipped: Share = 0.5  # largest share of rows skipped in that file; a larger one ends the run
     policy: PolicySettings
     references: References = References()
     training: Training = Training()
-    report_to: tuple[Logger, ...] = ()
+    report_to: tuple[Logger, ...] = ()  # where else to log training metrics; metrics.jsonl is always written
     hardware: Hardware = Hardware()
 
     @model_validator(mode="after")
-    def _is_possible(self) -> "Alignment":
+    def _check_alignment(self) -> "Alignment":
         if self.policy.instruction != PolicySettings.model_fields["instruction"].default:
-            raise ValueError("policy.instruction is set, and pairs from elsewhere have prompts of their own: remove it")
+            raise ValueError("policy.instruction is set, but these pairs have their own prompts: remove it")
         if self.references.source == "sampler":
-            raise ValueError("references.source is sampler, and nothing is sampled here: set it to trainer, or none")
+            raise ValueError(
+                "references.source is sampler, but `rondo train` samples no summaries: set it to trainer or none"
+            )
         check_references(self.references, self.training)
-        check_places({"run": self.run, "pairs": self.pairs, "policy.model": self.policy.model})
+        check_locations({"run": self.run, "pairs": self.pairs, "policy.model": self.policy.model})
         return self

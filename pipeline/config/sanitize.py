@@ -1,29 +1,33 @@
-"""What may be said: on a terminal no control character, in Markdown no mark, anywhere no secret.
+"""Removes secrets, control characters and Markdown marks from text before it is shown.
 
-Articles, summaries, ids and column names are anybody's, and libraries quote what they were given, a key among it. Left
-out: refusing settings that hold secrets (`config.py`), and marks that mean something to a model (`engines/plain.py`).
+Articles, summaries, ids and column names come from anybody, and libraries quote their input in error messages, which
+may include a key. Settings that hold secrets are refused in `base.py`. Tokens that have a meaning to a model are
+removed in `inference/special_tokens.py`.
 """
 
 import os
 import re
 
-_SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|ACCESS_KEY_ID)$", re.IGNORECASE)
-_SHORTEST = 8  # a shorter value could be any word
-# Escape sequences restyle, retitle and rewrite a terminal; bidirectional controls show a text in another order.
+_SECRET_NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|ACCESS_KEY_ID)$", re.IGNORECASE)
+_MIN_SECRET_LENGTH = 8  # a shorter value could be any word
+# Escape sequences change a terminal's style, title and content. Bidirectional controls show text in another order.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_MARKS = re.compile(r"[\\`*_{}\[\]<>#|~$&]")
+_MARKDOWN_MARKS = re.compile(r"[\\`*_{}\[\]<>#|~$&]")
 
 
 def redact(text: str) -> str:
-    """The text with the name in place of the value of every environment variable that is a secret by its name."""
+    """Replace the values of secret environment variables by the names of the variables.
+
+    A variable is secret if its name ends like one, such as `OPENAI_API_KEY`.
+    """
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and value in text and _SECRET.search(name):
+        if len(value) >= _MIN_SECRET_LENGTH and value in text and _SECRET_NAME.search(name):
             text = text.replace(value, f"({name})")
     return text
 
 
 def printable(text: str) -> str:
-    """The text with a replacement character for each one that would steer a terminal; line ends and tabs stay.
+    """Replace each character that controls a terminal by U+FFFD. Line feeds and tabs stay.
 
     >>> printable("a\\x1b[31mb")
     'a�[31mb'
@@ -32,12 +36,12 @@ def printable(text: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """The text as Markdown that shows it, on one line: no HTML, link, image, table cell or heading comes of it.
+    """Escape text so that Markdown shows it as it is, on one line: never as HTML, link, image, table cell or heading.
 
-    >>> markdown("a | <b>\\n# c")
+    >>> escape_markdown("a | <b>\\n# c")
     'a \\\\| \\\\<b\\\\> \\\\# c'
     """
-    return _MARKS.sub(r"\\\g<0>", one_line(printable(text), limit=None))
+    return _MARKDOWN_MARKS.sub(r"\\\g<0>", one_line(printable(text), limit=None))
 
 
 def one_line(error_or_text: BaseException | str, limit: int | None = 200) -> str:

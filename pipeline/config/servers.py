@@ -1,6 +1,6 @@
-"""Settings of a model at a server: the part of `config.py` that decides what it answers.
+"""Settings of models at OpenAI-compatible servers that decide their replies.
 
-Left out: where the server is (`hardware.py`), and speaking to it (`engines/http.py`).
+A server's address is in `hardware.py`. The engine that sends the requests is `inference/openai_server.py`.
 """
 
 import re
@@ -14,43 +14,44 @@ from pipeline.config.hardware import Hardware
 
 
 class ServedModel(Settings):
-    """A model at an OpenAI-compatible server. Where that is, its key and how wide to ask are the hardware's."""
+    """A model at an OpenAI-compatible server. Its address, key and concurrency are in `hardware.servers`."""
 
     server: str  # a name in hardware.servers
-    # How replies are held to their form: by `regex`, as vLLM can, by `json_schema`, as hosted ones can, or not at all.
+    # How the server constrains the form of replies. regex: as vLLM can. json_schema: as hosted models can. null: not.
     structured_outputs: Literal["regex", "json_schema"] | None = "regex"
-    # Put over the fields of each request; null leaves one out.
+    # Fields to add to each request, or to replace in it; null removes a field.
     extra_body: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("extra_body")
     @classmethod
-    def _adds_what_may_be(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in _names(value):
-            if _is_key(name):
-                raise ValueError(f"extra_body has {name!r}: a key is read from the environment, see api_key_env")
+    def _check_extra_body(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in _nested_names(value):
+            if _is_key_name(name):
+                raise ValueError(f"extra_body has {name!r}: keys are read from the environment only, see api_key_env")
         for name in value:
             if name in ("model", "messages", "n", "stream"):
-                raise ValueError(f"extra_body has {name!r}, which is ours to say: leave it out")
+                raise ValueError(f"extra_body has {name!r}, which Rondo sets itself: leave it out")
         return value
 
 
-def _names(value: Any) -> Iterator[str]:
-    """Of a section and all in it."""
+def _nested_names(value: Any) -> Iterator[str]:
+    """The names in a section, in its sections and in the sections of its lists."""
     if isinstance(value, dict):
         yield from map(str, value)
-    for inside in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _names(inside)
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for child in children:
+        yield from _nested_names(child)
 
 
-def _is_key(name: str) -> bool:
-    plain = re.sub(r"[\W_]", "", name.lower())
-    return plain in ("key", "headers", "extraheaders") or "apikey" in plain or "authorization" in plain
+def _is_key_name(name: str) -> bool:
+    letters = re.sub(r"[\W_]", "", name.lower())
+    return letters in ("key", "headers", "extraheaders") or "apikey" in letters or "authorization" in letters
 
 
 class ComparedModel(ServedModel):
-    """A model at a server that summarizes the held-out articles too, and is judged beside the policy."""
+    """A model at a server that also summarizes the held-out articles, and is judged beside the policy."""
 
-    model: str  # as the server names it
+    model: str  # the model's name at the server
     structured_outputs: None = None  # summaries are free text
 
 
@@ -60,23 +61,33 @@ def check_servers(
     compare: Mapping[str, ComparedModel],
     hardware: Hardware,
     *,
-    second_here: bool,
+    second_judge_is_local: bool,
 ) -> None:
-    """Raise ValueError where a model is to be served by no server, or a column has an impossible name.
+    """Raise ValueError if a model names an unknown server, or a compared model has a name that cannot be a column.
 
     Args:
-        second_here: the second judge is a model that runs on `hardware.judge`.
+        judge: the first judge's model, if a server runs it.
+        second_judge: the second judge's model, if a server runs it.
+        compare: the compared models, by the names of their columns.
+        hardware: settings of servers and engines.
+        second_judge_is_local: whether the second judge is a model that runs on `hardware.judge`.
     """
     served: dict[str, ServedModel] = {f"compare.{name}": model for name, model in compare.items()}
     served |= {f"{name}.served": model for name, model in (("judge", judge), ("second_judge", second_judge)) if model}
-    if judge and not second_here and (hardware.judge.gpus_per_replica or hardware.judge.replicas.max > 1):
-        raise ValueError("judge.served is set: hardware.judge has no use for gpus_per_replica, nor for replicas")
+    uses_judge_engines = hardware.judge.gpus_per_replica or hardware.judge.replicas.max > 1
+    if judge and not second_judge_is_local and uses_judge_engines:
+        raise ValueError(
+            "judge.served is set, so no judge runs here: remove gpus_per_replica and replicas from hardware.judge"
+        )
     for name, model in served.items():
         if model.server not in hardware.servers:
-            there = ", ".join(hardware.servers) or "none"
-            raise ValueError(f"{name}.server is {model.server!r}, and hardware.servers has {there}: describe it there")
+            known = ", ".join(hardware.servers) or "none"
+            raise ValueError(
+                f"{name}.server is {model.server!r}, and hardware.servers has {known}: describe the server there"
+            )
     for name in compare:
         if not re.fullmatch("[a-z0-9-]+", name) or name in ("base", "lead", "shorten-only"):
             raise ValueError(
-                f"compare has {name!r}: a column's name is of a-z, 0-9 and -, and not base or a baseline's"
+                f"compare has {name!r}: a column's name should consist of a-z, 0-9 and -, and should not be base, "
+                "lead or shorten-only"
             )

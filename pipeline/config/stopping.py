@@ -1,4 +1,7 @@
-"""Settings of `stop`: when rounds end before there are `rounds` of them."""
+"""Settings of `stop`: the rules that end a run before its last round.
+
+`evaluation/stopping.py` applies the rules.
+"""
 
 from typing import Annotated
 
@@ -10,23 +13,26 @@ Above0 = Annotated[float, Field(gt=0)]
 
 
 class Stop(Settings):
-    """When rounds end before there are `rounds` of them. Each None: that rule stops nothing.
+    """When a run ends before it has played `rounds` rounds. A rule that is None is off.
 
-    Every rule is asked after each round; words and characters are those of the new policy on held-out articles.
+    Every rule is checked after each round. Words and characters are those of the new policy's held-out summaries.
     """
 
-    patience: Positive | None = None  # rounds in a row not shown to beat, by the strict rule, what they started from
-    min_yield: Share | None = None  # share of the judged articles that give a pair
-    max_kl: Above0 | None = None  # nats a summary, of the round's writer to the base; at temperature 1 and top_p 1
-    min_words: Natural | None = None  # median
-    max_words: Positive | None = None  # median
-    max_words_ratio: Above0 | None = None  # median over the base's
-    max_invalid_chars: Share | None = None  # share of summaries with gibberish
+    patience: Positive | None = None  # rounds in a row whose policy does not beat, by the strict rule, its start policy
+    min_yield: Share | None = None  # smallest share of the judged articles that gives at least one pair
+    # Largest KL divergence from the base of the policy that wrote the round's summaries: nats per summary, sampled at
+    # temperature 1 and top_p 1.
+    max_kl: Above0 | None = None
+    min_words: Natural | None = None  # smallest median of words per summary
+    max_words: Positive | None = None  # largest median of words per summary
+    max_words_ratio: Above0 | None = None  # largest median of words per summary, as a multiple of the base's median
+    max_invalid_chars: Share | None = None  # largest share of summaries that contain gibberish
 
     @model_validator(mode="after")
-    def _leaves_room(self) -> "Stop":
+    def _check_word_limits(self) -> "Stop":
         if self.min_words is not None and self.max_words is not None and self.min_words > self.max_words:
             raise ValueError(
-                f"stop.min_words is {self.min_words} and stop.max_words {self.max_words}: no policy could go on"
+                f"stop.min_words is {self.min_words} and stop.max_words is {self.max_words}: every policy would stop "
+                "the run. Set min_words to at most max_words"
             )
         return self

@@ -1,6 +1,6 @@
-"""Settings of training, and of the references that it compares with: the part of `config.py` with TRL's names.
+"""Settings of training and of its references. Names are TRL's.
 
-Left out: which mixtures of losses mean something (`objective.py`), and what workers have (`hardware.py`).
+Which mixtures of losses make sense is checked in `losses.py`. Workers and memory are in `hardware.py`.
 """
 
 from typing import Annotated, Any, Literal
@@ -14,51 +14,57 @@ from pipeline.config.losses import REFERENCE_FREE, check_mixture, parse_loss_typ
 class References(Settings):
     """Which policy is the reference, and where its log-probabilities come from.
 
-    `trainer`: the training code. `sampler`: the engine that sampled gave them, and none are computed but for a check.
-    `none`: there are none, for losses that do without (sft, simpo, orpo).
+    `source` is one of:
+    - `trainer`: the training code computes them.
+    - `sampler`: the engine that sampled the summaries returned them. The trainer computes only some, as a check.
+    - `none`: there are none. Only for losses without a reference (sft, simpo, orpo).
     """
 
-    # previous: the policy that the round starts from, which wrote its summaries; at step 0 the loss is ln 2.
-    # base: the one before any training, in every round: another objective, which pulls back to it. Without rounds, or
-    # in the first, the two are one.
+    # previous: the policy that the round starts from, which also wrote the summaries. The loss at step 0 is ln 2.
+    # base: the policy before any training, in every round. This is another objective: it pulls the policy back to the
+    # base. Without rounds, and in the first round, both are the same policy.
     policy: Literal["previous", "base"] = "previous"
     source: Literal["trainer", "sampler", "none"] = "trainer"
-    check_articles: Positive = 16  # of `sampler`: on so many the trainer is asked too
-    max_difference: Annotated[float, Field(gt=0)] = 0.02  # of `sampler`: mean nats per token; more stops the run
+    check_articles: Positive = 16  # with `sampler`: articles for which the trainer also computes the values
+    # With `sampler`: largest mean difference between engine and trainer, in nats per token. A larger one ends the run.
+    max_difference: Annotated[float, Field(gt=0)] = 0.02
 
 
 class Lora(Settings):
-    """LoRA adapters. Names as in PEFT's LoraConfig; their dropout is always off, as every dropout is."""
+    """LoRA adapters. Names as in PEFT's LoraConfig. Dropout is always off, here and in the whole model."""
 
     r: Positive = 8
     lora_alpha: Positive = 16
     use_rslora: bool = False
-    target_modules: str | tuple[str, ...] = "all-linear"  # that (all but the head), or last names: [q_proj, v_proj]
-    # False: one adapter on a base that never changes, trained on from round to round; it is what is written and served.
-    # True: each round's adapter ends in the weights, the policy is a complete model, and the next adapter is fresh.
+    # all-linear: every linear layer but the LM head. Or the last parts of layer names: [q_proj, v_proj].
+    target_modules: str | tuple[str, ...] = "all-linear"
+    # False: one adapter is trained from round to round on a base that never changes; the adapter is saved and served.
+    # True: each round's adapter is merged into the weights. The policy is a complete model, and the next round begins
+    # a fresh adapter.
     merge: bool = False
 
     @field_validator("target_modules", mode="before")
     @classmethod
-    def _names_layers(cls, value: Any) -> Any:
-        names = isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value)
-        if not names and value != "all-linear":
+    def _check_target_modules(cls, value: Any) -> Any:
+        is_list_of_names = isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value)
+        if not is_list_of_names and value != "all-linear":
             raise ValueError(
-                f"training.lora.target_modules is {value!r:.80}: it should be all-linear, or names of linear layers "
+                f"training.lora.target_modules is {value!r:.80}: it should be all-linear, or a list of linear layers "
                 "such as [q_proj, v_proj]"
             )
         return value
 
 
 class Training(Settings):
-    """DPO. Names as in TRL; a step is `pairs_per_step` pairs over all workers together."""
+    """DPO. Names as in TRL. One step updates the weights once, on `pairs_per_step` pairs over all workers together."""
 
-    loss_type: str | tuple[str, ...] = "sigmoid"  # one, or several to add up; `dpo/losses.py` says what each is
-    loss_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # of several, in their order; None: 1.0 each
-    rpo_alpha: Annotated[float, Field(gt=0)] | None = None  # weight of sft on top, which anchors the chosen; None: none
+    loss_type: str | tuple[str, ...] = "sigmoid"  # one loss, or a list to add up; `training/losses.py` defines each
+    loss_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # one per loss, in their order; None: all 1.0
+    # Weight of an additional sft loss, which keeps up the likelihood of chosen completions. None: no such loss.
+    rpo_alpha: Annotated[float, Field(gt=0)] | None = None
     beta: Annotated[float, Field(gt=0)] = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # probability that a verdict is wrong
-    simpo_gamma: Annotated[float, Field(ge=0)] = 0.5  # the margin that simpo aims at
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # probability that a preference label is wrong
+    simpo_gamma: Annotated[float, Field(ge=0)] = 0.5  # target margin of simpo
     learning_rate: Annotated[float, Field(gt=0)] = 5e-7
     num_train_epochs: Positive = 1
     pairs_per_step: Positive = 36
@@ -68,50 +74,61 @@ class Training(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02  # articles held out for reward accuracy
-    eval_steps: Positive | None = None  # steps between evaluations of those; None: once an epoch
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02  # share of articles held out to measure reward accuracy
+    eval_steps: Positive | None = None  # steps between evaluations on the held-out articles; None: once per epoch
     metric_for_best_model: Literal["eval_rewards/accuracies", "eval_loss"] = "eval_rewards/accuracies"
-    load_best_model_at_end: bool = False  # the policy is the best that an evaluation saw, not the last
-    early_stopping_patience: Positive | None = None  # evaluations without a better one; None: train to the end
+    load_best_model_at_end: bool = False  # True: save the weights of the best evaluation, not those of the last step
+    early_stopping_patience: Positive | None = None  # evaluations without improvement before training ends; None: never
     lora: Lora | None = None  # None: all weights are trained
 
     @field_validator("loss_type", mode="before")
     @classmethod
-    def _names_losses(cls, value: object) -> str | tuple[str, ...]:
+    def _check_loss_type(cls, value: object) -> str | tuple[str, ...]:
         return parse_loss_type(value)
 
     @model_validator(mode="after")
-    def _can_tell_the_best(self) -> "Training":
+    def _check_evaluation(self) -> "Training":
         for name in ("load_best_model_at_end", "early_stopping_patience"):
             if getattr(self, name) and not self.eval_fraction:
                 raise ValueError(
-                    f"training.{name} is set and training.eval_fraction is 0: hold articles out to tell what is best"
+                    f"training.{name} is set and training.eval_fraction is 0: the best weights are found on held-out "
+                    "articles, so set eval_fraction above 0"
                 )
         return self
 
     @model_validator(mode="after")
-    def _mixes_losses(self) -> "Training":
-        some_take = {name: getattr(self, name) for name in ("beta", "label_smoothing", "simpo_gamma")}
+    def _check_losses(self) -> "Training":
+        loss_settings = {name: getattr(self, name) for name in ("beta", "label_smoothing", "simpo_gamma")}
         check_mixture(
-            [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type,
+            _loss_names(self),
             loss_weights=self.loss_weights,
             rpo_alpha=self.rpo_alpha,
-            given={name: value for name, value in some_take.items() if value != Training.model_fields[name].default},
+            changed_settings={
+                name: value for name, value in loss_settings.items() if value != Training.model_fields[name].default
+            },
         )
         return self
 
 
+def _loss_names(training: Training) -> list[str]:
+    return [training.loss_type] if isinstance(training.loss_type, str) else list(training.loss_type)
+
+
 def check_references(references: References, training: Training) -> None:
-    """Raise ValueError where a loss compares with a reference that is not to be there."""
-    losses = [training.loss_type] if isinstance(training.loss_type, str) else training.loss_type
-    if references.source == "none" and (comparing := [loss for loss in losses if loss not in REFERENCE_FREE]):
+    """Raise ValueError if a loss needs reference log-probabilities that the run will not have."""
+    losses_with_reference = [loss for loss in _loss_names(training) if loss not in REFERENCE_FREE]
+    if references.source == "none" and losses_with_reference:
         raise ValueError(
-            f"references.source is none, and training.loss_type has {', '.join(comparing)}, which compares with a "
-            f"reference: leave the source out, or train with {', '.join(sorted(REFERENCE_FREE))}"
+            f"references.source is none, and training.loss_type has {', '.join(losses_with_reference)}, which needs a "
+            f"reference: leave references.source out, or train with {', '.join(sorted(REFERENCE_FREE))}"
         )
     if references.policy == "base" and references.source != "trainer":
-        wrong = "are the writer's own" if references.source == "sampler" else "are not there"
+        problem = (
+            "the sampler gives log-probabilities of the policy that wrote the summaries, not of the base"
+            if references.source == "sampler"
+            else "there are no reference log-probabilities"
+        )
         raise ValueError(
-            f"references.policy is base and references.source {references.source}, whose values {wrong}: "
-            "use references.source=trainer, or references.policy=previous"
+            f"references.policy is base and references.source is {references.source}: {problem}. "
+            "Use references.source=trainer, or references.policy=previous"
         )

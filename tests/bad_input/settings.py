@@ -10,7 +10,7 @@ def _laughs():
     return "\n".join(["a: &a [x, x, x, x, x, x, x, x, x]", *lists])
 
 
-_DEEP = "lists or sections lie too deep in one another"
+_DEEP = "lists or sections are nested too deep"
 
 CASES = [
     ("empty file", "", [], "{at} should hold settings by name (run, articles, policy, …), and holds empty"),
@@ -27,12 +27,12 @@ CASES = [
         [],
         "{at} cannot be read as YAML: line 2: found character '\\t' that cannot start any token (indent with spaces)",
     ),
-    ("a name twice", "run: a\nrounds: 1\nrun: b\n", [], "{at} cannot be read as YAML: line 3: run is there twice"),
+    ("a name twice", "run: a\nrounds: 1\nrun: b\n", [], "{at} cannot be read as YAML: line 3: run occurs twice"),
     (
         "billion laughs",
         _laughs(),
         [],
-        "{at} cannot be read as YAML: it holds more than 100,000 values, of anchors within anchors or of data",
+        "{at} cannot be read as YAML: it holds more than 100,000 values: nested anchors, or data instead of settings",
     ),
     ("an anchor within itself", "run: &a [*a]", [], f"{{at}} cannot be read as YAML: its {_DEEP}"),
     ("nested deep", "run: " + "[" * 3000 + "]" * 3000, [], f"{{at}} cannot be read as YAML: its {_DEEP}"),
@@ -66,8 +66,13 @@ CASES = [
     ("a word for a section", DEMO, ["training=fast"], "training is 'fast': it should be a section of settings by name"),
     ("nothing for a section", DEMO, ["articles=null"], "articles is empty: it should be a section of settings by name"),
     ("a word for a list", DEMO, ["report_to=wandb"], "report_to is 'wandb': it should be a list, such as [a, b]"),
-    ("yes for a number", DEMO, ["rounds=yes"], "rounds is true: it is no setting to be turned on or off"),
-    ("yes for a share", DEMO, ["articles.eval_fraction=on"], "articles.eval_fraction is true: it is no setting"),
+    ("yes for a number", DEMO, ["rounds=yes"], "rounds is true: it should not be true or false"),
+    (
+        "yes for a share",
+        DEMO,
+        ["articles.eval_fraction=on"],
+        "articles.eval_fraction is true: it should not be true or false",
+    ),
     ("a word for a number", DEMO, ["rounds=two"], "rounds is 'two': input should be a valid integer"),
     ("half a round", DEMO, ["rounds=2.5"], "rounds is 2.5: input should be a valid integer"),
     ("a negative", DEMO, ["training.beta=-0.1"], "training.beta is -0.1: input should be greater than 0"),
@@ -81,8 +86,8 @@ CASES = [
     ),
     ("5,000 digits", DEMO, ["rounds=" + "9" * 5000], "rounds: '9999"),
     ("misspelt", DEMO, ["training.bta=1"], "training has no 'bta' (did you mean beta?); it has loss_type,"),
-    ("no equals sign", DEMO, ["rounds"], "'rounds' is no setting: write NAME=VALUE, such as training.beta=0.05"),
-    ("no name", DEMO, ["=3"], "'=3' is no setting: write NAME=VALUE, such as training.beta=0.05"),
+    ("no equals sign", DEMO, ["rounds"], "'rounds' is not a setting: write NAME=VALUE, such as training.beta=0.05"),
+    ("no name", DEMO, ["=3"], "'=3' is not a setting: write NAME=VALUE, such as training.beta=0.05"),
     ("an empty part", DEMO, ["training..beta=1"], "training has no ''; it has loss_type,"),
     (
         "an index",
@@ -91,7 +96,12 @@ CASES = [
         "training.loss_weights is {'0': 1}: it should be a list, such as",
     ),
     ("beyond a value", DEMO, ["rounds.x=1"], "rounds is a value (2), not a section"),
-    ("a section of 5,000 parts", DEMO, [".".join(["a"] * 5000) + "=1"], "is no setting's name: write NAME=VALUE"),
+    (
+        "a section of 5,000 parts",
+        DEMO,
+        [".".join(["a"] * 5000) + "=1"],
+        "is not the name of a setting: write NAME=VALUE",
+    ),
     ("an override of half a list", DEMO, ["run=["], "run: '[' is not a YAML value; quote it, as in run='\"…\"'"),
     ("an override too deep", DEMO, ["run=" + "[" * 3000], "is not a YAML value; quote it"),
     ("an override that would run code", DEMO, ["run=!!python/name:os.system"], "is not a YAML value; quote it"),
@@ -108,12 +118,17 @@ CASES = [
         "articles.path holds a key or a token: put",
     ),
     ("a NUL in a path", DEMO, ['run="a\\0b"'], "run is 'a\\x00b': it should have no control characters"),
-    ("a blank path", DEMO, ["run=' '"], "run is ' ': it should have no control characters, and no space around it"),
+    ("a blank path", DEMO, ["run=' '"], "run is ' ': it should have no control characters, and no spaces at its ends"),
     (
         "an escape sequence in a path",
         DEMO,
         ['policy.model="\\e[31mred"'],
         "policy.model is '\\x1b[31mred': it should have",
     ),
-    ("a bad address", DEMO, ["articles.path='s3://[x'"], "articles.path is no path, URI or name: 's3://[x'"),
+    (
+        "a bad address",
+        DEMO,
+        ["articles.path='s3://[x'"],
+        "articles.path is 's3://[x': it should be a path, a URI or a hub name",
+    ),
 ]

@@ -485,13 +485,13 @@ def test_a_mistake_in_the_command_line_is_told_with_its_usage(monkeypatch, capsy
     ("arguments", "line"),
     [
         (["run", "none.yaml"], "error: no configuration at none.yaml; there are "),
-        (["run", str(DEMO), "rounds=yes"], "error: rounds is true: it is no setting to be turned on or off"),
+        (["run", str(DEMO), "rounds=yes"], "error: rounds is true: it should not be true or false"),
         (["run", str(DEMO), "policy.model=/none"], "error: policy.model is '/none': there is no such folder"),
         (["run", str(DEMO), "articles.path=README.md"], "error: articles.path is 'README.md': it should end in"),
         (["show", "/none", "\x1b[31mscores"], "error: /none holds no run"),
         (
             ["run", "configs/own_pairs.yaml"],
-            "error: configs/own_pairs.yaml has pairs of its own (pairs.jsonl): it is for",
+            "error: configs/own_pairs.yaml has its own pairs (pairs.jsonl): use it with `rondo train`",
         ),
         (
             ["run", str(DEMO), "training.lora={target_modules: [q_prj]}"],

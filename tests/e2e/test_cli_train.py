@@ -155,7 +155,7 @@ def test_what_belongs_to_rounds_is_refused_there(trained):
     [
         (["training.beta=-1"], "training.beta is -1"),
         (["rounds=2"], "the configuration has no 'rounds'"),
-        (["policy.instruction=Say {article}"], "policy.instruction is set, and pairs from elsewhere have prompts of"),
+        (["policy.instruction=Say {article}"], "policy.instruction is set, but these pairs have their own prompts"),
         (["pairs=none.jsonl"], "pairs is 'none.jsonl': no such file"),
         (["pairs=newsroom/articles.jsonl"], "newsroom/articles.jsonl has the columns id, text; known are chosen"),
         (["policy.model=no/such/folder"], "policy.model is 'no/such/folder': there is no such folder"),
@@ -201,9 +201,9 @@ def test_from_python_one_call_does_it(tmp_path):
 def test_from_python_a_mistake_is_refused_in_the_same_words(tmp_path):
     with pytest.raises(UserError, match=r"training has no 'beat' \(did you mean beta\?\)"):
         align(POLICY, "pairs.jsonl", beat=0.1)
-    with pytest.raises(UserError, match="training.loss_type has no loss 'dpo'; there are sigmoid"):
+    with pytest.raises(UserError, match="training.loss_type has an unknown loss 'dpo'; known losses are sigmoid"):
         align(POLICY, "pairs.jsonl", loss="dpo")
-    with pytest.raises(UserError, match="policy.instruction is set, and pairs from elsewhere have prompts of their"):
+    with pytest.raises(UserError, match="policy.instruction is set, but these pairs have their own prompts"):
         align(POLICY, "pairs.jsonl", policy={"instruction": "Say {article}"})
     (tmp_path / "pairs.jsonl").write_text("not JSON\n" * 3 + json.dumps({"prompt": "p", "chosen": "a", "rejected": ""}))
     with pytest.raises(UserError, match=r"there is no such folder"):

@@ -51,8 +51,11 @@ def test_every_shipped_configuration_can_train_on_own_pairs(path):
         (["pairs=x.jsonl", "training.beat=1"], "training has no 'beat' (did you mean beta?)"),
         (["pairs=x.jsonl", "pairs.threshold=4"], "pairs.threshold: pairs is a value ('x.jsonl'), not a section"),
         (["pairs=s3://key:secret@bucket/x.jsonl"], "pairs holds a user or a password: put credentials in the"),
-        (["pairs=x.jsonl", "references.source=sampler"], "references.source is sampler, and nothing is sampled here"),
-        (["pairs=x.jsonl", "references.source=none"], "training.loss_type has sigmoid, which compares with a"),
+        (
+            ["pairs=x.jsonl", "references.source=sampler"],
+            "references.source is sampler, but `rondo train` samples no summaries: set it to",
+        ),
+        (["pairs=x.jsonl", "references.source=none"], "training.loss_type has sigmoid, which needs a reference"),
     ],
 )
 def test_a_wrong_setting_for_own_pairs_is_refused_in_one_line(overrides, line):
@@ -100,38 +103,59 @@ def test_the_reference_setting_is_the_published_one():
         ("rounds=0", "rounds is 0: input should be greater than 0"),
         ("summaries.n=1", "summaries.n is 1: input should be greater than or equal to 2"),
         ("summaries.temperature=0", "summaries.temperature is 0: input should be greater than 0"),
-        ("training.loss_type=dpo", "training.loss_type has no loss 'dpo'; there are sigmoid, robust, ipo,"),
-        ("training.loss_type=[sigmoid, dpo]", "training.loss_type has no loss 'dpo'; there are sigmoid, robust, ipo,"),
-        ("training.loss_type=[[ipo]]", "training.loss_type has no loss ['ipo']; there are sigmoid, robust, ipo,"),
-        ("training.loss_type=[]", "training.loss_type is []: name a loss, or a list of losses; there are sigmoid,"),
-        ("training.loss_type=1", "training.loss_type is 1: name a loss, or a list of losses; there are sigmoid,"),
+        (
+            "training.loss_type=dpo",
+            "training.loss_type has an unknown loss 'dpo'; known losses are sigmoid, robust, ipo,",
+        ),
+        (
+            "training.loss_type=[sigmoid, dpo]",
+            "training.loss_type has an unknown loss 'dpo'; known losses are sigmoid, robust, ipo,",
+        ),
+        (
+            "training.loss_type=[[ipo]]",
+            "training.loss_type has an unknown loss ['ipo']; known losses are sigmoid, robust, ipo,",
+        ),
+        (
+            "training.loss_type=[]",
+            "training.loss_type is []: it should be a loss or a list of losses; known losses are sigmoid,",
+        ),
+        (
+            "training.loss_type=1",
+            "training.loss_type is 1: it should be a loss or a list of losses; known losses are sigmoid,",
+        ),
         ("training.loss_type=[ipo, ipo]", "training.loss_type has ipo twice: name it once, with its weight in loss_w"),
-        ("training.loss_weights=[1, 2]", "training.loss_weights has 2 and training.loss_type 1 (sigmoid): give each"),
+        (
+            "training.loss_weights=[1, 2]",
+            "training.loss_weights has 2 and training.loss_type has 1 (sigmoid): give each",
+        ),
         ("training.loss_weights=[0]", "training.loss_weights.0 is 0: input should be greater than 0"),
-        ("training.loss_type=exo_pair", "exo_pair, which is infinite without training.label_smoothing: set one above"),
+        ("training.loss_type=exo_pair", "exo_pair, which is infinite if training.label_smoothing is 0: set it above 0"),
         ("training.label_smoothing=0.5", "training.label_smoothing is 0.5: input should be less than 0.5"),
-        ("training.simpo_gamma=1", "training.simpo_gamma is 1, which does nothing with training.loss_type sigmoid: "),
+        ("training.simpo_gamma=1", "training.simpo_gamma is 1, and it has no effect on training.loss_type sigmoid: "),
         ("training.simpo_gamma=-1", "training.simpo_gamma is -1: input should be greater than or equal to 0"),
         ("training.rpo_alpha=0", "training.rpo_alpha is 0: input should be greater than 0"),
         ("training.lora.alpha=1", "training.lora has no 'alpha' (did you mean lora_alpha?)"),
         ("training.lora={r: 0}", "training.lora.r is 0: input should be greater than 0"),
         (
             "training.lora.target_modules=q_proj",
-            "target_modules is 'q_proj': it should be all-linear, or names of linear",
+            "target_modules is 'q_proj': it should be all-linear, or a list of linear layers",
         ),
         ("training.lora.target_modules=[]", "target_modules is []: it should be all-linear"),
         ("policy.dtype=float16", "policy.dtype is 'float16': input should be 'float32' or 'bfloat16'"),
-        ("policy.instruction=Summarize!", "policy.instruction must say where the article goes: {article}"),
+        ("policy.instruction=Summarize!", "policy.instruction must contain {article}, the place of the article"),
         (
             "second_judge={kind: cloze, wording: newsroom}",
             "second_judge.wording is set, and second_judge.kind is cloze, which asks no model: remove it",
         ),
-        ("second_judge={kind: cloze, questions: 2}", "2: of no article would there be a second opinion"),
+        ("second_judge={kind: cloze, questions: 2}", "is only 2: no article would get a second opinion"),
         (
             "training={loss_type: sft, beta: 0.7}",
-            "training.beta is 0.7, which does nothing with training.loss_type sft",
+            "training.beta is 0.7, and it has no effect on training.loss_type sft",
         ),
-        ("articles.max_words=10", "articles.min_words is 20 and articles.max_words 10: no article could be used"),
+        (
+            "articles.max_words=10",
+            "articles.min_words is 20 and articles.max_words is 10: every article would be skipped",
+        ),
         ("judge.kind=cloze", "judge.kind is cloze, which needs no model, and judge.model is set"),
         ("judge.model=null", "judge.kind is mcq and judge.model is missing"),
         ("judge.wording=plan", "judge.wording is 'plan'; there are plain, newsroom"),
@@ -139,7 +163,10 @@ def test_the_reference_setting_is_the_published_one():
             "judge={kind: cloze, logprobs: true}",
             "judge.logprobs is true, and judge.kind is cloze, which is always sure",
         ),
-        ("pairs.weighting=margin", "pairs.weighting is margin, which needs what judge.logprobs=true keeps: set it too"),
+        (
+            "pairs.weighting=margin",
+            "pairs.weighting is margin, which needs the probabilities of answers: set judge.logprobs=true as well",
+        ),
         ("judge.questions_prompt=Ask!", "judge.questions_prompt must say where these go: {article}"),
         ("judge.answers_prompt='{passage} {question}'", "judge.answers_prompt must say where these go: {questions}"),
         ("judge.answers_prompt=''", "judge.answers_prompt must say where these go: {questions}, {passage}"),
@@ -147,10 +174,16 @@ def test_the_reference_setting_is_the_published_one():
             "judge={kind: cloze, answers_prompt: x}",
             "judge.answers_prompt is set, and judge.kind is cloze, which asks no",
         ),
-        ("pairs.threshold=5", "pairs.threshold is 5 and questions.min_questions only 4"),
-        ("summaries.max_tokens=1024", "summaries.max_tokens is 1024 and policy.max_model_len 1024"),
+        ("pairs.threshold=5", "pairs.threshold is 5 and questions.min_questions is only 4"),
+        (
+            "summaries.max_tokens=1024",
+            "summaries.max_tokens is 1024 and policy.max_model_len is 1024: no room is left for the prompt",
+        ),
         ("run=s3://key:secret@bucket/run", "run holds a user or a password: put credentials in the environment"),
-        ("second_judge={kind: cloze, questions: 3}", "questions.min_questions is 4 and second_judge.questions only 3"),
+        (
+            "second_judge={kind: cloze, questions: 3}",
+            "questions.min_questions is 4 and second_judge.questions is only 3",
+        ),
         ("second_judge={kind: clozer}", "second_judge.kind is 'clozer'; there are mcq, cloze, or module:Class"),
         (
             "second_judge={model: m, wording: plan}",
@@ -161,15 +194,18 @@ def test_the_reference_setting_is_the_published_one():
             "second_judge.kind is cloze, which needs no model, and second_judge.model is set",
         ),
         ("second_judge={knd: cloze}", "second_judge has no 'knd' (did you mean kind?)"),
-        ("questions.min_questions=6", "questions.min_questions is 6 and judge.questions only 5"),
-        ("pairs.preference=accuracy", "pairs.preference is 'accuracy'; there are accuracy_then_length, accuracy_only,"),
+        ("questions.min_questions=6", "questions.min_questions is 6 and judge.questions is only 5"),
+        (
+            "pairs.preference=accuracy",
+            "pairs.preference is 'accuracy': it should be one of accuracy_then_length, accuracy_only,",
+        ),
         ("pairs.selection=best", "pairs.selection is 'best': input should be 'random', 'best_worst', 'widest_margin'"),
         ("pairs.max_length_ratio=0.5", "pairs.max_length_ratio is 0.5: input should be greater than or equal to 1"),
         ("pairs.min_words=300", "no summary could be paired"),
         ("hardware.judge.gpus_per_replica=1.5", "above 1 it must be a whole number"),
         ("articles=x.jsonl", "articles is 'x.jsonl'"),
         ("rounds.x=1", "rounds is a value (2), not a section"),
-        ("rounds", "'rounds' is no setting: write NAME=VALUE"),
+        ("rounds", "'rounds' is not a setting: write NAME=VALUE"),
         ("run=[", "run: '[' is not a YAML value"),
     ],
 )
@@ -185,13 +221,19 @@ def test_a_wrong_setting_is_refused_in_one_line(override, line):
     [
         (
             {"loss_type": "ipo", "label_smoothing": 0.1},
-            "training.label_smoothing is 0.1, which does nothing with training.loss_type ipo: leave label_smoothing "
-            "out, or add a loss that takes it (sigmoid, robust, exo_pair, simpo)",
+            "training.label_smoothing is 0.1, and it has no effect on training.loss_type ipo: leave label_smoothing "
+            "out, or add a loss that uses it (sigmoid, robust, exo_pair, simpo)",
         ),
-        ({"loss_type": ["hinge", "sft"], "label_smoothing": 0.1}, "does nothing with training.loss_type hinge, sft"),
-        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "has 1 and training.loss_type 2 (sigmoid, sft)"),
-        ({"loss_type": ["sigmoid", "sft"], "rpo_alpha": 1.0}, "training.rpo_alpha adds sft, and training.loss_type"),
-        ({"loss_type": "orpo", "rpo_alpha": 1.0}, "training.rpo_alpha adds sft, and orpo in training.loss_type has it"),
+        ({"loss_type": ["hinge", "sft"], "label_smoothing": 0.1}, "has no effect on training.loss_type hinge, sft"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "has 1 and training.loss_type has 2 (sigmoid, sft)"),
+        (
+            {"loss_type": ["sigmoid", "sft"], "rpo_alpha": 1.0},
+            "training.rpo_alpha adds sft, and training.loss_type already has it",
+        ),
+        (
+            {"loss_type": "orpo", "rpo_alpha": 1.0},
+            "training.rpo_alpha adds sft, and training.loss_type has orpo, which already includes sft",
+        ),
         ({"loss_type": "simpo", "beta": 0}, "training.beta is 0: input should be greater than 0"),
     ],
 )
@@ -250,7 +292,7 @@ def test_a_file_that_is_not_there_or_not_yaml(tmp_path):
 @pytest.mark.parametrize("one", ["pairs.selection=best_worst", "pairs.max_per_article=1"])
 def test_one_pair_of_an_article_cannot_be_weighed_against_others(one):
     weighing = ["judge.logprobs=true", "pairs.weighting=margin"]
-    with pytest.raises(UserError, match="weighs an article's pairs against each other, and by pairs.selection or"):
+    with pytest.raises(UserError, match="weighs the pairs of an article against each other, but pairs.selection or"):
         load_config(DEMO, [*weighing, one])
     assert load_config(DEMO, [*weighing, "pairs.max_per_article=1", "pairs.selection=all"]).pairs.weighting == "margin"
 

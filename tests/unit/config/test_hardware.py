@@ -70,9 +70,9 @@ def test_a_pool_that_grows_needs_its_fewest_replicas():
     ("replicas", "message"),
     [
         ("auto", "replicas is 'auto': it should be a number such as 2, or {min: 1, max: 8}"),
-        ({"min": 3, "max": 2}, "min=3 and max=2: max should not be less"),
+        ({"min": 3, "max": 2}, "min=3 and max=2: max should not be less than min"),
         (0, "greater than 0"),
-        (True, "it is no setting to be turned on or off"),
+        (True, "it should not be true or false"),
         ({"max": 2}, "min"),
     ],
 )
@@ -84,7 +84,7 @@ def test_replicas_that_make_no_sense(replicas, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cpu_offload": True}, "cpu_offload keeps a GPU's memory free, and gpus_per_worker is 0"),
+        ({"cpu_offload": True}, "cpu_offload, which saves GPU memory, and gpus_per_worker is 0: remove cpu_offload"),
         ({"torch_compile": True, "gradient_checkpointing": True}, "Choose one of them"),
     ],
 )

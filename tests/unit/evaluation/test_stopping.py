@@ -89,16 +89,16 @@ def test_bounds_look_at_the_summaries_of_the_policy_alone():
         ({"stop": {"patience": 0}}, "stop.patience is 0"),
         ({"stop": {"min_yield": 2}}, "stop.min_yield is 2"),
         ({"stop": {"patients": 2}}, "stop has no 'patients' (did you mean patience?)"),
-        ({"stop": {"min_words": 50, "max_words": 20}}, "stop.min_words is 50 and stop.max_words 20"),
+        ({"stop": {"min_words": 50, "max_words": 20}}, "stop.min_words is 50 and stop.max_words is 20"),
         ({"start_from": "best"}, "start_from is 'best'"),
         ({"references": {"policy": "base", "source": "none"}, "training": {"loss_type": "sft"}}, "references.policy"),
         (
             {"references": {"policy": "base", "source": "sampler"}, "summaries": {"logprobs": True}},
-            "references.policy is base and references.source sampler",
+            "references.policy is base and references.source is sampler",
         ),
         (
             {"pairs": {"replay": 0.5}, "references": {"source": "sampler"}, "summaries": {"logprobs": True}},
-            "references.source is sampler, and pairs.replay",
+            "references.source is sampler, but with pairs.replay",
         ),
     ],
 )

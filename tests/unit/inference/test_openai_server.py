@@ -132,7 +132,9 @@ def test_settings_of_served_models():
 def test_a_second_judge_may_use_gpus_that_a_served_judge_has_no_use_for():
     gpu = ["hardware.judge.gpus_per_replica=1", "hardware.ray_cpus=null"]
     assert settings(SERVED, "second_judge={model: m}", *gpu).hardware.judge.gpus_per_replica == 1
-    with pytest.raises(UserError, match="hardware.judge has no use for gpus_per_replica"):
+    with pytest.raises(
+        UserError, match="so no judge runs here: remove gpus_per_replica and replicas from hardware.judge"
+    ):
         settings(SERVED, "second_judge={model: m, served: {server: ours}}", *gpu)
 
 
@@ -151,32 +153,47 @@ SERVED = "judge.served.server=ours"
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["judge.served.server=theirs"], "judge.served.server is 'theirs', and hardware.servers has ours: describe it"),
+        (
+            ["judge.served.server=theirs"],
+            "judge.served.server is 'theirs', and hardware.servers has ours: describe the server",
+        ),
         (
             [SERVED, "judge.kind=cloze", "judge.model=null"],
             "judge.kind is cloze, which needs no model, and judge.served",
         ),
         (
             ["second_judge={model: m, served: {server: theirs}}"],
-            "second_judge.served.server is 'theirs', and hardware.servers has ours: describe it",
+            "second_judge.served.server is 'theirs', and hardware.servers has ours: describe the server",
         ),
         ([SERVED, "judge.dtype=float32"], "judge.served is set, and its server decides dtype and max_model_len"),
-        ([SERVED, "hardware.judge.gpus_per_replica=1"], "hardware.judge has no use for gpus_per_replica"),
+        (
+            [SERVED, "hardware.judge.gpus_per_replica=1"],
+            "so no judge runs here: remove gpus_per_replica and replicas from hardware.judge",
+        ),
         ([SERVED, "judge.served.structured_outputs=json"], "judge.served.structured_outputs is 'json'"),
         (
             [SERVED, f"judge.served.extra_body={{api_key: {KEY}}}"],
-            "extra_body has 'api_key': a key is read from the env",
+            "extra_body has 'api_key': keys are read from the environment only, see api_key_env",
         ),
         (
             [SERVED, f"judge.served.extra_body={{extra: [{{X-Api-Key: {KEY}}}]}}"],
-            "extra_body has 'X-Api-Key': a key is read from the env",
+            "extra_body has 'X-Api-Key': keys are read from the environment only, see api_key_env",
         ),
         ([SERVED, f"judge.served.api_key={KEY}"], "judge.served has no 'api_key'; it has server, structured_outputs"),
-        ([SERVED, "judge.served.extra_body={stream: true}"], "extra_body has 'stream', which is ours to say"),
-        (["policy.served.server=ours"], "policy.served is set: a server gives neither token ids nor weights"),
-        (["policy.base_url=http://x/v1"], "policy.base_url is set: a server gives neither token ids nor weights"),
-        (["compare.base={model: m, server: ours}"], "compare has 'base': a column's name is of a-z, 0-9 and -"),
-        (["compare.GPT={model: m, server: ours}"], "compare has 'GPT': a column's name is"),
+        ([SERVED, "judge.served.extra_body={stream: true}"], "extra_body has 'stream', which Rondo sets itself"),
+        (
+            ["policy.served.server=ours"],
+            "policy.served is set: a model at a server cannot be trained, because a server gives neither token ids nor weights",
+        ),
+        (
+            ["policy.base_url=http://x/v1"],
+            "policy.base_url is set: a model at a server cannot be trained, because a server gives neither",
+        ),
+        (
+            ["compare.base={model: m, server: ours}"],
+            "compare has 'base': a column's name should consist of a-z, 0-9 and -",
+        ),
+        (["compare.GPT={model: m, server: ours}"], "compare has 'GPT': a column's name should consist of"),
         (["compare.x={model: m, server: theirs}"], "compare.x.server is 'theirs', and hardware.servers has ours"),
         (["compare.x={server: ours}"], "compare.x.model is missing"),
         (["compare.x={model: m, serve: ours}"], "compare.x has no 'serve' (did you mean server?)"),
