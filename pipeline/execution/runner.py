@@ -197,11 +197,11 @@ class Runner(Executor):
         self.ledger.check_held()
         return _finish_tables(jobs, drafts, source.record["ids"])
 
-    def _begin_tables(self, jobs: Sequence[_Job]) -> list[tables.Draft]:
-        drafts: list[tables.Draft] = []
+    def _begin_tables(self, jobs: Sequence[_Job]) -> list[tables.TableDraft]:
+        drafts: list[tables.TableDraft] = []
         for job in jobs:
             ids_before = drafts[-1].ids if drafts else None
-            drafts.append(tables.begin_table(job.artifact.uri, _new_attempt(), within=ids_before))
+            drafts.append(tables.begin_table(job.artifact.uri, _new_attempt(), allowed_ids=ids_before))
         if dropped := sum(draft.dropped for draft in drafts):
             self.display.warn(f"{dropped} damaged or outdated parts were removed: their articles are made again")
         return drafts
@@ -209,7 +209,7 @@ class Runner(Executor):
     def _stream_rows(
         self,
         jobs: Sequence[_Job],
-        drafts: Sequence[tables.Draft],
+        drafts: Sequence[tables.TableDraft],
         bars: Sequence[StageProgress],
         counter: Any,
         total: int,
@@ -225,7 +225,7 @@ class Runner(Executor):
             remaining = None
             if rows_before != len(draft.ids):
                 uri = job.inputs[0].uri
-                remaining = streams.stream_parts(uri, parts_before, job.stage.split, but=draft.ids)
+                remaining = streams.stream_parts(uri, parts_before, job.stage.split, excluded_ids=draft.ids)
             rows = remaining.union(new_rows) if remaining and new_rows else remaining or new_rows
             if rows:  # without rows no engine needs to start
                 result = self._call(job, (rows, *job.inputs[1:]), bar)
@@ -238,7 +238,7 @@ class Runner(Executor):
 
 
 def _finish_tables(
-    jobs: Sequence[_Job], drafts: Sequence[tables.Draft], source_ids: Mapping[str, int]
+    jobs: Sequence[_Job], drafts: Sequence[tables.TableDraft], source_ids: Mapping[str, int]
 ) -> list[dict[str, Any]] | None:
     """What the tables' records should hold. None where one lacks an article of the table before it."""
     results: list[dict[str, Any]] = []
@@ -253,7 +253,7 @@ def _finish_tables(
 
 
 @contextmanager
-def _show_written_rows(bars: Sequence[StageProgress], drafts: Sequence[tables.Draft]) -> Iterator[Any]:
+def _show_written_rows(bars: Sequence[StageProgress], drafts: Sequence[tables.TableDraft]) -> Iterator[Any]:
     """Show the progress of all tables of a pipeline but the last, whose rows are written on other nodes.
 
     Yields:

@@ -1,6 +1,6 @@
-"""Files by path or URI: opened, read, replaced whole, removed.
+"""Opens, reads, atomically replaces and removes files by path or URI.
 
-Everything goes through `pyarrow.fs`, so a run folder may be a path or a URI such as `s3://bucket/run`.
+All access goes through `pyarrow.fs`, so a run folder may be a path or a URI such as `s3://bucket/run`.
 """
 
 import contextlib
@@ -27,7 +27,10 @@ def open_location(location: str) -> tuple[pafs.FileSystem, str]:
 
 @contextlib.contextmanager
 def atomic_writer(fs: pafs.FileSystem, path: str) -> Iterator[Any]:
-    """Open a binary stream whose file replaces `path` when the block ends without an error: whole, or not at all."""
+    """Open a binary stream to a temporary file, which replaces `path` when the block ends without an error.
+
+    No reader sees a half-written file. After an error the temporary file is removed.
+    """
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with fs.open_output_stream(temporary) as stream:
@@ -35,12 +38,12 @@ def atomic_writer(fs: pafs.FileSystem, path: str) -> Iterator[Any]:
         fs.move(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            fs.delete_file(temporary)  # on a full disk, half a file takes room that others need
+            fs.delete_file(temporary)  # on a full disk, half a file takes space that others need
         raise
 
 
 def remove_folder(location: str) -> None:
-    """Remove a folder, if it exists."""
+    """Remove a folder and its contents, if it exists."""
     fs, path = open_location(location)
     with contextlib.suppress(FileNotFoundError):
         fs.delete_dir(path)
@@ -53,7 +56,7 @@ class RunFiles:
     Attributes:
         root: the folder, an absolute path or a URI, without a slash at the end.
         fs: its file system.
-        base: the folder's name in that file system.
+        base: the folder's path in that file system.
 
     Raises:
         UserError: the folder cannot be opened, or is a file.
@@ -67,25 +70,29 @@ class RunFiles:
         root = self.root if "://" in self.root else os.path.abspath(self.root)
         try:
             fs, base = open_location(root)
-        except Exception as error:  # unknown scheme, no credentials, …: pyarrow has no common class for them
+        except Exception as error:  # unknown scheme, no credentials, …: pyarrow has no common class for these errors
             raise UserError(f"run is {self.root!r}, which cannot be opened: {error}") from None
         if isinstance(fs, pafs.LocalFileSystem) and os.path.isfile(base):
-            raise UserError(f"run is {self.root!r}, a file: it should be a run's folder")
+            raise UserError(f"run is {self.root!r}, which is a file: it should be a run folder")
         object.__setattr__(self, "root", root.rstrip("/"))
         object.__setattr__(self, "fs", fs)
         object.__setattr__(self, "base", base)
 
     def path(self, address: str) -> str:
-        """The name of a file or folder of the run in the run's file system."""
+        """The path in `fs` of a file or folder of the run.
+
+        Args:
+            address: its path relative to the run folder.
+        """
         return f"{self.base}/{address}"
 
     def files(self) -> list[str]:
-        """The addresses of all files of the run, sorted. Empty where there is no folder."""
+        """The addresses of all files of the run, sorted. Empty if the run folder does not exist."""
         listed = self.fs.get_file_info(pafs.FileSelector(self.base, recursive=True, allow_not_found=True))
         return sorted(info.path[len(self.base) + 1 :] for info in listed if info.is_file)
 
     def read(self, address: str) -> str | None:
-        """Read a text file. None where there is none.
+        """Read a text file. Returns None if it does not exist.
 
         Raises:
             UserError: the file cannot be read.
@@ -99,7 +106,7 @@ class RunFiles:
             raise UserError(f"{self.root}/{address} cannot be read: {error}") from error
 
     def write(self, address: str, content: str | bytes) -> None:
-        """Write a file: whole, or not at all. Text is written as UTF-8.
+        """Write a file atomically. Text is written as UTF-8.
 
         Raises:
             UserError: the file cannot be written.
@@ -117,7 +124,7 @@ class RunFiles:
         self._delete(self.fs.delete_file, address)
 
     def delete_folder(self, address: str) -> None:
-        """Delete a folder, if it exists. Raises UserError if it cannot be deleted."""
+        """Delete a folder and its contents, if it exists. Raises UserError if it cannot be deleted."""
         self._delete(self.fs.delete_dir, address)
 
     def _delete(self, delete: Callable[[str], None], address: str) -> None:

@@ -1,8 +1,8 @@
-"""Artifacts on disk: readable addresses, a record written last, reuse, refusal on drift, a lock.
+"""Keeps a run's artifacts at readable addresses, each with a record that is written last.
 
-`runs/<run>/round-02/scores/` holds Parquet parts, `skipped/` and `record.json`. No record: not finished. Everything
-goes through `pyarrow.fs`, so a run's folder may be a path or a URI such as `s3://bucket/run`. Left out: how a lock is
-held (`lock.py`); what a stage does, and in which order (`round.py`).
+For example `runs/<run>/round-02/scores/` holds Parquet parts, `skipped/` and `record.json`. An artifact without a
+record is not finished. Whether an artifact is reused, or refused because its recipe changed, is decided in
+`execution/dry_run.py`. How the lock is held is in `lock.py`.
 """
 
 import contextlib
@@ -18,14 +18,20 @@ from pipeline.config import UserError
 from pipeline.storage.files import RunFiles
 from pipeline.storage.lock import Claim, hold_lock
 
-RECORD = "record.json"
-BEGUN = "begun.json"  # while an artifact is being made
-REMAKE = "remake.json"
+RECORD = "record.json"  # in the folder of a finished artifact
+BEGUN = "begun.json"  # in the folder of an artifact that is being made
+REMAKE = "remake.json"  # in the run folder, while a remake is in progress
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """Something made: its address within the run, and its record."""
+    """Something that a stage made, such as a table or a policy.
+
+    Attributes:
+        root: the run folder.
+        address: its folder, relative to the run folder.
+        record: how it was made, and what it contains.
+    """
 
     root: str
     address: str
@@ -33,30 +39,31 @@ class Artifact:
 
     @property
     def build(self) -> str:
-        """The id of this making of it: two makings by the same recipe have two ids."""
+        """The id of this build. Two builds of the same recipe have two ids."""
         return self.record["build"]
 
     @property
     def uri(self) -> str:
+        """The artifact's folder, as a path or a URI."""
         return f"{self.root}/{self.address}"
 
 
 @dataclass(frozen=True)
 class Ledger(RunFiles):
-    """A run folder: its artifacts, each at its address, and the lock that lets one driver write.
+    """A run folder: its artifacts, and the lock that lets one driver write.
 
     Attributes:
-        root: a path or a URI.
-        claim: the lock, while this process holds it.
+        root: the run folder, an absolute path or a URI.
+        claim: the lock while this process holds it, else None.
     """
 
     claim: Claim | None = field(init=False, repr=False, compare=False, default=None)
 
     def write(self, address: str, content: str | bytes) -> None:
-        """Write a file: whole, or not at all.
+        """Write a file atomically. Text is written as UTF-8.
 
         Raises:
-            UserError: the file cannot be written, or another driver has taken the run.
+            UserError: the file cannot be written, or another driver has taken the run over.
         """
         if self.claim:
             self.claim.check()
@@ -65,7 +72,7 @@ class Ledger(RunFiles):
     # Artifacts
 
     def find(self, address: str) -> Artifact | None:
-        """The finished artifact at an address, or None."""
+        """The finished artifact at an address, or None. Raises UserError if its record is damaged."""
         try:
             text = self.read(f"{address}/{RECORD}")
             if text is None:
@@ -81,60 +88,68 @@ class Ledger(RunFiles):
 
     def addresses(self) -> list[str]:
         """The addresses of all finished artifacts, sorted."""
-        ending = f"/{RECORD}"
-        return [name.removesuffix(ending) for name in self.files() if name.endswith(ending)]
+        suffix = f"/{RECORD}"
+        return [name.removesuffix(suffix) for name in self.files() if name.endswith(suffix)]
 
     def artifacts(self) -> list[Artifact]:
-        """All finished artifacts, in the order of their addresses. Raises UserError if a record is damaged."""
+        """All finished artifacts, sorted by address. Raises UserError if a record is damaged."""
         return [artifact for address in self.addresses() if (artifact := self.find(address))]
 
     def clear(self, address: str) -> None:
-        """Remove what an unfinished or stale making left."""
+        """Remove an artifact that is unfinished or stale."""
         self.check_held()
         if self.fs.get_file_info(self.path(address)).type == pafs.FileType.NotFound:
             return
-        # The record goes first: cut off half way, what is left must not look finished.
+        # The record is deleted first: if this is interrupted, the rest must not look finished.
         self.delete_file(f"{address}/{RECORD}")
         self.delete_folder(address)
 
     def begin(self, address: str, begun: dict[str, Any]) -> None:
-        """Note build and recipe of an artifact that is being made, for whoever has to go on with it."""
+        """Note that an artifact is being made, so that a later driver can resume it.
+
+        Args:
+            address: the artifact's address.
+            begun: its build id and recipe, as `build` and `recipe`.
+        """
         self.write(f"{address}/{BEGUN}", json.dumps(begun))
 
     def begun(self, address: str) -> dict[str, Any] | None:
-        """Build and recipe of an unfinished artifact at an address; None if there is none, or it is finished."""
+        """Build id and recipe of the unfinished artifact at an address. None if there is none, or it is finished."""
         text = self.read(f"{address}/{BEGUN}")
         if text is None or self.find(address):
             return None
         try:
-            found = json.loads(text)
-            return {"build": found["build"], "recipe": found["recipe"]}
+            begun = json.loads(text)
+            return {"build": begun["build"], "recipe": begun["recipe"]}
         except (ValueError, KeyError, TypeError):
-            return None  # damaged: it is made from the beginning
+            return None  # damaged: the artifact is made from the beginning
 
     def has_more(self, address: str) -> bool:
-        """Whether an unfinished artifact has anything but the note that it was begun."""
+        """Whether an unfinished artifact has any files besides the note that it was begun."""
         folder = pafs.FileSelector(self.path(address), recursive=True, allow_not_found=True)
         files = (info for info in self.fs.get_file_info(folder) if info.type == pafs.FileType.File)
         return any(info.base_name != BEGUN and info.extension != "tmp" for info in files)
 
     def finish(self, address: str, record: dict[str, Any]) -> Artifact:
-        """Write the record: from now on the artifact is there."""
+        """Write the record. From now on the artifact is finished."""
         self.check_held()
         self.write(f"{address}/{RECORD}", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         self.delete_file(f"{address}/{BEGUN}")
         return Artifact(self.root, address, record)
 
-    # A remake that was asked for
+    # A remake that the user requested
 
     def to_remake(self, address: str) -> str | None:
-        """The build that is still to be remade at this address, if a remake of it has begun."""
+        """The build that a remake in progress replaces at an address, or None."""
         return json.loads(self.read(REMAKE) or "{}").get(address)
 
     @contextlib.contextmanager
     def remaking(self, addresses: Iterable[str]) -> Iterator[None]:
-        """Note which builds a remake is to replace, until the run that asked for it is through."""
-        if builds := {address: found.build for address in addresses if (found := self.find(address))}:
+        """Note which builds a remake replaces, while the block runs.
+
+        After an error the note stays, so that the same command, given again, remakes each build only once.
+        """
+        if builds := {address: artifact.build for address in addresses if (artifact := self.find(address))}:
             self.write(REMAKE, json.dumps({a: self.to_remake(a) or build for a, build in builds.items()}))
         yield
         self.delete_file(REMAKE)
@@ -142,16 +157,16 @@ class Ledger(RunFiles):
     # The lock
 
     @contextlib.contextmanager
-    def lock(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Hold the run: one driver at a time. Meanwhile `write` and `finish` refuse if another has taken it.
+    def lock(self, warn: Callable[[str], None]) -> Iterator[None]:
+        """Hold the run while the block runs. `write` and `finish` then refuse if another driver has taken it over.
 
         Args:
-            say: is told of a dead owner from whom the lock is taken over.
+            warn: receives a message when another machine's lock is watched, or a dead owner's lock is taken over.
 
         Raises:
-            InUse: a living driver holds it.
+            InUse: a living driver holds the run.
         """
-        with hold_lock(self, say) as claim:
+        with hold_lock(self, warn) as claim:
             object.__setattr__(self, "claim", claim)
             try:
                 yield
@@ -159,11 +174,11 @@ class Ledger(RunFiles):
                 object.__setattr__(self, "claim", None)
 
     def check_held(self) -> None:
-        """Before anything is removed or finished: raises UserError if another driver has taken the run."""
+        """Raise UserError if another driver has taken the run over. Call it before removing or finishing anything."""
         if self.claim:
-            self.claim.check(thoroughly=True)
+            self.claim.check(reread=True)
 
 
 def utc_now() -> str:
-    """The time as records have it: UTC, ISO 8601, seconds."""
+    """The current time as records show it: UTC, ISO 8601, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

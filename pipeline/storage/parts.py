@@ -1,15 +1,14 @@
-"""Parts of a table: Parquet files that are whole or not there, each of which says what is in it.
+"""Writes and reads the parts of a table: Parquet files that appear whole or not at all.
 
-Whoever makes rows writes them, in whichever process. A part has the rows' counts in its footer, so that a table is
-counted, and gone on with, from its files alone. Left out: which parts are a table's, and when it is finished
-(`tables.py`).
+Any process that makes rows writes them as parts. The footer of each part holds counts of its rows, so a table can be
+counted and resumed from its files alone. Which parts belong to a table, and when it is finished, is decided in
+`tables.py`.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,26 +21,26 @@ import pyarrow.parquet as pq
 
 from pipeline.config import UserError
 from pipeline.config.sanitize import one_line
-from pipeline.storage.files import open_location
+from pipeline.storage.files import atomic_writer, open_location
 
 MERGED = "merged"  # in a tally: how many rows went into this one, beside its own
 
-SKIPPED = "skipped"  # the folder of the rows that were set aside
-_SAYS = b"rondo"  # in a part's footer: its `Counts`, as JSON
-_MANY = 16  # files looked at in one go: on an object store each is a round trip
+SKIPPED = "skipped"  # the folder of rows that were set aside
+_COUNTS_KEY = b"rondo"  # key in a part's footer; the value is its `PartCounts` as JSON
+_THREADS = 16  # files read at the same time: on an object store each one costs a round trip
 
 
 @dataclass
 class PartCounts:
-    """What some rows are, added up.
+    """Counts of some rows, summed over parts.
 
     Attributes:
-        kept: how many were kept.
-        skipped: how many were not, by reason.
-        tally: sums of what the rows tallied; of the kept ones also how many there are of each split.
-        ids: by split, the sum of a hash of each row's article id, modulo 2**64, kept or not. Two tables of the same
-            articles have the same sums, and a table in which one is lost and another doubled has not.
-        kept_ids: the same, of the kept ones.
+        kept: number of kept rows.
+        skipped: number of skipped rows, by reason.
+        tally: sums of the rows' tallies. Also the number of kept rows of each split, under the split's name.
+        ids: by split, the sum of the hashes of the article ids of all rows, modulo 2**64. Two tables of the same
+            articles have equal sums. A table that lost one article and doubled another has not.
+        kept_ids: the same sums over kept rows.
     """
 
     kept: int = 0
@@ -52,183 +51,204 @@ class PartCounts:
 
     @property
     def rows(self) -> int:
+        """Number of all rows, kept and skipped."""
         return self.kept + self.skipped.total()
 
-    def add(self, other: dict[str, Any]) -> None:
-        self.kept += other["kept"]
-        self.skipped.update(other["skipped"])
-        self.tally.update(other["tally"])
-        for mine, others in ((self.ids, other["ids"]), (self.kept_ids, other["kept_ids"])):
-            for split, value in others.items():
-                mine[split] = (mine[split] + value) % 2**64
+    def add(self, footer: dict[str, Any]) -> None:
+        """Add the counts from the footer of a part."""
+        self.kept += footer["kept"]
+        self.skipped.update(footer["skipped"])
+        self.tally.update(footer["tally"])
+        for sums, part_sums in ((self.ids, footer["ids"]), (self.kept_ids, footer["kept_ids"])):
+            for split, value in part_sums.items():
+                sums[split] = (sums[split] + value) % 2**64
 
 
 def write_part(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
-    """Write rows as parts: those kept to `uri`, the others to `uri/skipped`.
+    """Write rows as parts: kept rows to `uri`, skipped rows to `uri/skipped`.
 
-    Ray runs a task again when what it made is lost with its node. What was written first is then the truth: a row
-    that this attempt has written already is not written again, and comes back as it is on disk.
+    Ray repeats a task if its output is lost with its node. The rows that were written first then count: a row that this
+    attempt has already written is not written again, and is returned as it is on disk.
 
     Args:
-        rows: with `article_id`, `split` and `skipped`, and perhaps `tally`.
-        attempt: whose parts they are, a word without "-" that no other making of the table has.
+        rows: with columns `article_id`, `split` and `skipped`, and perhaps `tally`.
+        uri: the table's folder.
+        attempt: names the writer's attempt at the table: a unique word without "-".
 
     Returns:
-        the kept rows, without `skipped` and `tally`: what the next stage is given.
+        the kept rows, without `skipped` and `tally`: the input of the next stage.
 
     Raises:
-        UserError: they cannot be written there.
+        UserError: the rows cannot be written there.
     """
     fs, base = open_location(uri)
     try:
-        name = _name(attempt, rows["article_id"])
-        there = _read_back(fs, base, name)
-        if there is None:
-            return _write(rows, fs, base, name)
-        written, kept = there
-        left = rows.filter(pa.array([x not in written for x in rows["article_id"].to_pylist()], pa.bool_()))
-        if left.num_rows:
-            kept = [*kept, _write(left, fs, base, _name(attempt, left["article_id"]))]
-        return pa.concat_tables(kept) if kept else _plain(rows.slice(0, 0))
+        name = _part_name(attempt, rows["article_id"])
+        earlier = _read_back(fs, base, name)
+        if earlier is None:
+            return _write_kept_and_skipped(rows, fs, base, name)
+        written_ids, kept = earlier
+        is_missing = pa.array([article not in written_ids for article in rows["article_id"].to_pylist()], pa.bool_())
+        missing = rows.filter(is_missing)
+        if missing.num_rows:
+            missing_name = _part_name(attempt, missing["article_id"])
+            kept = [*kept, _write_kept_and_skipped(missing, fs, base, missing_name)]
+        return pa.concat_tables(kept) if kept else _drop_outcome(rows.slice(0, 0))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else one_line(error)
         raise UserError(f"{uri} cannot be written: {reason}") from error
 
 
-def _write(rows: pa.Table, fs: pafs.FileSystem, base: str, name: str) -> pa.Table:
+def _write_kept_and_skipped(rows: pa.Table, fs: pafs.FileSystem, base: str, name: str) -> pa.Table:
     reasons = rows["skipped"]
-    kept, left = rows.filter(reasons.is_null()), rows.filter(reasons.is_valid())
-    # The skipped first: what is kept is then the last word on these rows.
-    for some, folder in ((left, f"{base}/{SKIPPED}"), (kept, base)):
-        if some.num_rows:
-            fs.create_dir(folder)
-            says = {_SAYS: json.dumps(_describe(some))}
-            plain = _plain(some) if folder == base else some
-            file, half = f"{folder}/{name}", f"{folder}/{name}.{uuid.uuid4().hex[:8]}.tmp"
-            # Under a name of this writer's alone, which no reader takes for a part: never a half-written Parquet.
-            try:
-                pq.write_table(
-                    plain.replace_schema_metadata(says),
-                    half,
-                    filesystem=fs,
-                    compression="zstd",
-                    write_page_checksum=True,
-                )
-            except OSError:
-                with contextlib.suppress(OSError):
-                    fs.delete_file(half)  # half a file on a full disk is room that others need
-                raise
-            fs.move(half, file)
-    return _plain(kept)
+    kept, skipped = rows.filter(reasons.is_null()), rows.filter(reasons.is_valid())
+    # Skipped rows first: once the kept rows exist, all rows of this call are written.
+    if skipped.num_rows:
+        _write_parquet(skipped, _footer(skipped), fs, f"{base}/{SKIPPED}", name)
+    if kept.num_rows:
+        _write_parquet(_drop_outcome(kept), _footer(kept), fs, base, name)
+    return _drop_outcome(kept)
 
 
-def _plain(rows: pa.Table) -> pa.Table:
+def _write_parquet(rows: pa.Table, footer: dict[str, Any], fs: pafs.FileSystem, folder: str, name: str) -> None:
+    fs.create_dir(folder)
+    with atomic_writer(fs, f"{folder}/{name}") as stream:
+        pq.write_table(
+            rows.replace_schema_metadata({_COUNTS_KEY: json.dumps(footer)}),
+            stream,
+            compression="zstd",
+            write_page_checksum=True,
+        )
+
+
+def _drop_outcome(rows: pa.Table) -> pa.Table:
     return rows.drop_columns([name for name in ("skipped", "tally") if name in rows.column_names])
 
 
 def _read_back(fs: pafs.FileSystem, base: str, name: str) -> tuple[set[str], list[pa.Table]] | None:
-    """The ids that were written under this name, and the kept rows; None if none were."""
-    files = fs.get_file_info([f"{base}/{name}", f"{base}/{SKIPPED}/{name}"])
-    there = [info.path for info in files if info.type == pafs.FileType.File]
-    if not there:
+    """The ids that were written under a name, and the kept rows. None if no file has that name."""
+    infos = fs.get_file_info([f"{base}/{name}", f"{base}/{SKIPPED}/{name}"])
+    paths = [info.path for info in infos if info.type == pafs.FileType.File]
+    if not paths:
         return None
-    tables = {path: pq.read_table(path, filesystem=fs, partitioning=None).replace_schema_metadata() for path in there}
+    tables = {path: pq.read_table(path, filesystem=fs, partitioning=None).replace_schema_metadata() for path in paths}
     ids = {article for table in tables.values() for article in table["article_id"].to_pylist()}
     return ids, [table for path, table in tables.items() if not path.endswith(f"/{SKIPPED}/{name}")]
 
 
-def _name(attempt: str, ids: pa.ChunkedArray) -> str:
-    """The same rows have the same name, whoever writes them."""
+def _part_name(attempt: str, ids: pa.ChunkedArray) -> str:
+    """The file name of a part. The same articles get the same name, whichever process writes them."""
     digest = hashlib.blake2b("\0".join(sorted(ids.to_pylist())).encode("utf-8", "surrogatepass"), digest_size=12)
     return f"part-{attempt}-{digest.hexdigest()}.parquet"
 
 
-def _describe(rows: pa.Table) -> dict[str, Any]:
+def _footer(rows: pa.Table) -> dict[str, Any]:
+    """The counts of rows, as a part's footer stores them."""
     reasons, splits = rows["skipped"].to_pylist(), rows["split"].to_pylist()
-    hashes = [_hash(article) for article in rows["article_id"].to_pylist()]
+    hashes = [_hash_id(article) for article in rows["article_id"].to_pylist()]
     tally: Counter[str] = Counter()
     if "tally" in rows.column_names:
         for counts in rows["tally"].to_pylist():
             for entry in counts or []:
                 tally[entry["what"]] += entry["count"]
-    # A later stage that takes rows of one split then knows how many will come.
+    # The rows of each split: a later stage that reads one split then knows how many rows will come.
     tally.update(split for split, reason in zip(splits, reasons, strict=True) if reason is None)
-    ids: dict[str, Counter[str]] = {"ids": Counter(), "kept_ids": Counter()}
+    ids: Counter[str] = Counter()
+    kept_ids: Counter[str] = Counter()
     for value, split, reason in zip(hashes, splits, reasons, strict=True):
-        for which in ("ids", "kept_ids") if reason is None else ("ids",):
-            ids[which][split] = (ids[which][split] + value) % 2**64
-    skipped = Counter(reason for reason in reasons if reason is not None)
-    return {"kept": reasons.count(None), "skipped": dict(skipped), "tally": dict(tally), **ids}
+        ids[split] = (ids[split] + value) % 2**64
+        if reason is None:
+            kept_ids[split] = (kept_ids[split] + value) % 2**64
+    return {
+        "kept": reasons.count(None),
+        "skipped": dict(Counter(reason for reason in reasons if reason is not None)),
+        "tally": dict(tally),
+        "ids": ids,
+        "kept_ids": kept_ids,
+    }
 
 
-def _hash(article_id: str) -> int:
+def _hash_id(article_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(article_id.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def list_parts(uri: str) -> dict[str, list[str]]:
-    """The files of a table's folder that are parts, and the `leavings` of writers that died, relative to `uri`.
+    """List the parts in a table's folder, and the temporary files that dead writers left.
 
     Returns:
-        `parts` (those in skipped/ among them) and `leavings`, each in order of name.
+        file names relative to `uri`, sorted: `parts` (those in skipped/ included) and `leftovers`, the temporary files.
     """
     fs, base = open_location(uri)
-    found: dict[str, list[str]] = {"parts": [], "leavings": []}
-    folders = [pafs.FileSelector(folder, allow_not_found=True) for folder in (base, f"{base}/{SKIPPED}")]
-    for info in (info for folder in folders for info in fs.get_file_info(folder)):
-        if info.type == pafs.FileType.File and info.base_name.startswith("part-"):
-            kind = "parts" if info.base_name.endswith(".parquet") else "leavings"
-            found[kind].append(info.path[len(base) + 1 :])
-    return {kind: sorted(some) for kind, some in found.items()}
+    names: dict[str, list[str]] = {"parts": [], "leftovers": []}
+    for folder in (base, f"{base}/{SKIPPED}"):
+        for info in fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
+            if info.type == pafs.FileType.File and info.base_name.startswith("part-"):
+                kind = "parts" if info.base_name.endswith(".parquet") else "leftovers"
+                names[kind].append(info.path[len(base) + 1 :])
+    return {kind: sorted(paths) for kind, paths in names.items()}
 
 
 def is_from_attempt(name: str, attempt: str) -> bool:
-    """Whether a part is of this attempt."""
+    """Whether an attempt wrote the part of this name."""
     return name.rsplit("/", 1)[-1].startswith(f"part-{attempt}-")
 
 
-def remove_parts(uri: str, some: Iterable[str]) -> None:
-    """Remove parts, by the names that `names` gives."""
+def remove_parts(uri: str, names: Iterable[str]) -> None:
+    """Remove files from a table's folder.
+
+    Args:
+        uri: the table's folder.
+        names: names that `list_parts` returned.
+
+    Raises:
+        UserError: a file cannot be removed.
+    """
     fs, base = open_location(uri)
     try:
-        for name in some:
-            with contextlib.suppress(FileNotFoundError):  # a writer that is still alive has moved it into place
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a writer that still lives has moved it to its final name
                 fs.delete_file(f"{base}/{name}")
     except OSError as error:
         raise UserError(f"{uri} cannot be tidied: {one_line(error)}") from error
 
 
-def count_rows(uri: str, some: Sequence[str]) -> PartCounts:
-    """What the footers of parts say, added up.
+def count_rows(uri: str, names: Sequence[str]) -> PartCounts:
+    """Sum the counts in the footers of parts.
 
     Raises:
-        UserError: a part is damaged.
+        UserError: a part is damaged or missing.
     """
     fs, base = open_location(uri)
 
-    def footer(name: str) -> dict[str, Any]:
+    def read_footer(name: str) -> dict[str, Any]:
         try:
-            return json.loads(pq.read_metadata(f"{base}/{name}", filesystem=fs).metadata[_SAYS])
+            return json.loads(pq.read_metadata(f"{base}/{name}", filesystem=fs).metadata[_COUNTS_KEY])
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise _damaged(uri, name, error) from None
+            raise _damaged_part(uri, name, error) from None
 
     total = PartCounts()
-    with ThreadPoolExecutor(_MANY) as pool:
-        for said in pool.map(footer, some):
-            total.add(said)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for footer in pool.map(read_footer, names):
+            total.add(footer)
     return total
 
 
 def read_part(uri: str, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one part.
+    """Read the rows of one part.
+
+    Args:
+        uri: the table's folder.
+        name: the part's name, relative to `uri`.
+        columns: the columns to read; None: all.
 
     Raises:
-        UserError: the part is damaged, or not there.
+        UserError: the part is damaged or missing.
     """
     fs, base = open_location(uri)
     try:
         return read_parquet(fs, f"{base}/{name}", columns)
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(uri, name, error) from None
+        raise _damaged_part(uri, name, error) from None
 
 
 def read_parquet(fs: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -244,39 +264,46 @@ def read_parquet(fs: pafs.FileSystem, path: str, columns: Sequence[str] | None =
 
 
 def check_parts(
-    uri: str, some: Sequence[str], within: pa.ChunkedArray | None = None
+    uri: str, names: Sequence[str], allowed_ids: pa.ChunkedArray | None = None
 ) -> tuple[list[str], pa.ChunkedArray, list[str]]:
-    """Look through the parts of an unfinished table.
+    """Check the parts of an unfinished table.
+
+    A part is unusable if it is damaged, or has an article that an earlier part has, or one that is not allowed.
+
+    Args:
+        uri: the table's folder.
+        names: the parts to check.
+        allowed_ids: ids of the articles that the table may have; None: any.
 
     Returns:
-        the parts that can be used, the ids of their articles, and the parts that cannot: damaged, with an article
-        that another part has, or with one that is not `within`.
+        the usable parts, the ids of their articles, and the unusable parts.
     """
-    known = None if within is None else set(within.to_pylist())
-    good: list[str] = []
-    bad: list[str] = []
-    seen: set[str] = set()
+    allowed = None if allowed_ids is None else set(allowed_ids.to_pylist())
+    usable: list[str] = []
+    unusable: list[str] = []
+    usable_ids: set[str] = set()
 
-    def look(name: str) -> list[str] | None:
+    def read_ids(name: str) -> list[str] | None:
         try:
             count_rows(uri, [name])
             return read_part(uri, name)["article_id"].to_pylist()
         except (UserError, KeyError):
             return None
 
-    with ThreadPoolExecutor(_MANY) as pool:
-        for name, ids in zip(some, pool.map(look, some), strict=True):
-            if ids is None or not seen.isdisjoint(ids) or not (known is None or known.issuperset(ids)):
-                bad.append(name)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for name, ids in zip(names, pool.map(read_ids, names), strict=True):
+            is_allowed = ids is not None and (allowed is None or allowed.issuperset(ids))
+            if ids is not None and is_allowed and usable_ids.isdisjoint(ids):
+                usable.append(name)
+                usable_ids.update(ids)
             else:
-                good.append(name)
-                seen.update(ids)
-    return good, pa.chunked_array([pa.array(sorted(seen), pa.string())]), bad
+                unusable.append(name)
+    return usable, pa.chunked_array([pa.array(sorted(usable_ids), pa.string())]), unusable
 
 
-def _damaged(uri: str, name: str, error: Exception) -> UserError:
+def _damaged_part(uri: str, name: str, error: Exception) -> UserError:
     table = uri.rstrip("/")
     return UserError(
-        f"{table}/{name} is damaged or gone ({one_line(error)}): put the file back, or have the table made again "
-        f"with --remake and its address in the run"
+        f"{table}/{name} is damaged or gone ({one_line(error)}): put the file back, or make the table again with "
+        "--remake and its address in the run"
     )

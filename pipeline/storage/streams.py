@@ -1,4 +1,7 @@
-"""Streams rows between tables."""
+"""Moves rows between tables with Ray Data, without bringing them to the driver.
+
+Rows are written by the worker that made them; only counts reach the driver.
+"""
 
 import gc
 import re
@@ -15,126 +18,156 @@ from ray.data import Dataset
 from pipeline.config import UserError
 from pipeline.storage import parts
 from pipeline.storage.ledger import Artifact, Ledger
-from pipeline.storage.schema import Row
-from pipeline.storage.tables import Draft
+from pipeline.storage.tables import TableDraft
 
-_PARTS_A_TASK = 16  # read by one task, one after the other
+_PARTS_PER_TASK = 16  # parts that one task reads, one after the other
 
 
-def write_through(rows: Dataset, table: Draft, seen: Any = None) -> Dataset:
-    """Write rows as they come, and pass on those that were kept, as they are on disk.
+def write_through(rows: Dataset, table: TableDraft, progress: Any = None) -> Dataset:
+    """Write rows as they come, and pass on the kept ones as they are on disk.
 
     Args:
-        seen: a handle of `Seen`, which is told how many rows were written; None: nobody is.
+        rows: the rows of the table.
+        table: the table to write.
+        progress: a Ray handle of a `WriteProgress`, which counts the rows written; or None.
     """
-    return rows.map_batches(_tap, fn_args=(table.uri, table.attempt, seen), batch_format="pyarrow", batch_size=None)
+    return rows.map_batches(
+        _write_and_return, fn_args=(table.uri, table.attempt, progress), batch_format="pyarrow", batch_size=None
+    )
 
 
-def _tap(rows: pa.Table, uri: str, attempt: str, seen: Any) -> pa.Table:
+def _write_and_return(rows: pa.Table, uri: str, attempt: str, progress: Any) -> pa.Table:
     kept = parts.write_part(rows, uri, attempt)
-    if seen is not None:
-        seen.add.remote(uri, rows.num_rows)
+    if progress is not None:
+        progress.add.remote(uri, rows.num_rows)
     return kept
 
 
 class WriteProgress:
-    """How many rows of each table were written, for whoever shows it."""
+    """Counts the rows written to each table, for a progress display. Runs as a Ray actor."""
 
     def __init__(self) -> None:
         self.rows: Counter[str] = Counter()
 
     def add(self, uri: str, count: int) -> None:
+        """Add rows that were written to the table at `uri`."""
         self.rows[uri] += count
 
     def read(self) -> dict[str, int]:
+        """The rows written so far, by the table's uri."""
         return dict(self.rows)
 
 
-def write_rows(rows: Dataset | Iterable[pa.Table], table: Draft) -> Iterator[int]:
-    """Write the rows of a table: those of a dataset where they are made, which makes its pipeline run, or tables.
+def write_rows(rows: Dataset | Iterable[pa.Table], table: TableDraft) -> Iterator[int]:
+    """Write the rows of a table.
+
+    Args:
+        rows: Arrow tables, which this process writes; or a dataset, whose pipeline then runs, and whose workers write
+            the rows that they make.
+        table: the table to write.
 
     Yields:
-        how many rows were written, part by part.
+        the number of rows of each part written.
 
     Raises:
-        UserError: one was raised by a worker.
+        UserError: a worker raised one.
     """
     if not isinstance(rows, Dataset):
-        for some in rows:
-            yield _write(some, table.uri, table.attempt)["rows"][0].as_py()
+        for batch in rows:
+            yield _write_and_count(batch, table.uri, table.attempt)["rows"][0].as_py()
         return
 
-    def counts() -> Iterator[Row]:
-        how: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
-        return rows.map_batches(_write, fn_args=(table.uri, table.attempt), **how).iter_rows()
+    def run_pipeline() -> Iterator[dict[str, Any]]:
+        counts = rows.map_batches(
+            _write_and_count, fn_args=(table.uri, table.attempt), batch_format="pyarrow", batch_size=None
+        )
+        return counts.iter_rows()
 
-    yield from (row["rows"] for row in _played(counts))
-
-
-def materialize(rows: Dataset) -> Dataset:
-    """The rows, all of them there, and the engines gone that made them. Raises UserError as `write` does."""
-    return next(_played(lambda: iter([rows.materialize()])))
+    yield from (row["rows"] for row in _run_and_release(run_pipeline))
 
 
-def _played(play: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    """What comes of a pipeline that `play` makes and runs, and its error without what keeps its engines.
-
-    They go with the last reference to it, and an error that is kept keeps those of its frames.
-    """
-    try:
-        yield from play()
-        return
-    except ray.exceptions.RayError as error:
-        # Of an error in a worker Ray Data brings the text alone.
-        told = re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(error))
-        failed = UserError(told[1]) if told else error.with_traceback(None)
-        error.__context__ = error.__cause__ = None
-    del play
-    gc.collect()
-    raise failed
-
-
-def _write(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
+def _write_and_count(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
     parts.write_part(rows, uri, attempt)
     return pa.table({"rows": [rows.num_rows]})
 
 
+def materialize(rows: Dataset) -> Dataset:
+    """Run a dataset's pipeline to its end, so that its engines stop. Raises UserError as `write_rows` does."""
+    return next(_run_and_release(lambda: iter([rows.materialize()])))
+
+
+def _run_and_release(run_pipeline: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """Yield what a pipeline yields. If it fails, release its engines, even if the caller keeps the exception.
+
+    Engines end with the last reference to their pipeline. An exception that is kept would hold such references: its
+    traceback refers to the frames it passed through, and it refers to the exceptions that caused it.
+
+    Args:
+        run_pipeline: makes a pipeline and runs it. The pipeline must have no other owner.
+    """
+    try:
+        yield from run_pipeline()
+        return
+    except ray.exceptions.RayError as ray_error:
+        error = _worker_user_error(ray_error) or ray_error.with_traceback(None)
+        ray_error.__context__ = ray_error.__cause__ = None
+    del run_pipeline
+    gc.collect()
+    raise error
+
+
+def _worker_user_error(ray_error: ray.exceptions.RayError) -> UserError | None:
+    """The UserError that a worker raised, if any. Ray Data only keeps its text."""
+    match = re.search(rf"\b{UserError.__module__}\.UserError: (.+)", str(ray_error))
+    return UserError(match[1]) if match else None
+
+
 def stream_parts(
-    uri: str, names: Sequence[str], split: str | None, but: pa.ChunkedArray | None = None
+    uri: str, names: Sequence[str], split: str | None, excluded_ids: pa.ChunkedArray | None = None
 ) -> Dataset | None:
-    """The kept rows of some parts, of one split or all, without those of articles in `but`; None of no parts."""
-    kept = [name for name in names if not name.startswith(f"{parts.SKIPPED}/")]
-    if not kept:
+    """Stream the kept rows of parts.
+
+    Args:
+        uri: the table's folder.
+        names: the parts. Those of skipped rows are left out.
+        split: the split to stream; None: all.
+        excluded_ids: ids of articles to leave out.
+
+    Returns:
+        a dataset, or None if no part has kept rows.
+    """
+    kept_names = [name for name in names if not name.startswith(f"{parts.SKIPPED}/")]
+    if not kept_names:
         return None
-    some = [{"parts": kept[i : i + _PARTS_A_TASK]} for i in range(0, len(kept), _PARTS_A_TASK)]
-    without = ray.put(but) if but is not None and len(but) else None
-    # One task a row: the parts of a table are of one size, more or less.
-    return ray.data.from_items(some, override_num_blocks=len(some)).map_batches(
-        _read, fn_args=(uri, split, without), batch_format="pyarrow", batch_size=None
+    tasks = [{"parts": kept_names[i : i + _PARTS_PER_TASK]} for i in range(0, len(kept_names), _PARTS_PER_TASK)]
+    excluded_ref = ray.put(excluded_ids) if excluded_ids is not None and len(excluded_ids) else None
+    # One block per task, so that each task is one list of parts. Parts of a table have about the same size.
+    return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+        _read_parts, fn_args=(uri, split, excluded_ref), batch_format="pyarrow", batch_size=None
     )
 
 
-def _read(some: pa.Table, uri: str, split: str | None, without: ray.ObjectRef | None) -> Iterator[pa.Table]:
-    but = None if without is None else ray.get(without)
-    left = 0
-    for name in (name for row in some["parts"].to_pylist() for name in row):
-        table = filter_rows(parts.read_part(uri, name), split, but)
-        left += table.num_rows
+def _read_parts(tasks: pa.Table, uri: str, split: str | None, excluded_ref: ray.ObjectRef | None) -> Iterator[pa.Table]:
+    excluded_ids = None if excluded_ref is None else ray.get(excluded_ref)
+    has_rows = False
+    for name in (name for task in tasks["parts"].to_pylist() for name in task):
+        table = filter_rows(parts.read_part(uri, name), split, excluded_ids)
         if table.num_rows:
+            has_rows = True
             yield table
-    if not left:
-        yield table  # of no rows: a task has to say what columns there are
+    if not has_rows:
+        yield table  # empty, but it tells Ray Data the columns
 
 
-def filter_rows(table: pa.Table, split: str | None, but: pa.ChunkedArray | None) -> pa.Table:
-    """The rows of one split or all, without those of articles in `but`."""
+def filter_rows(table: pa.Table, split: str | None, excluded_ids: pa.ChunkedArray | None) -> pa.Table:
+    """The rows of one split (None: all), without those of the excluded articles."""
     if split is not None:
         table = table.filter(pa.compute.equal(table["split"], split))
-    if but is not None and len(but):
-        table = table.filter(pa.compute.invert(pa.compute.is_in(table["article_id"], value_set=but)))
+    if excluded_ids is not None and len(excluded_ids):
+        table = table.filter(pa.compute.invert(pa.compute.is_in(table["article_id"], value_set=excluded_ids)))
     return table
 
 
 def stream_table(ledger: Ledger, table: Artifact, split: str | None = None) -> Dataset | None:
-    """The kept rows of a finished table; None if there are none."""
+    """Stream the kept rows of a finished table, of one split or all. Returns None if it has no kept rows."""
     return stream_parts(f"{ledger.root}/{table.address}", table.record["parts"], split)

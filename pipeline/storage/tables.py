@@ -1,8 +1,8 @@
-"""Tables: how rows stream from one to the next, and when what is written is the whole table.
+"""Begins, resumes and finishes tables, and decides which parts make up a table.
 
-Rows are written where they are made, by whichever Ray worker has them; only counts come to the driver. A table that
-was cut off is gone on with from the parts that are there. Left out: what a part is (`parts.py`), what a table is made
-of, and when (`run.py`).
+A table that was interrupted is resumed from the parts that exist. A table is finished when it has each expected article
+exactly once. What a part is, is in `parts.py`; how rows move between tables is in `streams.py`; which tables a stage
+makes is decided in `execution/runner.py`.
 """
 
 from collections import Counter
@@ -18,16 +18,16 @@ from pipeline.storage.schema import Row
 
 
 @dataclass(frozen=True)
-class Draft:
+class TableDraft:
     """A table that is being made.
 
     Attributes:
-        uri: of the table.
-        attempt: names what this process and its workers write. Workers outlive a driver that was killed; what they
-            still write is not among what its successor takes for its own.
-        adopted: parts that earlier attempts wrote.
-        ids: of the articles in those.
-        dropped: how many of their parts could not be used, and were removed.
+        uri: the table's folder.
+        attempt: names the parts that this process and its workers write. Workers may outlive a driver that was killed;
+            the next driver does not take what they still write for its own.
+        adopted: parts that earlier attempts wrote, and that are used.
+        ids: ids of the articles in the adopted parts.
+        dropped: number of parts of earlier attempts that could not be used and were removed.
     """
 
     uri: str
@@ -37,41 +37,48 @@ class Draft:
     dropped: int = 0
 
 
-def begin_table(uri: str, attempt: str, within: pa.ChunkedArray | None = None) -> Draft:
-    """Begin a table, or go on with one that was cut off.
+def begin_table(uri: str, attempt: str, allowed_ids: pa.ChunkedArray | None = None) -> TableDraft:
+    """Begin a table, or resume one that was interrupted.
 
-    Its damaged parts are removed, and their articles come again.
+    Parts that cannot be used are removed; their articles are processed again.
 
     Args:
-        within: the ids that the table before has so far, if it is being made too. A part of other articles is removed:
-            it was made of rows that are there no more.
+        uri: the table's folder.
+        attempt: a name for the parts of this attempt: a unique word without "-".
+        allowed_ids: the article ids that the input table has so far, if it is being made at the same time. A part with
+            other articles is removed, because the rows that it was made from no longer exist. None: all are allowed.
     """
-    found = parts.list_parts(uri)
-    good, ids, bad = parts.check_parts(uri, found["parts"], within)
-    parts.remove_parts(uri, [*found["leavings"], *bad])
-    return Draft(uri, attempt, tuple(good), ids, len(bad))
+    files = parts.list_parts(uri)
+    usable, ids, unusable = parts.check_parts(uri, files["parts"], allowed_ids)
+    parts.remove_parts(uri, [*files["leftovers"], *unusable])
+    return TableDraft(uri, attempt, tuple(usable), ids, len(unusable))
 
 
-def finish_table(table: Draft, expected: dict[str, int] | None) -> dict[str, Any] | None:
-    """What the record of a finished table says; None if it has not each expected article exactly once.
+def finish_table(table: TableDraft, expected: dict[str, int] | None) -> dict[str, Any] | None:
+    """Check that a table is complete, and remove files that are not part of it.
 
     Args:
-        expected: by split, the sum of the article ids' hashes (`parts.Counts.ids`) of the table that it is made
-            from; None: not known.
+        table: the table.
+        expected: the sums of article id hashes by split (`parts.PartCounts.ids`) in the input table; None: unknown.
 
     Returns:
-        counts `in`, `kept`, `skipped` by reason, the sums of what the rows tallied, the `ids` of the kept ones as
-        sums, the names of the `parts` that are the table, and `resumed`, how many rows earlier attempts had made.
-        Rows that went into another row are tallied as `merged`, and counted by `in`.
+        the fields for the table's record: counts `in`, `kept` and `skipped` (by reason); `tally`, the sums of the rows'
+        tallies; `ids`, the sums of hashes of kept ids; `parts`, the names of the parts that are the table; and
+        `resumed`, the number of rows that earlier attempts had made. Rows that were merged into another row are tallied
+        as `merged`, and `in` includes them. None if the table does not have each expected article exactly once.
+
+    Raises:
+        UserError: parts disappeared while the table was made.
     """
-    found = parts.list_parts(table.uri)
+    files = parts.list_parts(table.uri)
     adopted = set(table.adopted)
-    mine = [name for name in found["parts"] if name in adopted or parts.is_from_attempt(name, table.attempt)]
-    # A part that a worker of a dead driver wrote too late, or that a task which died did not finish, is none of ours.
-    parts.remove_parts(table.uri, [*found["leavings"], *sorted(set(found["parts"]) - set(mine))])
-    if missing := adopted - set(mine):
-        raise UserError(f"{len(missing)} parts of {table.uri} have vanished while it was made: run it again")
-    total = parts.count_rows(table.uri, mine)
+    own = [name for name in files["parts"] if name in adopted or parts.is_from_attempt(name, table.attempt)]
+    # Other files are from workers of a dead driver that wrote too late, or from tasks that died before they finished.
+    foreign = sorted(set(files["parts"]) - set(own))
+    parts.remove_parts(table.uri, [*files["leftovers"], *foreign])
+    if missing := adopted - set(own):
+        raise UserError(f"{len(missing)} parts of {table.uri} disappeared while the table was made: run it again")
+    total = parts.count_rows(table.uri, own)
     if expected is not None and total.ids != Counter(expected):
         return None
     return {
@@ -80,16 +87,16 @@ def finish_table(table: Draft, expected: dict[str, int] | None) -> dict[str, Any
         "skipped": dict(total.skipped.most_common()),
         "tally": dict(sorted(total.tally.items())),
         "ids": dict(sorted(total.kept_ids.items())),
-        "parts": [name for name in mine if not name.startswith(f"{parts.SKIPPED}/")],
+        "parts": [name for name in own if not name.startswith(f"{parts.SKIPPED}/")],
         "resumed": parts.count_rows(table.uri, table.adopted).rows,
     }
 
 
 def read_table(ledger: Ledger, table: Artifact) -> list[Row]:
-    """The kept rows of a table in memory: for evaluations and a look, not for whole corpora.
+    """Read the kept rows of a table into memory. For evaluations and for display, not for whole corpora.
 
     Raises:
-        UserError: a part is damaged, or not there.
+        UserError: a part is damaged or missing.
     """
     uri = f"{ledger.root}/{table.address}"
     return [row for name in table.record["parts"] for row in parts.read_part(uri, name).to_pylist()]

@@ -129,7 +129,7 @@ def test_of_two_parts_with_one_article_one_is_kept(tmp_path):
 
 def test_a_part_of_rows_that_are_there_no_more_is_removed(tmp_path):
     parts.write_part(table(ONE * 2), str(tmp_path), "one")
-    begun = tables.begin_table(str(tmp_path), "two", within=pa.chunked_array([["a1"]]))
+    begun = tables.begin_table(str(tmp_path), "two", allowed_ids=pa.chunked_array([["a1"]]))
     assert (begun.dropped, len(begun.ids)) == (1, 0)
 
 
