@@ -51,71 +51,71 @@ _SAFE = "model.safetensors"
 FOLDERS = [
     ("empty", lambda f: [path.unlink() for path in f.iterdir()], "a path without config.json or adapter_config.json"),
     ("no config", lambda f: (f / "config.json").unlink(), "a path without config.json or adapter_config.json"),
-    ("config cut off", lambda f: cut(f, "config.json", 50), "whose config.json cannot be read as JSON: "),
+    ("config cut off", lambda f: cut(f, "config.json", 50), "its config.json cannot be read as JSON: "),
     (
         "config a list",
         lambda f: (f / "config.json").write_text("[]"),
-        "whose config.json holds no names and values, but",
+        "its config.json should hold a JSON object, and holds '[]'",
     ),
     (
         "config of nothing",
         lambda f: (f / "config.json").write_text("{}"),
-        "model_type is None, which transformers does not",
+        "its model_type is None, which transformers does not support",
     ),
     (
         "unknown type",
         lambda f: set_json(f, "config.json", model_type="llama9"),
-        "whose model_type is 'llama9', which trans",
+        "its model_type is 'llama9', which transformers does not support",
     ),
     (
         "code of its own",
         lambda f: set_json(f, "config.json", model_type="evil", auto_map=code(f)),
-        "whose model_type is 'evil', which needs code of its own (['evil.Model', None], evil.Config, evil.Model). Code "
-        "of a model's is never run (trust_remote_code is off): take a model that transformers has itself",
+        "its model_type is 'evil', which needs the model's own code (['evil.Model', None], evil.Config, evil.Model). "
+        "Such code is never run (trust_remote_code is off): choose a model that transformers supports itself",
     ),
     (
         "an encoder",
         lambda f: set_json(f, "config.json", model_type="bert", architectures=["BertForMaskedLM"]),
-        "BertForMaskedLM, which writes no text: take a causal language model",
+        "it is a BertForMaskedLM, which does not generate text: choose a causal language model",
     ),
     (
         "quantized",
         lambda f: set_json(f, "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
-        "quantized by gptq, which cannot be trained: take the model that it was made of",
+        "it is quantized by gptq, so it cannot be trained: choose the model that it was made from",
     ),
     ("no tokenizer", lambda f: [path.unlink() for path in f.glob("tok*")], "a model without a tokenizer: put its tok"),
     (
         "tokenizer cut off",
         lambda f: cut(f, "tokenizer.json", 500),
-        "whose tokenizer.json cannot be read: EOF while parsing",
+        "its tokenizer.json cannot be read: EOF while parsing",
     ),
     (
         "tokenizer of nothing",
         lambda f: (f / "tokenizer.json").write_text("{}"),
-        "whose tokenizer.json cannot be read: ",
+        "its tokenizer.json cannot be read: ",
     ),
     (
         "another's tokenizer",
         lambda f: set_json(f, "config.json", vocab_size=100),
-        "whose tokenizer has 753 tokens and whose config.json a vocab_size of 100: the tokenizer is another model's",
+        "its tokenizer has 753 tokens, but the vocab_size in its config.json is 100: the tokenizer belongs to another",
     ),
     ("no weights", lambda f: (f / _SAFE).unlink(), "a folder without weights: it has no *.safetensors"),
     (
         "pickled weights",
         pickled,
-        "whose weights are pickled (pytorch_model.bin), which can run code and is never read: convert them to",
+        "its weights are pickles (pytorch_model.bin), which can run code and are never read: if you trust them,",
     ),
-    ("weights cut off", lambda f: cut(f, _SAFE, -1000), "whose model.safetensors is cut off or damaged ("),
-    ("weights of nothing", lambda f: cut(f, _SAFE, 0), "whose model.safetensors is cut off or damaged ("),
+    ("weights cut off", lambda f: cut(f, _SAFE, -1000), "its model.safetensors is cut off or damaged ("),
+    ("weights of nothing", lambda f: cut(f, _SAFE, 0), "its model.safetensors is cut off or damaged ("),
     (
         "a damaged header",
         lambda f: (f / _SAFE).write_bytes(b"\xff" * 99),
-        "whose model.safetensors is cut off or damaged (",
+        "its model.safetensors is cut off or damaged (",
     ),
     (
         "a shard missing",
         lambda f: (f / f"{_SAFE}.index.json").write_text('{"weight_map": {"a": "model-00002.safetensors"}}'),
-        "of whose weights 1 files are missing, such as model-00002.safetensors",
+        "1 files of its weights are missing, such as model-00002.safetensors",
     ),
 ]
 
@@ -146,26 +146,31 @@ def _weights(folder):
 _PLAIN = {"base_model_name_or_path": str(POLICY), "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
 
 ADAPTERS = [
-    ("config cut off", "{", _weights, "is an adapter, whose adapter_config.json cannot be read as JSON: "),
-    ("config a list", [], _weights, "is an adapter, whose adapter_config.json holds no names and values, but '[]'"),
-    ("no base", _PLAIN | {"base_model_name_or_path": None}, _weights, "an adapter that names no base: write which"),
+    ("config cut off", "{", _weights, "is an adapter: its adapter_config.json cannot be read as JSON: "),
+    (
+        "config a list",
+        [],
+        _weights,
+        "is an adapter: its adapter_config.json should hold a JSON object, and holds '[]'",
+    ),
+    ("no base", _PLAIN | {"base_model_name_or_path": None}, _weights, "an adapter that names no base: write the model"),
     (
         "a number for a base",
         _PLAIN | {"base_model_name_or_path": 5},
         _weights,
-        "an adapter that names no base: write which",
+        "an adapter that names no base: write the model",
     ),
     (
         "no such base",
         _PLAIN | {"base_model_name_or_path": "/none"},
         _weights,
-        "an adapter whose base is '/none': there is",
+        "an adapter whose base is '/none': no such folder",
     ),
     (
         "itself for a base",
         _PLAIN | {"base_model_name_or_path": "{at}"},
         _weights,
-        "an adapter too: merge that one first",
+        "which is an adapter too: merge that one first",
     ),
     (
         "a word for a rank",
@@ -178,25 +183,25 @@ ADAPTERS = [
         "pickled weights",
         _PLAIN,
         lambda f: evil(f / "adapter_model.bin"),
-        "whose weights are pickled (adapter_model.bin), ",
+        "its weights are pickles (adapter_model.bin), which can run code and are never read",
     ),
     (
         "weights cut off",
         _PLAIN,
         lambda f: (f / "adapter_model.safetensors").write_bytes(b"abc"),
-        "whose adapter_model.safetensors is cut off or damaged (",
+        "its adapter_model.safetensors is cut off or damaged (",
     ),
 ]
 
 NAMES = [
-    ("", "there is no such folder, and it is no name on the hub (owner/name)"),
-    ("/none", "there is no such folder, and it is no name on the hub (owner/name)"),
-    ("../none", "there is no such folder, and it is no name on the hub (owner/name)"),
-    ("a/b/c", "there is no such folder, and it is no name on the hub (owner/name)"),
-    ("$(touch pwned)", "there is no such folder, and it is no name on the hub (owner/name)"),
-    ("x" * 5000, "there is no such folder, and it is no name on the hub (owner/name)"),
+    ("", "no such folder, and not a hub name (owner/name)"),
+    ("/none", "no such folder, and not a hub name (owner/name)"),
+    ("../none", "no such folder, and not a hub name (owner/name)"),
+    ("a/b/c", "no such folder, and not a hub name (owner/name)"),
+    ("$(touch pwned)", "no such folder, and not a hub name (owner/name)"),
+    ("x" * 5000, "no such folder, and not a hub name (owner/name)"),
     ("http://host/v1", "the address of a server: it should be a folder, a URI such as s3://… or a hub name"),
-    ("ftp://host/model", "a URI begins with one of file://, s3://, gs://, gcs://, abfs://, abfss://, hdfs://"),
-    ("file:///none", "there is no such folder, and it is no name on the hub (owner/name)"),
+    ("ftp://host/model", "its URI should begin with one of file://, s3://, gs://, gcs://, abfs://, abfss://, hdfs://"),
+    ("file:///none", "no such folder, and not a hub name (owner/name)"),
     ("README.md", "a path without config.json or adapter_config.json"),
 ]

@@ -486,7 +486,10 @@ def test_a_mistake_in_the_command_line_is_told_with_its_usage(monkeypatch, capsy
     [
         (["run", "none.yaml"], "error: no configuration at none.yaml; there are "),
         (["run", str(DEMO), "rounds=yes"], "error: rounds is true: it should not be true or false"),
-        (["run", str(DEMO), "policy.model=/none"], "error: policy.model is '/none': there is no such folder"),
+        (
+            ["run", str(DEMO), "policy.model=/none"],
+            "error: policy.model is '/none': no such folder, and not a hub name",
+        ),
         (["run", str(DEMO), "articles.path=README.md"], "error: articles.path is 'README.md': it should end in"),
         (["show", "/none", "\x1b[31mscores"], "error: /none holds no run"),
         (
@@ -497,10 +500,10 @@ def test_a_mistake_in_the_command_line_is_told_with_its_usage(monkeypatch, capsy
             ["run", str(DEMO), "training.lora={target_modules: [q_prj]}"],
             "error: training.lora.target_modules has q_prj, ",
         ),
-        (["show", str(DEMO), "pairs"], f"error: run is '{DEMO}', a file: it should be a run's folder"),
+        (["show", str(DEMO), "pairs"], f"error: run is '{DEMO}', which is a file: it should be a run folder"),
         (
             ["plan", str(DEMO), "judge.model=newsroom/models/jugde"],
-            "error: judge.model is 'newsroom/models/jugde': there",
+            "error: judge.model is 'newsroom/models/jugde': no such folder",
         ),
     ],
     ids=["no file", "yes", "no model", "no articles", "no run", "own pairs", "no layer", "a file", "no judge"],

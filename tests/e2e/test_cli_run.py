@@ -201,7 +201,7 @@ def test_status_and_show(played):
     [
         (["training.beta=-1"], "training.beta is -1"),
         (["rounds=two"], "rounds is 'two'"),
-        (["policy.model=no/such/folder"], "policy.model is 'no/such/folder': there is no such folder"),
+        (["policy.model=no/such/folder"], "policy.model is 'no/such/folder': no such folder, and not a hub name"),
         (["judge.model=newsroom"], "judge.model is 'newsroom', a path without config.json"),
         (["articles.path=none.jsonl"], "articles.path is 'none.jsonl': no such file"),
         (["--remake=pears"], "--remake pears: there is no such artifact; there are articles, questions,"),

@@ -158,7 +158,7 @@ def test_what_belongs_to_rounds_is_refused_there(trained):
         (["policy.instruction=Say {article}"], "policy.instruction is set, but these pairs have their own prompts"),
         (["pairs=none.jsonl"], "pairs is 'none.jsonl': no such file"),
         (["pairs=newsroom/articles.jsonl"], "newsroom/articles.jsonl has the columns id, text; known are chosen"),
-        (["policy.model=no/such/folder"], "policy.model is 'no/such/folder': there is no such folder"),
+        (["policy.model=no/such/folder"], "policy.model is 'no/such/folder': no such folder, and not a hub name"),
         (["--remake=round-01/policy"], "--remake round-01/policy: there is no such artifact; there are base/policy,"),
     ],
 )
@@ -206,7 +206,7 @@ def test_from_python_a_mistake_is_refused_in_the_same_words(tmp_path):
     with pytest.raises(UserError, match="policy.instruction is set, but these pairs have their own prompts"):
         align(POLICY, "pairs.jsonl", policy={"instruction": "Say {article}"})
     (tmp_path / "pairs.jsonl").write_text("not JSON\n" * 3 + json.dumps({"prompt": "p", "chosen": "a", "rejected": ""}))
-    with pytest.raises(UserError, match=r"there is no such folder"):
+    with pytest.raises(UserError, match=r"no such folder, and not a hub name"):
         align("no/such/model", tmp_path / "pairs.jsonl", out=tmp_path / "run")
 
 

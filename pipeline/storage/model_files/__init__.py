@@ -1,5 +1,5 @@
-"""Model folders: found by path, URI or hub name, checked, and fetched, without loading any weights.
+"""Finds model folders by path, URI or hub name, checks and fetches them. No weights are loaded.
 
-`hub` says where a model is and fetches it. `validation` checks that a folder holds a whole, safe model. `node_cache`
-keeps one copy on each node of a model that is elsewhere. `shapes` reads sizes from the headers of the weights.
+`hub` finds and fetches a model. `validation` checks that a folder holds a complete and safe model. `node_cache` keeps
+one copy of a remote model on each node. `shapes` reads sizes from the headers of the weights.
 """

@@ -1,7 +1,7 @@
-"""Where a model is: a folder by path or URI, or a name on the Hugging Face hub.
+"""Finds, checks and fetches models: folders by path or URI, or names on the Hugging Face hub.
 
-A name travels as it is and becomes a folder on the machine that needs it. A folder may be that of a LoRA adapter,
-which names its base in the same way. Left out: reading weights (`dpo/weights.py`).
+Processes pass a hub name or a URI on as it is; each machine that needs the model fetches it. A folder may also hold a
+LoRA adapter, which names its base in the same way. Weights are loaded in `training/modeling/loading.py`.
 """
 
 import functools
@@ -19,152 +19,180 @@ from pipeline.storage.model_files import node_cache, validation
 from pipeline.storage.model_files.shapes import UnknownShapes, read_shapes
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")
-_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickles, no code
+_FETCHED_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickles, no code
 
 
 def locate(name: str) -> str:
-    """A name that means the same in every process: a local folder by its full path."""
+    """A name that means the same in every process: the absolute path of a local folder, else the name as it is."""
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 
 @functools.cache
 def fetch(name: str) -> str:
-    """A folder on this machine with the model: the path itself, or what a URI or the hub gives, fetched once.
+    """Return a folder on this machine that holds a model. Fetch the model if it is at a URI or on the hub.
 
-    After `cache_clear`, a model at a URI is fetched again if it has changed.
+    The result is cached. After `fetch.cache_clear()`, a model at a URI is fetched again if it has changed.
     """
     if os.path.isdir(name):
         return name
     if "://" not in name:
         from huggingface_hub import snapshot_download
 
-        return snapshot_download(name, allow_patterns=_FILES)
+        return snapshot_download(name, allow_patterns=_FETCHED_FILES)
     fs, path = open_location(name)
     if isinstance(fs, pafs.LocalFileSystem):
         return path
-    if not fetch.cache_info().currsize:  # cleared: of what was fetched before nothing is read any more
+    if not fetch.cache_info().currsize:  # the cache was cleared: earlier copies are no longer read
         node_cache.release_copies()
     return node_cache.local_copy(name, fs, path)
 
 
 def adapter_config(folder: str) -> dict[str, Any] | None:
-    """What the folder of a LoRA adapter says of it, in PEFT's words; None for a folder with a complete model.
+    """The settings of the LoRA adapter in a folder, by PEFT's names. None for a folder with a complete model.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     path = Path(folder, "adapter_config.json")
     return validation.read_json(path, f"{folder} is an adapter") if path.is_file() else None
 
 
 def check_model(setting: str, name: str) -> None:
-    """See that a model that the settings name is there and whole, and for an adapter its base.
+    """Check that a model of the settings exists and is complete. For an adapter, check its base too.
+
+    A model at a URI, other than file://, is checked where it is fetched.
+
+    Args:
+        setting: the setting that names the model, such as policy.model.
+        name: its path, URI or hub name.
 
     Raises:
-        UserError: a path that is not there or holds no model that can be used, a name that the hub does not give, or an
-            adapter whose base is such.
+        UserError: the path does not exist or holds no usable model, or the hub does not have the name; or this holds of
+            the adapter's base.
     """
-    trained = setting.startswith("policy.")
+    is_trained = setting.startswith("policy.")
+    subject = f"{setting} is {name!r}"
     if name.startswith(("http://", "https://")):
         raise UserError(
-            f"{setting} is {name!r}, the address of a server: it should be a folder, a URI such as s3://… or a hub "
-            "name. A served model may judge (judge.served) or be compared with (compare)"
+            f"{subject}, the address of a server: it should be a folder, a URI such as s3://… or a hub name. A served "
+            "model can be a judge (judge.served), or be compared with the policy (compare)"
         )
     scheme, _, rest = name.rpartition("://")
     if scheme and scheme not in _SCHEMES:
-        raise UserError(f"{setting} is {name!r}: a URI begins with one of {', '.join(f'{s}://' for s in _SCHEMES)}")
+        known_schemes = ", ".join(f"{known}://" for known in _SCHEMES)
+        raise UserError(f"{subject}: its URI should begin with one of {known_schemes}")
     if scheme and scheme != "file":
-        return  # fetched where it is needed
+        return
     name = rest if scheme else name
+    subject = f"{setting} is {name!r}"
     check_name(setting, name)
     folder = name if _exists(name) else _from_hub(setting, name)
     adapter = adapter_config(folder)
     if adapter is None and not Path(folder, "config.json").is_file():
         raise UserError(
-            f"{setting} is {name!r}, a path without config.json or adapter_config.json: it should be the folder of a "
-            "Hugging Face model or of a LoRA adapter"
+            f"{subject}, a path without config.json or adapter_config.json: it should be the folder of a Hugging Face "
+            "model or of a LoRA adapter"
         )
-    if adapter is not None:
-        validation.check_weights(f"{setting} is {name!r}", Path(folder))
-        base = adapter.get("base_model_name_or_path")
-        if not isinstance(base, str) or not base:
-            raise UserError(
-                f"{setting} is {name!r}, an adapter that names no base: write which model it belongs to as "
-                "base_model_name_or_path in its adapter_config.json"
-            )
-        if not isinstance(rank := adapter.get("r"), int) or rank < 1:
-            raise UserError(f"{setting} is {name!r}, an adapter whose r is {rank!r}: it should be a positive integer")
-        if os.path.isfile(os.path.join(base, "adapter_config.json")):
-            raise UserError(f"{setting} is {name!r}, an adapter of {base!r}, an adapter too: merge that one first")
-        if os.path.isdir(base) and not os.path.isabs(base):
-            raise UserError(
-                f"{setting} is {name!r}, an adapter of {base!r}, a path that means nothing in another folder: write "
-                f"{os.path.abspath(base)!r} as base_model_name_or_path in its adapter_config.json"
-            )
-        check_model(f"{setting} is {name!r}, an adapter whose base", base)
-    else:
-        validation.check_model_folder(
-            f"{setting} is {name!r}", Path(folder), trained, speaks=setting.endswith(".model")
+    if adapter is None:
+        needs_tokenizer = setting.endswith(".model")  # the base of an adapter needs none: the adapter may have it
+        validation.check_model_folder(subject, Path(folder), is_trained, needs_tokenizer)
+        return
+    validation.check_weights(subject, Path(folder))
+    base = _check_adapter_config(subject, adapter)
+    check_model(f"{subject}, an adapter whose base", base)
+
+
+def _check_adapter_config(subject: str, adapter: dict[str, Any]) -> str:
+    """Check an adapter's rank and the name of its base. Returns that name. Raises UserError."""
+    base = adapter.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            f"{subject}, an adapter that names no base: write the model it belongs to as base_model_name_or_path in "
+            "its adapter_config.json"
         )
+    if not isinstance(rank := adapter.get("r"), int) or rank < 1:
+        raise UserError(f"{subject}, an adapter whose r is {rank!r}: it should be a positive integer")
+    if os.path.isfile(os.path.join(base, "adapter_config.json")):
+        raise UserError(f"{subject}, an adapter of {base!r}, which is an adapter too: merge that one first")
+    if os.path.isdir(base) and not os.path.isabs(base):
+        raise UserError(
+            f"{subject}, an adapter of {base!r}, a relative path, which is wrong in any other folder: write "
+            f"{os.path.abspath(base)!r} as base_model_name_or_path in its adapter_config.json"
+        )
+    return base
 
 
 def check_lora(name: str, lora: Lora | None) -> None:
-    """See that a policy that `check` has let pass can be trained as the settings say: all of it, or an adapter.
+    """Check that a policy can be trained as `training.lora` says. `check_model` must have accepted the policy.
 
-    A model at a URI is fetched where it is needed, and looked at there.
+    A model at a URI is checked where it is fetched.
+
+    Args:
+        name: the policy's path, URI or hub name.
+        lora: the adapter to train; None: all weights are trained.
 
     Raises:
-        UserError: an adapter without `training.lora`, or with another; or names of layers that the model has not.
+        UserError: the policy is an adapter and `training.lora` is not set or does not match it, or the model does not
+            have the target layers.
     """
     if "://" in name:
         return
     adapter = adapter_config(fetch(name))
     if adapter is not None and lora is None:
         raise UserError(
-            f"policy.model is {name!r}, a LoRA adapter, and training.lora is not set, which trains all weights: set "
-            "it, or `rondo merge` the adapter and start from the merged model"
+            f"policy.model is {name!r}, a LoRA adapter, but training.lora is not set, so all weights would be trained: "
+            "set training.lora, or merge the adapter with `rondo merge` and start from the merged model"
         )
     if lora is None:
         return
     if adapter is not None:
-        own = {
+        adapter_settings = {
             "r": adapter["r"],
-            "lora_alpha": adapter.get("lora_alpha", 8),  # PEFT's own
+            "lora_alpha": adapter.get("lora_alpha", 8),  # PEFT's default
             "use_rslora": adapter.get("use_rslora", False),
         }
-        if unlike := [f"{key} {value}" for key, value in own.items() if value != getattr(lora, key)]:
+        if different := [f"{key} {value}" for key, value in adapter_settings.items() if value != getattr(lora, key)]:
             raise UserError(
-                f"policy.model is {name!r}, an adapter with {', '.join(unlike)}, which training.lora does not have: it "
-                "is trained on as it is. Set training.lora so, or `rondo merge` it and start from the merged model"
+                f"policy.model is {name!r}, an adapter with {', '.join(different)}, but training.lora has another "
+                "value: set training.lora like the adapter, or merge it with `rondo merge` and start from the merged "
+                "model"
             )
     elif lora.target_modules != "all-linear":
         try:
-            there = {layer for layer, _ in read_shapes(name).matrices}
+            layers = {layer for layer, _ in read_shapes(name).matrices}
         except UnknownShapes:
             return
-        if missing := sorted(set(lora.target_modules) - there):
+        if missing := sorted(set(lora.target_modules) - layers):
             raise UserError(
-                f"training.lora.target_modules has {', '.join(missing)}, and {name!r} has no such layers; "
-                f"it has {', '.join(sorted(there))}"
+                f"training.lora.target_modules has {', '.join(missing)}, but {name!r} has no such layers; "
+                f"it has {', '.join(sorted(layers))}"
             )
 
 
 def _exists(name: str) -> bool:
     try:
         return bool(name) and Path(name).exists()
-    except (OSError, ValueError):  # too long, or with a NUL in it: no path
+    except (OSError, ValueError):  # too long, or contains a NUL: not a path
         return False
 
 
 def check_name(setting: str, name: str) -> None:
-    """Raise UserError of a name that is no URI's, of no folder that is there, and can be of no model on the hub."""
-    if "://" not in name and not _exists(name) and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise UserError(f"{setting} is {name!r}: there is no such folder, and it is no name on the hub (owner/name)")
+    """Raise UserError if a name is not a URI, not an existing path, and cannot be a hub name.
+
+    Args:
+        setting: the setting that holds the name.
+        name: the name to check.
+    """
+    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if "://" not in name and not _exists(name) and not is_hub_name:
+        raise UserError(f"{setting} is {name!r}: no such folder, and not a hub name (owner/name)")
 
 
 def _from_hub(setting: str, name: str) -> str:
     try:
         return fetch(name)
-    except Exception as error:  # offline, gated, misspelt: a dozen classes, one meaning
+    except Exception as error:  # offline, gated, misspelt: a dozen error classes with one meaning
         reason = one_line(error, limit=300)
-        raise UserError(f"{setting} is {name!r}: no such folder, and the hub did not give it ({reason})") from None
+        raise UserError(
+            f"{setting} is {name!r}: no such folder, and it cannot be fetched from the hub ({reason})"
+        ) from None

@@ -1,8 +1,8 @@
-"""One copy a node of a model that is elsewhere: every engine, scorer and rank of this user reads the same.
+"""Keeps one copy of a remote model on each node, which all engines, scorers and ranks of this user share.
 
-A copy is named by its URI and by what lies there, so a model that was changed is copied anew. A process holds the
-copies it reads; one that nobody holds, and nobody has asked for in a day, goes when another is made. Left out: what
-else a model's name may mean (`models.py`).
+The name of a copy is a hash of the model's URI and of the names, sizes and times of its files, so a model that has
+changed is copied again. A process holds the copies that it reads. A copy that no process holds, and that none has
+requested for a day, is removed when another copy is made.
 """
 
 import errno
@@ -24,106 +24,113 @@ import pyarrow.fs as pafs
 from pipeline.config import UserError
 from pipeline.storage.ledger import BEGUN, RECORD
 
-_UNUSED = 24 * 3600.0  # seconds until a copy that nobody holds may go: the next stage or round may want it again
-_MANY = 8  # files that are fetched at a time
-_PART = "part-"  # of a folder that is no copy yet, or no longer
-_held: dict[Path, int] = {}  # copies that this process reads, each an open folder under a lock that ends with us
+UNUSED_SECONDS = 24 * 3600.0  # a copy that nobody holds is kept so long: the next stage or round may need it again
+_THREADS = 8  # files fetched at the same time
+_TEMPORARY_PREFIX = "part-"  # of a folder that is not yet a copy, or no longer
+# The copies that this process reads: each an open folder with a shared lock, which ends with the process.
+_held_copies: dict[Path, int] = {}
 
 
 def local_copy(uri: str, fs: pafs.FileSystem, path: str) -> str:
-    """The folder on this node that has what a folder elsewhere has.
+    """Return a folder on this node with the files of a remote folder. Copy them unless a copy exists.
 
     Args:
-        path: of the folder elsewhere, as `fs` names it.
+        uri: the remote folder.
+        fs: its file system.
+        path: its path in that file system.
 
     Raises:
-        UserError: the place for copies belongs to somebody else.
-        OSError: the folder cannot be read, or the copy cannot be written.
+        UserError: the folder for copies belongs to another user.
+        OSError: the remote folder cannot be read, or the copy cannot be written.
     """
-    place = _place()
-    found = place / _name(uri, fs, path)
-    if not _hold(found):
-        with _alone(place):  # the others of this node wait: they will want the same
-            if not _hold(found):
-                _tidy(place)
-                _make(found, fs, path)
-    return str(found)
+    cache = _cache_folder()
+    copy = cache / _copy_name(uri, fs, path)
+    if not _hold(copy):
+        with _exclusive_lock(cache):  # other processes of this node wait: they will want the same copy
+            if not _hold(copy):
+                _remove_unused(cache)
+                _fetch(copy, fs, path)
+    return str(copy)
 
 
 def release_copies() -> None:
-    """This process reads no copy any more. What it fetched before it must fetch again."""
-    while _held:
-        os.close(_held.popitem()[1])
+    """Release all copies that this process holds. To read one again, it must call `local_copy` again."""
+    while _held_copies:
+        os.close(_held_copies.popitem()[1])
 
 
-def _place() -> Path:
-    ours = Path(tempfile.gettempdir(), f"rondo-{os.getuid()}")
+def _cache_folder() -> Path:
+    """The folder for this user's copies. Raises UserError if other users can write to it."""
+    user_folder = Path(tempfile.gettempdir(), f"rondo-{os.getuid()}")
     with suppress(FileExistsError):
-        ours.mkdir(mode=0o700)
-    found = ours.lstat()
-    # Who could write there could give us other weights.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        user_folder.mkdir(mode=0o700)
+    status = user_folder.lstat()
+    # A user who can write there could give us other weights.
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise UserError(
-            f"{ours} is where models are kept that were fetched, and should be a folder that only this user can open "
-            "(mode 0700): remove it, or set TMPDIR to another place"
+            f"{user_folder} is where fetched models are kept, and should be a folder that only this user can open "
+            "(mode 0700): remove it, or set TMPDIR to another folder"
         )
-    place = ours / "models"
-    place.mkdir(mode=0o700, exist_ok=True)
-    return place
+    cache = user_folder / "models"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    return cache
 
 
-def _files(fs: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
-    """A model's files. What a run has beside a policy is none, and comes and goes: notes, a folder of checkpoints."""
-    found = fs.get_file_info(pafs.FileSelector(path))
-    return [info for info in found if info.is_file and info.base_name not in (BEGUN, RECORD)]
+def _model_files(fs: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
+    """The files of a model.
+
+    A run keeps other things beside its policy, which come and go: begun.json, record.json and a folder of checkpoints.
+    """
+    infos = fs.get_file_info(pafs.FileSelector(path))
+    return [info for info in infos if info.is_file and info.base_name not in (BEGUN, RECORD)]
 
 
-def _name(uri: str, fs: pafs.FileSystem, path: str) -> str:
-    there = sorted((info.base_name, info.size, info.mtime_ns) for info in _files(fs, path))
-    return hashlib.sha256(json.dumps([uri, there]).encode()).hexdigest()
+def _copy_name(uri: str, fs: pafs.FileSystem, path: str) -> str:
+    files = sorted((info.base_name, info.size, info.mtime_ns) for info in _model_files(fs, path))
+    return hashlib.sha256(json.dumps([uri, files]).encode()).hexdigest()
 
 
-def _make(found: Path, fs: pafs.FileSystem, path: str) -> None:
-    """Beside it, then moved: what has the name of a copy is whole."""
-    part = Path(tempfile.mkdtemp(prefix=_PART, dir=found.parent))
+def _fetch(copy: Path, fs: pafs.FileSystem, path: str) -> None:
+    """Copy a model to a temporary folder, then rename that to `copy`. So every folder of such a name is complete."""
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=copy.parent))
 
-    def fetch(info: pafs.FileInfo) -> None:
-        pafs.copy_files(info.path, str(part / info.base_name), source_filesystem=fs)
+    def fetch_file(info: pafs.FileInfo) -> None:
+        pafs.copy_files(info.path, str(temporary / info.base_name), source_filesystem=fs)
 
     try:
-        with ThreadPoolExecutor(_MANY) as pool:
-            list(pool.map(fetch, _files(fs, path)))
-        part.rename(found)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(fetch_file, _model_files(fs, path)))
+        temporary.rename(copy)
     except OSError as error:
-        # Where a file system has locks for one node only and several share the folder, another may have been first.
+        # If several nodes share this folder, and its locks only work within a node, another node may have been first.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-    _hold(found)
+        shutil.rmtree(temporary, ignore_errors=True)
+    _hold(copy)
 
 
-def _hold(found: Path) -> bool:
-    """Keep a copy from being removed for as long as this process reads it. False: there is none."""
+def _hold(copy: Path) -> bool:
+    """Keep a copy from being removed for as long as this process reads it. Returns whether the copy exists."""
     try:
-        if found not in _held:
-            lock = os.open(found, os.O_RDONLY)
+        if copy not in _held_copies:
+            lock = os.open(copy, os.O_RDONLY)
             fcntl.flock(lock, fcntl.LOCK_SH)
-            _held[found] = lock
-        # Before the lock was ours, what we opened may have been removed.
-        if os.path.samestat(os.fstat(_held[found]), os.stat(found)):
-            os.utime(found)  # its day counts from now
+            _held_copies[copy] = lock
+        # The folder may have been removed after it was opened and before it was locked.
+        if os.path.samestat(os.fstat(_held_copies[copy]), os.stat(copy)):
+            os.utime(copy)  # its day of disuse starts now
             return True
     except FileNotFoundError:
         pass
-    if found in _held:
-        os.close(_held.pop(found))
+    if copy in _held_copies:
+        os.close(_held_copies.pop(copy))
     return False
 
 
 @contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    lock = os.open(place, os.O_RDONLY)
+def _exclusive_lock(folder: Path) -> Iterator[None]:
+    lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -131,17 +138,17 @@ def _alone(place: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _tidy(place: Path) -> None:
-    """Remove what nobody holds and nobody has asked for in a day; so too what a killed process had begun to copy."""
-    for old in list(place.iterdir()):
-        lock = os.open(old, os.O_RDONLY)
+def _remove_unused(cache: Path) -> None:
+    """Remove copies that nobody holds and that nobody requested for a day, and half copies of killed processes."""
+    for folder in list(cache.iterdir()):
+        lock = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - old.stat().st_mtime > _UNUSED:
-                gone = tempfile.mkdtemp(prefix=_PART, dir=place)
-                old.rename(gone)  # first: whoever comes meanwhile finds all of it, or nothing
-                shutil.rmtree(gone, ignore_errors=True)
+            if time.time() - folder.stat().st_mtime > UNUSED_SECONDS:
+                removed = tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=cache)
+                folder.rename(removed)  # first, so that other processes find all of the copy or nothing
+                shutil.rmtree(removed, ignore_errors=True)
         except BlockingIOError:
-            pass  # somebody reads it
+            pass  # a process reads it
         finally:
             os.close(lock)

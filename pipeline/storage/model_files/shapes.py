@@ -1,7 +1,7 @@
-"""What a model is made of, as its config.json and the headers of its safetensors say: sizes, and no weights are read.
+"""Reads the sizes of a model from its config.json and the headers of its safetensors, without its weights.
 
-Of a folder on this machine, of a URI, or of a name on the hub, which gives headers without the files. Left out: what
-it then takes of a GPU (`memory.py`).
+The model may be in a folder, at a URI or on the hub, which serves headers without the files. How much GPU memory a
+model takes is estimated in `execution/planning/gpu_memory.py`.
 """
 
 import json
@@ -20,18 +20,21 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class UnknownShapes(Exception):
-    """The hub did not say: offline, gated, or no such model. The message is why."""
+    """The sizes of a model cannot be found out: the hub is offline, or the model is gated, missing or incomplete.
+
+    The message says why.
+    """
 
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """A causal LM, or a LoRA adapter on one.
+    """The sizes of a causal LM, or of a LoRA adapter on one.
 
     Attributes:
-        name: as the settings have it.
-        shapes: of every tensor of the (base) model, by name.
-        config: its config.json; of a model of several parts, that of the text decoder.
-        adapted: parameters of the adapter; 0 for a complete model.
+        name: the name of the model in the settings.
+        shapes: the shape of each tensor of the (base) model, by tensor name.
+        config: its config.json. For a model with several parts, the fields of the text decoder replace others.
+        adapted: number of parameters of the adapter; 0 for a complete model.
     """
 
     name: str
@@ -41,14 +44,18 @@ class ModelShapes:
 
     @property
     def parameters(self) -> int:
-        """Of the base, each weight once: a tied head is no second copy."""
+        """Number of parameters of the base. Tied weights count once."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def size(self, *names: str, default: int | None = None) -> int:
-        """A number in the config, by the first of its names that is there.
+        """A number in the config.
+
+        Args:
+            names: keys of the config; the first that is present counts.
+            default: the value if none is present.
 
         Raises:
-            Unknown: none is.
+            UnknownShapes: none is present, and there is no default.
         """
         for name in names:
             if isinstance(value := self.config.get(name), int):
@@ -79,7 +86,7 @@ class ModelShapes:
 
     @property
     def inner(self) -> int:
-        """Width of the feed-forward network."""
+        """The width of the feed-forward network."""
         return self.size("intermediate_size", "n_inner", default=4 * self.hidden)
 
     @property
@@ -88,23 +95,32 @@ class ModelShapes:
 
     @property
     def longest(self) -> int:
-        """Tokens that it takes at most."""
+        """The maximum number of tokens in a sequence."""
         return self.size("max_position_embeddings", "n_positions")
 
     @property
     def embeddings(self) -> int:
-        """Parameters that belong to no layer: embeddings, and a head that is not tied to them."""
-        large = self.vocabulary * self.hidden
-        return sum(n for n in (math.prod(shape) for shape in self.shapes.values()) if n >= large)
+        """Number of parameters outside the layers: the embeddings, and the LM head if it is not tied to them."""
+        embedding_size = self.vocabulary * self.hidden
+        tensor_sizes = (math.prod(shape) for shape in self.shapes.values())
+        return sum(size for size in tensor_sizes if size >= embedding_size)
 
     @property
     def matrices(self) -> list[tuple[str, tuple[int, ...]]]:
-        """The last name of its layer, such as q_proj, and the shape of each weight that is a matrix."""
-        there = self.shapes.items()
-        return [(name.split(".")[-2], shape) for name, shape in there if name.endswith(".weight") and len(shape) == 2]
+        """The layer name, such as q_proj, and the shape of each weight that is a matrix."""
+        return [
+            (name.split(".")[-2], shape)
+            for name, shape in self.shapes.items()
+            if name.endswith(".weight") and len(shape) == 2
+        ]
 
     def lora(self, r: int, targets: str | tuple[str, ...]) -> int:
-        """Parameters that an adapter of rank `r` would have: a row and a column of each linear layer it goes to."""
+        """Number of parameters of a LoRA adapter: for each target layer, `r` times the sum of its two dimensions.
+
+        Args:
+            r: the rank of the adapter.
+            targets: all-linear, or names of layers.
+        """
         return sum(
             r * sum(shape)
             for layer, shape in self.matrices
@@ -113,19 +129,23 @@ class ModelShapes:
 
 
 def read_shapes(name: str) -> ModelShapes:
-    """Look at a model by folder, URI or hub name.
+    """Read the sizes of a model.
+
+    Args:
+        name: its folder, URI or hub name.
 
     Raises:
-        UserError: a folder without config.json or safetensors, or with damaged ones.
-        Unknown: a name that the hub does not tell us about now.
+        UserError: the folder has no config.json or no safetensors, or they are damaged.
+        UnknownShapes: the hub does not answer, or does not have the model.
     """
     if "://" in name or _is_folder(name):
-        config, shapes = _in_folder(name)
+        config, shapes = _read_folder(name)
     else:
-        config, shapes = _on_hub(name)
+        config, shapes = _read_hub(name)
     if (base := config.get("base_model_name_or_path")) and "r" in config:
-        found = read_shapes(base)
-        return ModelShapes(name, found.shapes, found.config, sum(math.prod(shape) for shape in shapes.values()))
+        base_model = read_shapes(base)
+        adapted = sum(math.prod(shape) for shape in shapes.values())
+        return ModelShapes(name, base_model.shapes, base_model.config, adapted)
     return ModelShapes(name, shapes, config | (config.get("text_config") or {}))
 
 
@@ -134,45 +154,47 @@ def _is_folder(name: str) -> bool:
     return fs.get_file_info(path).type == pafs.FileType.Directory
 
 
-def _in_folder(place: str) -> tuple[dict[str, Any], Shapes]:
-    fs, base = open_location(place)
-    names = {info.base_name for info in fs.get_file_info(pafs.FileSelector(base)) if info.type == pafs.FileType.File}
-    described = next((name for name in ("adapter_config.json", "config.json") if name in names), None)
-    weights = _weights(names, adapter=described == "adapter_config.json")
-    if described is None or not weights:
-        raise UserError(f"{place} is no model folder: it should have config.json and *.safetensors")
+def _read_folder(location: str) -> tuple[dict[str, Any], Shapes]:
+    fs, base = open_location(location)
+    infos = fs.get_file_info(pafs.FileSelector(base))
+    names = {info.base_name for info in infos if info.type == pafs.FileType.File}
+    config_name = next((name for name in ("adapter_config.json", "config.json") if name in names), None)
+    weights = _weight_files(names, is_adapter=config_name == "adapter_config.json")
+    if config_name is None or not weights:
+        raise UserError(f"{location} is not a model folder: it should have config.json and *.safetensors")
     try:
-        with fs.open_input_stream(f"{base}/{described}") as stream:
+        with fs.open_input_stream(f"{base}/{config_name}") as stream:
             config = json.loads(stream.read())
         shapes: dict[str, tuple[int, ...]] = {}
         for name in weights:
             with fs.open_input_file(f"{base}/{name}") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+                header_size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(header_size))
             shapes |= {key: tuple(value["shape"]) for key, value in header.items() if key != "__metadata__"}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{place}: its config or the header of its weights cannot be read ({error})") from None
+        raise UserError(f"{location}: its config or the header of its weights cannot be read ({error})") from None
     return config, shapes
 
 
-def _weights(names: set[str], adapter: bool) -> list[str]:
-    """The files that a model is loaded from: beside its own shards a folder may have another format's."""
-    found = sorted(name for name in names if name.endswith(".safetensors"))
-    begins = "adapter_model" if adapter else "model"
-    return [name for name in found if name.startswith(begins)] or found
+def _weight_files(names: set[str], is_adapter: bool) -> list[str]:
+    """The files that a model is loaded from. A folder may also have safetensors of another format."""
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    prefix = "adapter_model" if is_adapter else "model"
+    return [name for name in files if name.startswith(prefix)] or files
 
 
-def _on_hub(name: str) -> tuple[dict[str, Any], Shapes]:
+def _read_hub(name: str) -> tuple[dict[str, Any], Shapes]:
     import huggingface_hub
 
     try:
-        # What was fetched for a run is on this disk, also without a network.
-        return _in_folder(huggingface_hub.snapshot_download(name, local_files_only=True))
-    except (UserError, OSError, ValueError):  # not there, or not all of it
+        # A model that was fetched before is on this disk, and needs no network.
+        return _read_folder(huggingface_hub.snapshot_download(name, local_files_only=True))
+    except (UserError, OSError, ValueError):  # it was not fetched, or not completely
         pass
     try:
         with open(huggingface_hub.hf_hub_download(name, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
         files = huggingface_hub.get_safetensors_metadata(name).files_metadata.values()
-    except Exception as error:  # offline, gated, misspelt, no safetensors: a dozen classes, one meaning
+    except Exception as error:  # offline, gated, misspelt, no safetensors: a dozen error classes
         raise UnknownShapes(one_line(error, limit=160)) from None
     return config, {key: tuple(tensor.shape) for file in files for key, tensor in file.tensors.items()}

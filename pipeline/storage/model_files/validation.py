@@ -1,7 +1,7 @@
-"""What is inside a model's folder, looked at before anything starts: enough to be loaded, and nothing to be run.
+"""Checks that a model folder has everything that loading needs, and nothing that would run code.
 
-Headers and small files only, so that a 100 GB model costs a moment.
-Left out: whether the weights fill the model (`dpo/weights.py` and vLLM say so), and where a name leads (`models.py`).
+It reads only headers and small files, so even a 100 GB model takes a moment. Whether the weights match the model is
+checked when they are loaded (`training/modeling/loading.py`, vLLM).
 """
 
 import json
@@ -14,92 +14,110 @@ from safetensors import SafetensorError, safe_open
 from pipeline.config import UserError
 from pipeline.config.sanitize import one_line
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "*.tiktoken")
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-# Models that read and do not write. Many an encoder has a class that writes, untrained: what the folder says counts.
-_NO_WRITER = re.compile(r"(?<!LMHead)Model|Encoder|\w+For(MaskedLM|PreTraining|\w*Classification|QuestionAnswering)")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "*.tiktoken")
+_PICKLE_FILES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+# Architectures that do not generate text. Many encoders have a class that generates, but with untrained weights, so the
+# architecture in the folder's config counts.
+_NOT_GENERATIVE = re.compile(
+    r"(?<!LMHead)Model|Encoder|\w+For(MaskedLM|PreTraining|\w*Classification|QuestionAnswering)"
+)
 
 
-def check_model_folder(said: str, folder: Path, trained: bool, speaks: bool) -> None:
-    """See that a folder has a whole model in it.
+def check_model_folder(subject: str, folder: Path, is_trained: bool, needs_tokenizer: bool) -> None:
+    """Check that a folder holds a complete model.
 
     Args:
-        said: what an error begins with, such as "policy.model is 'my-model'".
-        folder: with a config.json.
-        trained: whether it is to be trained, and not only served.
-        speaks: whether its tokenizer is needed: an adapter may bring its own.
+        subject: the beginning of an error message, such as "policy.model is 'my-model'".
+        folder: the folder; it has a config.json.
+        is_trained: whether the model will be trained; else it is only served, and vLLM decides what it supports.
+        needs_tokenizer: whether the folder must have a tokenizer. The base of an adapter need not have one.
 
     Raises:
-        UserError: no config, tokenizer or weights that can be used; weights that are pickled, cut off or quantized; a
-            model that needs code of its own; a tokenizer with more tokens than the model.
+        UserError: the config, the tokenizer or the weights are missing or damaged; the weights are pickled; or the
+            model is to be trained and is quantized, generates no text, needs its own code, or has another model's
+            tokenizer.
     """
-    config = read_json(folder / "config.json", said)
-    check_weights(said, folder)
-    if speaks and not any(any(folder.glob(name)) for name in _TOKENIZERS):
-        raise UserError(f"{said}, a model without a tokenizer: put its {_TOKENIZERS[0]} beside config.json")
-    vocabulary = _vocabulary(said, folder)
-    if not trained:
-        return
+    config = read_json(folder / "config.json", subject)
+    check_weights(subject, folder)
+    if needs_tokenizer and not any(any(folder.glob(name)) for name in _TOKENIZER_FILES):
+        raise UserError(f"{subject}, a model without a tokenizer: put its {_TOKENIZER_FILES[0]} beside config.json")
+    tokenizer_size = _tokenizer_size(subject, folder)
+    if is_trained:
+        _check_trainable(subject, config, tokenizer_size)
+
+
+def _check_trainable(subject: str, config: dict[str, Any], tokenizer_size: int) -> None:
+    """Check that transformers can train a model without the model's own code. Raises UserError."""
     if not _is_native(config):
-        kind = f"{said}, whose model_type is {config.get('model_type')!r}"
+        kind = f"{subject}: its model_type is {config.get('model_type')!r}"
         if config.get("auto_map"):
             raise UserError(
-                f"{kind}, which needs code of its own ({_code(config)}). Code of a model's is never run "
-                "(trust_remote_code is off): take a model that transformers has itself"
+                f"{kind}, which needs the model's own code ({_code_classes(config)}). Such code is never run "
+                "(trust_remote_code is off): choose a model that transformers supports itself"
             )
-        raise UserError(f"{kind}, which transformers does not have: take another model")
+        raise UserError(f"{kind}, which transformers does not support: choose another model")
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "some method")
-        raise UserError(f"{said}, quantized by {method}, which cannot be trained: take the model that it was made of")
-    made = [str(name) for name in config.get("architectures") or ()]
-    if made and all(map(_NO_WRITER.fullmatch, (re.sub(r"^.*?(?=Model$|Encoder$)", "", name) for name in made))):
-        raise UserError(f"{said}, {', '.join(made)}, which writes no text: take a causal language model")
-    size = (config.get("text_config") or config).get("vocab_size")
-    if isinstance(size, int) and vocabulary > size:
         raise UserError(
-            f"{said}, whose tokenizer has {vocabulary:,} tokens and whose config.json a vocab_size of {size:,}: "
-            "the tokenizer is another model's"
+            f"{subject}: it is quantized by {method}, so it cannot be trained: choose the model that it was made from"
+        )
+    architectures = [str(name) for name in config.get("architectures") or ()]
+    if architectures and not any(map(_is_generative, architectures)):
+        raise UserError(
+            f"{subject}: it is a {', '.join(architectures)}, which does not generate text: choose a causal language "
+            "model"
+        )
+    vocab_size = (config.get("text_config") or config).get("vocab_size")
+    if isinstance(vocab_size, int) and tokenizer_size > vocab_size:
+        raise UserError(
+            f"{subject}: its tokenizer has {tokenizer_size:,} tokens, but the vocab_size in its config.json is "
+            f"{vocab_size:,}: the tokenizer belongs to another model"
         )
 
 
-def check_weights(said: str, folder: Path) -> None:
-    """See that there are safetensors, all of them, none cut off. Raises UserError."""
+def _is_generative(architecture: str) -> bool:
+    kind = re.sub(r"^.*?(?=Model$|Encoder$)", "", architecture)
+    return not _NOT_GENERATIVE.fullmatch(kind)
+
+
+def check_weights(subject: str, folder: Path) -> None:
+    """Check that a folder has all its safetensors, and that none is cut off. Raises UserError."""
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
-        pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
-        if not pickled:
-            raise UserError(f"{said}, a folder without weights: it has no *.safetensors")
+        pickles = sorted(path.name for pattern in _PICKLE_FILES for path in folder.glob(pattern))
+        if not pickles:
+            raise UserError(f"{subject}, a folder without weights: it has no *.safetensors")
         raise UserError(
-            f"{said}, whose weights are pickled ({', '.join(pickled[:3])}), which can run code and is never read: "
-            "convert them to safetensors, with save_pretrained(…) where you trust them"
+            f"{subject}: its weights are pickles ({', '.join(pickles[:3])}), which can run code and are never read: "
+            "if you trust them, convert them to safetensors with save_pretrained(…)"
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = read_json(index, said).get("weight_map")
-        files = {str(name) for name in named.values()} if isinstance(named, dict) else set()
-        if missing := sorted(files - {path.name for path in paths}):
-            raise UserError(f"{said}, of whose weights {len(missing)} files are missing, such as {missing[0]}")
+        weight_map = read_json(index, subject).get("weight_map")
+        indexed = {str(name) for name in weight_map.values()} if isinstance(weight_map, dict) else set()
+        if missing := sorted(indexed - {path.name for path in paths}):
+            raise UserError(f"{subject}: {len(missing)} files of its weights are missing, such as {missing[0]}")
     for path in paths:
         try:
             with safe_open(path, framework="np"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{said}, whose {path.name} is cut off or damaged ({error}): fetch it again") from None
+            raise UserError(f"{subject}: its {path.name} is cut off or damaged ({error}): fetch it again") from None
 
 
-def read_json(path: Path, said: str) -> dict[str, Any]:
-    """A JSON file that holds names and values. Raises UserError if it holds anything else."""
+def read_json(path: Path, subject: str) -> dict[str, Any]:
+    """Read a JSON object. Raises UserError if the file cannot be read, or holds anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{said}, whose {path.name} cannot be read as JSON: {one_line(error)}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{said}, whose {path.name} holds no names and values, but {str(found)[:40]!r}")
-    return found
+        raise UserError(f"{subject}: its {path.name} cannot be read as JSON: {one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{subject}: its {path.name} should hold a JSON object, and holds {str(content)[:40]!r}")
+    return content
 
 
-def _vocabulary(said: str, folder: Path) -> int:
-    """One more than the highest id of a tokenizer.json, added tokens aside; 0 where there is no such file."""
+def _tokenizer_size(subject: str, folder: Path) -> int:
+    """One more than the highest token id in tokenizer.json, without added tokens. 0 if there is no such file."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return 0
@@ -107,18 +125,18 @@ def _vocabulary(said: str, folder: Path) -> int:
 
     try:
         vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=False)
-    except Exception as error:  # it raises Exception itself
-        raise UserError(f"{said}, whose tokenizer.json cannot be read: {one_line(error)}") from None
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UserError(f"{subject}: its tokenizer.json cannot be read: {one_line(error)}") from None
     return max(vocabulary.values(), default=-1) + 1
 
 
 def _is_native(config: dict[str, Any]) -> bool:
-    """Whether transformers has the class: then its own code is used, whatever the folder brings."""
+    """Whether transformers itself has the model's class. It then uses its own code, not the folder's."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     return config.get("model_type") in CONFIG_MAPPING
 
 
-def _code(config: dict[str, Any]) -> str:
-    found = config["auto_map"]
-    return ", ".join(sorted(map(str, found.values()))) if isinstance(found, dict) else str(found)
+def _code_classes(config: dict[str, Any]) -> str:
+    auto_map = config["auto_map"]
+    return ", ".join(sorted(map(str, auto_map.values()))) if isinstance(auto_map, dict) else str(auto_map)

@@ -52,7 +52,7 @@ def start(here, model, uri="far://model"):
 
 
 def age(path):
-    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 2 * node_cache._UNUSED))
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 2 * node_cache.UNUSED_SECONDS))
 
 
 def test_processes_share_one_copy_that_nobody_else_can_open(here, model):

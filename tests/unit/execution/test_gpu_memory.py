@@ -99,7 +99,7 @@ def test_a_training_that_cannot_be_held_is_refused_with_a_way_on(tmp_path):
 
 
 def test_a_folder_that_holds_no_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no model folder"):
+    with pytest.raises(UserError, match="is not a model folder: it should have config.json"):
         shapes.read_shapes(str(tmp_path))
 
 

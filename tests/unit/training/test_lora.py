@@ -204,10 +204,14 @@ def test_training_continues_an_adapter_only_with_its_own_settings(
 @pytest.mark.parametrize(
     ("adapted", "lora", "message"),
     [
-        (True, None, "a LoRA adapter, and training.lora is not set, which trains all weights"),
-        (True, {"r": 4}, "an adapter with r 3, which training.lora does not have"),
-        (True, {"use_rslora": True}, "an adapter with use_rslora False, which training.lora does not have"),
-        (False, {"target_modules": ["qproj", "q_proj"]}, "target_modules has qproj, and .* it has down_proj, "),
+        (True, None, "a LoRA adapter, but training.lora is not set, so all weights would be trained"),
+        (
+            True,
+            {"r": 4},
+            "an adapter with r 3, but training.lora has another value: set training.lora like the adapter",
+        ),
+        (True, {"use_rslora": True}, "an adapter with use_rslora False, but training.lora has another value"),
+        (False, {"target_modules": ["qproj", "q_proj"]}, "target_modules has qproj, but .* it has down_proj, "),
     ],
 )
 def test_an_adapter_that_does_not_fit_the_settings_is_refused_before_anything_starts(
@@ -238,7 +242,10 @@ def test_a_base_with_a_relative_path_or_that_does_not_exist_is_refused(
     path = out / "adapter_config.json"
     raw = json.loads(path.read_text())
     monkeypatch.chdir(base.parent)
-    for name, message in ((base.name, "means nothing in another folder: write"), ("/gone", "whose base is '/gone'")):
+    for name, message in (
+        (base.name, "a relative path, which is wrong in any other folder: write"),
+        ("/gone", "whose base is '/gone'"),
+    ):
         path.write_text(json.dumps(raw | {"base_model_name_or_path": name}))
         with pytest.raises(UserError, match=message):
             check_model("policy.model", str(out))
