@@ -343,6 +343,6 @@ def test_the_instruction_of_rounds_is_left_aside(tmp_path):
 def test_a_folder_is_of_one_command(played):
     config, ledger, _ = played
     own = parse_alignment({"run": config.run, "pairs": "x.jsonl", "policy": {"model": POLICY}})
-    with pytest.raises(UserError, match="was made by `rondo run`, in rounds: give this a folder of its own, run="):
+    with pytest.raises(UserError, match="was made by `rondo run`, in rounds: choose another folder, such as run="):
         run_folder.check_command(ledger, own)
     run_folder.check_command(ledger, config)
