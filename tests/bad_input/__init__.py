@@ -1,4 +1,4 @@
-"""What a person may give that is wrong, each case by its name, with the line that the person then sees.
+"""Cases of bad input, each with a name and the line that the user then sees.
 
-`{at}` in a line stands for the place of what was given.
+`{at}` in a line stands for the path of the bad input.
 """

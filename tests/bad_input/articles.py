@@ -1,4 +1,7 @@
-"""Files of articles, and single rows in one that is good: name, file name, what it holds (None: nothing is there)."""
+"""Bad files, locations and rows of articles.
+
+A case of a file is its name, the file's name, its content (None: there is no file), and the message.
+"""
 
 import gzip
 import io
@@ -86,7 +89,7 @@ PLACES = [
     ("README.md/x.jsonl", "articles.path is 'README.md/x.jsonl': no such file"),
 ]
 
-# A row among good ones, as bytes or a value, and what becomes of it: the reason why it is skipped, or None: it is kept.
+# A case of a row is its name, the row as bytes or a value, and the reason why it is skipped (None: it is kept).
 ROWS = [
     ("not JSON", b"hello", "not JSON"),
     ("cut off", b'{"id": "x", "text": "a b', "not JSON"),

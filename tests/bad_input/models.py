@@ -1,6 +1,7 @@
-"""Model folders: what is done to a good one, and the line. Adapters: what adapter_config.json holds, what is beside it.
+"""Bad model folders, adapters and model names.
 
-`evil(path)` writes a pickle that leaves a mark when it is read.
+A case of a model folder is its name, a function that spoils a good folder, and the message. A case of an adapter is its
+name, the content of adapter_config.json, a function that adds other files, and the message.
 """
 
 import json
@@ -21,6 +22,7 @@ class Evil:
 
 
 def evil(path):
+    """Write a pickle that leaves a mark if it is read."""
     path.write_bytes(pickle.dumps(Evil(path.parent / "PWNED")))
 
 
@@ -30,7 +32,7 @@ def set_json(folder, name, **values):
 
 
 def code(folder):
-    """A file of code that leaves a mark when it is imported."""
+    """Write a Python file that leaves a mark if it is imported. Returns an `auto_map` that names its classes."""
     (folder / "evil.py").write_text(
         f"open({str(folder / 'PWNED')!r}, 'w').close()\nclass Model: pass\nclass Config: pass\n"
     )
@@ -119,7 +121,7 @@ FOLDERS = [
     ),
 ]
 
-# What only the weights tell, as they are loaded.
+# Problems that are only found when the weights are loaded.
 UNLOADABLE = [
     (
         "another shape",

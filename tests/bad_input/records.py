@@ -1,4 +1,4 @@
-"""What lies in a run's folder and is no record, lock or checkpoint that can be used."""
+"""Bad records and checkpoints in a run folder."""
 
 import torch
 from safetensors.torch import save_file

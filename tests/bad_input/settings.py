@@ -1,10 +1,13 @@
-"""Configurations and overrides: name, what the file holds, overrides, the line. DEMO stands for configs/demo.yaml."""
+"""Bad configurations and overrides.
+
+A case is its name, the content of the file, the overrides, and the message. DEMO stands for configs/demo.yaml.
+"""
 
 DEMO = object()
 
 
 def _laughs():
-    """Nine lists of nine aliases each: 9**9 values in 300 bytes."""
+    """YAML of 300 bytes that stands for 9**9 values: nine lists, each with nine aliases of the list before."""
     names = zip("abcdefgh", "bcdefghi", strict=True)
     lists = [f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in names]
     return "\n".join(["a: &a [x, x, x, x, x, x, x, x, x]", *lists])

@@ -1,4 +1,4 @@
-"""A corpus of bad input, and for each piece the line that the person sees: never a traceback, never code that ran."""
+"""Tests of bad input: each case ends in one clear line, never in a traceback, and no code in it is run."""
 
 import contextlib
 import json
@@ -45,18 +45,18 @@ def named(cases):
 
 
 @contextlib.contextmanager
-def told(line, place="", error=UserError):
-    """The block is refused in this one line, which may hold `{at}` where the place of what was given is named."""
+def refused(line, location="", error=UserError):
+    """Expect an error of one line that contains `line`, in which `{at}` stands for `location`."""
     with pytest.raises(error) as caught:
         yield
-    said, line = str(caught.value), line.replace("{at}", str(place))
-    assert line in said
-    assert "\n" not in said and len(said) < 1200 and said.isprintable()
+    message, line = str(caught.value), line.replace("{at}", str(location))
+    assert line in message
+    assert "\n" not in message and len(message) < 1200 and message.isprintable()
 
 
 @pytest.fixture(autouse=True)
 def nothing_runs(tmp_path, monkeypatch):
-    """Whatever was given: no mark is left by a command or by code that it holds."""
+    """After each test: no command and no code in the bad input has left a mark."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(ROOT)
     yield
@@ -72,7 +72,7 @@ def test_settings(tmp_path, text, overrides, line):
     if text is not bad_settings.DEMO:
         path = tmp_path / "bad.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with told(line, path):
+    with refused(line, path):
         loader.load_config(path, overrides)
 
 
@@ -85,15 +85,15 @@ def test_settings(tmp_path, text, overrides, line):
     ],
     ids=["a folder", "a loop of links", "nothing"],
 )
-def test_a_file_of_settings_that_is_none(tmp_path, make, line):
+def test_a_settings_path_without_a_readable_file(tmp_path, make, line):
     make(tmp_path / "bad.yaml")
-    with told(line, tmp_path / "bad.yaml"):
+    with refused(line, tmp_path / "bad.yaml"):
         loader.load_config(tmp_path / "bad.yaml")
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 5000, ""], ids=["NUL", "long", "empty"])
-def test_a_name_of_settings_that_is_none(name):
-    with told("cannot be opened: "):
+def test_an_impossible_settings_path(name):
+    with refused("cannot be opened: "):
         loader.load_config(name)
 
 
@@ -108,7 +108,7 @@ _words = st.sampled_from(
 @example("<<: *a")
 @example("run: =")
 @example("a: 0x_\nb: 1__0\nc: 190:20:30\nd: 2001-13-45")
-def test_any_text_is_settings_or_a_user_error(text):
+def test_any_text_is_accepted_or_raises_a_user_error(text):
     with contextlib.suppress(ValueError):
         raw = loader.parse_yaml(text)
         with contextlib.suppress(UserError):
@@ -119,7 +119,7 @@ def test_any_text_is_settings_or_a_user_error(text):
 @settings(max_examples=200, deadline=None)
 @example("rounds=1__0")
 @example("run=2001-13-45")
-def test_any_override_is_a_setting_or_a_user_error(text):
+def test_any_override_is_accepted_or_raises_a_user_error(text):
     with contextlib.suppress(UserError):
         loader.parse_config(loader.apply_overrides(yaml.safe_load(DEMO.read_text()), [text]))
 
@@ -134,31 +134,31 @@ def _read(path):
 
 
 @pytest.mark.parametrize(("name", "data", "line"), named(bad_articles.FILES))
-def test_a_file_of_articles(tmp_path, name, data, line):
+def test_an_articles_file(tmp_path, name, data, line):
     if data is not None:
         (tmp_path / name).write_bytes(data)
-    with told(line, tmp_path / name):
+    with refused(line, tmp_path / name):
         _read(tmp_path / name)
 
 
 @pytest.mark.parametrize(("place", "line"), bad_articles.PLACES, ids=[place[:20] for place, _ in bad_articles.PLACES])
-def test_a_place_of_articles(place, line):
-    with told(line):
+def test_an_articles_location(place, line):
+    with refused(line):
         list(islice(readers.read_rows(place, "articles.path"), 1))
 
 
 @pytest.mark.parametrize(("row", "fate"), named(bad_articles.ROWS))
-def test_a_row_of_articles(tmp_path, row, fate):
+def test_an_article_row(tmp_path, row, fate):
     line = row if isinstance(row, bytes) else json.dumps(row).encode()
     (tmp_path / "x.jsonl").write_bytes(bad_articles.lines(*bad_articles.GOOD) + line + b"\n")
-    *good, found = _read(tmp_path / "x.jsonl")
-    assert found["skipped"] == fate
+    *good, last = _read(tmp_path / "x.jsonl")
+    assert last["skipped"] == fate
     assert [row["skipped"] for row in good] == [None] * 8
-    found["article_id"].encode(), found["article"].encode()  # can be written and tokenized
+    last["article_id"].encode(), last["article"].encode()  # both can be written and tokenized
 
 
-def test_ids_of_two_spellings_are_two_articles(tmp_path):
-    """A person sees one é; they are other bytes, and an id is not for us to change."""
+def test_ids_with_different_unicode_forms_are_two_articles(tmp_path):
+    """Both look like é, but their bytes differ, and ids are never changed."""
     rows = [{"id": name, "text": f"Article {name} tells of {i}."} for i, name in enumerate(["e\u0301", "\u00e9"])]
     (tmp_path / "x.jsonl").write_bytes(bad_articles.lines(*bad_articles.GOOD, *rows))
     assert [row["article_id"] for row in _read(tmp_path / "x.jsonl")][-2:] == ["e\u0301", "\u00e9"]
@@ -180,10 +180,10 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(("spoil", "line"), named(bad_models.FOLDERS))
-def test_a_model(folder, spoil, line):
+def test_a_model_folder(folder, spoil, line):
     hub.check_model("policy.model", str(folder))
     spoil(folder)
-    with told(line):
+    with refused(line):
         hub.check_model("policy.model", str(folder))
 
 
@@ -201,27 +201,27 @@ def test_an_adapter(tmp_path, config, beside, line):
     text = config if isinstance(config, str) else json.dumps(config).replace("{at}", str(tmp_path))
     (tmp_path / "adapter_config.json").write_text(text)
     beside(tmp_path)
-    with told(line):
+    with refused(line):
         hub.check_model("policy.model", str(tmp_path))
 
 
 @pytest.mark.parametrize(("name", "line"), bad_models.NAMES, ids=[name[:20] for name, _ in bad_models.NAMES])
-def test_a_name_of_a_model(name, line):
+def test_a_model_name(name, line):
     with pytest.raises(UserError, match=".") as caught:
         hub.check_model("policy.model", name)
     assert line in str(caught.value)
 
 
-def test_code_beside_a_model_that_needs_none_is_not_run(folder):
+def test_code_beside_a_supported_model_is_not_run(folder):
     bad_models.set_json(folder, "config.json", auto_map=bad_models.code(folder))
     hub.check_model("policy.model", str(folder))
     assert type(loading.load_model(folder, "float32")).__name__ == "LlamaForCausalLM"
     assert load_pair_tokenizer(str(folder)).has_chat_template
 
 
-def test_code_of_a_tokenizer_is_not_run_and_nobody_is_asked(folder):
+def test_tokenizer_code_is_not_run_and_no_prompt_appears(folder):
     bad_models.set_json(folder, "tokenizer_config.json", auto_map=bad_models.code(folder), tokenizer_class="Model")
-    with told("cannot be loaded (trust_remote_code is off): "):
+    with refused("cannot be loaded (trust_remote_code is off): "):
         load_pair_tokenizer(str(folder))
 
 
@@ -234,8 +234,8 @@ def test_pickles_beside_good_weights_are_not_read(folder):
     loading.load_model(folder, "float32")
 
 
-def test_vllm_reads_no_pickle(folder):
-    """Where a folder changed after it was looked at."""
+def test_vllm_does_not_read_pickles(folder):
+    """The folder may have changed after it was checked."""
     from pipeline.config.hardware import EngineHardware
     from pipeline.inference.vllm import VllmEngine
 
@@ -245,7 +245,7 @@ def test_vllm_reads_no_pickle(folder):
 
 
 def test_the_pickle_would_run():
-    """Else the tests above could not fail."""
+    """Otherwise the tests above could not fail."""
     import pickle
 
     assert b"system" in pickle.dumps(bad_models.Evil("x"))
@@ -253,12 +253,12 @@ def test_the_pickle_would_run():
 
 def test_a_dataset_that_is_a_pickle_or_a_script(tmp_path, monkeypatch):
     bad_models.evil(tmp_path / "articles.pkl")
-    with told("it should end in .jsonl, .json or .parquet, or begin with hf:"):
+    with refused("it should end in .jsonl, .json or .parquet, or begin with hf:"):
         _read(tmp_path / "articles.pkl")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine.py").write_text("open('PWNED', 'w')")
     monkeypatch.chdir(tmp_path)
-    with told("and mine is a folder here: name one file in it, without hf:"):
+    with refused("and mine is a folder here: name one file in it, without hf:"):
         list(readers.read_rows("hf:mine", "articles.path"))
 
 
@@ -271,7 +271,7 @@ def tokens():
 
 
 @pytest.mark.parametrize(("row", "reason"), named(bad_pairs.ROWS))
-def test_a_row_of_pairs(tokens, row, reason):
+def test_a_pairs_row(tokens, row, reason):
     pair = preference_formats.parse_row(row)
     assert (pair if isinstance(pair, Skip) else tokens.encode(pair)) == Skip(reason)
 
@@ -302,7 +302,7 @@ _columns = [
 
 @given(st.dictionaries(st.sampled_from([*_columns, "chat_template_kwargs"]), _json), _json, _json)
 @settings(max_examples=200, deadline=None)
-def test_any_row_is_a_pair_or_is_skipped(tokens, row, chosen, rejected):
+def test_any_pairs_row_is_read_or_skipped(tokens, row, chosen, rejected):
     pair = preference_formats.parse_row({"chosen": chosen, "rejected": rejected} | row)
     if not isinstance(pair, Skip):
         tokens.encode(pair)
@@ -318,9 +318,9 @@ def test_any_row_is_a_pair_or_is_skipped(tokens, row, chosen, rejected):
     ],
     ids=["empty", "not JSON", "other columns", "all the same"],
 )
-def test_a_file_of_pairs(tmp_path, text, line):
+def test_a_pairs_file(tmp_path, text, line):
     (tmp_path / "x.jsonl").write_text(text)
-    with told(line, tmp_path / "x.jsonl"):
+    with refused(line, tmp_path / "x.jsonl"):
         external_pairs.check_pairs(str(tmp_path / "x.jsonl"), str(bad_models.POLICY))
         list(
             external_pairs.collect_pairs(
@@ -337,8 +337,8 @@ _ASKED = [Question("1", "Who won?", ("Ann", "Bob", "Cy"), 0), Question("2", "Who
 
 @pytest.mark.parametrize(("reply", "expected"), named(bad_replies.QUESTIONS))
 def test_a_reply_with_questions(reply, expected):
-    read = McqJudge(options=3).read_questions(reply)
-    assert [line.reason if isinstance(line, Skip) else None for line in read] == expected
+    questions = McqJudge(options=3).read_questions(reply)
+    assert [question.reason if isinstance(question, Skip) else None for question in questions] == expected
 
 
 @pytest.mark.parametrize(("reply", "expected"), named(bad_replies.ANSWERS))
@@ -362,7 +362,7 @@ _reply = st.lists(
     [*(McqJudge(options=3, wording=w) for w in WORDINGS.values()), ClozeJudge(options=3)],
     ids=[*WORDINGS, "cloze"],
 )
-def test_any_reply_is_read_or_unread(judge, reply):
+def test_any_reply_is_parsed_or_unread(judge, reply):
     answers = judge.read_answers(reply, _ASKED)
     assert len(answers) == 2 and all(answer in (None, UNSURE, *LETTERS[:3]) for answer in answers)
     for question in judge.read_questions(reply):
@@ -397,14 +397,14 @@ _server = st.recursive(
 
 @pytest.fixture(scope="module")
 def http():
-    """An engine whose server replies whatever is put into `said`."""
-    said = {}
+    """An engine, and a dict: the engine's server replies with its `body`."""
+    response = {}
     engine = OpenAIServerEngine(
         "judge", ServedModel(server="s"), Server(base_url="http://unused/v1", tries=1, concurrency=4)
     )
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=said["body"]))
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=response["body"]))
     engine.clients = [httpx.AsyncClient(base_url="http://unused/v1", transport=transport) for _ in range(4)]
-    yield engine, said
+    yield engine, response
     engine.close()
 
 
@@ -422,9 +422,9 @@ def http():
 @example(b"[" * 100_000)
 @example(b"\xff")
 @example(None)
-def test_any_reply_of_a_server_is_a_sample_or_an_error(http, body):
-    engine, said = http
-    said["body"] = body if isinstance(body, bytes) else json.dumps(body).encode()
+def test_any_server_reply_is_a_sample_or_an_error(http, body):
+    engine, response = http
+    response["body"] = body if isinstance(body, bytes) else json.dumps(body).encode()
     engine.unserved_in_a_row = 0
     (reply,) = engine.generate_once([Prompt(user("Who?"), max_tokens=4)])
     assert (reply.error is None) == bool(reply.samples)
@@ -437,26 +437,26 @@ def test_any_reply_of_a_server_is_a_sample_or_an_error(http, body):
 def test_a_record(tmp_path, data):
     (tmp_path / "stage").mkdir()
     (tmp_path / "stage" / "record.json").write_bytes(data)
-    with told(bad_records.DAMAGED, tmp_path):
+    with refused(bad_records.DAMAGED, tmp_path):
         Ledger(str(tmp_path)).find("stage")
 
 
 @pytest.mark.parametrize(("make", "line"), named(bad_records.CHECKPOINTS))
 def test_a_checkpoint(tmp_path, make, line):
     make(tmp_path)
-    with told(line, error=ValueError):
+    with refused(line, error=ValueError):
         checkpoint.load(tmp_path, [("weight", torch.zeros(4, 2))], rank=0, workers=1)
 
 
-def test_a_checkpoint_of_more_workers_is_good(tmp_path):
+def test_a_checkpoint_of_more_workers_is_loaded(tmp_path):
     for rank in (0, 1):
         bad_records.write_part(
             tmp_path, f"rank-{rank:05d}-of-00002.safetensors", weight=torch.full((2, 2), float(rank))
         )
     bad_models.evil(tmp_path / "optimizer.pt")
-    found = torch.zeros(4, 2)
-    checkpoint.load(tmp_path, [("weight", found)], rank=0, workers=1)
-    assert found.tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    weight = torch.zeros(4, 2)
+    checkpoint.load(tmp_path, [("weight", weight)], rank=0, workers=1)
+    assert weight.tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
 
 
 # The command line
@@ -473,12 +473,12 @@ def test_a_checkpoint_of_more_workers_is_good(tmp_path):
         (["plan", str(DEMO), "--price", "abc"], "Invalid value for '--price': "),
     ],
 )
-def test_a_mistake_in_the_command_line_is_told_with_its_usage(monkeypatch, capsys, arguments, line):
+def test_a_command_line_mistake_is_reported_with_the_usage(monkeypatch, capsys, arguments, line):
     monkeypatch.setattr(sys, "argv", ["rondo", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
-    said = capsys.readouterr().err
-    assert ended.value.code == 2 and said.startswith("Usage: ") and line in said and "Traceback" not in said
+    message = capsys.readouterr().err
+    assert ended.value.code == 2 and message.startswith("Usage: ") and line in message and "Traceback" not in message
 
 
 @pytest.mark.parametrize(
@@ -508,7 +508,7 @@ def test_a_mistake_in_the_command_line_is_told_with_its_usage(monkeypatch, capsy
     ],
     ids=["no file", "yes", "no model", "no articles", "no run", "own pairs", "no layer", "a file", "no judge"],
 )
-def test_the_command_says_so_in_one_line(tmp_path, arguments, line):
+def test_the_command_reports_bad_input_in_one_line(tmp_path, arguments, line):
     extra = [f"run={tmp_path}/run"] if arguments[0] == "run" else []
     done = rondo(*arguments, *extra)
     assert done.returncode == 2 and done.stderr.startswith(line)

@@ -1,4 +1,4 @@
-"""Tables that go on where they were cut off, and pipelines of several: each article once, whatever was there before."""
+"""Tests that interrupted tables and pipelines of tables resume, with each article exactly once."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def work(tmp_path):
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_a_chain_is_the_same_rows_together_or_in_turn(tmp_path, work, together):
+def test_a_chain_makes_the_same_rows_together_or_in_turn(tmp_path, work, together):
     made = play(settings(tmp_path, hardware={"together": together}), work)
     check(tmp_path, made)
     again = play(settings(tmp_path, hardware={"together": not together}), work)
@@ -45,43 +45,43 @@ def test_a_chain_is_the_same_rows_together_or_in_turn(tmp_path, work, together):
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_what_is_written_is_not_computed_again(tmp_path, work, together):
-    """Broken once in every stage: each time the same command goes on, at last it is through."""
+def test_written_rows_are_not_computed_again(tmp_path, work, together):
+    """Every stage fails once. The same command resumes each time, and succeeds in the end."""
     config = settings(tmp_path, hardware={"together": together})
     builds = {}
     for broken, following in zip(STAGES, (*STAGES[1:], None), strict=True):
         break_once(config, work, broken, after=11)
         for path in tmp_path.rglob("begun.json"):
             address, build = str(path.parent.relative_to(tmp_path)), json.loads(path.read_text())["build"]
-            assert builds.setdefault(address, build) == build, "it went on, and was not begun anew"
+            assert builds.setdefault(address, build) == build, "it was resumed, not begun again"
         written = {name: ids(tmp_path / "round-01" / name) for name in STAGES}
-        noted = {name: len(work.computed(name)) for name in STAGES}
+        computed = {name: len(work.computed(name)) for name in STAGES}
         if following:
-            break_once(config, work, following, after=0)  # so far, and no further
+            break_once(config, work, following, after=0)  # stop at the first row of the next stage
         for name in STAGES:
-            assert written[name].isdisjoint(work.computed(name)[noted[name] :]), name
+            assert written[name].isdisjoint(work.computed(name)[computed[name] :]), name
     made = play(config, work)
     check(tmp_path, made)
     for table in made[1:]:
-        assert builds.get(table.address, table.build) == table.build, "it went on, and was not begun anew"
+        assert builds.get(table.address, table.build) == table.build, "it was resumed, not begun again"
 
 
 @pytest.mark.parametrize("kind", [UserError, KeyError])
-def test_engines_end_with_their_pipeline_whoever_keeps_its_error(tmp_path, work, kind):
-    """As a notebook does; what is called next wants their CPUs and GPUs."""
+def test_engines_stop_when_their_pipeline_fails_even_if_the_exception_is_kept(tmp_path, work, kind):
+    """A notebook keeps exceptions, and its next call needs the engines' CPUs and GPUs."""
 
-    def taken():
+    def cpus_in_use():
         return ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
 
-    before, work.error = taken(), kind
+    before, work.error = cpus_in_use(), kind
     (work.folder / "break-scores").write_text("11")
     with pytest.raises(Exception, match="scores breaks here") as kept:
         play(settings(tmp_path, hardware={"together": True}), work)
-    wait_for(lambda: taken() <= before)
+    wait_for(lambda: cpus_in_use() <= before)
     assert kept.value.__traceback__
 
 
-def test_a_finished_table_with_a_damaged_part_is_named(tmp_path, work):
+def test_a_damaged_part_of_a_finished_table_is_reported(tmp_path, work):
     config = settings(tmp_path)
     play(config, work)
     for record in tmp_path.glob("round-01/*/record.json"):
@@ -97,9 +97,9 @@ def test_a_finished_table_with_a_damaged_part_is_named(tmp_path, work):
     check(tmp_path, (again.produce(corpus), *made))
 
 
-def test_a_table_of_no_rows_starts_no_engine(tmp_path):
+def test_an_empty_table_starts_no_engine(tmp_path):
     def never():
-        raise AssertionError("an engine was started for nothing")
+        raise AssertionError("an engine was started without any rows")
 
     @stage("summaries", version=1, writes=SUMMARIES, split="nobody")
     def write(rows):
@@ -112,8 +112,8 @@ def test_a_table_of_no_rows_starts_no_engine(tmp_path):
         assert [table.record["in"] for table in made] == [0, 0]
 
 
-def test_rows_that_cannot_be_seen_from_here_are_no_table(tmp_path, work):
-    """Those of one article never come through, as if a worker wrote them to a disk of its own."""
+def test_a_table_with_rows_on_another_disk_is_not_finished(tmp_path, work):
+    """The rows of one article never arrive, as if a worker wrote them to its own local disk."""
 
     @stage("scores", version=1, writes=("second_scores",))
     def elsewhere(rows):

@@ -1,4 +1,4 @@
-"""A run on S3: the ledger, tables and a whole round with a real training, at a local server that speaks S3."""
+"""Tests of runs on S3, at a local S3 server: the ledger, tables, model fetching, and a round with a real training."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def bucket(ray_cluster):
         yield place
 
 
-def test_a_ledger_on_s3(bucket):
+def test_the_ledger_and_lock_work_on_s3(bucket):
     ledger = Ledger(f"{bucket}/ledger")
     assert ledger.find("pairs") is None
     ledger.begin("pairs", {"build": "b", "recipe": {}})
@@ -46,22 +46,22 @@ def test_a_ledger_on_s3(bucket):
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_a_chain_on_s3_goes_on_where_it_was_cut_off(bucket, tmp_path, together):
+def test_an_interrupted_chain_on_s3_is_resumed(bucket, tmp_path, together):
     work = Work(tmp_path)
     config = settings(f"{bucket}/chain-{together}", hardware={"together": together})
     break_once(config, work, "scores", after=9)
-    noted = work.computed("summaries")
+    computed = work.computed("summaries")
     made = play(config, work)
     check_counts(made)
     if not together:
-        assert work.computed("summaries") == noted
+        assert work.computed("summaries") == computed
     ledger = Ledger(config.run)
     for table in made:
-        there = [row["article_id"] for row in tables.read_table(ledger, table)]
-        assert len(there) == len(set(there)) == table.record["kept"]
+        ids = [row["article_id"] for row in tables.read_table(ledger, table)]
+        assert len(ids) == len(set(ids)) == table.record["kept"]
 
 
-def test_processes_of_a_node_fetch_a_model_once_and_again_when_it_has_changed(bucket, tmp_path, monkeypatch):
+def test_processes_of_a_node_fetch_a_model_once_and_again_after_a_change(bucket, tmp_path, monkeypatch):
     fs, path = open_location(f"{bucket}/fetched")
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
@@ -84,7 +84,7 @@ def test_processes_of_a_node_fetch_a_model_once_and_again_when_it_has_changed(bu
     node_cache.release_copies()
 
 
-def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket, tmp_path):
+def test_a_missing_bucket_is_reported_in_one_line(bucket, tmp_path):
     config = settings("s3://no-such-bucket/run")
     with pytest.raises(UserError, match="s3://no-such-bucket/run.* cannot be written: .*no-such-bucket") as caught:
         play(config, Work(tmp_path))
@@ -93,7 +93,7 @@ def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket, tmp_path):
 
 @pytest.mark.slow
 def test_a_round_with_a_real_training_on_s3(bucket, tmp_path):
-    """Killed once as it trains; `bench/recovery/chaos.py` plays it with a scripted policy."""
+    """The driver is killed once while it trains. `bench/recovery/chaos.py` supplies a scripted policy."""
     config = chaos.write_config(tmp_path, tmp_path / "calm", 30, together=True)
     text = config.read_text().replace(str(tmp_path / "calm"), f"{bucket}/round")
     config.write_text(text)

@@ -1,4 +1,4 @@
-"""Disks, files and clocks that fail: a clear line, nothing lost, and the same command goes on when they are mended."""
+"""Tests of failing disks, files and clocks: one clear message, nothing lost, and the repaired run resumes."""
 
 import shutil
 import subprocess
@@ -21,18 +21,20 @@ def work(tmp_path):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small disk of its own; gives a function that mounts it again with other options."""
+    """A small disk, and a function that mounts it again with other options."""
     place = tmp_path / "disk"
     place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, check=False)
-    if made.returncode:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, check=False
+    )
+    if mounted.returncode:
         pytest.skip("only root can mount a disk to fill")
     yield place, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
     subprocess.run(["umount", "-l", place], check=True)
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_a_full_disk(disk, work, together):
+def test_a_run_resumes_after_a_full_disk(disk, work, together):
     place, remount = disk
     config = settings(place / "run", hardware={"together": together})
     with pytest.raises(UserError, match=r"cannot be written: .*No space left on device") as caught:
@@ -42,7 +44,7 @@ def test_a_full_disk(disk, work, together):
     check(place / "run", play(config, work))
 
 
-def test_a_disk_that_became_read_only(disk, work):
+def test_a_run_resumes_after_a_read_only_disk(disk, work):
     place, remount = disk
     remount("size=64m")
     config = settings(place / "run")
@@ -54,36 +56,36 @@ def test_a_disk_that_became_read_only(disk, work):
     check(place / "run", play(config, work))
 
 
-def test_a_folder_that_cannot_be_made(tmp_path, work):
+def test_a_run_folder_that_cannot_be_created_is_reported(tmp_path, work):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/run/articles.* cannot be written: "):
         play(settings(tmp_path / "file/run"), work)
 
 
-@pytest.mark.parametrize("harm", ["{", "\0\0\0"])
-def test_a_corrupt_record_is_named_and_its_folder_can_go(tmp_path, work, harm):
+@pytest.mark.parametrize("damage", ["{", "\0\0\0"])
+def test_a_damaged_record_is_reported_and_its_folder_can_be_removed(tmp_path, work, damage):
     config = settings(tmp_path)
     play(config, work)
     record = tmp_path / "round-01/scores/record.json"
-    record.write_text(harm)
+    record.write_text(damage)
     with pytest.raises(UserError, match=r"round-01/scores/record\.json is damaged: remove the folder round-01/scores/"):
         play(config, work)
     shutil.rmtree(record.parent)
     check(tmp_path, play(config, work))
 
 
-@pytest.mark.parametrize("harm", ["{", '{"build": "b"}'])
-def test_a_corrupt_note_of_what_was_begun_costs_that_table_alone(tmp_path, work, harm):
+@pytest.mark.parametrize("damage", ["{", '{"build": "b"}'])
+def test_a_damaged_begun_file_restarts_only_its_own_table(tmp_path, work, damage):
     config = settings(tmp_path)
     break_once(config, work, "scores", after=9)
-    (tmp_path / "round-01/scores/begun.json").write_text(harm)
-    noted = work.computed("summaries")
+    (tmp_path / "round-01/scores/begun.json").write_text(damage)
+    computed = work.computed("summaries")
     check(tmp_path, play(config, work))
-    assert work.computed("summaries") == noted
+    assert work.computed("summaries") == computed
 
 
-def test_a_clock_that_jumps(tmp_path, work, monkeypatch):
-    """No table, record or lock is decided by the time of day."""
+def test_a_clock_that_jumps_changes_nothing(tmp_path, work, monkeypatch):
+    """Tables, records and locks do not depend on the time of day."""
     config = settings(tmp_path)
     break_once(config, work, "scores", after=9)
     now = time.time

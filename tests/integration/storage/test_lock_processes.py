@@ -1,4 +1,4 @@
-"""The lock of a run between processes: who wins, and a killed owner."""
+"""Tests of the run lock between processes: one of several drivers gets it, and a killed owner loses it."""
 
 import multiprocessing
 import os
@@ -18,11 +18,11 @@ def ledger(tmp_path):
 
 
 @pytest.fixture
-def said():
+def warnings():
     return []
 
 
-def locks(ledger):
+def lock_files(ledger):
     return [name for name in os.listdir(ledger.base) if name.startswith("lock-")]
 
 
@@ -32,13 +32,13 @@ def _race(root, barrier, rounds, wins):
         try:
             with hold_lock(Ledger(root), print):
                 wins.put((number, os.getpid()))
-                barrier.wait()  # held until everybody has tried
+                barrier.wait()  # hold it until all drivers have tried
         except InUse:
             barrier.wait()
 
 
 @pytest.mark.parametrize(("drivers", "rounds"), [(2, 50), (5, 10)])
-def test_of_drivers_that_come_at_the_same_moment_exactly_one_wins(ledger, drivers, rounds):
+def test_exactly_one_of_simultaneous_drivers_gets_the_lock(ledger, drivers, rounds):
     context = multiprocessing.get_context("spawn")
     barrier, wins = context.Barrier(drivers), context.SimpleQueue()
     racers = [context.Process(target=_race, args=(ledger.root, barrier, rounds, wins)) for _ in range(drivers)]
@@ -51,10 +51,10 @@ def test_of_drivers_that_come_at_the_same_moment_exactly_one_wins(ledger, driver
     while not wins.empty():
         won.append(wins.get()[0])
     assert sorted(won) == list(range(rounds))
-    assert locks(ledger) == []
+    assert lock_files(ledger) == []
 
 
-def test_the_lock_of_a_killed_owner_is_taken_over_with_a_word(ledger, said):
+def test_the_lock_of_a_killed_owner_is_taken_over_with_a_warning(ledger, warnings):
     code = f"""
 import time
 from pipeline.storage.ledger import Ledger
@@ -64,14 +64,16 @@ with Ledger({ledger.root!r}).lock(print):
 """
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert owner.stdout.readline() == "held\n"
-    with pytest.raises(InUse, match=f"process {owner.pid} on"), ledger.lock(said.append):
+    with pytest.raises(InUse, match=f"process {owner.pid} on"), ledger.lock(warnings.append):
         pass
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    with ledger.lock(said.append):
-        assert said == [f"took over the lock of a driver that is gone (process {owner.pid} on {_host_and_since(said)})"]
-    assert locks(ledger) == []
+    with ledger.lock(warnings.append):
+        assert warnings == [
+            f"took over the lock of a driver that is gone (process {owner.pid} on {_host_and_since(warnings)})"
+        ]
+    assert lock_files(ledger) == []
 
 
-def _host_and_since(said):
-    return said[0].partition(" on ")[2].rstrip(")")
+def _host_and_since(warnings):
+    return warnings[0].partition(" on ")[2].rstrip(")")

@@ -1,4 +1,4 @@
-"""Settings are refused in the reader's terms, before anything starts; all shipped ones are accepted."""
+"""Tests that wrong settings are refused in the user's terms, and that all shipped configurations are accepted."""
 
 import contextlib
 import re
@@ -29,12 +29,14 @@ def test_every_shipped_configuration_is_valid(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_configuration_can_train_on_own_pairs(path):
+def test_every_shipped_configuration_can_train_on_external_pairs(path):
     own = load_alignment(path, ["pairs=mine.jsonl", "training.beta=0.5"])
     assert (own.pairs, own.training.beta) == ("mine.jsonl", 0.5)
     if path != OWN_PAIRS:
         whole = load_config(path)
-        policy = whole.policy.model_copy(update={"instruction": own.policy.instruction})  # only rounds use it
+        policy = whole.policy.model_copy(
+            update={"instruction": own.policy.instruction}
+        )  # only rounds use the instruction
         assert (own.run, own.policy, own.hardware) == (whole.run, policy, whole.hardware)
 
 
@@ -58,7 +60,7 @@ def test_every_shipped_configuration_can_train_on_own_pairs(path):
         (["pairs=x.jsonl", "references.source=none"], "training.loss_type has sigmoid, which needs a reference"),
     ],
 )
-def test_a_wrong_setting_for_own_pairs_is_refused_in_one_line(overrides, line):
+def test_a_wrong_setting_for_external_pairs_is_refused_in_one_line(overrides, line):
     with pytest.raises(UserError) as caught:
         load_alignment(DEMO, overrides)
     assert line in str(caught.value)
@@ -66,7 +68,7 @@ def test_a_wrong_setting_for_own_pairs_is_refused_in_one_line(overrides, line):
 
 
 @pytest.mark.parametrize("name", ["document_qa.yaml", "document_qa_cpu.yaml"])
-def test_another_task_is_a_matter_of_settings(name):
+def test_another_task_needs_only_other_settings(name):
     config = load_config(DEMO.with_name(name))
     judge = make_judge(config.judge, config.seed)
     (asked,) = judge.ask_questions("The roof is red.\n\nQuestion: What colour?").messages
@@ -76,10 +78,10 @@ def test_another_task_is_a_matter_of_settings(name):
     assert answered["content"].index("Which colour has the roof?") < answered["content"].index("It is red.")
     for prompt, setting in ((asked, config.judge.questions_prompt), (answered, config.judge.answers_prompt)):
         assert prompt["content"].startswith(setting.split("{")[0])
-        assert not re.search(r"\{\w+\}", prompt["content"]), "every place is filled"
+        assert not re.search(r"\{\w+\}", prompt["content"]), "every placeholder is filled"
 
 
-def test_the_reference_setting_is_the_published_one():
+def test_the_reference_configuration_has_the_published_values():
     config = load_config(DEMO.with_name("cnn_mistral7b.yaml"))
     assert (config.articles.limit, config.seed, config.summaries.n) == (21000, 21, 10)
     assert (config.summaries.temperature, config.summaries.top_p) == (0.8, 0.95)
@@ -237,7 +239,7 @@ def test_a_wrong_setting_is_refused_in_one_line(override, line):
         ({"loss_type": "simpo", "beta": 0}, "training.beta is 0: input should be greater than 0"),
     ],
 )
-def test_a_mixture_that_makes_no_sense_is_refused(training, line):
+def test_a_senseless_mixture_of_losses_is_refused(training, line):
     with pytest.raises(UserError) as caught:
         parse_config(DEMO_SETTINGS | {"training": training})
     assert line in str(caught.value)
@@ -255,29 +257,29 @@ def test_a_mixture_that_makes_no_sense_is_refused(training, line):
         {"loss_type": "sigmoid", "rpo_alpha": 1.0},
     ],
 )
-def test_losses_and_mixtures_are_read_and_written_down(training):
+def test_losses_and_mixtures_survive_a_round_trip_through_yaml(training):
     config = parse_config(DEMO_SETTINGS | {"training": training})
     written = config.model_dump(mode="json")
     assert written["training"] | training == written["training"]
     assert parse_config(yaml.safe_load(yaml.safe_dump(written))) == config
 
 
-def test_one_loss_in_a_list_is_the_same_recipe_as_by_itself():
+def test_a_list_of_one_loss_is_the_same_recipe_as_its_name():
     assert load_config(DEMO, ["training.loss_type=[ipo]"]) == load_config(DEMO, ["training.loss_type=ipo"])
 
 
-def test_every_wrong_setting_is_named_at_once():
+def test_all_wrong_settings_are_reported_at_once():
     with pytest.raises(UserError) as caught:
         load_config(DEMO, ["rounds=two", "training.beta=-1", "x=1"])
     assert len(str(caught.value).split("\n")) == 3
 
 
-def test_what_is_missing_is_named():
+def test_a_missing_setting_is_named():
     with pytest.raises(UserError, match=r"articles\.path is missing: set it in the file, or on the command line"):
         parse_config({"run": "r", "articles": {}, "policy": {"model": "m"}, "judge": {"kind": "cloze"}})
 
 
-def test_a_file_that_is_not_there_or_not_yaml(tmp_path):
+def test_a_missing_or_malformed_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="no configuration at"):
         load_config(tmp_path / "none.yaml")
     for text in ("a: [", "- 1\n- 2", "\x00", ""):
@@ -289,20 +291,23 @@ def test_a_file_that_is_not_there_or_not_yaml(tmp_path):
         load_config(tmp_path / "bad.yaml")
 
 
-@pytest.mark.parametrize("one", ["pairs.selection=best_worst", "pairs.max_per_article=1"])
-def test_one_pair_of_an_article_cannot_be_weighed_against_others(one):
-    weighing = ["judge.logprobs=true", "pairs.weighting=margin"]
+@pytest.mark.parametrize("limit_to_one", ["pairs.selection=best_worst", "pairs.max_per_article=1"])
+def test_margin_weighting_needs_several_pairs_per_article(limit_to_one):
+    margin_weighting = ["judge.logprobs=true", "pairs.weighting=margin"]
     with pytest.raises(UserError, match="weighs the pairs of an article against each other, but pairs.selection or"):
-        load_config(DEMO, [*weighing, one])
-    assert load_config(DEMO, [*weighing, "pairs.max_per_article=1", "pairs.selection=all"]).pairs.weighting == "margin"
+        load_config(DEMO, [*margin_weighting, limit_to_one])
+    assert (
+        load_config(DEMO, [*margin_weighting, "pairs.max_per_article=1", "pairs.selection=all"]).pairs.weighting
+        == "margin"
+    )
 
 
-def test_overrides_reach_where_they_point():
+def test_overrides_change_the_settings_that_they_name():
     config = load_config(DEMO, ["training.beta=0.05", "rounds=3", "hardware.trainer.workers=2"])
     assert (config.training.beta, config.rounds, config.hardware.trainer.workers) == (0.05, 3, 2)
 
 
-def test_settings_written_down_are_read_back_the_same():
+def test_settings_survive_a_round_trip_through_yaml():
     config = load_config(DEMO, ["training.lora.target_modules=[q_proj, v_proj]"])
     assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
@@ -315,13 +320,13 @@ def test_settings_written_down_are_read_back_the_same():
     ),
     st.sampled_from(list(Config.model_fields)),
 )
-def test_nothing_but_a_user_error_comes_of_any_value(value, name):
+def test_any_value_is_accepted_or_raises_a_user_error(value, name):
     raw = DEMO_SETTINGS | {name: value}
     with contextlib.suppress(UserError):
         parse_config(raw)
 
 
 @given(st.text(max_size=20))
-def test_any_override_is_a_setting_or_a_user_error(text):
+def test_any_override_is_accepted_or_raises_a_user_error(text):
     with contextlib.suppress(UserError):
         apply_overrides({}, [text])

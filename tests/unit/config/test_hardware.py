@@ -1,4 +1,4 @@
-"""Hardware settings say what they need, and make do with less."""
+"""Tests of hardware settings: the CPUs and GPUs that they need, and how they adapt to fewer CPUs."""
 
 import pytest
 from hypothesis import assume, given
@@ -17,35 +17,36 @@ hardware = st.builds(
 )
 
 
-def used(h):
-    """Logical CPUs in actors at one time, at the most."""
-    engine = [e.replicas.min * e.cpus_per_replica for e in (h.policy, h.judge)]
-    return max(sum(engine) if h.together else max(engine), h.trainer.workers * h.trainer.cpus_per_worker)
+def cpus_in_actors(h):
+    """The largest number of logical CPUs that actors use at the same time."""
+    engines = [e.replicas.min * e.cpus_per_replica for e in (h.policy, h.judge)]
+    return max(sum(engines) if h.together else max(engines), h.trainer.workers * h.trainer.cpus_per_worker)
 
 
 @given(hardware)
-def test_two_cpus_are_left_beside_the_actors(h):
-    assert used(h) <= h.cpus() - 2
+def test_two_cpus_are_left_for_tasks_and_the_train_controller(h):
+    assert cpus_in_actors(h) <= h.cpus() - 2
 
 
 @given(hardware, st.integers(2, 8))
-def test_on_a_smaller_ray_one_cpu_is_left_for_tasks(h, cpus):
+def test_on_a_smaller_cluster_one_cpu_is_left_for_tasks(h, cpus):
     assume(cpus < h.cpus())
-    assert used(h.within(cpus)) <= cpus - 1 + 1e-9  # 3 * 0.2 + 3 * 0.8 is a hair above 3; Ray counts by 0.0001
+    # 3 * 0.2 + 3 * 0.8 is slightly above 3; Ray counts in steps of 0.0001.
+    assert cpus_in_actors(h.within(cpus)) <= cpus - 1 + 1e-9
 
 
 @given(hardware)
-def test_nothing_changes_where_there_is_room(h):
+def test_within_changes_nothing_if_there_are_enough_cpus(h):
     assert h.within(h.cpus()) == h
 
 
-def test_parts_of_a_gpu_or_whole_ones():
+def test_a_replica_uses_part_of_a_gpu_or_whole_gpus():
     assert EngineHardware(gpus_per_replica=0.5).gpus_per_replica == 0.5
     with pytest.raises(ValidationError, match="above 1 it must be a whole number"):
         EngineHardware(gpus_per_replica=2.5)
 
 
-def test_an_engine_on_part_of_a_gpu_leaves_the_rest_of_its_memory():
+def test_an_engine_on_part_of_a_gpu_cannot_take_more_of_its_memory():
     half = {"gpus_per_replica": 0.5, "replicas": 2}
     for name in ("policy", "judge"):
         with pytest.raises(ValidationError, match=f"hardware.{name} has .* Set gpu_memory_utilization to 0.5 or less"):
@@ -53,13 +54,13 @@ def test_an_engine_on_part_of_a_gpu_leaves_the_rest_of_its_memory():
         assert Hardware(**{name: half | {"gpu_memory_utilization": 0.45}}).gpus() == 1
 
 
-def test_gpus_at_a_time():
-    one = EngineHardware(gpus_per_replica=1, replicas=2)
-    assert Hardware(policy=one, judge=one).gpus() == 2
-    assert Hardware(policy=one, judge=one, together=True).gpus() == 4
+def test_gpus_in_turn_and_together():
+    two_gpus = EngineHardware(gpus_per_replica=1, replicas=2)
+    assert Hardware(policy=two_gpus, judge=two_gpus).gpus() == 2
+    assert Hardware(policy=two_gpus, judge=two_gpus, together=True).gpus() == 4
 
 
-def test_a_pool_that_grows_needs_its_fewest_replicas():
+def test_a_growing_pool_needs_only_its_minimum_replicas():
     growing = EngineHardware(gpus_per_replica=1, cpus_per_replica=2, replicas={"min": 1, "max": 8})
     assert Hardware(policy=growing).gpus() == 1
     assert Hardware(policy=growing).cpus() == Hardware(policy=EngineHardware(cpus_per_replica=2)).cpus()
@@ -76,7 +77,7 @@ def test_a_pool_that_grows_needs_its_fewest_replicas():
         ({"max": 2}, "min"),
     ],
 )
-def test_replicas_that_make_no_sense(replicas, message):
+def test_senseless_replicas_are_refused(replicas, message):
     with pytest.raises(ValidationError, match=message):
         EngineHardware(replicas=replicas)
 
@@ -88,6 +89,6 @@ def test_replicas_that_make_no_sense(replicas, message):
         ({"torch_compile": True, "gradient_checkpointing": True}, "Choose one of them"),
     ],
 )
-def test_what_a_trainer_cannot_have(settings, message):
+def test_impossible_trainer_settings_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
         TrainerHardware(**settings)

@@ -1,4 +1,4 @@
-"""What models take of a GPU: counted from headers, and held against what a training really allocates."""
+"""Tests of GPU memory estimates: read from headers, and compared with what a training really allocates."""
 
 import json
 from pathlib import Path
@@ -29,8 +29,8 @@ LLAMA_8B = LLAMA_70B | {
 }  # fmt: skip
 
 
-def headers(folder: Path, sizes: dict[str, int]) -> str:
-    """A model folder whose weights are headers without data: all that is looked at."""
+def write_headers(folder: Path, sizes: dict[str, int]) -> str:
+    """Make a model folder whose safetensors have headers but no data: only headers are read."""
     d, i, v = sizes["hidden_size"], sizes["intermediate_size"], sizes["vocab_size"]
     kv = d // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
     layer = {
@@ -51,31 +51,31 @@ def headers(folder: Path, sizes: dict[str, int]) -> str:
     return str(folder)
 
 
-def test_a_model_is_known_by_its_headers(tmp_path):
-    large = shapes.read_shapes(headers(tmp_path / "70b", LLAMA_70B))
+def test_sizes_are_read_from_headers(tmp_path):
+    large = shapes.read_shapes(write_headers(tmp_path / "70b", LLAMA_70B))
 
-    assert large.parameters == 70_553_706_496  # as its makers count it
+    assert large.parameters == 70_553_706_496  # as the publisher states it
     assert large.lora(8, "all-linear") == 103_546_880  # as PEFT counts it
     assert large.lora(8, ("q_proj",)) == 80 * 8 * 2 * 8192
 
 
-def test_an_engine_that_cannot_start_is_refused_with_a_way_on(tmp_path):
-    large = shapes.read_shapes(headers(tmp_path / "70b", LLAMA_70B))
+def test_an_engine_that_does_not_fit_is_refused_with_a_remedy(tmp_path):
+    large = shapes.read_shapes(write_headers(tmp_path / "70b", LLAMA_70B))
 
     def refused(gpus, gib):
         place = EngineHardware(gpus_per_replica=gpus)
         return gpu_memory.engine_refusal("judge", large, "bfloat16", 8192, place, gib * GIB)
 
-    said = refused(2, 40)
-    assert "70.6B parameters in bfloat16 are 131.4 GiB of weights, 65.7 GiB on each of 2 GPUs" in said
-    assert said.endswith("raise hardware.judge.gpus_per_replica to 4")
+    message = refused(2, 40)
+    assert "70.6B parameters in bfloat16 are 131.4 GiB of weights, 65.7 GiB on each of 2 GPUs" in message
+    assert message.endswith("raise hardware.judge.gpus_per_replica to 4")
     assert refused(4, 40) is None
     assert refused(1, 16).endswith("to 16")
     assert "use larger GPUs" in refused(8, 4)
 
 
-def test_the_key_value_cache_holds_what_is_left(tmp_path):
-    small = shapes.read_shapes(headers(tmp_path / "8b", LLAMA_8B))
+def test_the_key_value_cache_gets_the_remaining_memory(tmp_path):
+    small = shapes.read_shapes(write_headers(tmp_path / "8b", LLAMA_8B))
     need = gpu_memory.engine_memory("judge", small, "bfloat16", 8192, EngineHardware(gpus_per_replica=1))
 
     assert need.token == 128 * 1024  # 32 layers x 8 heads x 128, keys and values, bf16
@@ -83,8 +83,8 @@ def test_the_key_value_cache_holds_what_is_left(tmp_path):
     assert need.sequences(80 * GIB) == pytest.approx(left / GIB)  # a sequence of 8192 takes 1 GiB
 
 
-def test_a_training_that_cannot_be_held_is_refused_with_a_way_on(tmp_path):
-    small = shapes.read_shapes(headers(tmp_path / "8b", LLAMA_8B))
+def test_a_training_that_does_not_fit_is_refused_with_a_remedy(tmp_path):
+    small = shapes.read_shapes(write_headers(tmp_path / "8b", LLAMA_8B))
     policy, row = PolicySettings(model="8b"), PackedRow(8192, 2000)
 
     def refused(gib, workers=1, **training):
@@ -98,13 +98,13 @@ def test_a_training_that_cannot_be_held_is_refused_with_a_way_on(tmp_path):
     assert refused(24, lora=LORA) is None
 
 
-def test_a_folder_that_holds_no_model_is_refused(tmp_path):
+def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a model folder: it should have config.json"):
         shapes.read_shapes(str(tmp_path))
 
 
 def allocated(model: Path, dtype: str, tokens: int, **changes) -> int:
-    """Bytes that a training holds at most: of the model, and what torch was asked for beside it."""
+    """Peak bytes of a training: the model, and what torch allocated in addition."""
     checkpointing = changes.pop("gradient_checkpointing", False)
     words = [5] * 300
     examples = [
@@ -121,14 +121,14 @@ def allocated(model: Path, dtype: str, tokens: int, **changes) -> int:
         gradient_checkpointing=checkpointing,
     )
     own = sum(p.numel() * p.element_size() for p in run.policy.parameters())
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run.run()
-    events = [(e.start_ns(), e.nbytes()) for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
+    events = [(e.start_ns(), e.nbytes()) for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    current = peak = 0
     for _, size in sorted(events, key=lambda event: event[0]):
-        now += size
-        most = max(most, now)
-    return own + most
+        current += size
+        peak = max(peak, current)
+    return own + peak
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def allocated(model: Path, dtype: str, tokens: int, **changes) -> int:
         (256, 8, 16000, "float32", {"gradient_checkpointing": True}),
     ],
 )
-def test_training_takes_what_is_said(tmp_path, hidden, layers, vocabulary, dtype, changes):
+def test_a_training_allocates_what_is_estimated(tmp_path, hidden, layers, vocabulary, dtype, changes):
     save_tiny_model(
         tmp_path / "model",
         vocab_size=vocabulary,
@@ -156,7 +156,7 @@ def test_training_takes_what_is_said(tmp_path, hidden, layers, vocabulary, dtype
     trainer = TrainerHardware(
         tokens_per_batch=tokens, gradient_checkpointing=changes.get("gradient_checkpointing", False)
     )
-    said = gpu_memory.training_memory(
+    estimate = gpu_memory.training_memory(
         shapes.read_shapes(str(tmp_path / "model")),
         PolicySettings(model="model", dtype=dtype),
         Training(lora=changes.get("lora")),
@@ -164,4 +164,4 @@ def test_training_takes_what_is_said(tmp_path, hidden, layers, vocabulary, dtype
         PackedRow(tokens, tokens // 2),
     )
 
-    assert said.total == pytest.approx(allocated(tmp_path / "model", dtype, tokens, **changes), rel=0.25)
+    assert estimate.total == pytest.approx(allocated(tmp_path / "model", dtype, tokens, **changes), rel=0.25)

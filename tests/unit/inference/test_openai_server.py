@@ -183,7 +183,7 @@ SERVED = "judge.served.server=ours"
         ([SERVED, "judge.served.extra_body={stream: true}"], "extra_body has 'stream', which Rondo sets itself"),
         (
             ["policy.served.server=ours"],
-            "policy.served is set: a model at a server cannot be trained, because a server gives neither token ids nor weights",
+            "policy.served is set: a model at a server cannot be trained, because a server gives neither",
         ),
         (
             ["policy.base_url=http://x/v1"],

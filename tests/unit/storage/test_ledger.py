@@ -1,4 +1,4 @@
-"""The ledger: no record, not finished; the same recipe is reused, another refused."""
+"""Tests of the ledger: an artifact without a record is not finished, and a damaged record is reported."""
 
 import os
 
@@ -16,7 +16,7 @@ def ledger(tmp_path):
 RECORD = {"build": "b1", "recipe": {"stage": "pairs"}}
 
 
-def test_an_artifact_is_there_when_its_record_is(ledger):
+def test_an_artifact_exists_once_its_record_is_written(ledger):
     assert ledger.find("pairs") is None
     ledger.write("pairs/part-1.parquet", "")
     assert ledger.find("pairs") is None
@@ -28,18 +28,18 @@ def test_an_artifact_is_there_when_its_record_is(ledger):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"build": 1}', "null"])
-def test_a_damaged_record_is_named(ledger, text):
+def test_a_damaged_record_is_reported_with_its_path(ledger, text):
     ledger.write("pairs/record.json", text)
     with pytest.raises(UserError, match=r"pairs/record\.json is damaged: remove the folder pairs/"):
         ledger.find("pairs")
 
 
-def test_a_run_folder_that_cannot_be():
+def test_an_impossible_run_folder_is_refused():
     with pytest.raises(UserError, match="cannot be opened"):
         Ledger("nonsense://bucket/run")
 
 
-def test_a_uri_is_a_path_too(tmp_path):
+def test_a_file_uri_and_a_path_are_the_same_run_folder(tmp_path):
     ledger = Ledger(f"file://{tmp_path}/run")
     ledger.finish("pairs", RECORD)
     assert Ledger(str(tmp_path / "run")).find("pairs").build == "b1"

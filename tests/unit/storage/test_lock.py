@@ -1,4 +1,4 @@
-"""One driver at a time, on one machine and on several: who wins, who is taken over, and who stops."""
+"""Tests of the run lock, on one machine and across machines: who gets it, when it is taken over, and who must stop."""
 
 import json
 import os
@@ -20,36 +20,36 @@ def ledger(tmp_path):
 
 
 @pytest.fixture
-def said():
+def warnings():
     return []
 
 
-def locks(ledger):
+def lock_files(ledger):
     return [name for name in os.listdir(ledger.base) if name.startswith("lock-")]
 
 
-def claim_of(ledger, **changed):
-    """A claim as a driver of our own writes it, with what is changed of it."""
-    with hold_lock(ledger, print) as mine:
-        claim = mine.content | changed
+def write_claim(ledger, **changed):
+    """Write the lock file of a driver of this machine, with some fields changed."""
+    with hold_lock(ledger, print) as own:
+        claim = own.content | changed
     ledger.write(f"lock-{claim['token']}.json", json.dumps(claim))
     return claim
 
 
-def test_one_driver_at_a_time(ledger, said):
+def test_a_second_driver_is_refused(ledger, warnings):
     with (
-        ledger.lock(said.append),
+        ledger.lock(warnings.append),
         pytest.raises(InUse, match=f"is in use by process {os.getpid()} on"),
-        Ledger(ledger.root).lock(said.append),
+        Ledger(ledger.root).lock(warnings.append),
     ):
         raise AssertionError("the lock was taken twice")
-    with ledger.lock(said.append):
+    with ledger.lock(warnings.append):
         pass
-    assert said == []
-    assert locks(ledger) == []
+    assert warnings == []
+    assert lock_files(ledger) == []
 
 
-def test_a_ctrl_c_just_after_the_claim_is_written_leaves_none(ledger, said, monkeypatch):
+def test_a_ctrl_c_just_after_the_claim_is_written_leaves_no_lock_file(ledger, warnings, monkeypatch):
     write = Claim.write
 
     def write_and_be_interrupted(self, **changed):
@@ -57,61 +57,65 @@ def test_a_ctrl_c_just_after_the_claim_is_written_leaves_none(ledger, said, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Claim, "write", write_and_be_interrupted)
-    with pytest.raises(KeyboardInterrupt), ledger.lock(said.append):
+    with pytest.raises(KeyboardInterrupt), ledger.lock(warnings.append):
         pass
-    assert locks(ledger) == []
+    assert lock_files(ledger) == []
 
 
-def test_a_process_with_the_same_number_is_not_the_owner(ledger, said):
-    claim_of(ledger, started=1)  # our pid, but of a process that began with the machine
-    with ledger.lock(said.append):
-        assert "took over the lock of a driver that is gone" in said[0]
+def test_a_process_with_the_same_pid_is_not_the_owner(ledger, warnings):
+    write_claim(ledger, started=1)  # our pid, but a process that started at boot
+    with ledger.lock(warnings.append):
+        assert "took over the lock of a driver that is gone" in warnings[0]
 
 
-def test_a_lock_from_elsewhere_that_is_renewed_is_respected(ledger, said):
-    claim = claim_of(ledger, machine="another", host="elsewhere", pid=7)
+def test_a_remote_lock_with_heartbeats_is_respected(ledger, warnings):
+    claim = write_claim(ledger, machine="another", host="elsewhere", pid=7)
     done = threading.Event()
 
-    def live():
+    def send_heartbeats():
         while not done.wait(0.2):
             claim["beat"] += 1
             ledger.write(f"lock-{claim['token']}.json", json.dumps(claim))
 
-    thread = threading.Thread(target=live)
+    thread = threading.Thread(target=send_heartbeats)
     thread.start()
     try:
-        with pytest.raises(InUse, match="in use by process 7 on elsewhere"), hold_lock(ledger, said.append, stale=20):
+        with (
+            pytest.raises(InUse, match="in use by process 7 on elsewhere"),
+            hold_lock(ledger, warnings.append, stale=20),
+        ):
             pass
     finally:
         done.set()
         thread.join()
-    assert "watching for 20 s" in said[0]
-    assert len(said) == 1
-    assert locks(ledger) == [f"lock-{claim['token']}.json"]
+    assert "watching for 20 s" in warnings[0]
+    assert len(warnings) == 1
+    assert lock_files(ledger) == [f"lock-{claim['token']}.json"]
 
 
-def test_a_lock_from_elsewhere_that_is_silent_is_taken_over(ledger, said):
-    claim_of(ledger, machine="another", host="elsewhere", pid=7, since="2999-01-01T00:00:00Z")  # its clock is its own
+def test_a_remote_lock_without_heartbeats_is_taken_over(ledger, warnings):
+    # The clocks of two machines may differ.
+    write_claim(ledger, machine="another", host="elsewhere", pid=7, since="2999-01-01T00:00:00Z")
     began = time.monotonic()
-    with hold_lock(ledger, said.append, stale=1.0):
+    with hold_lock(ledger, warnings.append, stale=1.0):
         assert time.monotonic() - began >= 1.0
-        assert "took over the lock of a driver that is gone (process 7 on elsewhere" in said[1]
-        assert len(locks(ledger)) == 1
-    assert locks(ledger) == []
+        assert "took over the lock of a driver that is gone (process 7 on elsewhere" in warnings[1]
+        assert len(lock_files(ledger)) == 1
+    assert lock_files(ledger) == []
 
 
-def test_a_lock_from_elsewhere_that_is_given_back_meanwhile_is_free(ledger, said):
-    claim = claim_of(ledger, machine="another")
+def test_a_remote_lock_that_is_released_meanwhile_is_free(ledger, warnings):
+    claim = write_claim(ledger, machine="another")
     threading.Timer(0.5, lambda: os.remove(ledger.path(f"lock-{claim['token']}.json"))).start()
-    with hold_lock(ledger, said.append, stale=20):
+    with hold_lock(ledger, warnings.append, stale=20):
         pass
-    assert not any("took over" in word for word in said)
+    assert not any("took over" in message for message in warnings)
 
 
-def test_an_owner_that_lost_its_lock_is_stopped(ledger, said):
-    with ledger.lock(said.append):
+def test_an_owner_that_lost_its_lock_cannot_write(ledger, warnings):
+    with ledger.lock(warnings.append):
         ledger.finish("one", RECORD)
-        # Meanwhile, on another machine, this driver was seen to be silent:
+        # Meanwhile a driver on another machine has seen no heartbeat of this one:
         taker = {"machine": "another", "host": "elsewhere", "pid": 7, "instead": [ledger.claim.token]}
         claim = ledger.claim.content | taker | {"token": "ff", "since": "2026-01-01T00:00:00Z"}
         Ledger(ledger.root).write("lock-ff.json", json.dumps(claim))
@@ -124,40 +128,40 @@ def test_an_owner_that_lost_its_lock_is_stopped(ledger, said):
     assert Ledger(ledger.root).find("one")
     assert Ledger(ledger.root).find("two") is None
     assert not os.path.exists(ledger.path("three"))
-    assert locks(ledger) == ["lock-ff.json"]  # the taker's is left alone
+    assert lock_files(ledger) == ["lock-ff.json"]  # the new owner's lock stays
 
 
-def test_a_lost_lock_is_not_written_again(ledger, said):
-    with hold_lock(ledger, said.append, beat=0.05) as mine:
-        while mine.content["beat"] < 2:  # it beats
+def test_a_lost_lock_is_not_written_again(ledger, warnings):
+    with hold_lock(ledger, warnings.append, beat=0.05) as own_claim:
+        while own_claim.content["beat"] < 2:  # wait for two heartbeats
             time.sleep(0.02)
-        claim = mine.content | {"token": "ff", "machine": "another", "instead": [mine.token]}
+        claim = own_claim.content | {"token": "ff", "machine": "another", "instead": [own_claim.token]}
         ledger.write("lock-ff.json", json.dumps(claim))
-        while mine.lost is None:
+        while own_claim.lost is None:
             time.sleep(0.02)
-        os.remove(ledger.path(f"lock-{mine.token}.json"))
+        os.remove(ledger.path(f"lock-{own_claim.token}.json"))
         time.sleep(0.3)
-        assert locks(ledger) == ["lock-ff.json"]
+        assert lock_files(ledger) == ["lock-ff.json"]
 
 
-def test_what_the_dead_left_is_no_lock_once_it_was_taken_over(ledger, said):
-    dead = claim_of(ledger, started=1)
-    with ledger.lock(said.append):
-        # A beat of the dead owner that was under way when it stopped:
+def test_a_late_heartbeat_of_a_dead_owner_is_ignored(ledger, warnings):
+    dead = write_claim(ledger, started=1)
+    with ledger.lock(warnings.append):
+        # A heartbeat that the dead owner was writing when it died:
         Ledger(ledger.root).write(f"lock-{dead['token']}.json", json.dumps(dead))
         ledger.finish("one", RECORD)
-    assert locks(ledger) == []
+    assert lock_files(ledger) == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "null", "[]", "7"])
-def test_a_damaged_lock_is_named(ledger, said, text):
+def test_a_damaged_lock_is_reported_with_its_path(ledger, warnings, text):
     ledger.write("lock-aa.json", text)
-    with pytest.raises(UserError, match=r"lock-aa\.json is damaged: if no driver"), ledger.lock(said.append):
+    with pytest.raises(UserError, match=r"lock-aa\.json is damaged: if no driver"), ledger.lock(warnings.append):
         pass
 
 
-def test_a_lock_that_somebody_removed_is_lost(ledger, said):
-    with ledger.lock(said.append):
-        os.remove(ledger.path(locks(ledger)[0]))
+def test_a_removed_lock_file_is_a_lost_lock(ledger, warnings):
+    with ledger.lock(warnings.append):
+        os.remove(ledger.path(lock_files(ledger)[0]))
         with pytest.raises(UserError, match="taken over by somebody who removed its lock"):
             ledger.finish("one", RECORD)

@@ -1,4 +1,4 @@
-"""Parts: whole or not there, counted from their footers, written once however often a task is run again."""
+"""Tests of parts: complete or absent, counted from their footers, and written once even if a task is retried."""
 
 import os
 from pathlib import Path
@@ -14,15 +14,15 @@ from pipeline.storage import parts, streams, tables
 from pipeline.storage.schema import COLUMNS
 from tests.helpers.tables import write_table
 
-some_rows = st.lists(
+row_outcomes = st.lists(
     st.tuples(st.sampled_from([None, "empty", "too long"]), st.sampled_from(["train", "eval"]), st.integers(0, 9)),
     max_size=12,
 )
 
 
-def table(some, begin=0):
+def table(outcomes, first_id=0):
     names = ("article_id", "split", "skipped", "tally")
-    values = [(f"a{begin + i}", s, r, [{"what": "tokens", "count": n}]) for i, (r, s, n) in enumerate(some)]
+    values = [(f"a{first_id + i}", s, r, [{"what": "tokens", "count": n}]) for i, (r, s, n) in enumerate(outcomes)]
     columns = zip(names, zip(*values, strict=True), strict=True) if values else ((name, []) for name in names)
     return pa.table({name: pa.array(list(column), COLUMNS[name]) for name, column in columns})
 
@@ -35,35 +35,35 @@ def read(path):
     return pq.read_table(path, partitioning=None).to_pylist()
 
 
-@given(some_rows, some_rows)
-def test_every_row_is_kept_or_skipped_and_counted(tmp_path_factory, one, other):
+@given(row_outcomes, row_outcomes)
+def test_every_row_is_kept_or_skipped_and_counted(tmp_path_factory, first, second):
     uri = str(tmp_path_factory.mktemp("lr=0.1"))
-    some, begun = [*one, *other], tables.begin_table(uri, "now")
-    seen = list(streams.write_rows([table(one), table(other, len(one)), table([])], begun))
-    counts = tables.finish_table(begun, expected=None)
-    kept = [i for i, (reason, _, _) in enumerate(some) if reason is None]
-    assert counts["in"] == sum(seen) == len(some)
+    outcomes, draft = [*first, *second], tables.begin_table(uri, "now")
+    written = list(streams.write_rows([table(first), table(second, len(first)), table([])], draft))
+    counts = tables.finish_table(draft, expected=None)
+    kept = [i for i, (reason, _, _) in enumerate(outcomes) if reason is None]
+    assert counts["in"] == sum(written) == len(outcomes)
     assert counts["kept"] == len(kept)
-    assert sum(counts["skipped"].values()) == len(some) - len(kept)
-    assert counts["tally"].get("tokens", 0) == sum(n for _, _, n in some)
+    assert sum(counts["skipped"].values()) == len(outcomes) - len(kept)
+    assert counts["tally"].get("tokens", 0) == sum(n for _, _, n in outcomes)
     for split in ("train", "eval"):
-        assert counts["tally"].get(split, 0) == sum(some[i][1] == split for i in kept)
+        assert counts["tally"].get(split, 0) == sum(outcomes[i][1] == split for i in kept)
     assert ids(uri) == sorted(f"a{i}" for i in kept)
     assert sorted(counts["parts"]) == sorted(name for name in os.listdir(uri) if name.endswith(".parquet"))
-    assert ids(f"{uri}/skipped") == sorted(f"a{i}" for i, (reason, _, _) in enumerate(some) if reason is not None)
+    assert ids(f"{uri}/skipped") == sorted(f"a{i}" for i, (reason, _, _) in enumerate(outcomes) if reason is not None)
     columns = {name for part in counts["parts"] for name in parts.read_part(uri, part).column_names}
-    assert columns <= {"article_id", "split"}, "a folder's name is no column, and what is counted is no longer one"
+    assert columns <= {"article_id", "split"}, "the folder's name is not a column, and skipped and tally are dropped"
 
 
-@given(some_rows, some_rows, st.data())
-def test_a_task_that_is_run_again_writes_what_is_missing_and_gives_what_is_there(tmp_path_factory, first, second, data):
-    """The second time other rows may be skipped: sampling is not repeatable."""
+@given(row_outcomes, row_outcomes, st.data())
+def test_a_retried_task_writes_missing_rows_and_returns_the_written_ones(tmp_path_factory, first, second, data):
+    """In the retry other rows may be skipped, because sampling is not repeatable."""
     uri = str(tmp_path_factory.mktemp("table"))
     second = (second + first)[: len(first)]
     parts.write_part(table(first), uri, "now")
     written = parts.list_parts(uri)["parts"]
     if written:
-        lost = data.draw(st.sampled_from([None, *written]))  # it died between the two files
+        lost = data.draw(st.sampled_from([None, *written]))  # the task died between the two files
         if lost:
             os.remove(f"{uri}/{lost}")
     before = {name: Path(uri, name).read_bytes() for name in parts.list_parts(uri)["parts"]}
@@ -77,14 +77,14 @@ def test_a_task_that_is_run_again_writes_what_is_missing_and_gives_what_is_there
 ONE = [(None, "train", 1)]
 
 
-def test_what_another_attempt_writes_too_late_is_no_part_of_the_table(tmp_path):
+def test_parts_that_an_earlier_attempt_writes_late_are_not_in_the_table(tmp_path):
     uri = str(tmp_path)
     parts.write_part(table(ONE), uri, "early")
-    begun = tables.begin_table(uri, "now")
+    draft = tables.begin_table(uri, "now")
     parts.write_part(table(ONE, 1), uri, "now")
-    parts.write_part(table(ONE, 1), uri, "early")  # a worker of the driver that was killed
+    parts.write_part(table(ONE, 1), uri, "early")  # a worker of the killed driver
     (tmp_path / "part-early-0.parquet.tmp").write_text("cut off")
-    counts = tables.finish_table(begun, expected=None)
+    counts = tables.finish_table(draft, expected=None)
     assert (counts["kept"], counts["resumed"]) == (2, 1)
     assert ids(uri) == ["a0", "a1"]
     assert len(os.listdir(uri)) == 2
@@ -100,7 +100,7 @@ def test_a_table_that_lost_an_article_and_doubled_another_is_not_finished(tmp_pa
 
 
 @pytest.mark.parametrize("harm", ["empty", "cut", "flip", "foreign"])
-def test_a_damaged_part_of_an_unfinished_table_is_made_again_and_of_a_finished_one_named(tmp_path, harm):
+def test_a_damaged_part_is_dropped_from_an_unfinished_table_and_reported_in_a_finished_one(tmp_path, harm):
     uri = str(tmp_path)
     parts.write_part(table(ONE * 50), uri, "early")
     parts.write_part(table(ONE, 50), uri, "early")
@@ -115,25 +115,25 @@ def test_a_damaged_part_of_an_unfinished_table_is_made_again_and_of_a_finished_o
     if harm != "foreign":
         with pytest.raises(UserError, match=r"part-early-\w+\.parquet is damaged or gone .* --remake"):
             parts.read_part(uri, names[-1])
-    begun = tables.begin_table(uri, "now")
-    assert begun.dropped == 1
-    assert begun.ids.to_pylist() == ["a50"]
+    draft = tables.begin_table(uri, "now")
+    assert draft.dropped == 1
+    assert draft.ids.to_pylist() == ["a50"]
 
 
-def test_of_two_parts_with_one_article_one_is_kept(tmp_path):
+def test_one_of_two_parts_with_the_same_article_is_dropped(tmp_path):
     for attempt in ("one", "two"):
         parts.write_part(table(ONE), str(tmp_path), attempt)
-    begun = tables.begin_table(str(tmp_path), "three")
-    assert (begun.dropped, begun.ids.to_pylist(), len(ids(tmp_path))) == (1, ["a0"], 1)
+    draft = tables.begin_table(str(tmp_path), "three")
+    assert (draft.dropped, draft.ids.to_pylist(), len(ids(tmp_path))) == (1, ["a0"], 1)
 
 
-def test_a_part_of_rows_that_are_there_no_more_is_removed(tmp_path):
+def test_a_part_with_articles_that_are_not_allowed_is_removed(tmp_path):
     parts.write_part(table(ONE * 2), str(tmp_path), "one")
-    begun = tables.begin_table(str(tmp_path), "two", allowed_ids=pa.chunked_array([["a1"]]))
-    assert (begun.dropped, len(begun.ids)) == (1, 0)
+    draft = tables.begin_table(str(tmp_path), "two", allowed_ids=pa.chunked_array([["a1"]]))
+    assert (draft.dropped, len(draft.ids)) == (1, 0)
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/table cannot be written: "):
         parts.write_part(table(ONE), f"{tmp_path}/file/table", "now")
