@@ -47,15 +47,15 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None, timeout: float = PACE) -> Any:
     """Wait until `condition()` is true and return its value.
 
     If `process` is given and ends first, the test fails with all that the process has written.
     """
-    deadline = time.monotonic() + PACE
+    deadline = time.monotonic() + timeout
     while not (value := condition()):
         assert process is None or process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, f"not true after {PACE} seconds"
+        assert time.monotonic() < deadline, f"not true after {timeout} seconds"
         time.sleep(0.05)
     return value
 

@@ -1,4 +1,4 @@
-"""What tests of training share: settings for the loop, examples with random tokens, checkpoints in a folder."""
+"""What tests of training share: settings, examples, the training of an adapter, and checkpoints in a folder."""
 
 import json
 import random
@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from pipeline.config.training import References, Training
+from pipeline.config.training import Lora, References, Training
+from pipeline.training.batches.article_tree import pack_row
 from pipeline.training.batches.example import Example
+from pipeline.training.loop import TrainLoop
+from pipeline.training.modeling import loading
+from pipeline.training.modeling.logprobs import completion_logps
+from tests.helpers.tiny_models import save_tiny_model
 
 VOCABULARY = 50  # token ids of `random_examples` are smaller
 
@@ -50,6 +56,59 @@ def random_examples(count: int, seed: int = 0) -> list[Example]:
 
 def article_ids(examples: Sequence[Example]) -> list[str]:
     return [example.article_id for example in examples]
+
+
+LORA = Lora(r=3, lora_alpha=6).model_dump()
+LORA_VOCABULARY = 65  # odd, like the inner size below, so that shards are uneven
+
+
+def save_lora_base(folder: Path) -> Path:
+    """Write a model for adapters, with tied embeddings, grouped heads and dropout."""
+    save_tiny_model(
+        folder,
+        vocab_size=LORA_VOCABULARY,
+        hidden_size=32,
+        intermediate_size=65,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.1,
+        tie_word_embeddings=True,
+        attention_dropout=0.1,
+    )
+    (folder / "chat_template.jinja").write_text("")
+    return folder
+
+
+def learnable_examples(policy: Path, dtype: str = "float32") -> list[Example]:
+    """Pairs whose chosen completion has only small token ids, which a policy can learn. `policy` is the reference."""
+    draw = random.Random(0)
+    model = loading.load_model(policy, dtype).requires_grad_(False)
+    examples = []
+    for number in range(16):
+        prompt = np.array([draw.randrange(1, LORA_VOCABULARY) for _ in range(draw.randint(3, 20))])
+        completions = tuple(
+            np.array([draw.randrange(*span) for _ in range(draw.randint(2, 9))]) for span in ((1, 32), (32, 65))
+        )
+        logps = completion_logps(model, pack_row([(prompt, completions)])).tolist()
+        examples.append(Example(f"article-{number:02d}", prompt, completions, ((0, 1),), tuple(logps)))
+    return examples
+
+
+def lora_loop(policy: Path, examples: list[Example], rank: int = 0, workers: int = 1, **changes: Any) -> TrainLoop:
+    """The training of an adapter on `policy`; `changes` are settings, or `checkpoints`, the checkpoint store."""
+    checkpoints = changes.pop("checkpoints", None)
+    whole = settings(
+        learning_rate=1e-2,
+        num_train_epochs=2,
+        pairs_per_step=8,
+        warmup_ratio=0.0,
+        lr_scheduler_type="constant",
+        weight_decay=0.01,
+        eval_fraction=0.0,
+        lora=LORA,
+    )
+    options = {"rank": rank, "workers": workers, "checkpoints": checkpoints, "save_steps": 3}
+    return TrainLoop(examples, str(policy), whole | changes, 100, torch.device("cpu"), **options)
 
 
 @dataclass

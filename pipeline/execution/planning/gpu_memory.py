@@ -1,8 +1,9 @@
 """What models take of a GPU: a policy's or a judge's engine, and training. Sums of sizes; nothing is loaded.
 
 Weights, masters, moments and gradients are counted, and exact. Activations are what autograd keeps of the layers of a
-Llama or Qwen; `tests/unit/execution/test_gpu_memory.py` holds the sum against a measured peak. Left out: mixtures of
-experts, key-value caches of other kinds (latent, sliding: theirs are smaller), and what other programs hold of the GPU.
+Llama or Qwen; `tests/integration/training/test_training_memory.py` holds the sum against a measured peak. Left out:
+mixtures of experts, key-value caches of other kinds (latent, sliding: theirs are smaller), and what other programs hold
+of the GPU.
 """
 
 from dataclasses import dataclass

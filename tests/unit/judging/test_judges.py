@@ -2,6 +2,7 @@
 
 import math
 import re
+from string import ascii_letters, digits
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,8 @@ from judges.cloze import ClozeJudge, _holds
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
 
-phrases = st.from_regex(r"[a-zA-Z0-9é]{1,8}( [a-zA-Z0-9é]{1,8}){0,2}", fullmatch=True)
+words = st.text(f"{ascii_letters}{digits}é", min_size=1, max_size=8)
+phrases = st.lists(words, min_size=1, max_size=3).map(" ".join)  # from_regex is five times as slow
 questions = st.builds(
     lambda text, options, answer: Question("id", f"{text}?", tuple(options), answer),
     phrases,

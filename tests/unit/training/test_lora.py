@@ -1,15 +1,12 @@
 """LoRA: a fresh adapter changes nothing, a later one is its own reference, and PEFT can read what is written."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,37 +18,21 @@ from pipeline.config import UserError
 from pipeline.config.training import Lora
 from pipeline.execution.recipe import fingerprint
 from pipeline.storage.model_files.hub import check_lora, check_model
-from pipeline.training.batches.article_tree import pack_row
-from pipeline.training.batches.example import Example
-from pipeline.training.loop import TrainLoop
 from pipeline.training.modeling import loading
-from pipeline.training.modeling.logprobs import completion_logps
 from tests.helpers.tiny_models import save_tiny_model
-from tests.helpers.training import FolderCheckpointStore, settings
-
-VOCABULARY = 65
-LORA = Lora(r=3, lora_alpha=6).model_dump()
-SETTINGS = settings(
-    learning_rate=1e-2, num_train_epochs=2, pairs_per_step=8, warmup_ratio=0.0, lr_scheduler_type="constant",
-    weight_decay=0.01, eval_fraction=0.0, lora=LORA,
-)  # fmt: skip
+from tests.helpers.training import (
+    LORA,
+    LORA_VOCABULARY,
+    FolderCheckpointStore,
+    learnable_examples,
+    lora_loop,
+    save_lora_base,
+)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = save_tiny_model(
-        tmp_path_factory.mktemp("base"),
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=65,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-        tie_word_embeddings=True,
-        attention_dropout=0.1,
-    )
-    (folder / "chat_template.jinja").write_text("")
-    return folder
+    return save_lora_base(tmp_path_factory.mktemp("base"))
 
 
 def logits(model: Any) -> Tensor:
@@ -117,7 +98,7 @@ def test_an_adapter_written_by_peft_can_be_read(base: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_merging_keeps_the_function(base: Path, tmp_path: Path, family: str) -> None:
     if family == "gpt2":  # its linear layers are transposed
-        base = save_tiny_model(tmp_path / "base", "gpt2", vocab_size=VOCABULARY)
+        base = save_tiny_model(tmp_path / "base", "gpt2", vocab_size=LORA_VOCABULARY)
     adapter = trained(base, tmp_path / "adapter")
     expected = logits(loading.load_model(adapter, "float32"))
 
@@ -251,31 +232,10 @@ def test_a_base_with_a_relative_path_or_that_does_not_exist_is_refused(
             check_model("policy.model", str(out))
 
 
-def examples(policy: Path, dtype: str = "float32") -> list[Example]:
-    """Chosen completions have only small token ids, which the policy can learn. `policy` is the reference."""
-    draw = random.Random(0)
-    model = loading.load_model(policy, dtype).requires_grad_(False)
-    result = []
-    for number in range(16):
-        prompt = np.array([draw.randrange(1, VOCABULARY) for _ in range(draw.randint(3, 20))])
-        completions = tuple(
-            np.array([draw.randrange(*span) for _ in range(draw.randint(2, 9))]) for span in ((1, 32), (32, 65))
-        )
-        logps = completion_logps(model, pack_row([(prompt, completions)])).tolist()
-        result.append(Example(f"article-{number:02d}", prompt, completions, ((0, 1),), tuple(logps)))
-    return result
-
-
-def run(policy: Path, rows: list[Example], rank: int = 0, workers: int = 1, **changes: Any) -> TrainLoop:
-    checkpoints = changes.pop("checkpoints", None)
-    options = {"rank": rank, "workers": workers, "checkpoints": checkpoints, "save_steps": 3}
-    return TrainLoop(rows, str(policy), SETTINGS | changes, 100, torch.device("cpu"), **options)
-
-
 @pytest.fixture(scope="module")
 def round_1(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("round-1") / "policy"
-    first = run(base, examples(base))
+    first = lora_loop(base, learnable_examples(base))
     answer = first.run()
     first.save(out)
     assert answer["step0_loss"] == pytest.approx(0.693147, abs=1e-6) and answer["final_loss"] < 0.6
@@ -284,7 +244,7 @@ def round_1(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_reference_of_round_2_is_the_adapter_of_round_1(base: Path, round_1: Path, tmp_path: Path) -> None:
     """The base with the adapter turned off is the reference only if the adapter was fresh."""
-    of_base, of_round_1 = examples(base), examples(round_1)
+    of_base, of_round_1 = learnable_examples(base), learnable_examples(round_1)
     plain = AutoPeftModelForCausalLM.from_pretrained(round_1).eval()
     for example, other in zip(of_round_1, of_base, strict=True):
         assert example.reference_logps != pytest.approx(other.reference_logps, abs=0.1)
@@ -293,14 +253,14 @@ def test_the_reference_of_round_2_is_the_adapter_of_round_1(base: Path, round_1:
             scores = plain(ids).logits[0, len(example.prompt_ids) - 1 : -1].log_softmax(-1)
             assert float(scores[range(len(completion)), completion].sum()) == pytest.approx(logp, abs=1e-4)
 
-    second = run(round_1, of_round_1)
+    second = lora_loop(round_1, of_round_1)
     answer = second.run()
     second.save(tmp_path / "policy")
     assert answer["step0_loss"] == pytest.approx(0.693147, abs=1e-6) and answer["step0_max_abs_margin"] < 1e-5
     assert json.loads((tmp_path / "policy" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
     assert loading.weights_digest(tmp_path / "policy") != loading.weights_digest(round_1)
     with pytest.raises(ValueError, match="at step 0, before any update"):
-        run(round_1, of_base).run()
+        lora_loop(round_1, of_base).run()
 
 
 def test_a_merged_policy_is_a_complete_model_that_gets_a_fresh_adapter_in_the_next_round(
@@ -308,53 +268,31 @@ def test_a_merged_policy_is_a_complete_model_that_gets_a_fresh_adapter_in_the_ne
 ) -> None:
     """`merge` does not change the training, only what is written."""
     merging = LORA | {"merge": True}
-    first = run(base, examples(base), lora=merging)
+    first = lora_loop(base, learnable_examples(base), lora=merging)
     first.run()
     first.save(tmp_path / "policy")
     model = loading.load_model(tmp_path / "policy", "float32")
 
     assert not (tmp_path / "policy" / "adapter_config.json").exists()
     torch.testing.assert_close(logits(model), logits(loading.load_model(round_1, "float32")), rtol=1e-4, atol=1e-4)
-    second = run(tmp_path / "policy", examples(tmp_path / "policy"), lora=merging, num_train_epochs=1)
+    second = lora_loop(tmp_path / "policy", learnable_examples(tmp_path / "policy"), lora=merging, num_train_epochs=1)
     assert second.run()["step0_loss"] == pytest.approx(0.693147, abs=1e-6)
     second.save(tmp_path / "policy-2")
     assert loading.weights_digest(tmp_path / "policy-2") != loading.weights_digest(tmp_path / "policy")
 
 
 def test_a_checkpoint_holds_only_the_adapter_and_can_be_resumed(base: Path, round_1: Path, tmp_path: Path) -> None:
-    rows = examples(base)
-    run(base, rows, checkpoints=FolderCheckpointStore(tmp_path)).run()
+    rows = learnable_examples(base)
+    lora_loop(base, rows, checkpoints=FolderCheckpointStore(tmp_path)).run()
     names = load_file(tmp_path / "last-000003" / "rank-00000-of-00001.safetensors").keys()
     assert len(names) == 3 * 28 and all(".lora_" in name for name in names)
 
-    again = run(base, rows)
+    again = lora_loop(base, rows)
     again.run(resume_from=tmp_path / "last-000003")
     again.save(tmp_path / "policy")
     assert loading.weights_digest(tmp_path / "policy") == loading.weights_digest(round_1)  # bit for bit
 
 
 def test_bf16_adapters_learn_and_pass_the_step_0_check(base: Path) -> None:
-    answer = run(base, examples(base, "bfloat16"), dtype="bfloat16").run()
+    answer = lora_loop(base, learnable_examples(base, "bfloat16"), dtype="bfloat16").run()
     assert answer["final_loss"] < 0.6
-
-
-def _train_two_rounds(rank: int, base: Path, folder: Path) -> None:
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
-    for before, after in ((base, folder / "round-1"), (folder / "round-1", folder / "round-2")):
-        part = run(before, examples(before), rank, 2)
-        part.run()
-        part.save(after)
-        dist.barrier()
-    dist.destroy_process_group()
-
-
-def test_two_workers_give_the_same_adapter_as_one(base: Path, round_1: Path, tmp_path: Path) -> None:
-    """The base is frozen and sharded, and the adapter's 3 rows do not divide by 2. Round 2 continues the adapter."""
-    second = run(round_1, examples(round_1))
-    second.run()
-    second.save(tmp_path / "alone")
-    torch.multiprocessing.spawn(_train_two_rounds, args=(base, tmp_path), nprocs=2)
-
-    for ours, theirs in ((tmp_path / "round-1", round_1), (tmp_path / "round-2", tmp_path / "alone")):
-        states = [load_file(folder / "adapter_model.safetensors") for folder in (ours, theirs)]
-        torch.testing.assert_close(*states, rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Metrics arrive in real TensorBoard and W&B files, by name and step, and in MLflow if it is installed."""
+"""Metrics arrive in real TensorBoard files, by name and step, and in MLflow if it is installed."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,17 +24,6 @@ def test_metrics_arrive_in_tensorboard(tmp_path: Path) -> None:
 
     assert logged.Tags()["scalars"] == ["loss", "rewards/margins"]
     assert [(e.step, e.value) for e in logged.Scalars("rewards/margins")] == [(1, 0.0), (2, 0.25)]
-
-
-def test_metrics_arrive_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    log("wandb", tmp_path / "demo")
-    (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-
-    assert b"rewards/margins" in written.read_bytes()
 
 
 def test_metrics_arrive_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
