@@ -233,7 +233,8 @@ class OpenAIServerEngine:
             TOKENS_OUT: _token_count(reported.get("completion_tokens")),
         }
         if price := self.server.prices.get(self.model):
-            usage[MICRO_USD] = round(price.cost_micro_usd(**usage))
+            cost = price.cost_micro_usd(usage[TOKENS_IN], usage[TOKENS_CACHED], usage[TOKENS_OUT])
+            usage[MICRO_USD] = round(cost)
         return usage
 
 

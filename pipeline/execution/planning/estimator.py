@@ -183,8 +183,8 @@ class Estimator(DryRun):
             if engine in stage.uses and judge.served and TOKENS_IN in estimate.tally:
                 price = self.settings.hardware.servers[judge.served.server].prices.get(judge.model or "")
                 if price is not None:
-                    tokens = {name: estimate.tally.get(name, 0.0) for name in (TOKENS_IN, TOKENS_CACHED, TOKENS_OUT)}
-                    estimate.dollars = (estimate.dollars or 0.0) + price.cost_micro_usd(**tokens) / 1e6
+                    tokens = [estimate.tally.get(name, 0.0) for name in (TOKENS_IN, TOKENS_CACHED, TOKENS_OUT)]
+                    estimate.dollars = (estimate.dollars or 0.0) + price.cost_micro_usd(*tokens) / 1e6
 
     def _relative_width(self, stage: Stage, measured: StageThroughput) -> float | None:
         """How many times as many engines there are as were measured. None where they differ in GPUs per engine."""
