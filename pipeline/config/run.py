@@ -173,8 +173,8 @@ class JudgeSettings(Settings):
         if self.kind == "cloze":
             self._refuse(*prompts, "dtype", "max_model_len", why="judge.kind is cloze, which asks no model: remove it")
         if self.is_user_class:
-            own = "your class makes its own prompts: give it a setting of its own under judge.settings"
-            self._refuse(*prompts, why=f"judge.kind is {self.kind}, and {own}")
+            why = "a class of yours that makes its own prompts: remove it, or give the class such a setting"
+            self._refuse(*prompts, why=f"judge.kind is {self.kind}, {why} under judge.settings")
             if not self.model:
                 self._refuse("dtype", "max_model_len", why="judge.model is not: name a model, or remove it")
         elif self.settings:

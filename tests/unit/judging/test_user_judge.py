@@ -94,8 +94,11 @@ def test_built_in_judges_pass_the_trial(judge):
         ("{kind: 'a b:C'}", "judge.kind is 'a b:C'; there are mcq, cloze, or module:Class of your own"),
         ("{kind: cloze, settings: {blanks: 2}}", "judge.kind is cloze, which has none of its own (blanks): remove it"),
         ("{model: m, settings: {blanks: 2}}", "judge.kind is mcq, which has none of its own (blanks): remove it"),
-        ("{kind: a:B, wording: newsroom}", "judge.wording is set, and judge.kind is a:B, and your class makes its own"),
-        ("{kind: a:B, model: m, answers_prompt: x}", "judge.answers_prompt is set, and judge.kind is a:B, and your"),
+        (
+            "{kind: a:B, wording: newsroom}",
+            "judge.wording is set, and judge.kind is a:B, a class of yours that makes its",
+        ),
+        ("{kind: a:B, model: m, answers_prompt: x}", "judge.answers_prompt is set, and judge.kind is a:B, a class"),
         ("{kind: a:B, dtype: float32}", "judge.dtype is set, and judge.model is not: name a model, or remove it"),
         ("{kind: a:B, served: {server: s}}", "judge.served is set and judge.model is missing: set the name that the"),
         ("{kind: a:B, logprobs: true}", "judge.logprobs is true, and without judge.model no answer has a log-prob"),
