@@ -1,9 +1,9 @@
-"""What models take of a GPU: a policy's or a judge's engine, and training. Sums of sizes; nothing is loaded.
+"""Adds up what models take of a GPU: the engines of policy and judges, and training. Nothing is loaded.
 
-Weights, masters, moments and gradients are counted, and exact. Activations are what autograd keeps of the layers of a
-Llama or Qwen; `tests/integration/training/test_training_memory.py` holds the sum against a measured peak. Left out:
-mixtures of experts, key-value caches of other kinds (latent, sliding: theirs are smaller), and what other programs hold
-of the GPU.
+Weights, masters, moments and gradients are counted exactly. Activations are estimated: they are what autograd keeps of
+the layers of a Llama or Qwen, and `tests/unit/execution/test_gpu_memory.py` compares the sum with a measured peak. Not
+counted are mixtures of experts, other kinds of key-value caches (latent, sliding: they are smaller), and the memory
+that other programs use.
 """
 
 from dataclasses import dataclass
@@ -16,27 +16,27 @@ from pipeline.training.modeling import LOGITS_PER_CHUNK
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
-# What vLLM holds beside weights and key-value cache: the CUDA context, its graphs, a prefill's activations and the
-# logits of a batch, all inside gpu_memory_utilization. A round figure for models up to 70B, not measured by us.
+# What vLLM needs beside weights and key-value cache: the CUDA context, its graphs, a prefill's activations and the
+# logits of a batch, all inside gpu_memory_utilization. A round figure for models up to 70B, which we did not measure.
 VLLM_OVERHEAD = 2 * GIB
-# What a training process holds beside its tensors: the CUDA context, NCCL's buffers, what the allocator cannot use.
+# What a training process needs beside its tensors: the CUDA context, NCCL's buffers, memory lost to fragmentation.
 CUDA_OVERHEAD = 1 * GIB
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What one use of a model takes, on each GPU that it uses (or of the machine, on a CPU).
+    """What one use of a model takes on each GPU, or of the machine's memory on a CPU.
 
     Attributes:
         use: such as "judge".
-        model: its name.
-        parameters: of it.
-        gpus: that each copy of it is spread over; 0: a CPU.
-        sure: bytes by what they are for, that are counted.
-        about: bytes by what they are for, that are estimated.
-        limit: share of the GPU's memory that may be used.
-        token: bytes that a token takes in the key-value cache; 0 in training.
-        longest: tokens that must have room in that cache.
+        model: name of the model.
+        parameters: number of its parameters.
+        gpus: GPUs that one copy is spread over; 0: a CPU.
+        sure: counted bytes, by purpose.
+        about: estimated bytes, by purpose.
+        limit: the share of a GPU's memory that may be used.
+        token: bytes of one token in the key-value cache; 0 in training.
+        longest: tokens of the longest sequence, which must fit into that cache.
     """
 
     use: str
@@ -51,27 +51,27 @@ class MemoryNeed:
 
     @property
     def total(self) -> int:
-        """Bytes; with a key-value cache, of the one sequence without which the engine does not start."""
+        """All bytes. They include a key-value cache for one longest sequence: an engine does not start with less."""
         return sum(self.sure.values()) + sum(self.about.values()) + self.token * self.longest
 
     def sequences(self, memory: float) -> float:
-        """How many sequences of full length have room in the key-value cache of a GPU with so many bytes."""
-        left = memory * self.limit - self.total + self.token * self.longest
-        return max(0.0, left / (self.token * self.longest))
+        """How many of the longest sequences fit into the key-value cache of a GPU with `memory` bytes."""
+        available = memory * self.limit - self.total + self.token * self.longest
+        return max(0.0, available / (self.token * self.longest))
 
     def fits(self, memory: float) -> bool:
-        """Whether a GPU of so many bytes has room, as far as it is sure."""
-        surely = self.total if self.token else sum(self.sure.values())
-        return surely <= memory * self.limit
+        """Whether a GPU with `memory` bytes is large enough for all bytes that are sure."""
+        sure_bytes = self.total if self.token else sum(self.sure.values())
+        return sure_bytes <= memory * self.limit
 
 
 def engine_memory(
     use: str, model: ModelShapes, dtype: str, max_model_len: int | None, hardware: EngineHardware
 ) -> MemoryNeed:
-    """A vLLM engine: weights spread over its GPUs, and on each a key-value cache of what is left."""
+    """What a vLLM engine takes: weights spread over its GPUs, and a key-value cache in the rest of each GPU."""
     gpus = hardware.gpus_per_replica
     spread = max(1, int(gpus))
-    heads = -(-model.kv_heads // spread)  # more GPUs than heads: each head is on several
+    heads = -(-model.kv_heads // spread)  # with more GPUs than heads, each head is on several GPUs
     return MemoryNeed(
         use=use,
         model=model.name,
@@ -90,8 +90,8 @@ class PackedRow:
     """A packed row of a training step.
 
     Attributes:
-        tokens: of all its article trees.
-        scored: of their summaries, which alone go through the head.
+        tokens: tokens of all its article trees.
+        scored: tokens of their summaries. Only these go through the LM head.
     """
 
     tokens: int
@@ -101,28 +101,28 @@ class PackedRow:
 def training_memory(
     model: ModelShapes, policy: PolicySettings, settings: Training, trainer: TrainerHardware, row: PackedRow
 ) -> MemoryNeed:
-    """A training worker, at the worst moment of a step of several rows."""
+    """What a training worker takes at the worst moment of a step of several rows."""
     size, workers = BYTES[policy.dtype], trainer.workers
     trained = _trained(model, settings)
     mastered = policy.dtype != "float32"  # a float32 model is its own master
-    held = {
+    state = {
         "weights": (model.parameters + (trained if settings.lora else 0)) * size,
         "masters": 4 * trained if mastered else 0,
         "Adam": 8 * trained,
         "gradients": 4 * trained,
     }
-    sure = {what: 0 if trainer.cpu_offload else count // workers for what, count in held.items() if count}
-    # Of bf16 gradients there are those of the whole model at the end of a backward, when the activations are gone.
-    grown = size * trained // workers if mastered and not trainer.cpu_offload else 0
+    sure = {what: 0 if trainer.cpu_offload else count // workers for what, count in state.items() if count}
+    # At the end of a backward pass the bf16 gradients of the whole model exist, and the activations are gone.
+    bf16_gradients = size * trained // workers if mastered and not trainer.cpu_offload else 0
     about = {
-        "activations": max(_activations(model, size, trainer, row), grown),
+        "activations": max(_activations(model, size, trainer, row), bf16_gradients),
         "head": _head(model, size, settings.lora is None, row),
     }
-    if trainer.gradient_checkpointing:  # a layer is run again when the head's logits are gone
+    if trainer.gradient_checkpointing:  # backward runs a layer again after the head's logits are freed
         about["head"] = max(about["head"], row.tokens * _layer(model, size, trainer))
     if workers > 1 or trainer.cpu_offload:
-        # FSDP2 holds what belongs to no layer from forward to backward, a layer and the next one, and of a layer its
-        # whole gradient, in float32 while it is summed.
+        # FSDP2 keeps what belongs to no layer from forward to backward, a layer and the next one, and a layer's whole
+        # gradient, in float32 while it is summed.
         layer = (model.parameters - model.embeddings) // model.layers
         share = trained / model.parameters
         about["gathered"] = int(size * (model.embeddings + 2 * layer) + (size + 4) * share * (layer + model.embeddings))
@@ -138,32 +138,32 @@ def _trained(model: ModelShapes, settings: Training) -> int:
 
 
 def _layer(model: ModelShapes, size: int, trainer: TrainerHardware) -> int:
-    """Bytes that autograd keeps of a token in a layer, between forward and backward."""
-    # Of each of two norms its input (in float32), that scaled, and its output; and what the attention's output
-    # projection is given.
+    """Bytes that autograd keeps for one token in one layer, between forward and backward."""
+    # For each of two norms its input in float32, the scaled input and its output; and the input of the attention's
+    # output projection.
     norms = (28 if size == 4 else 18) * model.hidden
-    # Query, key, value and output. On a CPU key-value heads are copied to all query heads, and each prompt's keys and
-    # values beside its branches'.
+    # Query, key, value and output. On a CPU, key-value heads are copied to all query heads, and each prompt's keys and
+    # values are copied beside those of its branches.
     query = model.heads * model.head_size
     attention = 2 * query + 2 * model.kv_heads * model.head_size if trainer.gpus_per_worker else 6 * query
-    return norms + attention * size + _network(model, size)
+    return norms + attention * size + _feed_forward(model, size)
 
 
-def _network(model: ModelShapes, size: int) -> int:
-    """Of these: the gate, its activation, up, and the product of the two."""
+def _feed_forward(model: ModelShapes, size: int) -> int:
+    """The part of `_layer` for the feed-forward network: gate, its activation, up, and the product of the two."""
     return 4 * size * model.inner
 
 
 def _activations(model: ModelShapes, size: int, trainer: TrainerHardware, row: PackedRow) -> int:
     if trainer.gradient_checkpointing:
         return row.tokens * size * model.hidden * model.layers
-    # The last layer's network sees what is scored only (`dpo/last_layer.py`).
-    unseen = (row.tokens - row.scored) * _network(model, size)
-    return row.tokens * _layer(model, size, trainer) * model.layers - unseen
+    # The last layer's feed-forward network processes scored tokens only (`dpo/last_layer.py`).
+    skipped = (row.tokens - row.scored) * _feed_forward(model, size)
+    return row.tokens * _layer(model, size, trainer) * model.layers - skipped
 
 
 def _head(model: ModelShapes, size: int, trained: bool, row: PackedRow) -> int:
-    """Logits of a chunk, twice in backward and once more in bf16, and the gradient of the head."""
+    """Logits of a chunk, twice in backward and once more in bf16; and the gradient of the LM head."""
     logits = min(LOGITS_PER_CHUNK, row.scored * model.vocabulary)
     gradient = (8 if size == 4 else 4 + 2 * size) * model.vocabulary * model.hidden if trained else 0
     return (8 if size == 4 else 8 + size) * logits + gradient
@@ -172,20 +172,20 @@ def _head(model: ModelShapes, size: int, trained: bool, row: PackedRow) -> int:
 def engine_refusal(
     setting: str, model: ModelShapes, dtype: str, longest: int | None, hardware: EngineHardware, memory: float
 ) -> str | None:
-    """Why an engine cannot start on GPUs of so many bytes, and what to do; None where it can."""
+    """Why an engine cannot start on GPUs with `memory` bytes, and what to do. None if it can."""
     need = engine_memory(setting, model, dtype, longest, hardware)
     if need.fits(memory):
         return None
     spread = max(1, int(hardware.gpus_per_replica))
     whole = need.sure["weights"] * spread / GIB
-    said = f"{setting}: {format_parameters(model.parameters)} parameters in {dtype} are {whole:.1f} GiB of weights"
+    message = f"{setting}: {format_parameters(model.parameters)} parameters in {dtype} are {whole:.1f} GiB of weights"
     if spread > 1:
-        said += f", {whole / spread:.1f} GiB on each of {spread} GPUs"
-    rest, room = need.total - need.sure["weights"], memory * hardware.gpu_memory_utilization
-    said += (
-        f"; vLLM and one sequence of {need.longest:,} tokens take {rest / GIB:.1f} GiB more. A GPU has "
+        message += f", {whole / spread:.1f} GiB on each of {spread} GPUs"
+    other_bytes, usable = need.total - need.sure["weights"], memory * hardware.gpu_memory_utilization
+    message += (
+        f"; vLLM and one sequence of {need.longest:,} tokens take {other_bytes / GIB:.1f} GiB more. A GPU has "
         f"{memory / GIB:.0f} GiB, of which gpu_memory_utilization={hardware.gpu_memory_utilization:g} is "
-        f"{room / GIB:.1f} GiB"
+        f"{usable / GIB:.1f} GiB"
     )
     for gpus in (2, 4, 8, 16):
         wider = hardware.model_copy(update={"gpus_per_replica": gpus})
@@ -194,8 +194,8 @@ def engine_refusal(
             and model.heads % gpus == 0
             and engine_memory(setting, model, dtype, longest, wider).fits(memory)
         ):
-            return f"{said}: raise hardware.{setting}.gpus_per_replica to {gpus}"
-    return f"{said}: use larger GPUs, a smaller model, or a smaller {setting}.max_model_len"
+            return f"{message}: raise hardware.{setting}.gpus_per_replica to {gpus}"
+    return f"{message}: use larger GPUs, a smaller model, or a smaller {setting}.max_model_len"
 
 
 def training_refusal(
@@ -206,22 +206,22 @@ def training_refusal(
     row: PackedRow,
     memory: float,
 ) -> str | None:
-    """Why training cannot be held by GPUs of so many bytes, activations aside, and what to do; None where it can."""
+    """Why training does not fit GPUs with `memory` bytes even without activations, and what to do. None if it fits."""
     need = training_memory(model, policy, settings, trainer, row)
     if need.fits(memory):
         return None
     held = ", ".join(f"{what} {size / GIB:.1f}" for what, size in need.sure.items())
     each = sum(need.sure.values()) / GIB
-    said = (
+    message = (
         f"training: {format_parameters(model.parameters)} parameters in {policy.dtype} take {each:.1f} GiB on each of "
-        f"{trainer.workers} GPU{'s' * (trainer.workers > 1)} ({held}), activations aside. A GPU has "
+        f"{trainer.workers} GPU{'s' * (trainer.workers > 1)} ({held}), without activations. A GPU has "
         f"{memory / GIB:.0f} GiB"
     )
     for workers in (2, 4, 8, 16, 32, 64):
         wider = trainer.model_copy(update={"workers": workers, "gpus_per_worker": 1})
         if workers > trainer.workers and training_memory(model, policy, settings, wider, row).total <= memory:
-            return f"{said}: raise hardware.trainer.workers to {workers}, or train an adapter (training.lora)"
-    return f"{said}: train an adapter (training.lora), or use larger GPUs"
+            return f"{message}: raise hardware.trainer.workers to {workers}, or train an adapter (training.lora)"
+    return f"{message}: train an adapter (training.lora), or use larger GPUs"
 
 
 def format_parameters(parameters: int) -> str:
