@@ -33,7 +33,7 @@ from pipeline.storage.run_folder import round_folder
 
 
 @dataclass(frozen=True)
-class Articles:
+class RoundArticles:
     """The articles of a round, with questions.
 
     Attributes:
@@ -65,7 +65,7 @@ def rounds(run: Executor) -> Iterator[Round]:
         yield played[-1]
 
 
-def prepare(run: Executor) -> tuple[Articles, Round]:
+def prepare(run: Executor) -> tuple[RoundArticles, Round]:
     """Make the articles with their questions, and round 0: the base policy with its evaluation."""
     articles, questions = _ask_about_articles(run)
     heldout = run.produce(ask_second_questions, questions) if run.setting("second_judge") else questions
@@ -75,10 +75,10 @@ def prepare(run: Executor) -> tuple[Articles, Round]:
     compared = {name: _evaluate_external(name, heldout, run) for name in run.setting("compare")}
     second = second_opinion(results, run, round_folder(0))
     base = Round(0, policy, results, compared=compared, second=second, assessment=Assessment())
-    return Articles(questions, heldout, (articles,)), base
+    return RoundArticles(questions, heldout, (articles,)), base
 
 
-def play_round(played: Sequence[Round], articles: Articles, run: Executor) -> Round:
+def play_round(played: Sequence[Round], articles: RoundArticles, run: Executor) -> Round:
     """Play one round of on-policy DPO."""
     last, base = played[-1], played[0].policy
     folder = last.next_folder
@@ -112,7 +112,7 @@ def play_round(played: Sequence[Round], articles: Articles, run: Executor) -> Ro
 
 
 def _sampling_and_pairing(
-    played: Sequence[Round], start_number: int, articles: Articles, run: Executor
+    played: Sequence[Round], start_number: int, articles: RoundArticles, run: Executor
 ) -> tuple[Stage, Artifact, Stage]:
     """How the round samples, about which articles, and how it pairs: the policy's own summaries, or against the base's.
 
@@ -144,7 +144,7 @@ def choose_start(played: Sequence[Round], run: Executor) -> tuple[int, Artifact]
     return latest.number, replace(latest.policy, record={"build": NOT_MADE})
 
 
-def next_articles(articles: Articles, folder: str, run: Executor) -> Articles:
+def next_articles(articles: RoundArticles, folder: str, run: Executor) -> RoundArticles:
     """The articles of a later round: the same again, or new ones with questions.
 
     Raises:

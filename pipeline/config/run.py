@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from judges.prompts import WORDINGS
 from pipeline.config.base import Natural, Positive, Settings, Share, check_locations
 from pipeline.config.hardware import Hardware
-from pipeline.config.servers import ComparedModel, ServedModel, check_servers
+from pipeline.config.servers import ComparedModel, ServedModel, check_served_models
 from pipeline.config.stopping import Stop
 from pipeline.config.training import References, Training, check_references
 
@@ -381,7 +381,7 @@ class Config(Settings):
     @model_validator(mode="after")
     def _check_servers(self) -> "Config":
         second = self.second_judge
-        check_servers(
+        check_served_models(
             self.judge.served,
             second.served if second else None,
             self.compare,

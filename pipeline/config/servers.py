@@ -55,7 +55,7 @@ class ComparedModel(ServedModel):
     structured_outputs: None = None  # summaries are free text
 
 
-def check_servers(
+def check_served_models(
     judge: ServedModel | None,
     second_judge: ServedModel | None,
     compare: Mapping[str, ComparedModel],

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Natural, Positive, Settings, Share
 
-Above0 = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class Stop(Settings):
@@ -22,10 +22,10 @@ class Stop(Settings):
     min_yield: Share | None = None  # smallest share of the judged articles that gives at least one pair
     # Largest KL divergence from the base of the policy that wrote the round's summaries: nats per summary, sampled at
     # temperature 1 and top_p 1.
-    max_kl: Above0 | None = None
+    max_kl: PositiveFloat | None = None
     min_words: Natural | None = None  # smallest median of words per summary
     max_words: Positive | None = None  # largest median of words per summary
-    max_words_ratio: Above0 | None = None  # largest median of words per summary, as a multiple of the base's median
+    max_words_ratio: PositiveFloat | None = None  # largest median of words per summary, over the base's median
     max_invalid_chars: Share | None = None  # largest share of summaries that contain gibberish
 
     @model_validator(mode="after")

@@ -154,13 +154,13 @@ def _reply(prompt_ids: list[int], output: Any) -> Reply:
         unexpected = ", ".join(sorted(finish_reasons - {"stop", "length"}))
         return Reply(prompt_ids, error=f"given up by the engine: {unexpected}")
     samples = [
-        Sample(o.text, list(o.token_ids), str(o.finish_reason), o.cumulative_logprob, token_logps(o))
+        Sample(o.text, list(o.token_ids), str(o.finish_reason), o.cumulative_logprob, read_token_logps(o))
         for o in output.outputs
     ]
     return Reply(prompt_ids, samples, output.num_cached_tokens or 0)
 
 
-def token_logps(output: Any) -> list[tuple[str, float]] | None:
+def read_token_logps(output: Any) -> list[tuple[str, float]] | None:
     """Text and log-probability of each sampled token; None if the prompt did not ask.
 
     vLLM masks the tokens that a regex forbids before it takes the log-softmax: where the regex allows a single token,

@@ -240,9 +240,9 @@ def _read_claim(files: RunFiles, name: str) -> ClaimData | None:
             if any(field not in claim for field in _FIELDS):
                 raise ValueError
             return claim
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError) as error:
             if not tries_left:
-                problem = "cannot be read" if isinstance(error, OSError) else "is damaged"
+                problem = "cannot be read" if isinstance(error, UserError) else "is damaged"
                 raise UserError(f"{files.root}/{name} {problem}: if no driver works on this run, remove it") from None
             time.sleep(0.1)
     raise AssertionError("the last try returns or raises")

@@ -160,6 +160,12 @@ def test_a_damaged_lock_is_reported_with_its_path(ledger, warnings, text):
         pass
 
 
+def test_a_lock_that_cannot_be_read_is_not_called_damaged(ledger, warnings):
+    os.makedirs(ledger.path("lock-aa.json"))  # a folder: opening it fails
+    with pytest.raises(UserError, match=r"lock-aa\.json cannot be read: if no driver"), ledger.lock(warnings.append):
+        pass
+
+
 def test_a_removed_lock_file_is_a_lost_lock(ledger, warnings):
     with ledger.lock(warnings.append):
         os.remove(ledger.path(lock_files(ledger)[0]))
