@@ -74,7 +74,7 @@ def prepare(run: Executor) -> tuple[RoundArticles, Round]:
     _, results = run.produce_chain(*evaluate, into=round_folder(0))
     compared = {name: _evaluate_external(name, heldout, run) for name in run.setting("compare")}
     second = second_opinion(results, run, round_folder(0))
-    base = Round(0, policy, results, compared=compared, second=second, assessment=Assessment())
+    base = Round(0, policy, results, compared=compared, second_results=second, assessment=Assessment())
     return RoundArticles(questions, heldout, (articles,)), base
 
 
@@ -90,7 +90,7 @@ def play_round(played: Sequence[Round], articles: RoundArticles, run: Executor) 
 
     # Sample, judge, pair. Reference log-probabilities join the pipeline, unless earlier pairs must be replayed first.
     sample, sampled_articles, pair = _sampling_and_pairing(played, start_number, articles, run)
-    earlier_pairs = [one.pairs for one in played if one.pairs and one.learned] if run.setting("pairs.replay") else []
+    earlier_pairs = [one.pairs for one in played if one.pairs and one.trained] if run.setting("pairs.replay") else []
     links = (sample, sampled_articles, start), (score_samples,), (pair,)
     if earlier_pairs:
         summaries, scores, pairs = make_chain(*links)
@@ -108,7 +108,7 @@ def play_round(played: Sequence[Round], articles: RoundArticles, run: Executor) 
     policy = make(train_policy, references, start, *([base] if keeps_base_reference else []))
     _, results = make_chain((summarize_heldout, articles.heldout, policy), (score_heldout,))
     second = second_opinion(results, run, folder)
-    return Round(last.number + 1, policy, results, start_number, scores, pairs, replayed, drift, second=second)
+    return Round(last.number + 1, policy, results, start_number, scores, pairs, replayed, drift, second_results=second)
 
 
 def _sampling_and_pairing(
@@ -135,7 +135,7 @@ def choose_start(played: Sequence[Round], run: Executor) -> tuple[int, Artifact]
     Returns:
         the number of the round that trained it, and the policy.
     """
-    latest = [one for one in played if one.learned][-1]
+    latest = [one for one in played if one.trained][-1]
     if run.setting("start_from") == "latest":
         return latest.number, latest.policy
     if (assessment := played[-1].assessment) is not None:
@@ -190,7 +190,7 @@ def assess(played: Sequence[Round], run: Executor) -> Round:
     if last.ended:
         return last
     assert isinstance(run.config, Config), "only a run of rounds is assessed"
-    assessment = assess_round(played, run.config, run.ledger) if last.learned else last.assessment
+    assessment = assess_round(played, run.config, run.ledger) if last.trained else last.assessment
     if assessment is None:
         return last
     figures = [one.assessment.figures for one in played[1:-1] if one.assessment] + [assessment.figures]
@@ -207,10 +207,10 @@ def _end_without_pairs(last: Round, pairs: Artifact, run: Executor) -> Round:
         return _end_without_round(last, f"gave no pairs ({reasons or 'no summaries'})")
     figures = RoundFigures(number, pair_yield=0.0)
     assessment = last.assessment and replace(last.assessment, figures=figures, drift=None, challenge=None)
-    return replace(last, number=number, pairs=pairs, assessment=assessment, learned=False)
+    return replace(last, number=number, pairs=pairs, assessment=assessment, trained=False)
 
 
 def _end_without_round(last: Round, why: str) -> Round:
     number = last.number + 1
     ended = f"Round {number} {why}: there was nothing to learn from, and the run ended with the policy it had"
-    return replace(last, number=number, pairs=None, learned=False, ended=ended)
+    return replace(last, number=number, pairs=None, trained=False, ended=ended)

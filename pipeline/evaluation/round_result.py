@@ -48,8 +48,8 @@ class Round:
         replayed: `pairs` together with pairs of earlier rounds; None without replay.
         drift: log-probabilities under the writer and under the base, for its KL; None if the writer is the base.
         compared: evaluations of models at servers (setting `compare`) by name; only in round 0.
-        second: `results` with the scores of the second judge; None without a second judge.
-        learned: False if there was nothing to train on; `policy` and `results` are then those of the round before.
+        second_results: `results` with the scores of the second judge; None without a second judge.
+        trained: False if there was nothing to train on; `policy` and `results` are then those of the round before.
         assessment: how the policy did, and the champion; None while a dry run cannot know it.
         ended: why the run stops after this round, before it has played all its rounds; None if it does not.
     """
@@ -63,8 +63,8 @@ class Round:
     replayed: Artifact | None = None
     drift: Artifact | None = None
     compared: Mapping[str, Artifact] = field(default_factory=dict)
-    second: Artifact | None = None
-    learned: bool = True
+    second_results: Artifact | None = None
+    trained: bool = True
     assessment: Assessment | None = None
     ended: str | None = None
 

@@ -100,7 +100,7 @@ def _round_metrics(
     entries = []
     previous, previous_number = base, 0
     for current in played[1:]:
-        if not current.learned:
+        if not current.trained:
             continue
         rows = single_summary_rows(tables.read_table(ledger, current.results), 0)
         entry = {
@@ -156,7 +156,7 @@ def _win_rates(ours: Sequence[Row], theirs: Sequence[Row], counting: CountingSet
 def _read_second_scores(played: Sequence[Round], ledger: Ledger) -> SecondScores:
     """The second judge's scores of all evaluations. Articles for which it has no questions are left out."""
     # A round without training has the evaluation of the round before.
-    evaluations = {current.second.build: current.second for current in played if current.second}
+    evaluations = {current.second_results.build: current.second_results for current in played if current.second_results}
     rows = [row for table in evaluations.values() for row in tables.read_table(ledger, table)]
     return {(row["article_id"], row["writer"]): row["second_scores"] for row in rows if row["second_questions"]}
 
@@ -208,7 +208,7 @@ def _notes(played: Sequence[Round], metrics: dict[str, Any], config: Config) -> 
     """Sentences about anything in the figures that a reader should know."""
     notes = []
     for current in played[1:]:
-        if current.learned:
+        if current.trained:
             notes += [
                 f"Round {current.number}: {warning}." for warning in current.policy.record["training"]["warnings"]
             ]

@@ -249,7 +249,7 @@ def test_remake_that_exceeds_its_limits_can_be_repeated(walk, tmp_path):
 def test_round_of_new_articles_without_pairs_does_not_end_the_run(walk):
     overrides = ("articles.each_round=new", "references.policy=base", "pairs.replay=0.5")
     played, run = walk([0, 40, 80, 90], *overrides, yields=[0, 60, 60])
-    assert [one.learned for one in played] == [True, False, True, True] and played[-1].ended is None
+    assert [one.trained for one in played] == [True, False, True, True] and played[-1].ended is None
     assert [one.start for one in played] == [0, 0, 0, 2] and champions(played) == [0, 0, 2, 3]
     assert played[2].assessment.figures.gained.wins == 80, "it started from the base"
     assert run.made["round-02/policy"] == ("round-02/references", "round-00/policy"), "the base is its own reference"
