@@ -157,7 +157,7 @@ def _feed_forward(model: ModelShapes, size: int) -> int:
 def _activations(model: ModelShapes, size: int, trainer: TrainerHardware, row: PackedRow) -> int:
     if trainer.gradient_checkpointing:
         return row.tokens * size * model.hidden * model.layers
-    # The last layer's feed-forward network processes scored tokens only (`dpo/last_layer.py`).
+    # The last layer's feed-forward network processes scored tokens only (`training/modeling/last_layer.py`).
     skipped = (row.tokens - row.scored) * _feed_forward(model, size)
     return row.tokens * _layer(model, size, trainer) * model.layers - skipped
 
