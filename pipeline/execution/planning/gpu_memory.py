@@ -1,9 +1,9 @@
 """Adds up what models take of a GPU: the engines of policy and judges, and training. Nothing is loaded.
 
 Weights, masters, moments and gradients are counted exactly. Activations are estimated: they are what autograd keeps of
-the layers of a Llama or Qwen, and `tests/unit/execution/test_gpu_memory.py` compares the sum with a measured peak. Not
-counted are mixtures of experts, other kinds of key-value caches (latent, sliding: they are smaller), and the memory
-that other programs use.
+the layers of a Llama or Qwen, and `tests/integration/training/test_training_memory.py` compares the sum with a measured
+peak. Not counted are mixtures of experts, other kinds of key-value caches (latent, sliding: they are smaller), and the
+memory that other programs use.
 """
 
 from dataclasses import dataclass
