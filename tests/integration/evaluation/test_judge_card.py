@@ -19,7 +19,7 @@ def test_judge_card_errors_come_before_ray_starts(tmp_path, monkeypatch):
     from pipeline.storage.ledger import Ledger
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("pipeline.execution.ray_cluster.connected", lambda hardware: pytest.fail("Ray was started"))
+    monkeypatch.setattr("pipeline.execution.ray_cluster.connected_ray", lambda hardware: pytest.fail("Ray was started"))
     demo, own = "configs/demo.yaml", [f"run={tmp_path}", "articles.limit=40"]
     served = [
         "judge={model: j, wording: newsroom, served: {server: o}}",
