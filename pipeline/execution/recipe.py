@@ -14,7 +14,6 @@ import pyarrow.fs as pafs
 from pydantic import BaseModel
 
 from pipeline.config import Alignment, Config
-from pipeline.config.run import JUDGES, PREFERENCES
 from pipeline.judging.user_code import is_user_code, source_file
 from pipeline.stages.base import Stage
 from pipeline.storage.files import open_location
@@ -23,6 +22,7 @@ from pipeline.storage.ledger import Artifact
 _MIB = 1 << 20
 # Settings that stop a run and change no row: raising one must not make anything stale.
 _LIMITS = ("max_skipped", "max_unread", "check_articles", "max_difference")
+_USER_CODE_SETTINGS = ("kind", "preference")  # a built-in name, or a user's `module:name`
 _ABSENT = object()
 
 Kind = Literal["stage", "version", "settings", "contents", "inputs"]
@@ -47,7 +47,7 @@ def stage_recipe(stage: Stage, inputs: Sequence[Artifact], config: Config | Alig
         "stage": stage.name,
         "version": stage.version,
         "settings": {name: _recipe_value(get_setting(config, name)) for name in stage.settings},
-        "contents": {name: fingerprint(get_setting(config, name)) for name in stage.contents},
+        "contents": {name: _fingerprint_setting(name, get_setting(config, name)) for name in stage.contents},
         "inputs": {artifact.address: artifact.build for artifact in inputs},
     }
 
@@ -137,21 +137,29 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
 
 
+def _fingerprint_setting(name: str, value: Any) -> str | None:
+    """Name the contents of what a setting names: a file, a model, or the module of a user's judge or preference."""
+    is_code = name.rpartition(".")[2] in _USER_CODE_SETTINGS
+    return fingerprint_user_code(value) if is_code else fingerprint(value)
+
+
+def fingerprint_user_code(name: str | None) -> str | None:
+    """Name the contents of the module of a user's `module:function` or `module:Class`. None for a built-in name."""
+    return fingerprint(source_file(name)) if name and is_user_code(name) else None
+
+
 @functools.cache
 def fingerprint(location: str | None) -> str | None:
-    """Name the contents of a file or a folder, or of the module of a user's `module:function` or `module:Class`.
+    """Name the contents of a file or a folder.
 
     The name is cheap: it is made of sizes, and of the first and the last MiB of each file, so that a 100 GB model costs
     a few reads. `training/modeling/loading.weights_digest` reads every byte.
 
     Returns:
-        16 hexadecimal digits; None for nothing, for a hub name, for a built-in judge or preference, and where there is
-        no file.
+        16 hexadecimal digits; None for nothing, for a hub name, and where there is no file.
     """
-    if location is None or location.startswith("hf:") or location in (*JUDGES, *PREFERENCES):
+    if location is None or location.startswith("hf:"):
         return None
-    if is_user_code(location):
-        return fingerprint(source_file(location))
     fs, path = open_location(location)
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.NotFound:

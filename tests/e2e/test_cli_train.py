@@ -166,7 +166,7 @@ def test_a_users_mistake_ends_in_one_line_before_ray_starts(tmp_path, arguments,
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}))
     command = ["rondo", "train", "configs/own_pairs.yaml", f"pairs={tmp_path}/pairs.jsonl", f"run={tmp_path}/run"]
     monkeypatch.setattr(sys, "argv", [*command, *arguments])
-    monkeypatch.setattr("pipeline.execution.ray_cluster.connected", lambda hardware: pytest.fail("it asks for Ray"))
+    monkeypatch.setattr("pipeline.execution.runner.connected_ray", lambda hardware: pytest.fail("it asks for Ray"))
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as ended:
         main()

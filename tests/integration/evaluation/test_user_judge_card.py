@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pipeline.config import UserError
-from pipeline.execution.recipe import fingerprint
+from pipeline.execution.recipe import fingerprint_user_code
 from tests.helpers.paths import POLICY_MODEL, ROOT, documented_judge
 
 CONFIG = str(ROOT / "configs" / "articles_cpu.yaml")
@@ -29,6 +29,6 @@ def test_a_card_of_a_judge_of_the_users(ray_cluster, tmp_path, monkeypatch):
     assert card["questions_used"] > 0 and card["summaries_judged"] > 0
     for address in ("questions", "judge-card/evaluation"):
         record = json.loads((tmp_path / "card" / address / "record.json").read_text())
-        assert record["judge"] == KIND and record["recipe"]["contents"]["judge.kind"] == fingerprint(KIND)
+        assert record["judge"] == KIND and record["recipe"]["contents"]["judge.kind"] == fingerprint_user_code(KIND)
     with pytest.raises(UserError, match="settings.judge.settings.min_letters: was 3, now 4"):
         make_judge_card(CONFIG, [*overrides, "judge.settings={min_letters: 4}"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from judges.base import Skip
 from pipeline.config import UserError
 from pipeline.config.run import PREFERENCES, Pairs
-from pipeline.execution.recipe import fingerprint
+from pipeline.execution.recipe import fingerprint, fingerprint_user_code
 from pipeline.judging.pair_selection import SELECTIONS, pair_weights
 from pipeline.judging.preference import (
     RULES,
@@ -177,12 +177,12 @@ def test_user_function_of_the_soft_score_needs_log_probabilities(write_preferenc
 def test_changing_a_user_function_changes_the_recipe(write_preference):
     text = "FACTOR = 2\ndef prefer(a, b, settings): return 0"
     pairs = write_preference("changing_preference", text)
-    before = fingerprint(pairs.preference)
+    before = fingerprint_user_code(pairs.preference)
     assert before is not None
     fingerprint.cache_clear()
     write_preference("changing_preference", text.replace("2", "3"))
-    assert fingerprint(pairs.preference) not in (before, None)
-    assert fingerprint("accuracy_only") is None
+    assert fingerprint_user_code(pairs.preference) not in (before, None)
+    assert fingerprint_user_code("accuracy_only") is None
     assert "pairs.preference" in stage.make_pairs.contents
 
 

@@ -11,7 +11,7 @@ from judges.cloze import ClozeJudge
 from pipeline.config import UserError
 from pipeline.config.loader import apply_overrides, parse_config
 from pipeline.config.run import JUDGES, PREFERENCES, JudgeSettings
-from pipeline.execution.recipe import compare_recipes, fingerprint, stage_recipe
+from pipeline.execution.recipe import compare_recipes, fingerprint, fingerprint_user_code, stage_recipe
 from pipeline.judging.factory import make_judge, reply_method
 from pipeline.judging.judge_trial import check_judge
 from pipeline.stages.questions import ask_questions, ask_second_questions
@@ -268,21 +268,21 @@ def test_log_probabilities_need_a_class_that_asks_for_them(write_module):
 
 def test_a_changed_file_makes_its_stages_stale(keywords, write_module):
     kind = keywords().kind
-    before = fingerprint(kind)
+    before = fingerprint_user_code(kind)
     assert before is not None
     write_module("keyword_judge", documented_judge() + "# changed\n")
-    assert fingerprint(kind) not in (before, None)
+    assert fingerprint_user_code(kind) not in (before, None)
     overrides = [f"judge.kind={kind}", f"second_judge={{kind: {kind}}}"]
     for stages, name in ((USES_JUDGE, "judge.kind"), (USES_SECOND_JUDGE, "second_judge.kind")):
         for stage in stages:
-            assert stage_recipe(stage, [], config(*overrides))["contents"][name] == fingerprint(kind)
+            assert stage_recipe(stage, [], config(*overrides))["contents"][name] == fingerprint_user_code(kind)
 
 
 def test_built_in_names_have_no_fingerprint_even_beside_a_folder_of_that_name(write_module, tmp_path):
     for name in (*JUDGES, *PREFERENCES):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
-        assert fingerprint(name) is None
+        assert fingerprint_user_code(name) is None
 
 
 def test_runs_of_before_there_were_judges_by_name_stay_current():
