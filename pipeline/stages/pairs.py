@@ -45,7 +45,7 @@ _pairs = partial(
 @_pairs(writes=("pairs",))
 def make_pairs(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
     """Add `pairs`, indices into `summaries`, to each article. An article without a pair is skipped."""
-    return map_rows(rows, partial(_pair_article, load_preference(pairs), pairs, seed), make_pairs.writes)
+    return map_rows(rows, partial(pair_article, load_preference(pairs), pairs, seed), make_pairs.writes)
 
 
 @_pairs(writes=("summaries", "scores", "base_summaries", "base_scores", "pairs"))
@@ -55,11 +55,12 @@ def make_pairs_with_base(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
     The base's summaries are added to the policy's, so that the pairs can name them by index.
     """
     return map_rows(
-        rows, partial(_pair_article_with_base, load_preference(pairs), pairs, seed), make_pairs_with_base.writes
+        rows, partial(pair_article_with_base, load_preference(pairs), pairs, seed), make_pairs_with_base.writes
     )
 
 
-def _pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
+def pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
+    """The pairs of one article with scored summaries; a Skip if there is none."""
     scores, usable = row["scores"], _usable_summaries(row, settings)
     if len(usable) < 2:
         return Skip("under two usable summaries")
@@ -68,7 +69,8 @@ def _pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
     return _select_pairs(decided, settings, seed, row) if decided else Skip("all ties")
 
 
-def _pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
+def pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
+    """Like `pair_article`, for a row that also has scored summaries by the base."""
     base = {"writer": row["base_writer"], "summaries": row["base_summaries"], "scores": row["base_scores"]}
     merged = merge_rows(row, row | base)
     scores, policy_count = merged["scores"], len(row["summaries"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.config.run import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.judging.preference import accuracy_then_length
-from pipeline.stages.pairs import _hash_share, _pair_article_with_base, merge_rounds
+from pipeline.stages.pairs import _hash_share, merge_rounds, pair_article_with_base
 
 
 @st.composite
@@ -85,7 +85,7 @@ def with_base(own, base):
 def test_rejected_summaries_are_the_bases_and_chosen_summaries_are_better():
     own, base = row("now", 5, []), row("base", 3, [])
     settings = Pairs(threshold=5, max_per_article=99)
-    paired = _pair_article_with_base(accuracy_then_length, settings, 0, with_base(own, base))
+    paired = pair_article_with_base(accuracy_then_length, settings, 0, with_base(own, base))
     both = own | paired
     assert count_pairs(both).keys() == {
         ((f"now {a}", a), (f"base {b}", b), f"{a} against {b} right, 9 against 9 words")
@@ -101,9 +101,9 @@ def test_an_article_on_which_the_base_is_as_good_gives_no_pair():
     own, base = row("now", 2, []), row("base", 5, [])
     own["scores"] = [score | {"correct": 0} for score in own["scores"]]
     rule, settings = accuracy_then_length, Pairs(threshold=5)
-    assert _pair_article_with_base(rule, settings, 0, with_base(own, base)).reason == "none better than the base's"
+    assert pair_article_with_base(rule, settings, 0, with_base(own, base)).reason == "none better than the base's"
     cut = [summary | {"finish_reason": "length"} for summary in base["summaries"]]
-    skip = _pair_article_with_base(rule, settings, 0, with_base(own, base | {"summaries": cut}))
+    skip = pair_article_with_base(rule, settings, 0, with_base(own, base | {"summaries": cut}))
     assert skip.reason == "no usable summary of the base"
 
 

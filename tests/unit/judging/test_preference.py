@@ -195,7 +195,7 @@ def row(some, finish="stop", article_id="a"):
 
 
 def _pair(settings, seed, article):
-    return stage._pair_article(load_preference(settings), settings, seed, article)
+    return stage.pair_article(load_preference(settings), settings, seed, article)
 
 
 @given(st.lists(scores, min_size=2, max_size=8), st.integers(1, 5), st.integers(), st.sampled_from(list(SELECTIONS)))
