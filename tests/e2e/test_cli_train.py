@@ -214,7 +214,7 @@ def test_rows_in_memory_are_kept_as_what_they_say(tmp_path, monkeypatch):
     asked, said = ({"role": role, "content": role} for role in ("user", "assistant"))
     row = {"prompt": [asked], "chosen": [said], "rejected": "no", "score": 0.5, "when": "2026-01-31"}
     arrays = {"prompt": np.array([asked]), "chosen": np.array([said]), "score": np.float32(0.5)}
-    monkeypatch.setattr("pipeline.execution.align.carry_out", lambda settings, *_: settings.pairs)
+    monkeypatch.setattr("pipeline.execution.align.run_alignment", lambda settings, *_: settings.pairs)
     kept = align(POLICY, [row | arrays | {"when": date(2026, 1, 31)}], out=tmp_path / "run")
     assert json.loads(Path(kept).read_text()) == row
     assert align(POLICY, [row], out=tmp_path / "run") == kept
