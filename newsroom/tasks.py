@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from judges.base import UNSURE, Question
 from judges.mcq import McqJudge
 from judges.prompts import NEWSROOM
-from newsroom.world import SLOTS, Article, article, prose, say
+from newsroom.world import SLOTS, Article, article, shuffle_sentences, to_sentence
 
 OPTIONS = 5
 MOST_QUESTIONS = 5
@@ -134,12 +134,12 @@ def retell(story: Article, names: set[str], others: int, rng: random.Random) -> 
         others: number of the article's sentences without facts.
         rng: of the leads, the other sentences and the order.
     """
-    sentences = [say(core, rng) for name, core in story.cores.items() if name in names]
-    return prose([*sentences, *rng.sample(story.others, others)], rng)
+    sentences = [to_sentence(core, rng) for name, core in story.cores.items() if name in names]
+    return shuffle_sentences([*sentences, *rng.sample(story.others, others)], rng)
 
 
-def every_text() -> list[str]:
-    """Texts with the words that the tasks add to those of `world.every_text`."""
+def vocabulary_texts() -> list[str]:
+    """Texts with the words that the tasks add to those of `world.vocabulary_texts`."""
     rng = random.Random(0)
     examples = [task(rng) for task in (write_questions, answer_questions) for _ in range(50)]
     return [text for e in examples for text in (e.messages[0]["content"], e.reply)] + [summarize("")[0]["content"]]

@@ -164,16 +164,22 @@ def _draft(rng: random.Random, id: str) -> Article:
     cores = {name: rng.choice(SLOTS[name].cues).format(value) for name, value in facts.items()}
     distractors = [sentence.format(unused(values)) for sentence, values in rng.sample(DISTRACTORS, rng.randint(2, 3))]
     others = (*distractors, *rng.sample(FILLERS, rng.randint(4, 8)))
-    return Article(id, prose([*(say(core, rng) for core in cores.values()), *others], rng), facts, cores, others)
+    return Article(
+        id,
+        shuffle_sentences([*(to_sentence(core, rng) for core in cores.values()), *others], rng),
+        facts,
+        cores,
+        others,
+    )
 
 
-def say(core: str, rng: random.Random) -> str:
-    """A fact as a sentence with a random lead."""
+def to_sentence(core: str, rng: random.Random) -> str:
+    """A fact as a sentence: a random lead, then the cue and value."""
     return f"{rng.choice(LEADS)}{core}."
 
 
-def prose(sentences: list[str], rng: random.Random) -> str:
-    """The sentences in random order."""
+def shuffle_sentences(sentences: list[str], rng: random.Random) -> str:
+    """The sentences in random order, as one text."""
     return " ".join(rng.sample(sentences, len(sentences)))
 
 
@@ -198,7 +204,7 @@ def facts_in(text: str) -> dict[str, list[str]]:
     return {name: values for name, values in facts.items() if values}
 
 
-def every_text() -> list[str]:
+def vocabulary_texts() -> list[str]:
     """Texts that contain every word of the world, both at the start of a text and after a space."""
     facts = [cue.format(value) for slot in SLOTS.values() for cue in slot.cues for value in slot.values]
     distractors = [sentence.format(value) for sentence, values in DISTRACTORS for value in values]

@@ -255,7 +255,7 @@ def make_random_model(folder: Path, options: argparse.Namespace) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = build(
-        [*tasks.every_text(), PLAIN.answers_prompt, _FREE, "Turn 0.", *(f" {w}" for w in WORDS), *WORDS[:9]]
+        [*tasks.vocabulary_texts(), PLAIN.answers_prompt, _FREE, "Turn 0.", *(f" {w}" for w in WORDS), *WORDS[:9]]
     )
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -85,7 +85,7 @@ def ask_questions(engine: Engine, stories: list[Article]) -> tuple[Counter[str],
 def answer_questions(
     engine: Engine, passages: list[str], questions: list[list[Question]]
 ) -> tuple[AnswerAccuracy, list[int]]:
-    """Let the judge answer questions. Returns the accuracy, and the number of right answers of each passage."""
+    """Let the judge answer questions. Returns the accuracy, and the number of right answers for each passage."""
     judge, accuracy, right_counts = tasks.judge(), AnswerAccuracy(), []
     prompts = [judge.ask_answers(passage, asked) for passage, asked in zip(passages, questions, strict=True)]
     for reply, asked, passage in zip(engine.generate_texts(prompts), questions, passages, strict=True):
@@ -100,7 +100,9 @@ def answer_questions(
 def decided_pairs(scores: list[tuple[int, int]]) -> Share:
     """The share of pairs of (right answers, words) that have a winner.
 
-    The winner has more right answers, or, if both have `THRESHOLD` or more, at least `WORD_GAP` words fewer.
+    A pair has a winner if one summary has more right answers, or if both have `THRESHOLD` or more and one has at least
+    `WORD_GAP` words fewer. The preference `accuracy_then_length` has more ties: if both have `THRESHOLD` or more, it
+    compares only their words.
     """
     share = Share()
     for (right, words), (other_right, other_words) in combinations(scores, 2):
@@ -206,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--articles", type=int, default=200, help="new articles (%(default)s)")
     parser.add_argument("--samples", type=int, default=8, help="summaries of each article (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the articles (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the articles (%(default)s)")
     parser.add_argument("--models", type=Path, default=MODELS, help="a folder with judge/ and policy/")
     options = parser.parse_args()
     rng = random.Random(f"examination {options.seed}")

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from newsroom.world import SLOTS, Article, article, prose, say
+from newsroom.world import SLOTS, Article, article, shuffle_sentences, to_sentence
 
 CORPUS = Path(__file__).parents[1] / "articles.jsonl"
 DOCUMENTS = Path(__file__).parents[1] / "documents.jsonl"
@@ -34,7 +34,8 @@ def documents(count: int = DOCUMENT_COUNT) -> list[Article]:
 def _document(story: Article, rng: random.Random) -> Article:
     name = rng.choice(list(story.facts))
     core = story.cores[name]
-    text = f"{prose([say(core, rng), *story.others], rng)}\n\nQuestion: {SLOTS[name].question}"
+    passage = shuffle_sentences([to_sentence(core, rng), *story.others], rng)
+    text = f"{passage}\n\nQuestion: {SLOTS[name].question}"
     return Article(story.id, text, {name: story.facts[name]}, {name: core}, story.others)
 
 

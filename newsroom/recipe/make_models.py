@@ -25,7 +25,7 @@ HELD_OUT = "held out"  # a seed that no training step uses
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    return tokenizer.build(world.every_text() + tasks.every_text())
+    return tokenizer.build(world.vocabulary_texts() + tasks.vocabulary_texts())
 
 
 def trunk_batch(step: int, seed: int, vocabulary: int) -> list[TokenPair]:
@@ -40,14 +40,15 @@ def judge_batch(step: int, seed: int, tok: PreTrainedTokenizerFast) -> list[Toke
     Writing questions is the harder task and is learned last. It has a larger share of the batch once there are 5.
     """
     rng = random.Random(f"{seed} judge {step}")
-    most = min(tasks.MOST_QUESTIONS, 1 + (step - STEPS["trunk"]) // 200)
-    writing_share = 0.6 if most == tasks.MOST_QUESTIONS else 0.3
+    max_questions = min(tasks.MOST_QUESTIONS, 1 + (step - STEPS["trunk"]) // 200)
+    writing_share = 0.6 if max_questions == tasks.MOST_QUESTIONS else 0.3
     batch = []
     for _ in range(EXAMPLES):
         if rng.random() < writing_share:
-            example = tasks.write_questions(rng, most)
+            example = tasks.write_questions(rng, max_questions)
         else:
-            example = tasks.answer_questions(rng, most if rng.random() < 0.6 else rng.randint(1, most))
+            count = max_questions if rng.random() < 0.6 else rng.randint(1, max_questions)
+            example = tasks.answer_questions(rng, count)
         batch.append(encode(tok, example))
     return [*batch, *(copy_example(rng, len(tok), 8, 40) for _ in range(2))]
 
@@ -139,7 +140,7 @@ def evaluate_policy(model: LlamaForCausalLM, tok: PreTrainedTokenizerFast, artic
 
 
 def train(name: str, work: Path, seed: int, steps: dict[str, int]) -> Trainer:
-    """Train one model to its last step, from its saved state or from the trunk.
+    """Train one model to its last step, from its own saved state or from the finished trunk.
 
     Raises:
         SystemExit: the model has not left chance 750 steps after the trunk. Such a run never learns.
@@ -147,9 +148,8 @@ def train(name: str, work: Path, seed: int, steps: dict[str, int]) -> Trainer:
     tok = make_tokenizer()
     question_numbers = [tok.convert_tokens_to_ids(f"Q{i + 1}") for i in range(tasks.MOST_QUESTIONS)]
     trainer = Trainer(tiny_llama(tok, seed), work / f"{name}.pt", pivots=question_numbers)
-    resumed = trainer.resume(trainer.file) or (name != "trunk" and trainer.resume(work / "trunk.pt"))
-    if not resumed and name != "trunk":
-        train("trunk", work, seed, steps)
+    if not trainer.resume(trainer.file) and name != "trunk":
+        train("trunk", work, seed, steps)  # resumes an unfinished trunk, and returns at once if it is finished
         trainer.resume(work / "trunk.pt")
     batches: dict[str, Callable[[int], list[TokenPair]]] = {
         "trunk": lambda step: trunk_batch(step, seed, len(tok)),
@@ -181,12 +181,14 @@ def save(model: LlamaForCausalLM, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=("trunk", "judge", "policy"), help="train only this one, and what it needs")
-    parser.add_argument("--seed", type=int, default=1, help="of weights and batches (%(default)s)")
+    only_help = "train only this model, and first the trunk if it is not finished"
+    parser.add_argument("--only", choices=("trunk", "judge", "policy"), help=only_help)
+    parser.add_argument("--seed", type=int, default=1, help="seed of weights and batches (%(default)s)")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for unfinished training (newsroom/.work)")
     parser.add_argument("--out", type=Path, default=MODELS, help="folder for the models (newsroom/models)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    parser.add_argument("--steps", type=int, help="steps of each model (default: judge 3,750, policy 2,500)")
+    steps_help = "steps of judge and policy, the trunk's 1,000 included (default: judge 3,750, policy 2,500)"
+    parser.add_argument("--steps", type=int, help=steps_help)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
