@@ -99,7 +99,7 @@ def run_suite(options: argparse.Namespace) -> dict[str, Any]:
         config = LlamaConfig(**models[model], max_position_embeddings=8192)
         row |= measure(row, config, shape, peak, options)
         rows.append(row)
-        # Print each row at once: the time on a GPU can end before the suite does.
+        # Print each row at once, so that it is not lost if the GPU must be given back before the suite ends.
         print(", ".join(map(str, _cells(row).values())), flush=True)
     title = f"{shape.pairs_per_step} pairs per step, prompts of {shape.prompt} tokens"
     print_table(title, [_cells(row) for row in rows])
@@ -111,7 +111,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measure one row at the largest batch that fits the memory.
 
-    Rondo halves the tokens of a packed row until it fits; TRL reduces the pairs of one forward.
+    For Rondo, the number of tokens in a packed row is halved until the step fits (unless `--tokens-per-batch` sets it).
+    For TRL, the number of pairs in one forward is reduced.
     """
     examples = sides.make_examples(shape, WARM_UP + options.runs, config.vocab_size)
     sizes = [12, 6, 4, 3, 2, 1] if row["side"] == "TRL" else [32_768 >> n for n in range(6)]
@@ -180,7 +181,8 @@ def trl_steps(row: dict[str, Any], config: LlamaConfig, work: Work, device: str)
         bf16=True,
     )
     _reset_peak(device)
-    return trl_side.train(trainer).seconds[WARM_UP - 1 :], useful_flops
+    seconds = trl_side.train(trainer).seconds  # without the first step, see `TrainResult`
+    return seconds[WARM_UP - 1 :], useful_flops
 
 
 def make_model(config: LlamaConfig, attention_kind: str, device: str, *, lora: bool) -> PreTrainedModel:

@@ -36,7 +36,7 @@ from tests.bad_input import pairs as bad_pairs
 from tests.bad_input import records as bad_records
 from tests.bad_input import replies as bad_replies
 from tests.bad_input import settings as bad_settings
-from tests.helpers.cli import rondo
+from tests.helpers.cli import run_rondo
 from tests.helpers.paths import DEMO, ROOT
 
 
@@ -510,7 +510,7 @@ def test_a_command_line_mistake_is_reported_with_the_usage(monkeypatch, capsys, 
 )
 def test_the_command_reports_bad_input_in_one_line(tmp_path, arguments, line):
     extra = [f"run={tmp_path}/run"] if arguments[0] == "run" else []
-    done = rondo(*arguments, *extra)
+    done = run_rondo(*arguments, *extra)
     assert done.returncode == 2 and done.stderr.startswith(line)
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr and "\x1b" not in done.stderr
     assert not (tmp_path / "run").exists()

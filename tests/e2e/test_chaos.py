@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from bench.recovery import chaos
-from tests.helpers.cli import PACE, kill, start
+from tests.helpers.cli import RUN_TIMEOUT, kill, start_rondo
 
 SMALL = ["articles.limit=60", "summaries.n=4", "training.num_train_epochs=1", "training.pairs_per_step=16"]
 
@@ -64,9 +64,9 @@ def test_real_engines_survive_random_kills(tmp_path):
     run, rng, kills = tmp_path / "run", random.Random(0), 0
     command = ("run", "configs/demo.yaml", f"run={run}", "rounds=1", *SMALL)
     while True:
-        driver = start(*command)
+        driver = start_rondo(*command)
         try:
-            output, _ = driver.communicate(timeout=rng.uniform(5, 60) if kills < 6 else PACE)
+            output, _ = driver.communicate(timeout=rng.uniform(5, 60) if kills < 6 else RUN_TIMEOUT)
         except subprocess.TimeoutExpired:
             assert kills < 6, "the run hangs"
             kill(driver)

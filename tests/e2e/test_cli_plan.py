@@ -10,7 +10,7 @@ from pipeline.execution.planning.estimator import Estimator
 from pipeline.execution.planning.throughput import Throughput
 from pipeline.round import rounds
 from pipeline.storage.ledger import Ledger
-from tests.helpers.cli import PACE, start
+from tests.helpers.cli import RUN_TIMEOUT, start_rondo
 from tests.helpers.paths import ROOT
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -36,8 +36,8 @@ def planned(settings, rates=(), price=None):
 def test_tokens_are_near_those_of_a_real_run(tmp_path):
     """A small round with real vLLM gives the rates of one three times as large."""
     for name, limit in (("small", 120), ("large", 360)):
-        driver = start("run", DEMO, f"run={tmp_path}/{name}", f"articles.limit={limit}", "rounds=1")
-        said, _ = driver.communicate(timeout=2 * PACE)
+        driver = start_rondo("run", DEMO, f"run={tmp_path}/{name}", f"articles.limit={limit}", "rounds=1")
+        said, _ = driver.communicate(timeout=2 * RUN_TIMEOUT)
         assert driver.returncode == 0, said
     lines = planned(config(f"run={tmp_path}/none", "articles.limit=360", "rounds=1"), [f"{tmp_path}/small"])
 

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from tests.helpers.cli import PACE, kill, rondo, start, wait_for
+from tests.helpers.cli import RUN_TIMEOUT, kill, run_rondo, start_rondo, wait_for
 from tests.helpers.paths import ROOT
 from tests.helpers.secrets import SECRETS, check_holds_none
 from tests.helpers.tables import read_records, read_rows
@@ -29,11 +29,11 @@ def played(tmp_path_factory, secrets_about):
     """Two rounds, cut off twice: the driver killed as round 1 is judged, an engine killed as round 2 is written."""
     run = tmp_path_factory.mktemp("runs") / "two rounds"
     command = ("run", "configs/demo.yaml", f"run={run}", *SMALL)
-    driver = start(*command)
+    driver = start_rondo(*command)
     wait_for(lambda: (run / "round-01/summaries/record.json").exists(), driver)
     kill(driver)
     before = read_records(run)
-    driver = start(*command)
+    driver = start_rondo(*command)
     # Ray Data makes a new engine in its place. One of the evaluation that is just ending would be no loss: it must
     # be none of those seen before.
     seen: set[int] = set()
@@ -46,7 +46,7 @@ def played(tmp_path_factory, secrets_about):
     engine = wait_for(lambda: [process for process in engines(driver) if process.pid not in seen], driver)[0]
     assert not (run / "round-02/summaries/record.json").exists()
     engine.kill()
-    output, _ = driver.communicate(timeout=PACE)
+    output, _ = driver.communicate(timeout=RUN_TIMEOUT)
     assert driver.returncode == 0, output
     return run, command, before, output
 
@@ -164,34 +164,34 @@ def test_the_same_command_makes_nothing_and_another_setting_is_refused(played):
     run, command, *_ = played
     made = read_records(run)
     files = {name: (run / name).read_bytes() for name in ("config.yaml", "metrics.json", "report.md")}
-    other = rondo(*command, "pairs.threshold=4")
+    other = run_rondo(*command, "pairs.threshold=4")
     assert other.returncode == 2
     assert "round-01/pairs was made by another recipe:\n  settings.pairs.threshold: was 3, now 4" in other.stderr
     assert "--remake round-01/pairs" in other.stderr
     assert "Traceback" not in other.stderr
     assert {name: (run / name).read_bytes() for name in files} == files
-    again = rondo(*command, RAY_ADDRESS="127.0.0.1:1")
+    again = run_rondo(*command, RAY_ADDRESS="127.0.0.1:1")
     assert again.returncode == 0, f"it asks for Ray: {again.stderr}"
     assert read_records(run) == made
-    wider = rondo(*command, "hardware.trainer.workers=2", "summaries.max_skipped=0.9")
+    wider = run_rondo(*command, "hardware.trainer.workers=2", "summaries.max_skipped=0.9")
     assert wider.returncode == 0, "neither hardware nor a limit makes anything stale"
     assert read_records(run) == made
 
 
 def test_status_and_show(played):
     run, *_ = played
-    status = rondo("status", run)
+    status = run_rondo("status", run)
     assert status.returncode == 0, status.stderr
     assert "round-02/evaluation    made" in status.stdout
     assert "not made" not in status.stdout
-    stale = rondo("status", run, "training.beta=0.5").stdout
+    stale = run_rondo("status", run, "training.beta=0.5").stdout
     assert "round-01/pairs         made" in stale
     assert "round-01/policy        stale   settings.training.beta: was 0.3, now 0.5" in stale
-    shown = rondo("show", run, "round-01/pairs", "--rows", "1")
+    shown = run_rondo("show", run, "round-01/pairs", "--rows", "1")
     assert shown.returncode == 0, shown.stderr
     assert "over summary" in shown.stdout
     assert "right" in shown.stdout
-    missing = rondo("show", run, "pears")
+    missing = run_rondo("show", run, "pears")
     assert missing.returncode == 2
     assert "has no 'pears'; it has articles" in missing.stderr
 
@@ -209,7 +209,7 @@ def test_status_and_show(played):
 )
 def test_a_users_mistake_ends_in_one_line_before_ray_starts(tmp_path, overrides, line):
     began = time.monotonic()
-    done = rondo("run", "configs/demo.yaml", f"run={tmp_path}/run", *overrides)
+    done = run_rondo("run", "configs/demo.yaml", f"run={tmp_path}/run", *overrides)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {line}")
     assert done.stderr.count("\n") == 1

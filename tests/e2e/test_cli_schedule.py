@@ -14,7 +14,7 @@ from jobs.schedule import ScheduledRounds, count_finished_rounds, schedule
 from pipeline.config import UserError
 from pipeline.execution.progress import Display
 from pipeline.storage.ledger import Ledger
-from tests.helpers.cli import PACE, rondo, start, wait_for
+from tests.helpers.cli import RUN_TIMEOUT, run_rondo, start_rondo, wait_for
 from tests.helpers.paths import ROOT
 
 RECORD = {"build": "b1", "recipe": {}}
@@ -145,7 +145,7 @@ def command(tmp_path, corpus, *options):
 
 def test_a_run_that_another_driver_holds_is_left_out_with_a_word(tmp_path, corpus):
     with Ledger(str(tmp_path / "run")).lock(print):
-        done = rondo(*command(tmp_path, corpus, "--once"), timeout=200)
+        done = run_rondo(*command(tmp_path, corpus, "--once"), timeout=200)
     assert done.returncode == 0, done.stderr
     assert f"round 1 is left out: {tmp_path / 'run'} is in use by process {os.getpid()}" in done.stdout
 
@@ -153,7 +153,7 @@ def test_a_run_that_another_driver_holds_is_left_out_with_a_word(tmp_path, corpu
 def test_a_failing_round_ends_once_with_its_last_line(tmp_path, corpus):
     (tmp_path / "run" / "articles").mkdir(parents=True)
     (tmp_path / "run" / "articles" / "record.json").write_text("{")
-    done = rondo(*command(tmp_path, corpus, "--once"), timeout=200)
+    done = run_rondo(*command(tmp_path, corpus, "--once"), timeout=200)
     assert done.returncode == 2
     assert re.search(
         r"^error: round 1 ended with exit status 2 after .*articles/record.json is damaged", done.stderr, re.M
@@ -162,7 +162,7 @@ def test_a_failing_round_ends_once_with_its_last_line(tmp_path, corpus):
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_it_ends_when_it_is_told_to_while_it_waits(tmp_path, corpus, sent, status):
-    process = start(*command(tmp_path, corpus, "--cron", "0 0 1 1 *"))
+    process = start_rondo(*command(tmp_path, corpus, "--cron", "0 0 1 1 *"))
     assert "is due" in process.stdout.readline()
     process.send_signal(sent)
     output, _ = process.communicate(timeout=30)
@@ -174,16 +174,16 @@ def test_it_ends_when_it_is_told_to_while_it_waits(tmp_path, corpus, sent, statu
 def test_it_ends_its_round_with_itself(tmp_path, corpus, sent, status):
     """A real round: Ray is up and its first table is written when the end comes."""
     run = tmp_path / "run"
-    process = start(*command(tmp_path, corpus, "--now", "--cron", "0 0 1 1 *"))
+    process = start_rondo(*command(tmp_path, corpus, "--now", "--cron", "0 0 1 1 *"))
     wait_for(lambda: (run / "articles" / "record.json").exists(), process)
     time.sleep(1)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) > 3
     process.send_signal(sent)
-    output, _ = process.communicate(timeout=PACE)
+    output, _ = process.communicate(timeout=RUN_TIMEOUT)
     assert process.returncode == status, output
     assert "Traceback" not in output
-    deadline = time.monotonic() + PACE
+    deadline = time.monotonic() + RUN_TIMEOUT
     while left := [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]:
         assert time.monotonic() < deadline, f"something of the round is left: {left}"
         time.sleep(0.2)
@@ -215,6 +215,6 @@ def test_what_is_wrong_is_refused_at_once(tmp_path, options, overrides, says):
 
 
 def test_the_command_takes_its_options_from_the_line(tmp_path):
-    done = rondo("schedule", "configs/demo.yaml", f"run={tmp_path}/run", "--cron", "0 2 * *", timeout=60)
+    done = run_rondo("schedule", "configs/demo.yaml", f"run={tmp_path}/run", "--cron", "0 2 * *", timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --cron is '0 2 * *': ")

@@ -26,7 +26,7 @@ from pipeline.data.preference_formats import Preference
 from pipeline.stages.external_pairs import collect_pairs
 from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger
-from tests.helpers.cli import kill, rondo, start, wait_for
+from tests.helpers.cli import kill, run_rondo, start_rondo, wait_for
 from tests.helpers.paths import POLICY_MODEL, ROOT
 from tests.helpers.tables import add_table, read_records
 
@@ -55,7 +55,7 @@ def trained(tmp_path_factory):
     training = ("eval_fraction=0.3", "pairs_per_step=12", "num_train_epochs=12")
     command = ("train", "configs/demo.yaml", f"pairs={place}/pairs.jsonl", f"run={run}")
     command += tuple(f"training.{setting}" for setting in training)
-    done = rondo(*command)
+    done = run_rondo(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     return run, command, done.stdout
 
@@ -81,11 +81,11 @@ def test_a_file_of_pairs_becomes_a_model(trained):
 def test_the_same_command_makes_nothing_and_another_setting_is_refused(trained):
     run, command, _ = trained
     made = read_records(run)
-    again = rondo(*command)
+    again = run_rondo(*command)
     assert again.returncode == 0, again.stderr
     assert read_records(run) == made
     assert again.stdout.count("reused") == 4
-    other = rondo(*command, "training.beta=0.5")
+    other = run_rondo(*command, "training.beta=0.5")
     assert other.returncode == 2
     assert "policy was made by another recipe:\n  settings.training.beta: was 0.3, now 0.5" in other.stderr
 
@@ -106,11 +106,11 @@ def test_a_killed_driver_goes_on_at_the_step_it_left(trained, tmp_path):
         seen.update(path.name for path in run.glob("policy/checkpoints/train/checkpoint_*"))
         return len(seen) >= 3
 
-    driver = start(*command)
+    driver = start_rondo(*command)
     wait_for(third_checkpoint, driver)
     kill(driver)
     assert not (run / "policy/record.json").exists()
-    done = rondo(*command, "report_to=[tensorboard]")
+    done = run_rondo(*command, "report_to=[tensorboard]")
     assert done.returncode == 0, done.stdout + done.stderr
 
     events = accumulator.EventAccumulator(str(run / "tensorboard/policy")).Reload()
@@ -126,7 +126,7 @@ def test_a_killed_driver_goes_on_at_the_step_it_left(trained, tmp_path):
 
 def test_status_and_show_know_such_a_folder(trained):
     run, *_ = trained
-    status = rondo("status", run)
+    status = run_rondo("status", run)
     assert status.returncode == 0, status.stderr
     assert [line.split()[:2] for line in status.stdout.splitlines()[1:]] == [
         ["base/policy", "made"],
@@ -134,9 +134,9 @@ def test_status_and_show_know_such_a_folder(trained):
         ["references", "made"],
         ["policy", "made"],
     ]
-    stale = rondo("status", run, "training.beta=0.5").stdout
+    stale = run_rondo("status", run, "training.beta=0.5").stdout
     assert "policy                 stale   settings.training.beta: was 0.3, now 0.5" in stale
-    shown = rondo("show", run, "references", "--rows", "1")
+    shown = run_rondo("show", run, "references", "--rows", "1")
     assert shown.returncode == 0, shown.stderr
     assert "summary 0 over summary 1: given" in shown.stdout
 
@@ -144,7 +144,7 @@ def test_status_and_show_know_such_a_folder(trained):
 def test_what_belongs_to_rounds_is_refused_there(trained):
     run, *_ = trained
     for command in (("run", "configs/demo.yaml", f"run={run}"), ("export", run, "--out", run / "pairs.jsonl")):
-        refused = rondo(*command)
+        refused = run_rondo(*command)
         assert refused.returncode == 2
         assert "elsewhere" in refused.stderr
         assert refused.stderr.count("\n") == 1
@@ -303,7 +303,7 @@ def test_text_that_is_tokenized_otherwise_is_counted(played, tmp_path):
     config, ledger, _ = played
     done = export_pairs(config, ledger, str(tmp_path / "all.jsonl"))
     assert (done.rounds, done.pairs, done.same_ids) == ((1, 2), 6, 5)
-    said = rondo("export", config.run, "--out", tmp_path / "two.jsonl", "--round", 2)
+    said = run_rondo("export", config.run, "--out", tmp_path / "two.jsonl", "--round", 2)
     assert said.returncode == 0, said.stderr
     assert "2 pairs of round 2" in said.stdout
     assert "of 1 of them gives the token ids that were sampled" in said.stdout

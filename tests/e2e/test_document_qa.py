@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from newsroom.recipe.make_articles import documents
-from tests.helpers.cli import PACE, rondo
+from tests.helpers.cli import RUN_TIMEOUT, run_rondo
 from tests.helpers.paths import ROOT
 from tests.helpers.tables import read_rows
 
@@ -17,7 +17,7 @@ BASELINES = ("lead", "shorten-only")
 @pytest.mark.slow
 def test_answers_to_questions_about_documents_are_learned(tmp_path):
     command = ["run", "configs/document_qa_cpu.yaml", f"run={tmp_path}", "articles.limit=80", "judge.logprobs=true"]
-    done = rondo(*command, "pairs.weighting=margin", "training.pairs_per_step=36", timeout=2 * PACE)
+    done = run_rondo(*command, "pairs.weighting=margin", "training.pairs_per_step=36", timeout=2 * RUN_TIMEOUT)
     assert done.returncode == 0, done.stdout + done.stderr
 
     story = {document.id: document for document in documents()}

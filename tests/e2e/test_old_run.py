@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.helpers.cli import rondo
+from tests.helpers.cli import run_rondo
 from tests.helpers.paths import ROOT
 from tests.helpers.tables import read_records
 
@@ -26,13 +26,13 @@ def run(tmp_path_factory):
 def resumed(run):
     """The run after today's code has finished it; the records that were there before; what the command printed."""
     before = read_records(run)
-    finished = rondo("run", run / "config.yaml")
+    finished = run_rondo("run", run / "config.yaml")
     assert finished.returncode == 0, finished.stderr
     return run, before, finished.stdout
 
 
 def test_nothing_of_it_is_stale(run):
-    status = rondo("status", run).stdout
+    status = run_rondo("status", run).stdout
     assert "stale" not in status
     assert "round-01/policy        made    10 steps" in status
     assert "round-02/references    made" in status
@@ -40,12 +40,12 @@ def test_nothing_of_it_is_stale(run):
 
 
 def test_its_rows_are_shown(run):
-    rows = rondo("show", run, "round-01/pairs").stdout
+    rows = run_rondo("show", run, "round-01/pairs").stdout
     assert "summary 0" in rows and " over summary " in rows and "2 of 13 rows of round-01/pairs" in rows
 
 
 def test_its_pairs_are_exported(run, tmp_path):
-    exported = rondo("export", run, "--out", tmp_path / "pairs.jsonl", "--round", 1)
+    exported = run_rondo("export", run, "--out", tmp_path / "pairs.jsonl", "--round", 1)
     assert "24 pairs of round 1" in exported.stdout
     lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert len(lines) == 24 and all({"prompt", "chosen", "rejected"} <= line.keys() for line in lines)

@@ -5,7 +5,7 @@ import pytest
 from pipeline.config import UserError
 from pipeline.config.sanitize import escape_markdown, printable, redact
 from tests.helpers.chat_server import ChatServer
-from tests.helpers.cli import rondo
+from tests.helpers.cli import run_rondo
 from tests.helpers.secrets import SECRETS, check_holds_none
 
 
@@ -14,7 +14,7 @@ def test_a_run_with_a_key_for_a_server_holds_no_secret(tmp_path):
     """And with every other secret about; test_cli_run.py asks it of a run without a server."""
     run = tmp_path / "run"
     with ChatServer(lambda prompt, i: "Officials said so.", models=("m",), key=SECRETS["OPENAI_API_KEY"]) as server:
-        done = rondo(
+        done = run_rondo(
             *("run", "configs/demo.yaml", f"run={run}", "rounds=1"),
             *("articles.limit=24", "summaries.n=2", "judge={kind: cloze, questions: 4}", "questions.min_questions=1"),
             *("pairs.threshold=1", "pairs.min_word_gap=1", "evaluation.max_skipped=1", "summaries.max_skipped=1"),

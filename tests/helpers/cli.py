@@ -1,4 +1,4 @@
-"""Runs `rondo …` in a process of its own, waits for it, and kills it."""
+"""Runs the command `rondo` in its own process, waits for conditions, and kills drivers."""
 
 import os
 import signal
@@ -12,17 +12,20 @@ import psutil
 
 from tests.helpers.paths import ROOT
 
-PACE = 900  # seconds that a small run may take on a busy machine
+RUN_TIMEOUT = 900  # seconds; a small run takes less even on a busy machine
 RONDO = [sys.executable, "-m", "jobs.cli"]
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what the tests' own Ray has put there."""
+    """This process's environment without RAY_ADDRESS and PYTHONPATH, which Ray or the tests may have set.
+
+    The terminal is 120 columns wide, so that messages break in the same places everywhere.
+    """
     return {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")} | {"COLUMNS": "120"}
 
 
-def rondo(*arguments: object, timeout: float = PACE, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end, at the root of the repository; `variables` are added to its environment."""
+def run_rondo(*arguments: object, timeout: float = RUN_TIMEOUT, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `rondo` to its end in the root of the repository. `variables` are added to its environment."""
     return subprocess.run(
         [*RONDO, *map(str, arguments)],
         cwd=ROOT,
@@ -34,8 +37,8 @@ def rondo(*arguments: object, timeout: float = PACE, **variables: str) -> subpro
     )
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start the command in a session of its own; its output and its errors are one stream."""
+def start_rondo(*arguments: object) -> subprocess.Popen[str]:
+    """Start `rondo` in a session of its own. Its stdout has its output and its errors."""
     return subprocess.Popen(
         [*RONDO, *map(str, arguments)],
         cwd=ROOT,
@@ -47,10 +50,12 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None, timeout: float = PACE) -> Any:
+def wait_for(
+    condition: Callable[[], Any], process: subprocess.Popen[str] | None = None, timeout: float = RUN_TIMEOUT
+) -> Any:
     """Wait until `condition()` is true and return its value.
 
-    If `process` is given and ends first, the test fails with all that the process has written.
+    If `process` is given and ends first, the test fails and shows all that the process has written.
     """
     deadline = time.monotonic() + timeout
     while not (value := condition()):

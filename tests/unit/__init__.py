@@ -1,1 +1,1 @@
-"""Tests of single modules, in the folders of their packages: no Ray, no vLLM, no drivers."""
+"""Tests of single modules, in the folders of their packages. They start neither Ray, nor vLLM, nor a run."""

@@ -11,7 +11,7 @@ from pipeline.inference.pool import EnginePool
 from pipeline.stages.scores import score_samples
 from pipeline.storage.schema import to_dataset
 from tests.helpers.chat_server import ChatServer, reply_text
-from tests.helpers.cli import rondo
+from tests.helpers.cli import run_rondo
 from tests.helpers.paths import DEMO
 from tests.helpers.tables import write_table
 
@@ -68,7 +68,7 @@ def test_a_workers_error_about_a_server_is_shown_in_one_line(ray_cluster, tmp_pa
 
 def test_a_missing_server_is_reported_in_one_line_before_ray_starts(tmp_path):
     url = "hardware.servers.ours.base_url=http://127.0.0.1:1/v1"
-    done = rondo("run", DEMO, f"run={tmp_path}/run", url, "compare.other={model: m, server: ours}")
+    done = run_rondo("run", DEMO, f"run={tmp_path}/run", url, "compare.other={model: m, server: ours}")
     assert done.returncode == 2
     assert done.stderr.startswith("error: hardware.servers.ours.base_url is 'http://127.0.0.1:1/v1', and no server")
     assert done.stderr.count("\n") == 1

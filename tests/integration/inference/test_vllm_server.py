@@ -21,7 +21,7 @@ from pipeline.inference.base import count_tokens
 from pipeline.inference.openai_server import OpenAIServerEngine
 from pipeline.inference.server_check import check_server
 from tests.helpers.chat_server import KEY, ChatServer, chat_prompt
-from tests.helpers.cli import rondo
+from tests.helpers.cli import run_rondo
 from tests.helpers.paths import DEMO, ROOT
 from tests.helpers.paths import JUDGE_MODEL as JUDGE
 
@@ -128,9 +128,9 @@ def test_a_run_with_a_served_judge_and_a_served_model_to_compare_with(place, new
             "hardware.servers.news.prices.judge={input: 9, output: 9}",
             f"hardware.servers.other={{base_url: '{other.url}', api_key_env: OUR_KEY}}",
         ]
-        done = rondo("run", DEMO, *overrides, OUR_KEY=KEY)
+        done = run_rondo("run", DEMO, *overrides, OUR_KEY=KEY)
         assert done.returncode == 0, done.stdout + done.stderr
-    again = rondo("run", DEMO, *overrides, OUR_KEY="")
+    again = run_rondo("run", DEMO, *overrides, OUR_KEY="")
     assert again.returncode == 0, again.stderr
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     column = metrics["compared"]["lead-1"]

@@ -96,7 +96,12 @@ def gradient(model: PreTrainedModel, logps: dict) -> torch.Tensor:
     ("name", "dtype", "absolute", "relative"),
     [
         *((name, torch.float32, 1e-4, 1e-5) for name in CONFIGS),
-        ("gpt2", torch.float64, 1e-12, 1e-13),  # the only model here that has no float32 norm
+        (
+            "gpt2",
+            torch.float64,
+            1e-12,
+            1e-13,
+        ),  # the only model here that computes nothing in float32: no RMSNorm, no rotary embedding
     ],
 )
 def test_the_tree_equals_one_sequence_at_a_time(
@@ -129,8 +134,8 @@ def test_the_head_and_its_gradient_are_exact_in_chunks(trained: bool, monkeypatc
         assert gradcheck(lambda h, w: lm_head.token_logps(h, targets, w, None), (hidden, weight))
 
 
-def test_the_head_never_holds_more_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward and backward over 64 chunks of tokens: the largest tensor is as large as one chunk."""
+def test_the_head_allocates_less_than_two_chunks_of_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward over 64 chunks of tokens: the largest allocation of an operation is one chunk or more."""
     monkeypatch.setattr(lm_head, "LOGITS_PER_CHUNK", 16 * 1000)
     hidden, weight = torch.randn(1024, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
     with torch.profiler.profile(profile_memory=True) as profile:
@@ -273,29 +278,29 @@ def test_the_block_mask_covers_all_visible_tokens_and_calls_only_full_blocks_ful
         position = tree.position_ids[0]
         mask = mask & (position[:, None] - position[None] < window)
     size = -(-tree.tokens // 128) * 128
-    seen = torch.zeros(size, size, dtype=torch.bool)
-    seen[: tree.tokens, : tree.tokens] = mask
-    tiles = seen.view(size // 128, 128, -1, 128).permute(0, 2, 1, 3).flatten(2)
+    visible = torch.zeros(size, size, dtype=torch.bool)
+    visible[: tree.tokens, : tree.tokens] = mask
+    visible_in_block = visible.view(size // 128, 128, -1, 128).permute(0, 2, 1, 3).flatten(2)
     blocks = tree_attention.block_mask(tree, window)
-    partial, full = (torch.zeros_like(tiles[..., 0]) for _ in range(2))
-    for listed, counts, indices in (
+    partial, full = (torch.zeros_like(visible_in_block[..., 0]) for _ in range(2))
+    for is_listed, counts, indices in (
         (partial, blocks.kv_num_blocks, blocks.kv_indices),
         (full, blocks.full_kv_num_blocks, blocks.full_kv_indices),
     ):
         for q, count in enumerate(counts[0, 0].tolist()):
-            listed[q, indices[0, 0, q, :count].long()] = True
+            is_listed[q, indices[0, 0, q, :count].long()] = True
 
     assert not (partial & full).any()
-    assert not (tiles.any(-1) & ~(partial | full)).any()
-    assert not (full & ~tiles.all(-1)).any()
-    empty = int((partial & ~tiles.any(-1)).sum())
+    assert not (visible_in_block.any(-1) & ~(partial | full)).any()
+    assert not (full & ~visible_in_block.all(-1)).any()
+    empty = int((partial & ~visible_in_block.any(-1)).sum())
     assert empty <= int(partial.sum()) // (2 if window is None else 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 64])
 def test_compiled_flex_attention_reads_the_block_mask_correctly(window: int | None) -> None:
-    """Forward only, because a CPU has no backward. Unlike the interpreted kernel, it skips empty blocks."""
+    """Forward only: FlexAttention has no backward on a CPU. Unlike the interpreted kernel, it skips empty blocks."""
     compiled = torch.compile(flex_attention)
     for seed in range(3):
         draw = random.Random(seed)

@@ -47,26 +47,27 @@ def test_training_with_weights_of_one_equals_training_without_weights(model: Pat
 
 
 def test_a_weight_of_two_equals_the_pair_given_twice(model: Path) -> None:
-    once, twice = lines(model, without_reference(2.0)), lines(model, without_reference(times=2))
-    assert len(once) == len(twice) > 2
-    for one, other in zip(once, twice, strict=True):
-        same = {name: value for name, value in other.items() if name != "eval_pairs"}
-        assert {name: one[name] for name in same} == pytest.approx(same, rel=1e-4, abs=1e-6)
-    assert once != lines(model, without_reference())
+    weighted, repeated = lines(model, without_reference(2.0)), lines(model, without_reference(times=2))
+    assert len(weighted) == len(repeated) > 2
+    for weighted_line, repeated_line in zip(weighted, repeated, strict=True):
+        expected = {name: value for name, value in repeated_line.items() if name != "eval_pairs"}
+        assert {name: weighted_line[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert weighted != lines(model, without_reference())
 
 
 def test_weights_of_one_change_no_plan_and_no_batch() -> None:
     examples = random_examples(6)
-    ones = [replace(example, weights=(1.0,) * len(example.pairs)) for example in examples]
-    plans = [plan_steps(some, epochs=2, pairs_per_step=4, seed=0) for some in (examples, ones)]
+    weighted_examples = [replace(example, weights=(1.0,) * len(example.pairs)) for example in examples]
+    plans = [plan_steps(rows, epochs=2, pairs_per_step=4, seed=0) for rows in (examples, weighted_examples)]
 
     assert [article_ids(step.examples) for step in plans[0]] == [article_ids(step.examples) for step in plans[1]]
     for plain, weighted in zip(*plans, strict=True):
         assert plain.weight == weighted.weight == plain.pairs
         assert [e.chosen_tokens for e in plain.examples] == [e.chosen_tokens for e in weighted.examples]
-        rows = [micro_batches(s.examples, rank=0, workers=1, tokens_per_batch=60) for s in (plain, weighted)]
-        for one, other in zip(*rows, strict=True):
-            assert torch.equal(one.weights, other.weights) and bool((one.weights == 1).all())
+        batches = [micro_batches(s.examples, rank=0, workers=1, tokens_per_batch=60) for s in (plain, weighted)]
+        for plain_batch, weighted_batch in zip(*batches, strict=True):
+            assert torch.equal(plain_batch.weights, weighted_batch.weights)
+            assert bool((plain_batch.weights == 1).all())
 
 
 def test_a_step_counts_pairs_by_their_weights() -> None:
