@@ -37,8 +37,8 @@ def test_tokens_are_near_those_of_a_real_run(tmp_path):
     """A small round with real vLLM gives the rates of one three times as large."""
     for name, limit in (("small", 120), ("large", 360)):
         driver = start_rondo("run", DEMO, f"run={tmp_path}/{name}", f"articles.limit={limit}", "rounds=1")
-        said, _ = driver.communicate(timeout=2 * RUN_TIMEOUT)
-        assert driver.returncode == 0, said
+        output, _ = driver.communicate(timeout=2 * RUN_TIMEOUT)
+        assert driver.returncode == 0, output
     lines = planned(config(f"run={tmp_path}/none", "articles.limit=360", "rounds=1"), [f"{tmp_path}/small"])
 
     for address in ("questions", "round-01/summaries", "round-01/scores", "round-01/references"):

@@ -53,14 +53,14 @@ def played(tmp_path_factory, secrets_about):
 
 def engines(driver):
     """Processes of the driver's that are an engine's actor."""
-    found = []
+    processes = []
     for process in psutil.Process(driver.pid).children(recursive=True):
         try:
             if "MapWorker" in " ".join(process.cmdline()):
-                found.append(process)
+                processes.append(process)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def test_both_rounds_are_there_and_what_was_finished_was_not_made_again(played):

@@ -1,4 +1,4 @@
-"""The schedule: rounds as processes, of which it says what came; ends, failures, and a lock that somebody holds."""
+"""Tests of `rondo schedule`: rounds as child processes, how it ends, failed rounds, and a lock that another holds."""
 
 import os
 import re

@@ -170,10 +170,10 @@ def test_a_users_mistake_ends_in_one_line_before_ray_starts(tmp_path, arguments,
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as ended:
         main()
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert ended.value.code == 2
-    assert said.startswith(f"error: {line}")
-    assert said.count("\n") == 1
+    assert stderr.startswith(f"error: {line}")
+    assert stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -211,9 +211,15 @@ def test_from_python_a_mistake_is_refused_in_the_same_words(tmp_path):
 
 
 def test_rows_in_memory_are_kept_as_what_they_say(tmp_path, monkeypatch):
-    asked, said = ({"role": role, "content": role} for role in ("user", "assistant"))
-    row = {"prompt": [asked], "chosen": [said], "rejected": "no", "score": 0.5, "when": "2026-01-31"}
-    arrays = {"prompt": np.array([asked]), "chosen": np.array([said]), "score": np.float32(0.5)}
+    user_message, assistant_message = ({"role": role, "content": role} for role in ("user", "assistant"))
+    row = {
+        "prompt": [user_message],
+        "chosen": [assistant_message],
+        "rejected": "no",
+        "score": 0.5,
+        "when": "2026-01-31",
+    }
+    arrays = {"prompt": np.array([user_message]), "chosen": np.array([assistant_message]), "score": np.float32(0.5)}
     monkeypatch.setattr("pipeline.execution.align.run_alignment", lambda settings, *_: settings.pairs)
     kept = align(POLICY, [row | arrays | {"when": date(2026, 1, 31)}], out=tmp_path / "run")
     assert json.loads(Path(kept).read_text()) == row
@@ -261,7 +267,7 @@ def row(config, tokens, article_id, article):
     def ids(text):
         other = "Something else."
         if tokens.has_chat_template:
-            answers = [[{"role": "assistant", "content": said}] for said in (text, other)]
+            answers = [[{"role": "assistant", "content": answer}] for answer in (text, other)]
             return tokens.encode(Preference(messages, *answers))
         return tokens.encode(Preference(messages[0]["content"], text, other))
 
@@ -303,10 +309,10 @@ def test_text_that_is_tokenized_otherwise_is_counted(played, tmp_path):
     config, ledger, _ = played
     done = export_pairs(config, ledger, str(tmp_path / "all.jsonl"))
     assert (done.rounds, done.pairs, done.same_ids) == ((1, 2), 6, 5)
-    said = run_rondo("export", config.run, "--out", tmp_path / "two.jsonl", "--round", 2)
-    assert said.returncode == 0, said.stderr
-    assert "2 pairs of round 2" in said.stdout
-    assert "of 1 of them gives the token ids that were sampled" in said.stdout
+    exported = run_rondo("export", config.run, "--out", tmp_path / "two.jsonl", "--round", 2)
+    assert exported.returncode == 0, exported.stderr
+    assert "2 pairs of round 2" in exported.stdout
+    assert "of 1 of them gives the token ids that were sampled" in exported.stdout
 
 
 def test_a_round_that_is_not_there_is_refused(played, tmp_path):

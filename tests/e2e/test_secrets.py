@@ -30,8 +30,8 @@ def test_a_run_with_a_key_for_a_server_holds_no_secret(tmp_path):
 def test_what_a_library_quotes_of_a_secret_is_not_passed_on(monkeypatch):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    said = str(UserError(f"401 for {SECRETS['HF_TOKEN']} ({SECRETS['AWS_SECRET_ACCESS_KEY']})"))
-    assert said == "401 for (HF_TOKEN) ((AWS_SECRET_ACCESS_KEY))"
+    message = str(UserError(f"401 for {SECRETS['HF_TOKEN']} ({SECRETS['AWS_SECRET_ACCESS_KEY']})"))
+    assert message == "401 for (HF_TOKEN) ((AWS_SECRET_ACCESS_KEY))"
     monkeypatch.setenv("A_KEY", "run")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallelism")
     assert redact("run with parallelism") == "run with parallelism", "a short value, and a name that is no secret's"

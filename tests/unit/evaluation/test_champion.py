@@ -163,8 +163,8 @@ def test_dry_run_knows_what_is_made_and_guesses_nothing(walk, tmp_path):
     assert len(unplayed) == 4 and not any(one.assessment or one.ended for one in unplayed[1:])
     walk(skills, "start_from=champion", "stop.patience=1")
     dry_run = DryRun(config, Ledger(config.run))
-    found = list(rounds(dry_run))
-    assert len(found) == 3 and found[-1].ended.startswith("Stopped after round 2") and not dry_run.unmade
+    played = list(rounds(dry_run))
+    assert len(played) == 3 and played[-1].ended.startswith("Stopped after round 2") and not dry_run.unmade
 
 
 def test_changed_start_from_is_refused_and_overwrites_nothing(walk, tmp_path):
@@ -237,8 +237,8 @@ def test_remake_that_exceeds_its_limits_can_be_repeated(walk, tmp_path):
     skills = [0, 40]
     walk(skills, "summaries.max_skipped=1")
     ledger = Ledger(str(tmp_path / "run"))
-    found = ledger.find("round-01/summaries")
-    ledger.finish(found.address, found.record | {"build": "bad", "skipped": {"prompt too long": 90}})
+    summaries = ledger.find("round-01/summaries")
+    ledger.finish(summaries.address, summaries.record | {"build": "bad", "skipped": {"prompt too long": 90}})
     ledger.write("remake.json", '{"round-01/summaries": "before"}')  # the bad artifact replaced it
     with pytest.raises(UserError, match="--remake round-01/summaries"):
         walk(skills, "summaries.max_skipped=0.1")
@@ -266,10 +266,10 @@ def test_champion_json_has_the_address_and_the_beaten_round(walk):
     base = json.loads(run.ledger.read("champion.json"))
     assert (base["round"], base["address"], base["beat"]) == (0, "round-00/policy", None)
     champion.write_champion(played, run.ledger)
-    found = json.loads(run.ledger.read("champion.json"))
-    assert (found["round"], found["address"], found["model"]) == (2, "round-02/policy", "models/2")
-    assert found["build"] == played[2].policy.build
-    assert found["beat"]["round"] == 1 and found["beat"]["strict"]["wins"] == 40
+    written = json.loads(run.ledger.read("champion.json"))
+    assert (written["round"], written["address"], written["model"]) == (2, "round-02/policy", "models/2")
+    assert written["build"] == played[2].policy.build
+    assert written["beat"]["round"] == 1 and written["beat"]["strict"]["wins"] == 40
 
 
 def test_report_has_the_rounds_the_champion_and_the_reason_to_stop(walk):

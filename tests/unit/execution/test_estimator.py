@@ -32,10 +32,10 @@ def config(*overrides):
 
 
 def planned(settings, rates=(), price=None):
-    made = Estimator(settings, Ledger(settings.run), Throughput([Ledger(root) for root in rates], settings), price)
-    for _ in rounds(made):
+    estimator = Estimator(settings, Ledger(settings.run), Throughput([Ledger(root) for root in rates], settings), price)
+    for _ in rounds(estimator):
         pass
-    return {line.address: line for line in made.estimates}
+    return {line.address: line for line in estimator.estimates}
 
 
 class Played(DryRun):
@@ -45,11 +45,11 @@ class Played(DryRun):
         rows = {"train": 41, "eval": 78}.get(stage.split, 120)
         recipe = self.recipe(stage, inputs)
         if stage.name == "articles":
-            said = write_table(stage(articles=self.config.articles), f"{self.ledger.root}/articles")
+            content = write_table(stage(articles=self.config.articles), f"{self.ledger.root}/articles")
         elif not stage.writes:
-            said = {"model": "newsroom/models/policy", "digest": "0"}
+            content = {"model": "newsroom/models/policy", "digest": "0"}
             if "training" in stage.settings:
-                said["training"] = {"steps": 7, "pairs": 444, "tokens": 18_000, "seconds": 4.0}
+                content["training"] = {"steps": 7, "pairs": 444, "tokens": 18_000, "seconds": 4.0}
         else:
             kept = rows // 2 if stage.name == "pairs" else rows
             tally = {"train": 42, "eval": 78, "tokens_in": 100 * rows, "tokens_out": 10 * rows}
@@ -59,8 +59,8 @@ class Played(DryRun):
                 "scores": {"judged": 6 * rows},
                 "pairs": {"pairs": 3 * rows},
             }.get(stage.name, {})
-            said = {"in": rows, "kept": kept, "skipped": {}, "tally": tally, "parts": []}
-        return self.ledger.finish(address, {"build": address, "recipe": recipe, "seconds": 10.0, **said})
+            content = {"in": rows, "kept": kept, "skipped": {}, "tally": tally, "parts": []}
+        return self.ledger.finish(address, {"build": address, "recipe": recipe, "seconds": 10.0, **content})
 
 
 def play(settings):
@@ -114,17 +114,17 @@ def test_the_seconds_of_a_resumed_table_are_those_of_its_last_rows(tmp_path):
     for address, share in (("round-01/scores", 0.75), ("round-01/summaries", 1)):
         record = book.find(address).record
         book.finish(address, record | {"resumed": round(share * record["in"])})
-    found = {name: measured for (name, _), measured in Throughput([book], run).measured.items()}
-    assert (found["scores"].seconds, found["references"].seconds) == (40, 10)
-    assert "summaries" not in found, "its rows were there before the driver was"
+    measured_by_stage = {name: measured for (name, _), measured in Throughput([book], run).measured.items()}
+    assert (measured_by_stage["scores"].seconds, measured_by_stage["references"].seconds) == (40, 10)
+    assert "summaries" not in measured_by_stage, "its rows were there before the driver was"
 
 
 def test_tables_of_one_pipeline_share_its_seconds_and_its_start():
-    found, others = StageThroughput(), ["r/scores", "r/pairs", "r/references"]
+    throughput, others = StageThroughput(), ["r/scores", "r/pairs", "r/references"]
     tally = {"tokens_in": 100, "engine starts": 1, "engine start ms": 9000}
-    found.add({"in": 10, "kept": 10, "seconds": 60, "together_with": others, "tally": tally}, Hardware())
-    assert (found.seconds, found.started) == (20, 3)  # of the four tables that of the pairs asks nobody
-    assert found.time(200, width=1) == 3 + 17 * 2
+    throughput.add({"in": 10, "kept": 10, "seconds": 60, "together_with": others, "tally": tally}, Hardware())
+    assert (throughput.seconds, throughput.started) == (20, 3)  # of the four tables that of the pairs asks nobody
+    assert throughput.time(200, width=1) == 3 + 17 * 2
 
 
 def test_a_pipeline_holds_the_gpus_of_all_its_tables(tmp_path):
@@ -201,10 +201,10 @@ def test_the_command_says_it_for_people_and_for_machines(tmp_path, capsys):
 
     plan(DEMO, arguments, rates=[f"{tmp_path}/small"], price=2.0, out=str(tmp_path / "plan.json"))
 
-    told, said = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
-    assert "12 to make, 0 reused" in told and "round-01/scores" in told and "training" in told
-    assert said["total"]["prompts"] == sum(stage["prompts"] for stage in said["stages"])
-    assert {need["use"] for need in said["memory"]} == {"policy", "judge", "training"}
+    printed, written = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
+    assert "12 to make, 0 reused" in printed and "round-01/scores" in printed and "training" in printed
+    assert written["total"]["prompts"] == sum(stage["prompts"] for stage in written["stages"])
+    assert {need["use"] for need in written["memory"]} == {"policy", "judge", "training"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "small"]
 
 

@@ -25,48 +25,50 @@ wordings = pytest.mark.parametrize("wording", WORDINGS)
 
 
 @wordings
-@given(some=st.lists(questions, min_size=1, max_size=5), data=st.data())
-def test_every_answer_the_grammar_allows_is_read_back(wording, some, data):
+@given(asked=st.lists(questions, min_size=1, max_size=5), data=st.data())
+def test_every_answer_the_grammar_allows_is_read_back(wording, asked, data):
     judge = McqJudge(wording=WORDINGS[wording])
-    said = [data.draw(st.sampled_from([UNSURE, *LETTERS[:5]])) for _ in some]
-    reply = "\n".join(judge.answer_line(i, q, a) for i, (q, a) in enumerate(zip(some, said, strict=True), 1))
-    assert re.fullmatch(judge.ask_answers("a passage", some).regex, reply)
-    assert judge.read_answers(reply, some) == said
+    answers = [data.draw(st.sampled_from([UNSURE, *LETTERS[:5]])) for _ in asked]
+    reply = "\n".join(judge.answer_line(i, q, a) for i, (q, a) in enumerate(zip(asked, answers, strict=True), 1))
+    assert re.fullmatch(judge.ask_answers("a passage", asked).regex, reply)
+    assert judge.read_answers(reply, asked) == answers
 
 
 @wordings
-@given(some=st.lists(questions, min_size=1, max_size=5), data=st.data())
-def test_no_reply_that_the_grammar_allows_is_unread(wording, some, data):
+@given(asked=st.lists(questions, min_size=1, max_size=5), data=st.data())
+def test_no_reply_that_the_grammar_allows_is_unread(wording, asked, data):
     judge = McqJudge(wording=WORDINGS[wording])
-    reply = data.draw(st.from_regex(judge.ask_answers("a passage", some).regex, fullmatch=True))
-    assert None not in judge.read_answers(reply, some)
+    reply = data.draw(st.from_regex(judge.ask_answers("a passage", asked).regex, fullmatch=True))
+    assert None not in judge.read_answers(reply, asked)
 
 
 def test_words_that_mean_something_to_a_regex_mean_nothing_to_the_grammar():
     options = ("$5 (or more)", "[a-z]*", r"C:\d+", "50% / {x}", "what? ^|. …")
-    some = [Question("1", "How much (about) is a.b+?", options, 2)]
+    asked = [Question("1", "How much (about) is a.b+?", options, 2)]
     judge = McqJudge(wording=WORDINGS["newsroom"])
-    regex = judge.ask_answers("a passage", some).regex
+    regex = judge.ask_answers("a passage", asked).regex
     for answer in (UNSURE, *LETTERS[:5]):
-        assert re.fullmatch(regex, judge.answer_line(1, some[0], answer))
+        assert re.fullmatch(regex, judge.answer_line(1, asked[0], answer))
     assert not re.fullmatch(regex, r"Q1 How much (about) is aXb+? [a-z]* B")
-    assert not re.fullmatch(regex, judge.answer_line(1, some[0], "B")[:-1] + "A")
+    assert not re.fullmatch(regex, judge.answer_line(1, asked[0], "B")[:-1] + "A")
 
 
 tokens = st.lists(st.tuples(st.sampled_from(["Q1", " Unsure", "\n", "\nQ2", "", "A\n", " é"]), st.floats(-9, 0)))
 
 
 @given(tokens, st.integers(1, 5))
-def test_every_token_counts_for_one_line(some, lines):
-    found = line_logps(some, lines)
-    text = "".join(said for said, _ in some)
+def test_every_token_counts_for_one_line(tokens, lines):
+    logps = line_logps(tokens, lines)
+    text = "".join(token for token, _ in tokens)
     if text.lstrip().count("\n") < lines:
-        assert math.fsum(logp or 0.0 for logp in found) == pytest.approx(math.fsum(logp for _, logp in some), abs=1e-9)
-    assert all(logp is None or logp <= 0 for logp in found) and len(found) == lines
+        assert math.fsum(logp or 0.0 for logp in logps) == pytest.approx(
+            math.fsum(logp for _, logp in tokens), abs=1e-9
+        )
+    assert all(logp is None or logp <= 0 for logp in logps) and len(logps) == lines
 
 
 @pytest.mark.parametrize(
-    ("some", "logps"),
+    ("tokens", "logps"),
     [
         ([("Q1", -1), (" A", -2), ("\n", -4), ("Q2", -8), (" B", -16), ("", -32)], [-7, -56, None]),
         ([("Q1 A\n", -1), ("Q2 B", -2)], [-1, -2, None]),  # the end of a line is its own
@@ -77,16 +79,16 @@ def test_every_token_counts_for_one_line(some, lines):
         ([], [None, None, None]),
     ],
 )
-def test_log_probabilities_of_lines_by_hand(some, logps):
-    assert line_logps(some, 3) == logps
+def test_log_probabilities_of_lines_by_hand(tokens, logps):
+    assert line_logps(tokens, 3) == logps
 
 
 @wordings
 def test_a_reply_that_says_something_else_is_unread_not_wrong(wording):
     judge = McqJudge(wording=WORDINGS[wording])
-    some = [Question(str(i), f"Who {i}?", ("Ana", "Ben", "Carla", "Dan", "Eva"), i) for i in range(3)]
-    assert judge.read_answers("", some) == [None, None, None]
-    assert judge.read_answers("Q1 Z\nnonsense\nQ9 Unsure", some) == [None, None, None]
+    asked = [Question(str(i), f"Who {i}?", ("Ana", "Ben", "Carla", "Dan", "Eva"), i) for i in range(3)]
+    assert judge.read_answers("", asked) == [None, None, None]
+    assert judge.read_answers("Q1 Z\nnonsense\nQ9 Unsure", asked) == [None, None, None]
 
 
 @pytest.mark.parametrize("bad", ["\0", "\x1b", "\x85", "\ud800"])
@@ -100,17 +102,17 @@ def test_a_question_with_what_is_no_text_is_unread(bad):
 @pytest.mark.parametrize(("questions", "options"), [(1, 2), (5, 5), (20, 5), (10, 10)])
 def test_replies_have_room_for_all_that_is_asked(questions, options):
     judge = McqJudge(questions=questions, options=options)
-    some = [Question(str(i), f"Who {i}?", ("Ana", "Ben"), 0) for i in range(questions)]
+    asked = [Question(str(i), f"Who {i}?", ("Ana", "Ben"), 0) for i in range(questions)]
     assert judge.ask_questions("Lima.").max_tokens >= max(768, 30 * questions * options)
-    assert judge.ask_answers("Lima.", some).max_tokens >= max(256, 51 * questions)
+    assert judge.ask_answers("Lima.", asked).max_tokens >= max(256, 51 * questions)
     assert McqJudge().ask_questions("Lima.").max_tokens == 768
 
 
 def test_a_letter_beside_another_options_words_is_unread():
     judge = McqJudge(wording=WORDINGS["newsroom"])
-    some = [Question("1", "Who led?", ("Ana", "Ben", "Carla", "Dan", "Eva"), 0)]
-    assert judge.read_answers("Q1 Who led? Ana A", some) == ["A"]
-    assert judge.read_answers("Q1 Who led? Ana B", some) == [None]
+    asked = [Question("1", "Who led?", ("Ana", "Ben", "Carla", "Dan", "Eva"), 0)]
+    assert judge.read_answers("Q1 Who led? Ana A", asked) == ["A"]
+    assert judge.read_answers("Q1 Who led? Ana B", asked) == [None]
 
 
 @wordings
@@ -181,9 +183,9 @@ def test_one_key_and_no_question_twice():
 
 
 def test_questions_come_before_the_passage_so_that_the_prefix_is_shared():
-    some = [Question("1", "Who led?", ("Ana", "Ben", "Carla", "Dan", "Eva"), 0)]
+    asked = [Question("1", "Who led?", ("Ana", "Ben", "Carla", "Dan", "Eva"), 0)]
     for wording in WORDINGS.values():
-        one, two = (McqJudge(wording=wording).ask_answers(p, some).messages[0]["content"] for p in ("XX", "YY"))
+        one, two = (McqJudge(wording=wording).ask_answers(p, asked).messages[0]["content"] for p in ("XX", "YY"))
         assert one.index("Who led?") < one.index("XX")
         assert one[: one.index("XX")] == two[: two.index("YY")]
 
@@ -213,11 +215,11 @@ Grace Xu met 61 pilots, and Hugo Lopez met 88 more."""
 
 def test_cloze_asks_what_the_article_answers_and_nothing_does_not():
     judge = ClozeJudge(questions=4)
-    some = judge.read_questions(judge.reply(judge.ask_questions(ARTICLE)))
-    assert len(some) == 4
-    from_all = judge.read_answers(judge.reply(judge.ask_answers(ARTICLE, some)), some)
-    assert from_all == [question.letter for question in some]
-    assert judge.read_answers(judge.reply(judge.ask_answers("", some)), some) == [UNSURE] * 4
+    asked = judge.read_questions(judge.reply(judge.ask_questions(ARTICLE)))
+    assert len(asked) == 4
+    from_all = judge.read_answers(judge.reply(judge.ask_answers(ARTICLE, asked)), asked)
+    assert from_all == [question.letter for question in asked]
+    assert judge.read_answers(judge.reply(judge.ask_answers("", asked)), asked) == [UNSURE] * 4
 
 
 def test_cloze_options_never_hold_one_another():
@@ -248,8 +250,8 @@ def test_cloze_asks_nothing_of_one_line_of_many_numbers_and_says_so_soon():
 @given(st.text(), st.text())
 def test_cloze_survives_any_text(article, passage):
     judge = ClozeJudge(options=2)
-    some = [q for q in judge.read_questions(judge.reply(judge.ask_questions(article))) if isinstance(q, Question)]
-    if some:
-        answers = judge.read_answers(judge.reply(judge.ask_answers(passage, some)), some)
-        assert len(answers) == len(some)
+    asked = [q for q in judge.read_questions(judge.reply(judge.ask_questions(article))) if isinstance(q, Question)]
+    if asked:
+        answers = judge.read_answers(judge.reply(judge.ask_answers(passage, asked)), asked)
+        assert len(answers) == len(asked)
         assert None not in answers

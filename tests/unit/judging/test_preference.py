@@ -95,9 +95,9 @@ def test_antisymmetric(rule, a, b, pairs):
 
 
 @shipped
-@given(some=st.lists(scores, min_size=3, max_size=5), pairs=settings)
-def test_no_cycles(rule, some, pairs):
-    for order in permutations(some):
+@given(score_rows=st.lists(scores, min_size=3, max_size=5), pairs=settings)
+def test_no_cycles(rule, score_rows, pairs):
+    for order in permutations(score_rows):
         wins = [rule(x, y, pairs) > 0 for x, y in zip(order, [*order[1:], order[0]], strict=True)]
         assert not all(wins)
 
@@ -186,11 +186,11 @@ def test_changing_a_user_function_changes_the_recipe(write_preference):
     assert "pairs.preference" in stage.make_pairs.contents
 
 
-def row(some, finish="stop", article_id="a"):
+def row(score_rows, finish="stop", article_id="a"):
     return {
         "article_id": article_id,
-        "summaries": [{"text": "", "token_ids": [1], "finish_reason": finish} for _ in some],
-        "scores": [s | {"answers": [], "unread": 0, "invalid_chars": 0} | extra for s, extra in some],
+        "summaries": [{"text": "", "token_ids": [1], "finish_reason": finish} for _ in score_rows],
+        "scores": [s | {"answers": [], "unread": 0, "invalid_chars": 0} | extra for s, extra in score_rows],
     }
 
 
@@ -199,10 +199,10 @@ def _pair(settings, seed, article):
 
 
 @given(st.lists(scores, min_size=2, max_size=8), st.integers(1, 5), st.integers(), st.sampled_from(list(SELECTIONS)))
-def test_pairs_are_preferences_among_usable_summaries(some, most, seed, selection):
+def test_pairs_are_preferences_among_usable_summaries(score_rows, most, seed, selection):
     pairs = Pairs(max_per_article=most, min_words=5, max_words=40, selection=selection)
-    outcome = _pair(pairs, seed, row([(s, {}) for s in some]))
-    usable = [s for s in some if 5 <= s["words"] < 40]
+    outcome = _pair(pairs, seed, row([(s, {}) for s in score_rows]))
+    usable = [s for s in score_rows if 5 <= s["words"] < 40]
     exist = sum(accuracy_then_length(a, b, pairs) != 0 for a, b in combinations(usable, 2))
     if isinstance(outcome, Skip):
         assert exist == 0
@@ -212,8 +212,8 @@ def test_pairs_are_preferences_among_usable_summaries(some, most, seed, selectio
     assert sum(weights) == pytest.approx(1) if selection == "all" else set(weights) == {1.0}
     assert len({(p["chosen"], p["rejected"]) for p in outcome["pairs"]}) == len(outcome["pairs"])
     for p in outcome["pairs"]:
-        assert accuracy_then_length(some[p["chosen"]], some[p["rejected"]], pairs) == 1
-        assert all(5 <= some[i]["words"] < 40 for i in (p["chosen"], p["rejected"]))
+        assert accuracy_then_length(score_rows[p["chosen"]], score_rows[p["rejected"]], pairs) == 1
+        assert all(5 <= score_rows[i]["words"] < 40 for i in (p["chosen"], p["rejected"]))
 
 
 def test_swapped_summaries_swap_chosen_and_rejected():
@@ -242,20 +242,22 @@ def test_random_pairs_depend_on_the_article_and_not_on_its_position():
     assert len(drawn) > 5
 
 
-def selected(name, some, most=3, seed=0):
-    article = row([(s, {}) for s in some], article_id=str(seed))
+def selected(name, score_rows, most=3, seed=0):
+    article = row([(s, {}) for s in score_rows], article_id=str(seed))
     made = _pair(Pairs(selection=name, max_per_article=most), 0, article)["pairs"]
     return [(p["chosen"], p["rejected"]) for p in made]
 
 
 def test_best_worst_pairs_the_most_preferred_with_the_least_preferred():
-    some = [score(2, 20), score(5, 20), score(0, 20), score(4, 10), score(1, 20)]
-    assert selected("best_worst", some) == [(3, 2)]  # 4 right in 10 words beat 5 right in 20
+    score_rows = [score(2, 20), score(5, 20), score(0, 20), score(4, 10), score(1, 20)]
+    assert selected("best_worst", score_rows) == [(3, 2)]  # 4 right in 10 words beat 5 right in 20
 
 
 def test_best_worst_gives_a_pair_even_if_best_and_worst_tie():
-    some = [score(1, 10), score(5, 20), score(0, 10), score(4, 20)]
-    made = _pair(Pairs(selection="best_worst", preference="length_matched"), 0, row([(s, {}) for s in some]))["pairs"]
+    score_rows = [score(1, 10), score(5, 20), score(0, 10), score(4, 20)]
+    made = _pair(Pairs(selection="best_worst", preference="length_matched"), 0, row([(s, {}) for s in score_rows]))[
+        "pairs"
+    ]
     assert len(made) == 1 and made[0]["reason"] in (
         "1 against 0 right, 10 against 10 words",
         "5 against 4 right, 20 against 20 words",
@@ -263,15 +265,15 @@ def test_best_worst_gives_a_pair_even_if_best_and_worst_tie():
 
 
 def test_widest_margin_takes_accuracy_first_then_length():
-    some = [score(5, 40), score(3, 10), score(4, 20), score(1, 20)]
-    assert selected("widest_margin", some) == [(0, 3), (2, 3), (1, 3)]
-    assert selected("widest_margin", some, 4) == [(0, 3), (2, 3), (1, 3), (1, 0)]
+    score_rows = [score(5, 40), score(3, 10), score(4, 20), score(1, 20)]
+    assert selected("widest_margin", score_rows) == [(0, 3), (2, 3), (1, 3)]
+    assert selected("widest_margin", score_rows, 4) == [(0, 3), (2, 3), (1, 3), (1, 0)]
 
 
 def test_widest_margin_takes_the_larger_soft_margin_of_equal_differences():
-    some = [score(4, 40) | {"soft": 3.9}, score(4, 20) | {"soft": 3.1}, score(1, 20) | {"soft": 0.9}]
-    assert selected("widest_margin", some, 1) == [(0, 2)]
-    for without in ([s | {"soft": None} for s in some], [score(4, 40), score(4, 20), score(1, 20)]):
+    score_rows = [score(4, 40) | {"soft": 3.9}, score(4, 20) | {"soft": 3.1}, score(1, 20) | {"soft": 0.9}]
+    assert selected("widest_margin", score_rows, 1) == [(0, 2)]
+    for without in ([s | {"soft": None} for s in score_rows], [score(4, 40), score(4, 20), score(1, 20)]):
         assert selected("widest_margin", without, 1) == [(1, 2)]  # by words
 
 
@@ -281,10 +283,11 @@ soft_scores = st.tuples(scores, st.floats(0, 1) | st.none()).map(
 
 
 @given(st.lists(soft_scores, min_size=2, max_size=8), st.sampled_from(list(SELECTIONS)), st.integers())
-def test_margin_weighting_keeps_the_mean_weight_of_an_article(some, selection, seed):
+def test_margin_weighting_keeps_the_mean_weight_of_an_article(score_rows, selection, seed):
     settings = {"max_per_article": 4, "min_words": 5, "max_words": 40, "selection": selection}
     plain, by_margin = (
-        _pair(Pairs(**settings, weighting=name), seed, row([(s, {}) for s in some])) for name in ("none", "margin")
+        _pair(Pairs(**settings, weighting=name), seed, row([(s, {}) for s in score_rows]))
+        for name in ("none", "margin")
     )
     if isinstance(plain, Skip):
         assert by_margin == plain
@@ -293,14 +296,14 @@ def test_margin_weighting_keeps_the_mean_weight_of_an_article(some, selection, s
     assert [p | {"weight": 0} for p in ours] == [p | {"weight": 0} for p in theirs]
     assert sum(p["weight"] for p in ours) == pytest.approx(sum(p["weight"] for p in theirs))
     assert all(p["weight"] >= 0 for p in ours)
-    softs = [(some[p["chosen"]]["soft"], some[p["rejected"]]["soft"]) for p in ours]
+    softs = [(score_rows[p["chosen"]]["soft"], score_rows[p["rejected"]]["soft"]) for p in ours]
     if any(None in pair for pair in softs):
         assert ours == theirs
         return
     by_right = [
         (high - low, p["weight"])
         for (high, low), p in zip(softs, ours, strict=True)
-        if some[p["chosen"]]["correct"] > some[p["rejected"]]["correct"]
+        if score_rows[p["chosen"]]["correct"] > score_rows[p["rejected"]]["correct"]
     ]
     if all(margin > 0 for margin, _ in by_right):
         for (margin, weight), (other, lighter) in combinations(by_right, 2):
@@ -309,17 +312,17 @@ def test_margin_weighting_keeps_the_mean_weight_of_an_article(some, selection, s
 
 def test_weights_by_hand():
     right, soft = (5, 2, 1, 4), (4.5, 1.0, 1.5, 3.0)
-    some = [score(r, 9) | {"soft": s} for r, s in zip(right, soft, strict=True)]
+    score_rows = [score(r, 9) | {"soft": s} for r, s in zip(right, soft, strict=True)]
     pairs = [(0, 1), (0, 2), (1, 2), (3, 0)]  # margins 3.5, 3.0 and one below 0; the last pair by length
-    assert pair_weights(pairs, some, 1.0, "margin") == pytest.approx([4 * m / 7.5 for m in (3.5, 3.0, 0.0, 1.0)])
-    assert pair_weights(pairs, some, 0.25, "margin") == pytest.approx([m / 7.5 for m in (3.5, 3.0, 0.0, 1.0)])
-    assert pair_weights(pairs, some, 0.25, "none") == [0.25] * 4
-    assert pair_weights([(1, 2)], some, 1.0, "margin") == [1.0]  # no pair has a positive margin: equal weights
-    old = [score(5, 9), some[1]]  # of a table that is older than the soft score
+    assert pair_weights(pairs, score_rows, 1.0, "margin") == pytest.approx([4 * m / 7.5 for m in (3.5, 3.0, 0.0, 1.0)])
+    assert pair_weights(pairs, score_rows, 0.25, "margin") == pytest.approx([m / 7.5 for m in (3.5, 3.0, 0.0, 1.0)])
+    assert pair_weights(pairs, score_rows, 0.25, "none") == [0.25] * 4
+    assert pair_weights([(1, 2)], score_rows, 1.0, "margin") == [1.0]  # no pair has a positive margin: equal weights
+    old = [score(5, 9), score_rows[1]]  # of a table that is older than the soft score
     assert pair_weights([(0, 1)], old, 1.0, "margin") == [1.0]
 
 
 def test_pairs_with_equal_margins_are_drawn_at_random_by_article():
-    some = [score(5, 20), score(5, 20), score(1, 20), score(1, 20)]
-    drawn = Counter(selected("widest_margin", some, 1, seed)[0] for seed in range(60))
+    score_rows = [score(5, 20), score(5, 20), score(1, 20), score(1, 20)]
+    drawn = Counter(selected("widest_margin", score_rows, 1, seed)[0] for seed in range(60))
     assert set(drawn) == {(0, 2), (0, 3), (1, 2), (1, 3)}
