@@ -111,7 +111,7 @@ def _memory_needs(settings: Config, estimator: Estimator, memory: float | None) 
     used = {use for stage in estimator.unmade.values() for use in stage.uses}
     lengths = estimator.counts.lengths
     completions = settings.summaries.n * settings.summaries.max_tokens
-    tokens = max(settings.hardware.trainer.tokens_per_batch, lengths.longest + completions)
+    tokens = max(settings.hardware.trainer.tokens_per_batch, lengths.longest_prompt + completions)
     share_scored = completions / (completions + (lengths.prompt or 0))
     return memory_needs(settings, memory, PackedRow(tokens, int(tokens * share_scored)), used)
 
@@ -157,7 +157,7 @@ def _notes(
         notes.append(
             f"{settings.rounds} rounds are planned; a round without pairs, or a rule that stops, ends them sooner"
         )
-    notes += [*unknown, *estimator.counts.lengths.unknown]
+    notes += [*unknown, *estimator.counts.lengths.notes]
     if memory is None and any(need.gpus for need in needs):
         notes.append("the memory of the GPUs is unknown, so nothing is refused: give --gpu-memory GIB")
     if memory is not None:

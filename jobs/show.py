@@ -1,4 +1,7 @@
-"""`rondo status` and `rondo show`: what a run has made, and rows of its tables. Nothing is changed, no Ray started."""
+"""`rondo status` and `rondo show`: print the state of a run's artifacts, and rows of its tables.
+
+These commands change nothing and do not start Ray.
+"""
 
 import re
 from collections.abc import Sequence
@@ -18,11 +21,11 @@ from pipeline.stages.base import Stage
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.run_folder import CONFIG, read_settings
 
-_ARTICLE_CHARACTERS = 900  # shown of an article
+_ARTICLE_CHARACTERS = 900  # an article is cut after so many
 
 
 class _Status(DryRun):
-    """Prints the state of each artifact, and refuses nothing."""
+    """Prints the state of each artifact. A stale artifact does not stop it."""
 
     def __init__(self, config: Config | Alignment, ledger: Ledger, display: Display):
         super().__init__(config, ledger)
@@ -63,12 +66,23 @@ def show_status(folder: str, overrides: Sequence[str]) -> None:
                 display.say(current.ended)
 
 
-def show_rows(folder: str, stage: str, count: int, article_id: str | None) -> None:
-    """Print a few rows of a table."""
+def show_rows(folder: str, stage_or_address: str, count: int, article_id: str | None) -> None:
+    """Print rows of a table: the first `count`, or those of one article.
+
+    Args:
+        folder: the run folder.
+        stage_or_address: an address such as round-01/scores, or the last part of addresses, such as scores. For a stage
+            that several rounds have, the table of the latest round is used.
+        count: the most rows to print.
+        article_id: print only rows of this article; None: of all articles.
+
+    Raises:
+        UserError: there is no such table, or it has no such row.
+    """
     from pipeline.storage import tables
 
     ledger = Ledger(folder)
-    table = _find_table(ledger, stage)
+    table = _find_table(ledger, stage_or_address)
     rows = tables.read_table(ledger, table)
     if article_id is not None:
         rows = [row for row in rows if row["article_id"] == article_id]
@@ -83,15 +97,15 @@ def show_rows(folder: str, stage: str, count: int, article_id: str | None) -> No
     console.print(f"{min(count, len(rows))} of {len(rows):,} rows of {table.address}", style="dim", markup=False)
 
 
-def _find_table(ledger: Ledger, stage: str) -> Artifact:
+def _find_table(ledger: Ledger, stage_or_address: str) -> Artifact:
     """The table at this address, or the latest round's table of this stage."""
     addresses = ledger.addresses()
     if not addresses:
         unfinished = "has nothing finished yet: rondo status says what comes next"
         raise UserError(f"{ledger.root} {'holds no run' if ledger.read(CONFIG) is None else unfinished}")
-    matching = [address for address in addresses if re.fullmatch(rf"(.*/)?{re.escape(stage)}", address)]
+    matching = [address for address in addresses if re.fullmatch(rf"(.*/)?{re.escape(stage_or_address)}", address)]
     if not matching:
-        raise UserError(f"{ledger.root} has no {stage!r}; it has {', '.join(addresses)}")
+        raise UserError(f"{ledger.root} has no {stage_or_address!r}; it has {', '.join(addresses)}")
     table = ledger.find(matching[-1])
     assert table is not None, "it was listed by its record"
     if "parts" not in table.record:

@@ -1,7 +1,8 @@
-"""Defines what a judge is: it writes prompts and reads replies, and an engine runs the model.
+"""Defines the interface of a judge, and helpers for judges.
 
-A judge turns an article into a prompt for questions, turns a passage into a prompt for answers, and parses the replies.
-It knows nothing about engines, batches or files, so it can be tested by hand. Standard library only.
+A judge writes prompts and reads replies; an engine runs the model. It turns an article into a prompt for questions,
+turns a passage into a prompt for answers, and parses the replies. It knows nothing about engines, batches or files, so
+it can be tested by hand. Standard library only.
 """
 
 import random
@@ -134,30 +135,30 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), template)
 
 
-# Options are shown in another order, and so with other letters, when they are answered. These patterns find an option
-# with a label in front (`A) Oslo`), an option that is a letter, and text that refers to other options.
+# Judges shuffle the options, so a letter inside a question or an option would point to the wrong option. These patterns
+# find an option with a label in front (`A) Oslo`), an option that is a letter, and text that refers to other options.
 _LETTER = re.compile(r"\(?[A-J]\)?[.:]?|(\([A-J]\)|[A-J][):]) .*", re.IGNORECASE)
-_DOTTED = re.compile(
-    r"[A-J]\. .*"
-)  # `A. Oslo`; names such as `J. Smith` match too, so it counts only if all options do
+# `A. Oslo`. A name such as `J. Smith` matches too, so a question is refused only if all its options match.
+_DOTTED = re.compile(r"[A-J]\. .*")
 _OTHERS = re.compile(
     r"\b(all|none|any|both|neither|either|some) of the above\b|\b(all|none|any|both|neither|either) of these\b"
-    # A letter is a capital, and not a word: "answer a letter" and "the choice I made" are fine.
+    # Only a capital letter counts, and not the word I: "answer a letter" and "the choice I made" are fine.
     r"|\b(both|neither|either) (?-i:[A-J]) (and|or|nor) (?-i:[A-J])\b"
     r"|\b(option|answer|choice) (?-i:[A-HJ]\b|I\b(?! [a-z]))",
     re.IGNORECASE,
 )
 
 
-def vet(read: Sequence[Question | Skip]) -> list[Question | Skip]:
-    """Replace malformed and repeated questions by a `Skip` with the reason. The result has the length of `read`.
+def vet(questions: Sequence[Question | Skip]) -> list[Question | Skip]:
+    """Replace each malformed or repeated question by a `Skip` with the reason. The result is as long as `questions`.
 
-    A well-formed question has 2 to 10 options that are distinct (ignoring case and punctuation around them), one of
-    them the right one. No option names a letter or refers to the other options.
+    A well-formed question has 2 to 10 options that are distinct (ignoring case and punctuation around them), and one of
+    them is the right one. No option is a letter or begins with one as a label. Neither the question nor an option
+    refers to other options.
     """
     vetted: list[Question | Skip] = []
     seen = set()
-    for question in read:
+    for question in questions:
         if isinstance(question, Question):
             words = " ".join(re.findall(r"\w+", question.question.casefold())) or question.question
             if fault := _fault(question):
@@ -207,11 +208,11 @@ def line_logps(tokens: Iterable[tuple[str, float]], lines: int) -> list[float | 
 
 
 def shuffled(question: Question, seed: int) -> Question:
-    """Return the question with its options in another order, drawn from `seed` and the text of the question.
+    """Return the question with its options in a random order, which may be the same order as before.
 
-    A model that writes questions favours one position for the right option, and a model that answers favours one
-    letter. Shuffling cancels both. The order does not depend on the position of a row in a table, so it is the same in
-    every run.
+    The order is drawn from `seed`, the text of the question, and its options. It does not depend on the position of a
+    row in a table, so it is the same in every run. A model that writes questions favours one position for the right
+    option, and a model that answers favours one letter. Shuffling cancels both.
     """
     order = list(range(len(question.options)))
     random.Random(f"{seed}\n{question.question}\n{question.options}").shuffle(order)

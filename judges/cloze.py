@@ -1,4 +1,4 @@
-"""Judges without a model: it blanks out names and numbers in sentences of the article.
+"""A judge without a model: its questions are sentences of the article with a name or a number blanked out.
 
 This judge is cheap and never guesses, but it does not recognise a paraphrase. Use it as a second opinion, and to test a
 whole round on real text without an LLM. `reply` stands in for the model, so this judge uses the same engines, stages
@@ -40,7 +40,10 @@ class ClozeJudge(ModelFreeJudge):
         return "\n".join(_choose(line, passage) for line in questions.split("\n"))
 
     def _write(self, article: str) -> list[str]:
-        """Return up to `questions` lines: a sentence with a blank, the right option, then wrong options of its kind."""
+        """Return up to `questions` lines. Each has a sentence with a blank, the right option, and wrong options.
+
+        The wrong options are of the same kind as the right one: all are numbers, or all are names.
+        """
         sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+|\n+", article)]
         spots = [(s, m) for s in sentences for m in _SPOT.finditer(s) if m.start() > 0 or m["number"]]
         pools = {kind: list(dict.fromkeys(m[kind] for _, m in spots if m[kind])) for kind in ("number", "name")}
@@ -48,13 +51,13 @@ class ClozeJudge(ModelFreeJudge):
         rng.shuffle(spots)
         lines: list[str] = []
         used: set[str] = set()
-        outside: dict[tuple[str, str], list[str]] = {}  # by sentence and kind: the values that the sentence lacks
+        outside: dict[tuple[str, str], list[str]] = {}  # by sentence and kind: the values that are not in the sentence
         for sentence, match in spots:
             key, kind = match[0], "number" if match["number"] else "name"
             blanked = sentence[: match.start()] + _BLANK + sentence[match.end() :]
             if key in used or sentence in used or _holds(blanked, key):
                 continue
-            # A wrong option that stands in the sentence could be excluded without the passage.
+            # The reader could exclude a wrong option that is in the sentence, without reading the passage.
             if (sentence, kind) not in outside:
                 outside[sentence, kind] = [value for value in pools[kind] if not _holds(sentence, value)]
             if len(outside[sentence, kind]) < self.options - 1:
@@ -71,15 +74,15 @@ class ClozeJudge(ModelFreeJudge):
         return lines
 
     def read_questions(self, reply: str) -> list[Question | Skip]:
-        read: list[Question | Skip] = []
+        questions: list[Question | Skip] = []
         for line in filter(None, reply.split("\n")):
             text, *options = line.split("\t")
             if len(options) != self.options:
-                read.append(Skip("question unread"))
+                questions.append(Skip("question unread"))
                 continue
             digest = hashlib.sha256(line.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-            read.append(shuffled(Question(digest, text, tuple(options), 0), self.seed))
-        return vet(read)
+            questions.append(shuffled(Question(digest, text, tuple(options), 0), self.seed))
+        return vet(questions)
 
     def read_answers(self, reply: str, questions: Sequence[Question]) -> list[Answer]:
         lines = reply.split("\n")
@@ -92,7 +95,7 @@ class ClozeJudge(ModelFreeJudge):
 
 
 def _choose(line: str, passage: str) -> str:
-    """Choose the option whose sentence in the passage is most like the blanked one; unsure if no single one is."""
+    """Choose the option whose sentence in the passage has the most words of the blanked one. A tie gives unsure."""
     blanked, *options = line.split("\t")
     blanked_words = _words(blanked)
     best = [0.0] * len(options)

@@ -1,8 +1,9 @@
 """Judges with an LLM: the model writes multiple-choice questions about an article, and answers them from a passage.
 
-A regular expression constrains the decoding of each reply, so every reply can be parsed. The model writes the right
-option first; the judge then shuffles the options. `pipeline/judging/question_generation.py` decides which questions
-are good enough to use.
+A regular expression constrains the decoding of each reply, so every complete reply can be parsed. A reply that was cut
+off at its token limit, or that a server did not constrain, may be impossible to parse. The model writes the right
+option first; the judge then shuffles the options. `pipeline/judging/question_generation.py` decides which questions are
+good enough to use.
 """
 
 import hashlib
@@ -12,8 +13,8 @@ from collections.abc import Sequence
 from judges.base import LETTERS, UNSURE, Answer, Judge, Prompt, Question, Skip, fill, shuffled, user, vet
 from judges.prompts import PLAIN, Wording
 
-# Words separated by single spaces. So a weak model cannot write white space for ever, and no grammar needs a bounded
-# repetition, which some grammar compilers expand state by state.
+# Words are separated by single spaces, so that a weak model cannot write white space for ever. The number of words has
+# no limit, because some grammar compilers expand a bounded repetition state by state.
 _WORD = r"[^ \n\r\t|]+"
 _PHRASE = rf"{_WORD}( {_WORD})*"
 # Characters that a tiny model may spell byte by byte, or a server may send. vLLM refuses a regex that contains NUL.
@@ -77,14 +78,16 @@ class McqJudge(Judge):
         return shuffled(Question(digest, text, options, 0), self.seed)
 
     def ask_answers(self, passage: str, questions: Sequence[Question]) -> Prompt:
-        block = self._untagged("\n".join(self.show(number, question) for number, question in enumerate(questions, 1)))
+        block = self._untagged(
+            "\n".join(self.format_question(number, question) for number, question in enumerate(questions, 1))
+        )
         passage = self._untagged(passage)
         values = {"count": str(len(questions)), "questions": block, "passage": passage}
-        regex = r"\n".join(self._choice(number, question) for number, question in enumerate(questions, 1))
+        regex = r"\n".join(self._answer_regex(number, question) for number, question in enumerate(questions, 1))
         messages = user(fill(self.wording.answers_prompt, values))
         return Prompt(messages, self.max_answer_tokens, regex, logprobs=self.logprobs, quotes=(block, passage))
 
-    def _choice(self, number: int, question: Question) -> str:
+    def _answer_regex(self, number: int, question: Question) -> str:
         """Return a regex that matches the lines that answer this question, and no others.
 
         With `restate`, all summaries of an article share one grammar. That is cheaper than one grammar for all articles
@@ -101,7 +104,7 @@ class McqJudge(Judge):
         """Make the brackets of the prompt's own tags round in `text`, so that the text cannot close its tag early."""
         return self.tags.sub(r"(\1)", text)
 
-    def show(self, number: int, question: Question) -> str:
+    def format_question(self, number: int, question: Question) -> str:
         """Return a question as the model sees it, with its options and letters."""
         options = self.wording.between.join(
             fill(self.wording.option, {"letter": letter, "option": option})

@@ -1,7 +1,7 @@
 """One round on one page: the policy writes summaries, a judge scores them, and DPO trains the next policy on the pairs.
 
-Everything here names artifacts and what they are made from. An executor decides whether an artifact is reused or made:
-see `execution/executor.py`.
+This module names the artifacts and the inputs of each. An executor decides whether an artifact is reused or made: see
+`execution/executor.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,8 +38,8 @@ class RoundArticles:
 
     Attributes:
         train: the table with the training articles.
-        heldout: the table with the held-out articles; with a second judge also its questions.
-        read: the tables of articles that this round and the rounds before it have read.
+        heldout: the table with the held-out articles; with a second judge it also has that judge's questions.
+        read: the tables of articles that were read for this round and for the rounds before it.
     """
 
     train: Artifact
@@ -50,7 +50,7 @@ class RoundArticles:
 def rounds(run: Executor) -> Iterator[Round]:
     """Play a run: yield the base, then each round as it is finished.
 
-    The run ends early when a rule of `stop` says so, or when there is nothing to learn from.
+    The run ends early if a rule of `stop` says so, or if there is nothing to train on.
     """
     articles, base = prepare(run)
     played = [base]
@@ -90,7 +90,9 @@ def play_round(played: Sequence[Round], articles: RoundArticles, run: Executor) 
 
     # Sample, judge, pair. Reference log-probabilities join the pipeline, unless earlier pairs must be replayed first.
     sample, sampled_articles, pair = _sampling_and_pairing(played, start_number, articles, run)
-    earlier_pairs = [one.pairs for one in played if one.pairs and one.trained] if run.setting("pairs.replay") else []
+    earlier_pairs = (
+        [each.pairs for each in played if each.pairs and each.trained] if run.setting("pairs.replay") else []
+    )
     links = (sample, sampled_articles, start), (score_samples,), (pair,)
     if earlier_pairs:
         summaries, scores, pairs = make_chain(*links)
@@ -114,9 +116,10 @@ def play_round(played: Sequence[Round], articles: RoundArticles, run: Executor) 
 def _sampling_and_pairing(
     played: Sequence[Round], start_number: int, articles: RoundArticles, run: Executor
 ) -> tuple[Stage, Artifact, Stage]:
-    """How the round samples, about which articles, and how it pairs: the policy's own summaries, or against the base's.
+    """Choose the stage that samples, the articles for it, and the stage that makes pairs.
 
-    For pairs against the base, the articles come with scored summaries by the base.
+    A round pairs the policy's summaries with each other, or with summaries by the base. In the second case the articles
+    come with the base's summaries and their scores.
     """
     if start_number == 0 or run.setting("pairs.rejected") == "policy":
         return sample_summaries, articles.train, make_pairs
@@ -135,20 +138,20 @@ def choose_start(played: Sequence[Round], run: Executor) -> tuple[int, Artifact]
     Returns:
         the number of the round that trained it, and the policy.
     """
-    latest = [one for one in played if one.trained][-1]
+    latest = [each for each in played if each.trained][-1]
     if run.setting("start_from") == "latest":
         return latest.number, latest.policy
     if (assessment := played[-1].assessment) is not None:
         return assessment.champion, played[assessment.champion].policy
-    # A dry run cannot know the champion before the evaluations are made. So everything that follows is to be made too.
+    # A dry run cannot know the champion before the evaluations are made. So all later artifacts count as not made.
     return latest.number, replace(latest.policy, record={"build": NOT_MADE})
 
 
 def next_articles(articles: RoundArticles, folder: str, run: Executor) -> RoundArticles:
-    """The articles of a later round: the same again, or new ones with questions.
+    """The articles of a later round: the same articles again, or new articles with questions.
 
     Raises:
-        NoNewArticles: new ones are wanted, and the corpus has none.
+        NoNewArticles: the setting asks for new articles, and the corpus has none.
     """
     if run.setting("articles.each_round") == "same":
         return articles
@@ -158,7 +161,7 @@ def next_articles(articles: RoundArticles, folder: str, run: Executor) -> RoundA
 
 
 def judge_only(run: Executor) -> tuple[Artifact, Artifact]:
-    """The judge without a policy: its questions, and its answers to them from each article's lead."""
+    """Run the judge without a policy: it asks questions, and answers them from the lead of each article."""
     _, questions = _ask_about_articles(run)
     links = (lead_baseline, questions), (score_leads,)
     return questions, run.produce_chain(*links, into="judge-card")[-1]
@@ -185,7 +188,7 @@ def _evaluate_external(name: str, heldout: Artifact, run: Executor) -> Artifact:
 
 
 def assess(played: Sequence[Round], run: Executor) -> Round:
-    """The last of these rounds with its assessment, and with the reason if a rule of `stop` ends the run there."""
+    """The last of these rounds with its assessment, and with the reason if a rule of `stop` ends the run after it."""
     last = played[-1]
     if last.ended:
         return last
@@ -193,14 +196,14 @@ def assess(played: Sequence[Round], run: Executor) -> Round:
     assessment = assess_round(played, run.config, run.ledger) if last.trained else last.assessment
     if assessment is None:
         return last
-    figures = [one.assessment.figures for one in played[1:-1] if one.assessment] + [assessment.figures]
-    reasons = stop_reasons(run.setting("stop"), [one for one in figures if one])
+    figures = [each.assessment.figures for each in played[1:-1] if each.assessment] + [assessment.figures]
+    reasons = stop_reasons(run.setting("stop"), [each for each in figures if each])
     ended = f"Stopped after round {last.number}: {'; '.join(reasons)}" if reasons else None
     return replace(last, assessment=assessment, ended=ended)
 
 
 def _end_without_pairs(last: Round, pairs: Artifact, run: Executor) -> Round:
-    """A round without pairs. It ends the run if the next round would have the same articles."""
+    """The result of a round without pairs. The run ends if the next round would have the same articles."""
     number = last.number + 1
     if run.setting("articles.each_round") == "same":
         reasons = ", ".join(f"{reason}: {count}" for reason, count in pairs.record["skipped"].items())
@@ -211,6 +214,7 @@ def _end_without_pairs(last: Round, pairs: Artifact, run: Executor) -> Round:
 
 
 def _end_without_round(last: Round, why: str) -> Round:
+    """The end of a run whose next round cannot train: the last policy again, with the reason."""
     number = last.number + 1
-    ended = f"Round {number} {why}: there was nothing to learn from, and the run ended with the policy it had"
+    ended = f"Round {number} {why}. There is nothing to train on, so the run ends with the policy it has"
     return replace(last, number=number, pairs=None, trained=False, ended=ended)

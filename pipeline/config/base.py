@@ -1,4 +1,7 @@
-"""The base class of all settings: frozen, without unknown keys. Also their shared types and the check of locations."""
+"""Defines the base class of all settings, number types that they share, and the check of locations.
+
+Settings cannot be changed once they are made, and unknown keys are refused.
+"""
 
 import re
 from collections.abc import Mapping
@@ -21,7 +24,10 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_no_boolean(cls, value: Any, field: ValidationInfo) -> Any:
-        """Refuse true and false for a number: YAML reads `yes` and `on` as true, and Python takes true for 1."""
+        """Refuse true and false for every setting that is not a bool.
+
+        YAML reads `yes` and `on` as true, and Python would accept true as the number 1.
+        """
         if isinstance(value, bool) and cls.model_fields[field.field_name or ""].annotation is not bool:
             raise PydanticCustomError(
                 "boolean", "it should not be true or false (YAML reads yes, no, on and off as true or false)"

@@ -69,15 +69,15 @@ def check_mixture(
     """
     if loss_weights is not None and len(loss_weights) != len(losses):
         raise ValueError(
-            f"training.loss_weights has {len(loss_weights)} and training.loss_type has {len(losses)} "
+            f"training.loss_weights has {len(loss_weights)} weights and training.loss_type has {len(losses)} losses "
             f"({', '.join(losses)}): give each loss a weight, or leave loss_weights out for 1.0 each"
         )
     for name, value in changed_settings.items():
-        users = [loss for loss, settings in LOSS_SETTINGS.items() if name in settings]
-        if not set(users) & set(losses):
+        losses_with_setting = [loss for loss, settings in LOSS_SETTINGS.items() if name in settings]
+        if not set(losses_with_setting) & set(losses):
             raise ValueError(
                 f"training.{name} is {value:g}, and it has no effect on training.loss_type {', '.join(losses)}: "
-                f"leave {name} out, or add a loss that uses it ({', '.join(users)})"
+                f"leave {name} out, or add a loss that uses it ({', '.join(losses_with_setting)})"
             )
     if "exo_pair" in losses and "label_smoothing" not in changed_settings:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Removes secrets, control characters and Markdown marks from text before it is shown.
+"""Makes text safe to show: replaces secrets and control characters, and escapes Markdown.
 
-Articles, summaries, ids and column names come from anybody, and libraries quote their input in error messages, which
-may include a key. Settings that hold secrets are refused in `base.py`. Tokens that have a meaning to a model are
-removed in `inference/special_tokens.py`.
+Articles, summaries, ids and column names may come from anybody. Libraries quote their input in error messages, and that
+input may include a key. Other modules refuse secrets in settings: `base.py` in locations, `run.py` in `judge.settings`,
+and `hardware.py` in the settings of a server. `inference/special_tokens.py` breaks up special tokens in prompts.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Assesses a round's policy and finds the champion: the last policy that beat the champion before it.
 
-The assessment is computed again from the evaluations each time a run walks over its rounds, by the functions that the
-report uses. It is not an artifact, so that the next round always follows from the tables that exist. When a run stops
-is in `stopping.py`, and what a round plays in `round.py`.
+Each time a run walks over its rounds, the assessment is computed again from the evaluations, with the functions that
+the report uses. It is not an artifact, so that the next round always follows from the tables that exist. The rules that
+stop a run are in `stopping.py`, and the steps of a round are in `pipeline/round.py`.
 """
 
 import json
@@ -22,23 +22,25 @@ CHAMPION = "champion.json"
 
 
 def assess_round(played: Sequence[Round], config: Config, ledger: Ledger) -> Assessment | None:
-    """Assess the last of these rounds and decide who is champion now.
+    """Assess the last of these rounds and decide which policy is champion now.
 
-    The round's policy becomes champion if it is shown to beat the champion, and if its summaries are within the bounds
-    of the setting `stop`.
+    The round's policy becomes champion if the evaluation shows that it beats the champion, and if its summaries are
+    within the bounds of the setting `stop`.
 
     Args:
         played: round 0 and each round after it. All but the last have their assessment.
+        config: settings of the run.
+        ledger: the run folder with the tables.
 
     Returns:
-        None if a table is missing, because a dry run walks over tables that are not made yet.
+        the assessment; None in a dry run if a table is not made yet.
     """
     current, before, base = played[-1], played[-2].assessment, played[0]
-    if before is None or not _are_made(current.pairs, current.drift, *(one.results for one in played)):
+    if before is None or not _are_made(current.pairs, current.drift, *(each.results for each in played)):
         return None
     counting = CountingSettings.from_config(config)
     champion, start = played[before.champion], played[current.start]
-    rows = {one.number: heldout_rows(one, ledger) for one in (base, champion, start, current)}
+    rows = {each.number: heldout_rows(each, ledger) for each in (base, champion, start, current)}
 
     def strict_win_rate(opponent: Round) -> WinRate | None:
         return compare_writers(rows[current.number], rows[opponent.number], counting)["strict"]
@@ -58,7 +60,7 @@ def assess_round(played: Sequence[Round], config: Config, ledger: Ledger) -> Ass
     challenge = strict_win_rate(champion)
     if challenge is not None and challenge.better and not bounds_exceeded(config.stop, figures):
         return Assessment(current.number, champion.number, challenge, figures, drift, challenge)
-    return Assessment(before.champion, before.beat, before.won, figures, drift, challenge)
+    return Assessment(before.champion, before.beaten_round, before.win_rate, figures, drift, challenge)
 
 
 def heldout_rows(current: Round, ledger: Ledger) -> list[Row]:
@@ -72,11 +74,13 @@ def _are_made(*artifacts: Artifact | None) -> bool:
 
 
 def write_champion(played: Sequence[Round], ledger: Ledger) -> None:
-    """Write champion.json: where the best policy so far is, and which champion it beat."""
+    """Write champion.json: the best policy so far, and the champion that it beat."""
     assessment = played[-1].assessment
     assert assessment is not None, "a finished round has an assessment"
     champion = played[assessment.champion]
-    beaten = None if assessment.beat is None else {"round": assessment.beat, "strict": assessment.won}
+    beaten = None
+    if assessment.beaten_round is not None:
+        beaten = {"round": assessment.beaten_round, "strict": assessment.win_rate}
     content = {
         "round": champion.number,
         "address": champion.policy.address,

@@ -18,32 +18,33 @@ Record = Mapping[str, Any]
 
 
 def measure_card(
-    questions: Record, judged: Sequence[Record], examined: Sequence[Record], options: int
+    questions: Record, scoring_records: Sequence[Record], all_records: Sequence[Record], options: int
 ) -> dict[str, Any]:
-    """The card from the records of stages.
+    """Compute the card from the records of stages.
 
     Args:
-        questions: of the `questions` stage.
-        judged: of stages in which the judge only scored summaries. The cost of a summary comes from these.
-        examined: of all stages in which the judge scored summaries.
+        questions: the record of the `questions` stage.
+        scoring_records: records of the `scores` stages of rounds. The cost of a summary is computed from these.
+        all_records: records of all stages in which the judge scored summaries: `scoring_records` and evaluations.
         options: number of options of each question.
 
     Returns:
-        shares from 0 to 1, which are None if nothing was counted, and the numbers of which they are shares:
+        shares from 0 to 1, which are None if nothing was counted, and the counts that they are shares of:
 
         - `ceiling`, `floor`: right answers from the whole article and from nothing; `floor_unsure`: "unsure" from
           nothing.
         - `agreement`: equal answers with the options in another order. Answers that are "unsure" both times do not
           count.
-        - `letters`: the share of each letter among the answers of both checks; `keys`: among the right options, whose
-          order we shuffle; `letters_p`: how likely such a difference of the two is if the judge favours no letter.
+        - `letters`: the share of each letter among the answers of both checks. `keys`: the share of each letter among
+          the right options, which were shuffled. `letters_p`: the probability of so large a difference between the two
+          if the judge favours no letter.
         - `confidence_right`, `confidence_wrong`, only with `judge.logprobs`: the mean probability of right and of wrong
           answers from the whole article, each with the number of answers.
-        - `…_per_summary`: the cost each time a summary is judged. Seconds are the time in which an engine had summaries
-          to judge, added up over engines, without their start.
+        - `…_per_summary`: the mean cost of judging a summary once. Seconds are the time in which an engine had
+          summaries to judge, added up over engines, without the time that engines took to start.
     """
-    asked, scored = questions["tally"], _add_tallies(examined)
-    cost = _add_tallies(judged)
+    asked, scored = questions["tally"], _add_tallies(all_records)
+    cost = _add_tallies(scoring_records)
     times_judged = cost[tallies.JUDGED] + cost[tallies.JUDGED_AGAIN]
     letters = _count_letters(asked, tallies.ANSWER_LETTER_PREFIX, options)
     keys = _count_letters(asked, tallies.KEY_LETTER_PREFIX, options)
@@ -105,7 +106,7 @@ def _share(part: float, whole: float) -> float | None:
 
 
 def card_lines(card: Mapping[str, Any]) -> list[list[str]]:
-    """The card as a table: a heading, then for each figure a line with its name, value and what it is a share of."""
+    """The card as a table: a heading, then a line for each figure with its name, its value, and what was counted."""
     used = f"{card['questions_used']:,} of {card['questions_asked']:,}"
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in card["questions_dropped"].items())
     letters, keys = (
@@ -151,7 +152,7 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 
 def card_notes(card: Mapping[str, Any]) -> list[str]:
-    """Warnings about a judge whose scores should not be believed without a second look."""
+    """Warnings about a judge whose scores are not reliable."""
     notes = []
     if card["agreement"] is not None and card["agreement"] < 0.9:
         notes.append(

@@ -1,6 +1,7 @@
-"""Builds what a stage needs and its result does not depend on: pools of engines and models, a folder, progress.
+"""Builds the resources of a stage: pools of engines and of models, the artifact's folder, progress, trackers.
 
-Everything is built on the driver and is only a recipe for an actor. No engine and no model is loaded here.
+A stage needs its resources to run, and its result does not depend on them. A pool that is built here holds no engine
+and no model yet: it tells Ray how to build them, and its actors load them when the stage runs.
 """
 
 import os
@@ -35,15 +36,19 @@ def provide_resources(
     """Build the resources that `Stage.uses` names.
 
     Args:
-        names: `policy_engine` samples the input `policy`, `model` is its location; `judge_engine` and
-            `second_judge_engine` run the judges; `X_scorer` holds the input X, frozen, for log-probabilities;
-            `trainer` is the hardware of the training workers; `folder`, `progress` and `logging` are the artifact's
-            folder, its progress bar and its trackers.
-        config: of the run.
-        inputs: of the stage, by name.
-        root, address: of the artifact that is to be made.
+        names: the resources to build. `policy_engine` is a pool of engines that sample from the input `policy`, and
+            `model` is the location of that policy. `judge_engine` and `second_judge_engine` are pools of engines that
+            run the judges. `X_scorer` is a pool of frozen models that compute log-probabilities under the input X.
+            `trainer` is the hardware of the training workers. `folder` is the artifact's folder. `progress` and
+            `logging` are functions: one updates the progress bar, the other opens the trackers.
+        config: the settings of the run.
+        inputs: the inputs of the stage, by name.
+        root: the run folder.
+        address: the address of the artifact that will be made.
+        progress: the progress bar of the stage.
     """
-    # Every table gets a seed of its own, so that no two rounds draw alike. The run's name has no part in it.
+    # Every artifact gets a seed of its own, so that two rounds do not draw the same samples. The seed does not depend
+    # on the run folder.
     seed = zlib.crc32(f"{config.seed}/{address}".encode())
     sections = {engine: section for section, engine in JUDGE_ENGINES.items()}
 
@@ -82,7 +87,7 @@ def _policy_engine(config: Config | Alignment, policy: Mapping[str, Any], seed: 
 
 
 def _judge_engine(config: Config | Alignment, section: str, seed: int) -> EnginePool:
-    """The pool of a judge. Both judges share `hardware.judge`, because they never run at the same time."""
+    """A pool of engines that run a judge. Both judges use `hardware.judge`, as they never run at the same time."""
     assert isinstance(config, Config), "only rounds have a judge"
     judge, hardware = getattr(config, section), config.hardware.judge
     if judge.model is None:
@@ -102,10 +107,11 @@ def _server_pool(model: str, served: ServedModel, config: Config | Alignment, ha
 
 
 def _scorer(config: Config | Alignment, policy: Mapping[str, Any]) -> EnginePool:
-    """A pool of frozen policies, on the hardware that will train, so that the values come from the same kernels."""
+    """A pool of frozen policies, on the hardware of the trainer, so that the values come from the same kernels."""
     trainer = config.hardware.trainer
     hardware = EngineHardware(
-        # In a pipeline it begins with the hardware that the engines leave, and grows when they end.
+        # With hardware.together the engines run at the same time: start with one replica, and add replicas when the
+        # engines end.
         replicas=Replicas(min=1 if config.hardware.together else trainer.workers, max=trainer.workers),
         gpus_per_replica=trainer.gpus_per_worker,
         cpus_per_replica=trainer.cpus_per_worker,
@@ -120,9 +126,12 @@ def _make_vllm_engine(model: str, dtype: str, max_model_len: int | None, seed: i
 
     from pipeline.inference.vllm import VllmEngine
 
-    # Engines with the same seed would draw alike: two replicas, or an engine and the one that replaced it.
-    actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None  # else asking starts a Ray
-    engine_seed = zlib.crc32(f"{seed}/{actor}/{os.getpid()}".encode())
+    # Two replicas, or an engine and its replacement, need different seeds: with the same seed they would draw the same
+    # samples.
+    actor_id = None
+    if ray.is_initialized():  # without this check, get_runtime_context() would start Ray
+        actor_id = ray.get_runtime_context().get_actor_id()
+    engine_seed = zlib.crc32(f"{seed}/{actor_id}/{os.getpid()}".encode())
     return VllmEngine(fetch(model), dtype, max_model_len, engine_seed, hardware)
 
 

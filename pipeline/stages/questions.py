@@ -1,6 +1,7 @@
-"""The stages `questions` and `second_questions`: each judge asks questions about articles, once a run.
+"""The stages `questions` and `second_questions`: each judge asks questions about articles.
 
-How questions are asked and checked is in `judging/question_generation.py`.
+`questions` runs once, and with `articles.each_round=new` once per round, for the new articles of the round.
+`second_questions` always runs once. How questions are asked and checked is in `judging/question_generation.py`.
 """
 
 from functools import partial

@@ -1,8 +1,8 @@
 """Begins, resumes and finishes tables, and decides which parts make up a table.
 
 A table that was interrupted is resumed from the parts that exist. A table is finished when it has each expected article
-exactly once. What a part is, is in `parts.py`; how rows move between tables is in `streams.py`; which tables a stage
-makes is decided in `execution/runner.py`.
+exactly once. `parts.py` reads and writes single parts, `streams.py` moves rows between tables, and
+`execution/runner.py` decides which tables are made.
 """
 
 from collections import Counter
@@ -23,9 +23,9 @@ class TableDraft:
 
     Attributes:
         uri: the table's folder.
-        attempt: names the parts that this process and its workers write. Workers may outlive a driver that was killed;
-            the next driver does not take what they still write for its own.
-        adopted: parts that earlier attempts wrote, and that are used.
+        attempt: names the parts that this driver and its workers write. Workers may outlive a driver that was killed.
+            Their parts have that driver's attempt in their names, so the next driver can tell them from its own.
+        adopted: names of the parts of earlier attempts that the table keeps.
         ids: ids of the articles in the adopted parts.
         dropped: number of parts of earlier attempts that could not be used and were removed.
     """
@@ -63,7 +63,7 @@ def finish_table(table: TableDraft, expected: dict[str, int] | None) -> dict[str
 
     Returns:
         the fields for the table's record: counts `in`, `kept` and `skipped` (by reason); `tally`, the sums of the rows'
-        tallies; `ids`, the sums of hashes of kept ids; `parts`, the names of the parts that are the table; and
+        tallies; `ids`, the sums of hashes of kept ids; `parts`, the names of the parts with kept rows; and
         `resumed`, the number of rows that earlier attempts had made. Rows that were merged into another row are tallied
         as `merged`, and `in` includes them. None if the table does not have each expected article exactly once.
 

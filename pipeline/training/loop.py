@@ -224,16 +224,16 @@ class TrainLoop:
     def _update(self, number: int, step: Step) -> None:
         """Make update `number`, counted from 0, and log its metrics."""
         began = time.monotonic()
-        totals, step0_gaps = torch.zeros(metrics.COUNT, dtype=torch.float64), torch.zeros(2)
+        totals, step0_gaps = torch.zeros(metrics.NUM_SUMS, dtype=torch.float64), torch.zeros(2)
         for batch in self._batches(step.examples):
             logps = self.policy(completion_logps, batch.tree)
             losses = self._losses(batch, logps, step)
             ((losses * batch.weights).sum() / step.weight).backward()
             self.optimizer.collect()
-            totals += metrics.sums(batch, logps, losses, self.settings["beta"])
+            totals += metrics.micro_batch_sums(batch, logps, losses, self.settings["beta"])
             if number == 0:
                 step0_gaps = torch.maximum(step0_gaps, self._reference_gaps(batch, logps.detach()))
-        line = metrics.means(self._sum(totals), step.weight, self.has_reference)
+        line = metrics.step_metrics(self._sum(totals), step.weight, self.has_reference)
         if number == 0 and self.has_reference:
             self._check_step0(line["loss"], step0_gaps)
         rate = learning_rate(
@@ -255,11 +255,13 @@ class TrainLoop:
         """Log metrics of the held-out pairs after `number` updates."""
         if not self.held_out:
             return
-        held_out, totals = Step(epoch, tuple(self.held_out)), torch.zeros(metrics.COUNT, dtype=torch.float64)
+        held_out, totals = Step(epoch, tuple(self.held_out)), torch.zeros(metrics.NUM_SUMS, dtype=torch.float64)
         for batch in self._batches(held_out.examples):
             logps = self.policy(completion_logps, batch.tree)
-            totals += metrics.sums(batch, logps, self._losses(batch, logps, held_out), self.settings["beta"])
-        means = metrics.means(self._sum(totals), held_out.weight, self.has_reference)
+            totals += metrics.micro_batch_sums(
+                batch, logps, self._losses(batch, logps, held_out), self.settings["beta"]
+            )
+        means = metrics.step_metrics(self._sum(totals), held_out.weight, self.has_reference)
         line = {f"eval_{name}": value for name, value in means.items()}
         self._log({"step": number, "epoch": epoch, **line, "eval_pairs": held_out.pairs})
         if number:  # before any update margins are only rounding, and the start model must not count as the best

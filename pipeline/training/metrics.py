@@ -24,14 +24,14 @@ _PAIR_METRICS = (
 )
 # These two are not in TRL. `logps/chosen_fell`: share of pairs whose chosen completion is less likely now than under
 # the reference. `kl`: E[log ref - log policy] over completions, in nats per completion. In the first epoch on the
-# model's own samples, these were drawn from the reference, so it estimates KL(reference || policy) (over the
-# completions that made a pair).
+# model's own samples, the completions were drawn from the reference, so `kl` estimates KL(reference || policy), over
+# the completions that are in a pair.
 _REFERENCE_METRICS = ("logps/chosen_fell", "kl")
-COUNT = len(_PAIR_METRICS) + len(_REFERENCE_METRICS) + 1  # `sums` also counts the completions
+NUM_SUMS = len(_PAIR_METRICS) + len(_REFERENCE_METRICS) + 1  # the last is the number of completions
 
 
-def sums(batch: MicroBatch, logps: Tensor, losses: Tensor, beta: float) -> Tensor:
-    """Sum a micro-batch's values, to be added to those of the rest of the step.
+def micro_batch_sums(batch: MicroBatch, logps: Tensor, losses: Tensor, beta: float) -> Tensor:
+    """Sum the values of a micro-batch. The caller adds up these sums over all micro-batches of the step.
 
     Args:
         batch: P pairs of C completions.
@@ -40,11 +40,11 @@ def sums(batch: MicroBatch, logps: Tensor, losses: Tensor, beta: float) -> Tenso
         beta: scale of the rewards, as in TRL.
 
     Returns:
-        (COUNT,) float64 on the CPU: first sums over pairs, each multiplied by the pair's weight; then the sum over
-        completions, and the number of completions.
+        (NUM_SUMS,) float64 on the CPU: first sums over pairs, where each value is multiplied by the pair's weight; then
+        the sum of log ref - log policy over completions, and the number of completions.
     """
     if not len(batch.chosen):
-        return torch.zeros(COUNT, dtype=torch.float64)
+        return torch.zeros(NUM_SUMS, dtype=torch.float64)
     change = logps - batch.reference_logps
     chosen, rejected = beta * change[batch.chosen], beta * change[batch.rejected]
     columns = (
@@ -61,14 +61,14 @@ def sums(batch: MicroBatch, logps: Tensor, losses: Tensor, beta: float) -> Tenso
     return torch.cat([pair_sums, -change.detach().double().sum()[None], pair_sums.new_tensor([len(change)])]).cpu()
 
 
-def means(totals: Tensor, weight: float, has_reference: bool) -> dict[str, float]:
+def step_metrics(totals: Tensor, weight: float, has_reference: bool) -> dict[str, float]:
     """Turn the sums over all workers into a step's metrics by name.
 
     Args:
-        totals: (COUNT,), what `sums` returned, added up over micro-batches and workers.
-        weight: sum of the weights of all pairs, which is the number of pairs if these have no weights of their own.
-        has_reference: False leaves out the metrics that compare with a reference. Rewards are then beta log pi, as in
-            TRL's CPO.
+        totals: (NUM_SUMS,), the sum of the results of `micro_batch_sums` over micro-batches and workers.
+        weight: sum of the weights of all pairs; without weights it is the number of pairs.
+        has_reference: if False, the metrics that compare with a reference are left out. Rewards are then beta log pi,
+            as in TRL's CPO.
     """
     values = dict(zip((*_PAIR_METRICS, "logps/chosen_fell"), (totals[:-2] / weight).tolist(), strict=True))
     if not has_reference:
@@ -85,12 +85,14 @@ def peak_memory(device: torch.device) -> float:
 
 
 def summary(lines: Sequence[dict[str, Any]], epochs: int, step: int) -> dict[str, Any]:
-    """Summarize a run: counts over all its steps, and means over the pairs of its last epoch's worth of steps.
+    """Summarize a training: counts over all its steps, and means over the pairs of the last epoch.
+
+    The last epoch are the steps of one epoch's length that end at `step`.
 
     Args:
-        lines: the lines of metrics.
+        lines: the lines of `metrics.jsonl`.
         epochs: the setting `num_train_epochs`.
-        step: step whose weights are the policy: the last one, or that of the best evaluation.
+        step: the step whose weights became the policy: the last step, or the step of the best evaluation.
     """
     train = [line for line in lines if "loss" in line]
     held_out = [line for line in lines if "eval_loss" in line and line["step"] <= step]
@@ -122,7 +124,7 @@ def summary(lines: Sequence[dict[str, Any]], epochs: int, step: int) -> dict[str
 
 
 def _warnings(train: Sequence[dict[str, Any]], chosen_fell: float | None) -> list[str]:
-    """Warn about what may have gone wrong in a run that finished."""
+    """Warnings about a training that finished, but may have gone wrong."""
     warnings = []
     if chosen_fell is not None and chosen_fell > 0.5:
         warnings.append(

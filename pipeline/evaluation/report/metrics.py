@@ -196,12 +196,13 @@ def _rescore(rows: Sequence[Row], second_scores: SecondScores) -> list[Row]:
 def _measure_judge(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str, Any]:
     """The judge card of the run."""
     scores = [ledger.find(f"{round_folder(current.number)}/scores") for current in played[1:]]
-    judged = [table.record for table in scores if table]
+    scoring_records = [table.record for table in scores if table]
     # A round without training has the evaluation of the round before: count it once.
     evaluations = {current.results.build: current.results.record for current in played}
     questions = ledger.find("questions")
     assert questions is not None, "judged summaries have questions"
-    return judge_card.measure_card(questions.record, judged, [*judged, *evaluations.values()], config.judge.options)
+    all_records = [*scoring_records, *evaluations.values()]
+    return judge_card.measure_card(questions.record, scoring_records, all_records, config.judge.options)
 
 
 def _notes(played: Sequence[Round], metrics: dict[str, Any], config: Config) -> list[str]:

@@ -25,8 +25,8 @@ class JudgePromptLengths:
         article: of the prompt that asks for questions about an article.
         passage: of an article alone. It is the passage in the check that answers from the whole article.
         answers: of the prompt that asks for answers, with an empty passage and without questions.
-        questions: of an article's questions in a prompt; None where no run has asked any yet.
-        question_limit, answer_limit: the most tokens of a reply.
+        questions: of an article's questions in a prompt; None if no earlier run has any questions.
+        question_limit, answer_limit: the most tokens in a reply with questions, and in a reply with answers.
     """
 
     article: float
@@ -39,76 +39,82 @@ class JudgePromptLengths:
 
 @dataclass(frozen=True)
 class PromptLengths:
-    """Mean tokens of a sample. None where a tokenizer cannot be loaded, or no model is used.
+    """Numbers of tokens, measured on a sample of the articles.
 
     Attributes:
-        sample: the number of articles in it.
-        prompt: of the policy's prompt.
-        longest: of the policy's longest prompt.
-        article: of an article, by the policy's tokenizer.
-        judge, second_judge: of the prompts of each judge.
-        unknown: a note for each tokenizer that cannot be loaded.
+        sample: the number of articles in the sample.
+        prompt: mean tokens of the policy's prompt; None if the policy's tokenizer cannot be loaded.
+        longest_prompt: tokens of the policy's longest prompt; 0 if its tokenizer cannot be loaded.
+        article: mean tokens of an article by the policy's tokenizer; 0 if that cannot be loaded.
+        judge, second_judge: the prompts of each judge; None if there is no such judge, if it has no model, or if its
+            tokenizer cannot be loaded.
+        notes: one message for each tokenizer that cannot be loaded.
     """
 
     sample: int
     prompt: float | None
-    longest: int
+    longest_prompt: int
     article: float
     judge: JudgePromptLengths | None
     second_judge: JudgePromptLengths | None
-    unknown: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def measure_prompts(config: Config, articles: Sequence[str], rows: Sequence[dict[str, Any]]) -> PromptLengths:
-    """Tokenize the prompts of a sample.
+    """Tokenize the prompts of a sample of the articles.
 
     Args:
-        articles: the texts.
-        rows: rows of earlier runs with `questions` or `second_questions`; may be empty.
+        config: settings of the run, with the models whose tokenizers are used.
+        articles: texts of the sampled articles.
+        rows: rows of this run or earlier runs with `questions` or `second_questions`; may be empty.
     """
-    unknown: list[str] = []
-    prompt, longest, article_tokens = None, 0, 0.0
-    if tokenizer := _load_tokenizer("policy", config.policy.model, unknown):
+    notes: list[str] = []
+    mean_prompt_length, longest_prompt, mean_article_length = None, 0, 0.0
+    if tokenizer := _load_tokenizer("policy", config.policy.model, notes):
         template = Prompt(user(config.policy.instruction), config.summaries.max_tokens)
-        prompts = [_count_prompt(tokenizer, fill_article(template, text).messages) for text in articles]
-        prompt, longest = fmean(prompts), max(prompts)
-        article_tokens = fmean(_count_text(tokenizer, text) for text in articles)
+        prompt_lengths = [_count_prompt(tokenizer, fill_article(template, text).messages) for text in articles]
+        mean_prompt_length, longest_prompt = fmean(prompt_lengths), max(prompt_lengths)
+        mean_article_length = fmean(_count_text(tokenizer, text) for text in articles)
     return PromptLengths(
         sample=len(articles),
-        prompt=prompt,
-        longest=longest,
-        article=article_tokens,
-        judge=_measure_judge("judge", config, articles, [row.get("questions") for row in rows], unknown),
+        prompt=mean_prompt_length,
+        longest_prompt=longest_prompt,
+        article=mean_article_length,
+        judge=_measure_judge("judge", config, articles, [row.get("questions") for row in rows], notes),
         second_judge=_measure_judge(
-            "second_judge", config, articles, [row.get("second_questions") for row in rows], unknown
+            "second_judge", config, articles, [row.get("second_questions") for row in rows], notes
         ),
-        unknown=tuple(unknown),
+        notes=tuple(notes),
     )
 
 
 def _measure_judge(
-    section: str, config: Config, articles: Sequence[str], questions: Sequence[Any], unknown: list[str]
+    section: str, config: Config, articles: Sequence[str], questions: Sequence[Any], notes: list[str]
 ) -> JudgePromptLengths | None:
-    """The prompts of one judge.
+    """Tokenize the prompts of one judge. None if there is no such judge, or if it has no model or no tokenizer.
 
     Args:
-        section: of the configuration that describes the judge.
-        questions: those of each row of earlier runs; None or empty where a row has none.
+        section: the section of the configuration that describes the judge.
+        questions: the questions of each row; None or empty for a row without questions.
+        notes: gets a message if the tokenizer cannot be loaded.
     """
     settings: JudgeSettings | None = getattr(config, section)
     if settings is None or settings.model is None:
         return None
-    tokenizer = _load_tokenizer(section, settings.model, unknown)
+    tokenizer = _load_tokenizer(section, settings.model, notes)
     if tokenizer is None:
         return None
     judge = make_judge(settings, config.seed)
-    empty = _count_prompt(tokenizer, judge.ask_answers("", []).messages)
-    with_questions = [_count_with_questions(tokenizer, judge, of_row) for of_row in questions if of_row]
+    length_without_questions = _count_prompt(tokenizer, judge.ask_answers("", []).messages)
+    lengths_with_questions = [
+        _count_with_questions(tokenizer, judge, row_questions) for row_questions in questions if row_questions
+    ]
+    question_tokens = fmean(lengths_with_questions) - length_without_questions if lengths_with_questions else None
     return JudgePromptLengths(
         article=fmean(_count_prompt(tokenizer, judge.ask_questions(text).messages) for text in articles),
         passage=fmean(_count_text(tokenizer, text) for text in articles),
-        answers=empty,
-        questions=fmean(with_questions) - empty if with_questions else None,
+        answers=length_without_questions,
+        questions=question_tokens,
         question_limit=judge.ask_questions("").max_tokens,
         answer_limit=judge.ask_answers("", []).max_tokens,
     )
@@ -119,8 +125,8 @@ def _count_with_questions(tokenizer: Any, judge: Judge, questions: Sequence[dict
     return _count_prompt(tokenizer, judge.ask_answers("", parsed).messages)
 
 
-def _load_tokenizer(section: str, model: str, unknown: list[str]) -> Any:
-    """The tokenizer of a model; None where it cannot be loaded, with a note in `unknown`."""
+def _load_tokenizer(section: str, model: str, notes: list[str]) -> Any:
+    """Load the tokenizer of a model. If it cannot be loaded, add a message to `notes` and return None."""
     from transformers import AutoTokenizer
 
     try:
@@ -129,7 +135,7 @@ def _load_tokenizer(section: str, model: str, unknown: list[str]) -> Any:
             folder = adapter["base_model_name_or_path"]
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # offline, gated, no such model, a damaged file: the classes are many
-        unknown.append(f"{section}: the tokenizer of {model} cannot be loaded: {one_line(error, limit=160)}")
+        notes.append(f"{section}: the tokenizer of {model} cannot be loaded: {one_line(error, limit=160)}")
         return None
 
 

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 
 from pipeline.config import Config
 from pipeline.execution.planning.prompt_lengths import JudgePromptLengths, PromptLengths
-from pipeline.execution.planning.throughput import StageThroughput, Throughput
+from pipeline.execution.planning.throughput import STEPS, StageThroughput, Throughput
 from pipeline.inference.base import SUMMARIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
 from pipeline.judging.tallies import JUDGED, PAIRS
 from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.stages.drift import COMPARED
 from pipeline.stages.summaries import BASELINES
 from pipeline.storage.ledger import Artifact
+
+_TREE_TOKENS = "tree tokens"  # in a tally: the tokens of article trees, which training computes in each epoch
 
 
 @dataclass
@@ -183,7 +185,7 @@ class StageCounts:
             tokens, estimate.at_most = self.lengths.prompt + self.settings.summaries.n * summary, True
         trees = rows * (tokens or 0.0)
         computed = {TOKENS_IN: trees} if self.settings.references.source == "trainer" else {}
-        return {PAIRS: before.get(PAIRS, 0), "tree tokens": trees, **computed}
+        return {PAIRS: before.get(PAIRS, 0), _TREE_TOKENS: trees, **computed}
 
     def _training(self, rows: int, before: dict[str, float]) -> dict[str, float]:
         training, pairs = self.settings.training, before.get(PAIRS, 0)
@@ -191,8 +193,8 @@ class StageCounts:
         weight = rows if self.settings.pairs.selection == "all" else pairs  # all pairs of an article weigh as one
         return {
             PAIRS: pairs * share * epochs,
-            "steps": math.ceil(weight * share / training.pairs_per_step) * epochs,
-            TOKENS_IN: before.get("tree tokens", before.get(TOKENS_IN, 0)) * share * epochs,
+            STEPS: math.ceil(weight * share / training.pairs_per_step) * epochs,
+            TOKENS_IN: before.get(_TREE_TOKENS, before.get(TOKENS_IN, 0)) * share * epochs,
         }
 
     def _question_tokens(self, lengths: JudgePromptLengths) -> float:

@@ -19,7 +19,9 @@ from pipeline.storage.run_folder import CONFIG, read_raw_settings
 
 Kind = tuple[str, frozenset[str]]  # the name of a stage, and the settings that it depends on
 
-# The settings of a model on which a stage's throughput depends.
+STEPS = "steps"  # in a tally: the steps of a training
+
+# The settings of a model that change the throughput of a stage.
 _MODEL_SETTINGS = ("model", "dtype", "kind", "served")
 
 
@@ -55,7 +57,7 @@ class StageThroughput:
         seconds, tables = _seconds_of_table(record)
         self.seconds += seconds
         if training := record.get("training"):
-            self.tally.update({TOKENS_IN: training["tokens"], "steps": training["steps"]})
+            self.tally.update({TOKENS_IN: training["tokens"], STEPS: training["steps"]})
             self.started += max(0.0, seconds - training["seconds"])
         elif starts := record.get("tally", {}).get(ENGINE_STARTS):
             # Replicas start together. Where two engines of a stage take turns, one start stays in the rate.

@@ -65,7 +65,10 @@ def restore_adapter(model: PreTrainedModel, folder: Path) -> None:
     fill_adapter(model, state, folder)
     head = model.get_output_embeddings()
     if isinstance(head, LoraLayer) or isinstance(model.get_input_embeddings(), LoraLayer):
-        raise ValueError(f"the adapter {folder} is on the embeddings or the head too: only other linear layers can be")
+        raise ValueError(
+            f"the adapter {folder} is on the embeddings or the head too, and only other linear layers are supported: "
+            "merge it into its base with PEFT"
+        )
 
 
 def fill_adapter(model: PreTrainedModel, state: Mapping[str, Tensor], source: str | Path) -> None:
@@ -119,7 +122,8 @@ def read_adapter_config(folder: Path) -> LoraConfig | None:
 
 
 def check_adapter_settings(model: PreTrainedModel, lora: Mapping[str, Any]) -> None:
-    """Check that a model's adapter is as the settings describe it, because training continues with it as it is.
+    """Check that a model's adapter matches the settings. Training continues with the adapter, so its
+    rank, scale and layers stay as they are.
 
     Raises:
         ValueError: the adapter has another rank, scale or set of layers.
@@ -136,7 +140,7 @@ def check_adapter_settings(model: PreTrainedModel, lora: Mapping[str, Any]) -> N
     ]
     if differences:
         raise ValueError(
-            f"the policy is already an adapter, and training continues with it as it is; {'; '.join(differences)}. Set "
+            f"the policy is already an adapter, and training continues with it; {'; '.join(differences)}. Set "
             "training.lora to the adapter's values, or `rondo merge` the adapter and start from the merged model"
         )
 

@@ -128,7 +128,7 @@ def test_the_reference_configuration_has_the_published_values():
         ("training.loss_type=[ipo, ipo]", "training.loss_type has ipo twice: name it once, with its weight in loss_w"),
         (
             "training.loss_weights=[1, 2]",
-            "training.loss_weights has 2 and training.loss_type has 1 (sigmoid): give each",
+            "training.loss_weights has 2 weights and training.loss_type has 1 losses (sigmoid): give each",
         ),
         ("training.loss_weights=[0]", "training.loss_weights.0 is 0: input should be greater than 0"),
         ("training.loss_type=exo_pair", "exo_pair, which is infinite if training.label_smoothing is 0: set it above 0"),

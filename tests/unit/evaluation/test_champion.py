@@ -92,7 +92,7 @@ def test_low_yield_ends_the_run_by_a_rule_and_no_pairs_without_one(walk):
         played[-1].ended == "Stopped after round 2: stop.min_yield=0.3: only 29.0% of the judged articles gave a pair"
     )
     played, run = walk([0, 40, 80, 90], yields=[60, 0, 60], name="none")
-    assert played[-1].ended.startswith("Round 2 gave no pairs (all ties: 100): there was nothing to learn from")
+    assert played[-1].ended.startswith("Round 2 gave no pairs (all ties: 100). There is nothing to train on, so")
     assert len(played) == 3 and played[2].policy is played[1].policy and champions(played) == [0, 1, 1]
     assert "round-02/policy" not in run.made
 
