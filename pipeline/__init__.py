@@ -1,6 +1,6 @@
 """Rondo from Python: `from pipeline import align` trains a model on preference pairs.
 
-Nothing is imported until it is asked for: settings are read, and `rondo --help` answers, without Ray or torch.
+`align` is imported when it is first used, so that reading settings and `rondo --help` need neither Ray nor torch.
 """
 
 from typing import TYPE_CHECKING, Any

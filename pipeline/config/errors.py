@@ -1,10 +1,11 @@
-"""The error for a user's mistake."""
+"""Defines the error for a user's mistake."""
 
 from pipeline.config.sanitize import printable, redact
 
 
 class UserError(ValueError):
-    """Something that the user wrote cannot be done. The message says what was found, what was expected and what to do.
+    """Something that the user asked for cannot be done. The message says what was found, what was expected and what to
+    do.
 
     Attributes:
         status: the exit status of the command that this error ends.

@@ -1,7 +1,7 @@
-"""Settings of where a run executes and how wide.
+"""Settings of the hardware: where a run executes, and with how many engines, workers and servers.
 
-They are never part of a recipe: after a move from one GPU to eight, nothing is made again. Settings that change a
-result, such as dtype and context length, belong to the models in `run.py`.
+They are never part of a recipe, so a run that moves from one GPU to eight reuses all its artifacts. Settings that
+change a result, such as dtype and context length, are in `run.py`.
 """
 
 import math
@@ -15,9 +15,10 @@ from pipeline.config.base import Settings
 
 
 class Replicas(Settings):
-    """The number of engines in a pool. One number sets both limits. Between them the pool grows while rows wait.
+    """The smallest and the largest number of engines in a pool. One number in the settings sets both.
 
-    Only `min` engines must fit: the pool starts more if there is room for them, and continues with those it has.
+    The pool starts with `min` engines, and only these must fit. While rows wait it starts more, up to `max`, if there
+    is room for them.
     """
 
     min: Annotated[int, Field(gt=0)]
@@ -193,10 +194,11 @@ class Hardware(Settings):
         # Two more than the actors use: for a task that reads or writes, and for Ray Train's controller.
         return math.ceil(max(sum(engines) if self.together else max(engines), trainers)) + 2
 
-    def within(self, cpus: float) -> "Hardware":
-        """These settings for a Ray with fewer logical CPUs: each engine and worker asks for a smaller share of them.
+    def scaled_to(self, cpus: float) -> "Hardware":
+        """Return these settings for a Ray with `cpus` logical CPUs. If these are too few, actors ask for fewer each.
 
-        The share decides a place in Ray's queue and a number of threads. Only speed depends on it.
+        The number of CPUs that an actor asks for decides when Ray starts it and how many threads it uses. It changes
+        the speed only.
         """
         scale = (cpus - 1) / (self.cpus() - 2)  # one CPU stays free for tasks that read and write
         if cpus >= self.cpus() or scale <= 0:

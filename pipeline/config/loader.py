@@ -1,6 +1,7 @@
 """Reads settings from a YAML file and dotted overrides (`training.beta=0.05`), and checks them before Ray starts.
 
-Each mistake becomes one line in the user's terms, with the nearest known name. The settings are defined in `run.py`.
+An error message has one line per mistake, and names settings as the user writes them. For an unknown name it suggests
+the nearest known one. The settings are defined in `run.py`.
 """
 
 import difflib

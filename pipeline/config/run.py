@@ -1,7 +1,8 @@
-"""Every setting that decides a result, one section per stage. Where and how wide to run is in `hardware.py`.
+"""Defines the settings that change a result, one section per stage. Settings of the hardware are in `hardware.py`.
 
-All models are frozen and refuse unknown keys. Names are vLLM's for sampling and TRL's for training (`training.py`).
-The rules that end a run early (`stop`) are in `stopping.py`. `loader.py` reads the settings from a file.
+Settings cannot be changed once they are made, and unknown keys are refused. Names are vLLM's for sampling and TRL's for
+training (`training.py`). The rules that end a run early (`stop`) are in `stopping.py`. `loader.py` reads the settings
+from a file.
 """
 
 import json
@@ -18,7 +19,7 @@ from pipeline.config.stopping import Stop
 from pipeline.config.training import References, Training, check_references
 
 Dtype = Literal["float32", "bfloat16"]
-USER_CODE = r"[\w.]+:\w+"  # module:name, code of the user's
+USER_CODE = r"[\w.]+:\w+"  # module:name of the user's own code
 JUDGES = ("mcq", "cloze")
 PREFERENCES = ("accuracy_then_length", "accuracy_only", "length_matched", "accuracy_then_any_length")
 Logger = Literal["tensorboard", "wandb", "mlflow"]
@@ -37,7 +38,7 @@ class Articles(Settings):
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share that is held out, chosen by a hash of the id
     min_words: Natural = 20  # shorter articles are skipped
     max_words: Positive = 4000  # longer articles are skipped
-    # same: every round uses the articles of the first. new: each round takes `limit` articles that no earlier round
+    # same: every round uses the same articles. new: each round takes `limit` articles that no earlier round
     # had, from a corpus that may have grown meanwhile; the held-out articles stay those of the first round.
     each_round: Literal["same", "new"] = "same"
 
@@ -52,7 +53,7 @@ class Articles(Settings):
 
 
 class PolicySettings(Settings):
-    """The model to train: a Hugging Face model by folder or name. With `training.lora` also a LoRA adapter."""
+    """The model to train: a Hugging Face model by folder or name. With `training.lora` it may be a LoRA adapter."""
 
     model: str
     dtype: Dtype = "bfloat16"  # for sampling, references and training alike
@@ -81,7 +82,7 @@ class PolicySettings(Settings):
 
 
 class JudgeSettings(Settings):
-    """The judge: who asks questions about articles and answers them from summaries."""
+    """The judge, which asks questions about articles and answers them from summaries."""
 
     # mcq: an LLM writes and answers multiple-choice questions. cloze: blanks out names and numbers, without a model.
     # module:Class: a judge of yours, see `judges.base.Judge`.
@@ -179,7 +180,7 @@ class JudgeSettings(Settings):
                 self._refuse("dtype", "max_model_len", why="judge.model is not: name a model, or remove it")
         elif self.settings:
             raise ValueError(
-                f"judge.settings is for a class of yours, and judge.kind is {self.kind}, which has none of its own "
+                f"judge.settings is for a class of yours, and judge.kind is {self.kind}, which has no such settings "
                 f"({', '.join(self.settings)}): remove it"
             )
         return self
@@ -235,7 +236,7 @@ class Pairs(Settings):
     # length_matched: more right wins, among summaries of about equal length; all others tie.
     # accuracy_then_any_length: as accuracy_then_length, but without min_word_gap, and fewer words break ties below
     # `threshold` too.
-    # module:function: a function of the user's.
+    # module:function: the user's own function.
     preference: str = "accuracy_then_length"
     threshold: Natural = 3  # right answers
     min_word_gap: Positive = 3  # accuracy_then_length: the shorter must be shorter by this many words

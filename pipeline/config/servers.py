@@ -1,6 +1,7 @@
-"""Settings of models at OpenAI-compatible servers that decide their replies.
+"""Settings of models at OpenAI-compatible servers, as far as they change the models' replies.
 
-A server's address is in `hardware.py`. The engine that sends the requests is `inference/openai_server.py`.
+The settings of the server itself, such as its address, are in `hardware.py`. The engine that sends the requests is
+`inference/openai_server.py`.
 """
 
 import re
@@ -17,7 +18,7 @@ class ServedModel(Settings):
     """A model at an OpenAI-compatible server. Its address, key and concurrency are in `hardware.servers`."""
 
     server: str  # a name in hardware.servers
-    # How the server constrains the form of replies. regex: as vLLM can. json_schema: as hosted models can. null: not.
+    # How the server constrains the form of replies. regex: vLLM can. json_schema: hosted models can. null: it does not.
     structured_outputs: Literal["regex", "json_schema"] | None = "regex"
     # Fields to add to each request, or to replace in it; null removes a field.
     extra_body: dict[str, Any] = Field(default_factory=dict)
@@ -63,7 +64,7 @@ def check_served_models(
     *,
     second_judge_is_local: bool,
 ) -> None:
-    """Raise ValueError if a model names an unknown server, or a compared model has a name that cannot be a column.
+    """Check the models at servers against each other and against the hardware.
 
     Args:
         judge: the first judge's model, if a server runs it.
@@ -71,6 +72,10 @@ def check_served_models(
         compare: the compared models, by the names of their columns.
         hardware: settings of servers and engines.
         second_judge_is_local: whether the second judge is a model that runs on `hardware.judge`.
+
+    Raises:
+        ValueError: a model names an unknown server, a compared model has a name that cannot be a column, or
+            `hardware.judge` has GPUs or replicas that no judge uses.
     """
     served: dict[str, ServedModel] = {f"compare.{name}": model for name, model in compare.items()}
     served |= {f"{name}.served": model for name, model in (("judge", judge), ("second_judge", second_judge)) if model}

@@ -1,6 +1,6 @@
 """Finds repeated texts with a set on disk, so that a corpus of millions takes no more memory than one of hundreds.
 
-What makes two texts the same is decided by the caller (`stages/articles.py`).
+The caller (`stages/articles.py`) decides which texts count as the same.
 """
 
 import hashlib

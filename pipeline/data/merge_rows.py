@@ -1,8 +1,8 @@
-"""Merges rows about one article, by several writers, into one row, so that a round can learn from all of them.
+"""Merges rows about one article, by several writers, into one row, so that a round can train on all of them.
 
-A table holds each article once. So summaries by another policy are added to the article's own row. Each added summary
-names its writer. It has no `logp`: that was its writer's, and not this round's. Which rows are merged is decided in
-`stages/pairs.py`.
+A table holds each article once, so summaries by another policy are added to the article's own row. Each added summary
+names its writer. Its `logp` is removed, because it is the log-probability under its writer, not under this round's
+policy. `stages/pairs.py` decides which rows are merged.
 """
 
 from pipeline.storage.schema import Row

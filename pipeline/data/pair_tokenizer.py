@@ -47,7 +47,7 @@ class PairTokenizer:
     """Tokenizes pairs for a policy.
 
     Attributes:
-        tokenizer: the policy's, from transformers.
+        tokenizer: the policy's tokenizer, a class of transformers.
         max_length: the most tokens of a prompt with its answer. None: no limit.
     """
 
@@ -59,7 +59,7 @@ class PairTokenizer:
         return self.tokenizer.chat_template is not None
 
     def encode(self, pair: Preference) -> PairIds | Skip:
-        """Tokenize a pair. Returns a Skip if it cannot be learned from.
+        """Tokenize a pair. Returns a Skip if it cannot be trained on.
 
         Raises:
             UserError: the pair has messages, and the tokenizer has no chat template.
@@ -82,11 +82,11 @@ class PairTokenizer:
         """Tokenize messages with the generation prompt.
 
         Args:
-            messages: of the conversation so far.
+            messages: the conversation so far.
             template: keyword arguments for the chat template.
 
         Raises:
-            whatever the chat template raises for messages that it refuses.
+            Exception: of any class, if the chat template refuses the messages.
         """
         return self._apply_template(messages, template | {"add_generation_prompt": True})
 
@@ -128,7 +128,7 @@ class PairTokenizer:
         return self._without_second_bos(encoded["input_ids"])
 
     def _without_second_bos(self, ids: list[int]) -> list[int]:
-        """Text that starts with a BOS token, as a template writes it, gets another one from the tokenizer."""
+        """Remove a repeated BOS token: the tokenizer adds one also to text in which a template already wrote it."""
         bos, start = self.tokenizer.bos_token_id, 0
         while bos is not None and ids[start : start + 2] == [bos, bos]:
             start += 1

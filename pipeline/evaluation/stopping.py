@@ -1,7 +1,7 @@
 """Decides when a run of rounds stops early: one pure function for each rule of the setting `stop`.
 
 A rule gets the figures of the rounds so far. It returns the reason to stop as a sentence with the figures, or None.
-The figures are measured in `champion.py`; `round.py` asks the rules after each round.
+`champion.py` measures the figures, and `pipeline/round.py` applies the rules after each round.
 """
 
 from collections.abc import Sequence
@@ -38,9 +38,10 @@ class RoundFigures:
 
 
 def stop_reasons(stop: Stop, history: Sequence[RoundFigures]) -> list[str]:
-    """The reasons to stop after the last round, one for each rule that says so. An empty list means: go on.
+    """The reasons to stop after the last round, one for each rule that stops the run. Empty: the run goes on.
 
     Args:
+        stop: the rules.
         history: the figures of all rounds so far, in order.
     """
     last = history[-1]

@@ -1,6 +1,6 @@
 """Computes win rates with confidence intervals, and two tests for counts, with NumPy alone.
 
-What is compared, and by which rule, is in `comparison.py`.
+`comparison.py` decides what is compared, and by which rule.
 """
 
 import math
@@ -21,7 +21,7 @@ def homogeneity_p(first: Sequence[int], second: Sequence[int]) -> float | None:
         first, second: counts of the same kinds, in the same order.
 
     Returns:
-        how likely such a difference is if the shares are the same; None if either set has no counts.
+        the probability of such a difference if the shares are the same; None if either set has no counts.
     """
     totals = sum(first), sum(second)
     if not all(totals):
@@ -48,9 +48,9 @@ class WinRate:
     Attributes:
         low, high: the ends of the interval.
         n: number of articles.
-        better: shown to win at the interval's confidence. Two things must hold: the interval lies above 0.5, and an
-            exact sign test of wins and losses agrees. The bootstrap alone is not enough: if there was no loss, no
-            resample has one.
+        better: whether the win is shown at the interval's confidence. Two conditions must hold: the interval lies
+            above 0.5, and an exact sign test of wins and losses agrees. The bootstrap alone is not enough: if there was
+            no loss, no resample has one.
     """
 
     win_rate: float
@@ -96,6 +96,6 @@ def win_rate(verdicts: Sequence[int], *, resamples: int, confidence: float, seed
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """The exact two-sided p-value: how likely counts at least as uneven are if wins and losses are equally likely."""
+    """The exact two-sided p-value: the probability of counts this uneven if wins and losses are equally likely."""
     n = wins + losses
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(max(wins, losses), n + 1)) / 2**n)

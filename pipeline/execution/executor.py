@@ -1,7 +1,7 @@
 """Walks a page such as `round.py`: for each artifact it decides whether to reuse it, to make it, or to refuse.
 
-What making means is for the two kinds of executor: a dry run (`dry_run.py`) makes placeholders, a runner (`runner.py`)
-makes the artifacts.
+There are two kinds of executor: a dry run (`dry_run.py`) makes placeholders, and a runner (`runner.py`) makes the
+artifacts.
 """
 
 from abc import ABC, abstractmethod
@@ -22,9 +22,9 @@ class Executor(ABC):
     """Gives a page its artifacts.
 
     Args:
-        config: what decides the result, and the hardware.
+        config: the settings of the run.
         ledger: the run folder.
-        remake: the address of an artifact to make again although it is current, or a pattern such as `round-*/exam`.
+        remake: the address of an artifact to make again although it is up to date, or a pattern such as `round-*/exam`.
 
     Attributes:
         visited: the addresses of all artifacts that the page asked for, in order.
@@ -41,23 +41,26 @@ class Executor(ABC):
         return get_setting(self.config, name)
 
     def produce(self, stage: Stage, *inputs: Artifact, into: str = "") -> Artifact:
-        """The artifact of a stage: the existing one if it is current, else a new one.
+        """The artifact of a stage: the existing artifact if it is up to date, else a new one.
 
         Args:
-            into: the folder of the run for it, such as `round-01`.
+            stage: the stage that makes it.
+            inputs: the inputs of the stage.
+            into: the folder within the run that will hold the artifact, such as `round-01`.
 
         Raises:
-            UserError: an existing one was made by another recipe, and nobody asked to remake it.
+            UserError: the existing artifact was made by another recipe, and nobody asked to remake it.
         """
         address = address_of(stage, into)
         return self.resolve(stage, inputs, address) or self.make(stage, inputs, address)
 
     def produce_chain(self, *links: Sequence[Any], into: str = "") -> tuple[Artifact, ...]:
-        """Tables that are each made from the one before.
+        """Make several tables, each from the table before it.
 
         Args:
-            links: for each table its stage and its inputs. The first link's inputs begin with the table to start from.
-                The other links name only the inputs beside the table before.
+            links: for each table, its stage and its inputs. The inputs of the first link begin with the table to start
+                from. The other links leave out the table before, which becomes their first input.
+            into: the folder within the run that will hold the tables.
         """
         artifacts: list[Artifact] = []
         for stage, *inputs in links:
@@ -71,7 +74,7 @@ class Executor(ABC):
         """Make an artifact that is missing or stale."""
 
     def reuse(self, artifact: Artifact) -> Artifact:
-        """Take an existing artifact that is current."""
+        """Use an existing artifact that is up to date."""
         return artifact
 
     def refuse(self, stage: Stage, inputs: Sequence[Artifact], address: str, changes: Sequence[Change]) -> Artifact:
@@ -86,7 +89,7 @@ class Executor(ABC):
     # Reuse, make or refuse
 
     def resolve(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact | None:
-        """The existing artifact if it is current; None if it must be made.
+        """The existing artifact if it is up to date; None if it must be made.
 
         Raises:
             UserError: as `produce`.
@@ -99,7 +102,7 @@ class Executor(ABC):
             self.check_limits(stage, existing)
             return self.reuse(existing)
         refused = self._changes_to_refuse(changes, inputs)
-        # Somebody asked to make an input again. Then what follows from it is made again too, whatever its settings.
+        # The user asked to make an input again. Then this artifact is made again too, even if its settings changed.
         follows_remake = existing is not None and any(change.is_new_build for change in changes)
         if refused and not follows_remake and not self.is_named_for_remake(address):
             return self.refuse(stage, inputs, address, refused)
@@ -107,9 +110,10 @@ class Executor(ABC):
 
     @staticmethod
     def _changes_to_refuse(changes: Sequence[Change], inputs: Sequence[Artifact]) -> Sequence[Change]:
-        """The changes that somebody must agree to. Another input alone is not refused: it follows from something else.
+        """The changes that the user must agree to.
 
-        The exception is a round that starts from another policy, once it is known which one: a setting decides that.
+        An input that changed is not refused, because it changed as a result of another change. There is one exception:
+        a setting decides which policy a round starts from, so another policy is refused, once it is known which one.
         """
         other_policy_only = all(change.is_other_policy for change in changes)
         all_inputs_known = all(artifact.build != NOT_MADE for artifact in inputs)
@@ -118,18 +122,18 @@ class Executor(ABC):
         return [change for change in changes if change.kind != "inputs"]
 
     def recipe(self, stage: Stage, inputs: Sequence[Artifact]) -> Recipe:
-        """What decides a stage's result today."""
+        """The recipe of a stage by the current settings and inputs."""
         return stage_recipe(stage, inputs, self.config)
 
     def _interrupted_recipe(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Recipe | None:
-        """The recipe of an interrupted artifact that would be resumed; None where there is nothing to lose."""
+        """The recipe of an interrupted artifact that would be resumed; None if there is nothing to resume."""
         can_resume = stage.resumes or (stage.writes and inputs and stage.by_row)
         begun = self.ledger.begun(address) if can_resume else None
-        return begun["recipe"] if begun and self.ledger.has_more(address) else None
+        return begun["recipe"] if begun and self.ledger.has_partial_files(address) else None
 
     # Remakes
 
-    def to_remake(self) -> list[str]:
+    def addresses_to_remake(self) -> list[str]:
         """After a walk, the addresses that `remake` names. Raises UserError if it names none."""
         named = [address for address in self.visited if self.is_named_for_remake(address)]
         if self.remake is not None and not named:
@@ -141,13 +145,13 @@ class Executor(ABC):
         return self.remake is not None and fnmatchcase(address, self.remake)
 
     def _is_due_for_remake(self, stage: Stage, existing: Artifact) -> bool:
-        """Whether to remake a current artifact: once, however often the command is interrupted.
+        """Whether to remake an up-to-date artifact. It is remade once, however often the command is interrupted.
 
-        One that was remade, and exceeds its limits again, may be remade again.
+        If the new artifact exceeds its limits again, it may be remade again.
         """
         if not self.is_named_for_remake(existing.address):
             return False
-        build_to_replace = self.ledger.to_remake(existing.address)
+        build_to_replace = self.ledger.build_to_replace(existing.address)
         return build_to_replace in (None, existing.build) or self._excess(stage, existing) is not None
 
     # Limits
@@ -158,7 +162,7 @@ class Executor(ABC):
             raise UserError(message)
 
     def _excess(self, stage: Stage, artifact: Artifact) -> str | None:
-        """The message about the first limit that an artifact exceeds; None where it exceeds none."""
+        """The message about the first limit that an artifact exceeds; None if it exceeds none."""
         record = artifact.record
         for name in stage.limits:
             limit = self.setting(name)

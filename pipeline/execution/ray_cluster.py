@@ -23,7 +23,7 @@ def connected_ray(hardware: Hardware) -> Iterator[Hardware]:
     """Provide Ray while the block runs.
 
     Yields:
-        the hardware settings. Where a joined cluster has fewer CPUs than they ask for, each share of CPUs is smaller.
+        the hardware settings. If a joined cluster has fewer CPUs than they ask for, each actor asks for fewer CPUs.
 
     Raises:
         UserError: there is no cluster to join, and this machine has fewer GPUs than the settings ask for; or no Ray
@@ -67,14 +67,14 @@ def connected_ray(hardware: Hardware) -> Iterator[Hardware]:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         # A cluster with GPUs may still grow. One without GPUs will not, and Ray Data would wait for more CPUs for ever.
-        yield hardware.within(ray.cluster_resources().get("CPU", 0)) if joined and not hardware.gpus() else hardware
+        yield hardware.scaled_to(ray.cluster_resources().get("CPU", 0)) if joined and not hardware.gpus() else hardware
     finally:
         if not is_running:
             ray.shutdown()
 
 
 def _check_address(address: str) -> None:
-    """See that something listens at the address. Ray itself would try for ten minutes without a message."""
+    """Check that a program listens at the address. Ray itself would try for ten minutes without a message."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         try:
@@ -90,7 +90,7 @@ def _no_ray(address: str, error: Exception) -> UserError:
 def _create_token() -> None:
     """Create a token that only this user can read, for a Ray that we start.
 
-    Ray's ports are open to the network, and to other users of the machine. Ray 2.60 accepts clients with the token
+    Ray's ports are open to the network, and to other users of the machine. Ray 2.60 accepts only clients with the token
     (unless RAY_AUTH_MODE says otherwise). Ray itself would write the token into a file that everybody can read.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -105,9 +105,9 @@ def _create_token() -> None:
 
 @contextmanager
 def _silenced_stderr() -> Iterator[None]:
-    """Discard standard error at the level of the file descriptor. Ray's core announces its log level there.
+    """Discard what is written to standard error while the block runs, because Ray's core announces its log level there.
 
-    Errors are raised meanwhile, not printed.
+    The file descriptor itself is redirected. No error is lost: errors are raised, not printed.
     """
     stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 2)

@@ -1,6 +1,6 @@
 """Makes the artifacts of a run: calls each stage with its inputs, settings and resources, and writes its record.
 
-How rows are stored is in `storage/tables.py`, what a stage does is in `stages/`.
+Rows are stored by `storage/tables.py`. The stages are in `stages/`.
 """
 
 import threading
@@ -31,21 +31,24 @@ from pipeline.storage.provenance import git_commit, package_versions
 def open_run(
     config: Config | Alignment, ledger: Ledger, display: Display, dry_run: DryRun, title: str
 ) -> Iterator["Runner"]:
-    """Hold the run's lock, and Ray if anything is to be made, while the block makes artifacts.
+    """Hold the run's lock while the block makes artifacts. If there is anything to make, also provide Ray.
 
     Args:
-        dry_run: has walked the page that the block will walk.
-        title: printed once the run is held.
+        config: the settings of the run.
+        ledger: the run folder.
+        display: shows progress and warnings.
+        dry_run: a dry run that has walked the page that the block will walk.
+        title: a line to print once the lock is held.
 
     Raises:
-        UserError: the run is in use, a remake names nothing, or Ray cannot be started or joined.
+        UserError: the run is in use, `--remake` matches no artifact, or Ray cannot be started or joined.
     """
-    to_remake = dry_run.to_remake()
+    addresses_to_remake = dry_run.addresses_to_remake()
     with ledger.lock(display.warn):
         run_folder.write_settings(ledger, config)
         display.say(title, style="bold")
         ray = connected_ray(config.hardware) if dry_run.unmade else nullcontext(config.hardware)
-        with ledger.remaking(to_remake), ray as hardware:
+        with ledger.remaking(addresses_to_remake), ray as hardware:
             yield Runner(config.model_copy(update={"hardware": hardware}), ledger, display, dry_run.remake)
 
 
@@ -63,7 +66,7 @@ class _Job:
 
 
 class Runner(Executor):
-    """Makes what is missing or stale. Arguments as of `Executor`, and `display`, which shows the progress."""
+    """Makes what is missing or stale. Arguments as for `Executor`, and `display`, which shows the progress."""
 
     def __init__(self, config: Config | Alignment, ledger: Ledger, display: Display, remake: str | None = None):
         super().__init__(config, ledger, remake)
@@ -86,9 +89,10 @@ class Runner(Executor):
         return self._finish(job, result, started)
 
     def produce_chain(self, *links: Sequence[Any], into: str = "") -> tuple[Artifact, ...]:
-        """With `hardware.together`, all tables to be made are one Ray Data pipeline: rows flow on at once.
+        """Make several tables, as one Ray Data pipeline with `hardware.together`, else one after the other.
 
-        Policy, judge and trainer then run on separate hardware, and no row waits until the table before is finished.
+        In a pipeline, policy, judge and trainer run on separate hardware, and no row waits until the table before is
+        finished.
         """
         if not self.config.hardware.together:
             return super().produce_chain(*links, into=into)
@@ -107,7 +111,7 @@ class Runner(Executor):
     # One job
 
     def _begin(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> _Job:
-        """Note build id and recipe of a new artifact, or take up an interrupted one of the same recipe."""
+        """Note build id and recipe of a new artifact, or resume an interrupted artifact of the same recipe."""
         recipe, begun = self.recipe(stage, inputs), self.ledger.begun(address)
         can_resume = stage.resumes or _is_made_by_row(stage, inputs)
         if begun is None or begun["recipe"] != recipe or not can_resume:
@@ -147,10 +151,10 @@ class Runner(Executor):
         self.check_limits(job.stage, artifact)
         return artifact
 
-    # A table that is made at once
+    # A table that is made as a whole
 
     def _make_whole_table(self, job: _Job, progress: StageProgress) -> dict[str, Any]:
-        """Write a table in one go. Returns what its record should hold."""
+        """Write a table that cannot be made row by row. Returns what its record should hold."""
         inputs = [streams.stream_table(self.ledger, each) if _is_table(each) else each for each in job.inputs]
         try:
             rows = self._call(job, inputs, progress)
@@ -169,9 +173,10 @@ class Runner(Executor):
     # Tables that are made row by row, each from the one before
 
     def _make_pipeline(self, jobs: Sequence[_Job]) -> list[Artifact]:
-        """Make tables as one pipeline. Rows that an interrupted attempt has written stay."""
+        """Make tables as one pipeline. Rows that an interrupted attempt has written are kept."""
         started, parts_before = time.monotonic(), -1
-        # One pass is the rule. Another follows as long as the last one has added parts that can be seen from here.
+        # One pass is usually enough. If rows are missing, another follows, as long as the last pass has added parts
+        # that this node can see.
         while parts_before < (parts_now := _count_parts(jobs)):
             parts_before = parts_now
             results = self._run_pass(jobs)
@@ -184,7 +189,7 @@ class Runner(Executor):
         )
 
     def _run_pass(self, jobs: Sequence[_Job]) -> list[dict[str, Any]] | None:
-        """Make the missing rows of the jobs' tables. None where rows are missing still."""
+        """Make the missing rows of the jobs' tables. None if some rows are still missing."""
         self.ledger.check_held()
         drafts = self._begin_tables(jobs)
         source = jobs[0].inputs[0]
@@ -216,8 +221,8 @@ class Runner(Executor):
     ) -> None:
         """Connect the jobs, and run the pipeline until its last table is written.
 
-        Each table is made of two streams: the rows that the table before had on disk, without those that this table
-        has already; and the rows that the job before makes now.
+        The input of each table has two streams: the rows of the table before that were already on disk, without those
+        that this table already has; and the rows that the job before makes now.
         """
         new_rows: Dataset | None = None
         parts_before, rows_before = jobs[0].inputs[0].record["parts"], total
@@ -240,7 +245,7 @@ class Runner(Executor):
 def _finish_tables(
     jobs: Sequence[_Job], drafts: Sequence[tables.TableDraft], source_ids: Mapping[str, int]
 ) -> list[dict[str, Any]] | None:
-    """What the tables' records should hold. None where one lacks an article of the table before it."""
+    """What the tables' records should hold. None if a table lacks an article of the table before it."""
     results: list[dict[str, Any]] = []
     for job, draft in zip(jobs, drafts, strict=True):
         ids_before = results[-1]["ids"] if results else source_ids
@@ -254,10 +259,10 @@ def _finish_tables(
 
 @contextmanager
 def _show_written_rows(bars: Sequence[StageProgress], drafts: Sequence[tables.TableDraft]) -> Iterator[Any]:
-    """Show the progress of all tables of a pipeline but the last, whose rows are written on other nodes.
+    """Show the progress of all tables of a pipeline except the last. Their rows are written on other nodes.
 
     Yields:
-        the actor that counts; the writers report their rows to it.
+        the actor that counts rows; the writers report their rows to it.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""Defines what an engine is: it turns prompts into samples, and knows nothing about news.
+"""Defines the interface of an engine, which turns prompts into samples and knows nothing about articles or judges.
 
 Each engine lives in its own Ray actor and ends with its stage, so it holds no GPU memory while training runs. Actors
 are in `pool.py`.
@@ -14,7 +14,7 @@ from judges.base import Prompt
 # Names of the counts that engines add to the tally of a stage's record. Records lie on users' disks, so the strings
 # never change. The judge's counts have their names in `judging/tallies.py`.
 TOKENS_IN = "tokens_in"  # prompt tokens
-TOKENS_CACHED = "tokens_cached"  # prompt tokens that the prefix cache had
+TOKENS_CACHED = "tokens_cached"  # prompt tokens that were found in the prefix cache
 TOKENS_OUT = "tokens_out"  # sampled tokens
 RETRIES = "retries"  # requests that were sent to a server again
 MICRO_USD = "micro_usd"  # what a server charges, in millionths of a US dollar
@@ -30,12 +30,14 @@ class Sample:
 
     Attributes:
         text: the completion.
-        token_ids: the sampled ids, with the stop token if the model emitted one. Empty for a server, which gives none.
+        token_ids: the sampled ids, with the stop token if the model emitted one. Empty for a server, which returns no
+            ids.
         finish_reason: as in vLLM: "stop" (a stop token) or "length" (the token limit).
         logp: log-probability of all tokens together, in nats, under the model before temperature and top_p. If the
-            prompt has a regex, it is normalized over the tokens that the regex allows. None if the prompt did not ask.
-        token_logps: text and log-probability of each token. None if the prompt did not ask, or if a server's tokens
-            are not the tokens of `text`.
+            prompt has a regex, it is normalized over the tokens that the regex allows. None if the prompt did not ask
+            for log-probabilities.
+        token_logps: text and log-probability of each token. None if the prompt did not ask for them, or if a server's
+            tokens are not the tokens of `text`.
     """
 
     text: str
@@ -54,7 +56,7 @@ class Reply:
         samples: the completions.
         cached_tokens: how many prompt tokens were found in the prefix cache.
         error: why there are no samples.
-        usage: token counts that a server reports, with the keys of `count_tokens`. None where ids give the counts.
+        usage: token counts that a server reports, with the keys of `count_tokens`. None if the ids can be counted.
     """
 
     prompt_ids: list[int]
@@ -65,7 +67,7 @@ class Reply:
 
 
 def count_tokens(replies: Iterable[Reply]) -> dict[str, int]:
-    """Count what replies cost.
+    """Count the tokens of replies, and their cost.
 
     Returns:
         tokens_in: prompt tokens; tokens_cached: those of them found in the prefix cache; tokens_out: sampled tokens.

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config.hardware import driver_node_options
 
 TRIES = 3
-_MAX_FRUITLESS_STARTS = 9  # of an actor that finishes no row: then the engine is at fault, and not a row
+_MAX_FRUITLESS_STARTS = 9  # starts of an actor that finishes no row: then the engine is the problem, not a row
 _UNKNOWN_REASON = "its process was killed"
 
 
@@ -33,7 +33,7 @@ class CrashLog:
         """Record that an actor is about to start its engine.
 
         Returns:
-            Why it should not, if its engine has died too often; else None.
+            The reason to give up, if the actor's engine has died too often; else None.
         """
         for starts, limit, when in (
             (self._starts_before_ready, TRIES, "before it was ready"),

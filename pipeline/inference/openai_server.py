@@ -1,8 +1,9 @@
 """Sends prompts to a model at an OpenAI-compatible server: vLLM's own, or a hosted one.
 
-A served model judges, or writes summaries to compare with. A chat server gives no token ids, so nothing that it samples
-is trained on. The API key is read from the environment where the engine is made, and appears in no message. The check
-of a server before a run is in `server_check.py`. Streaming, batch endpoints and other protocols are not supported.
+A model at a server is a judge, or writes summaries to compare with the policy's. A chat server gives no token ids, so
+its samples are never trained on. The API key is read from the environment where the engine is made, and appears in no
+message. `server_check.py` checks a server before a run. Streaming, batch endpoints and other protocols are not
+supported.
 """
 
 import asyncio
@@ -41,10 +42,10 @@ class OpenAIServerEngine:
     """Sends prompts to a model at a server, at most `server.concurrency` at a time.
 
     As soon as one prompt is served, the next is sent. Failures that may be temporary (429, 5xx, no connection, no
-    complete reply in time, an unreadable reply) are retried with exponential backoff and jitter, added to the wait that
-    Retry-After asks for. A prompt that is still not served is sent again once the server serves another. If that fails
-    too, it gets a Reply with an error. Samples have no token ids. Replies have the server's `usage`, including the
-    usage of failed tries.
+    complete reply in time, an unreadable reply) are retried. Before a retry the engine waits for an exponential backoff
+    with jitter, in addition to the wait that Retry-After asks for. A prompt that is not served after all its tries is
+    sent once more, after the server has served another prompt. If that fails too, it gets a Reply with an error.
+    Samples have no token ids. Replies have the server's `usage`, including the usage of failed tries.
 
     Args:
         model: its name at the server.
@@ -52,8 +53,8 @@ class OpenAIServerEngine:
         server: the address, the variable that holds the key, and limits on concurrency, time and retries.
 
     Raises:
-        UserError: the environment has no key. `generate` raises it if the server served none of the last prompts, nor
-            a harmless one.
+        UserError: the environment has no key. `generate` raises it if the server serves neither the last prompts nor a
+            harmless test prompt.
     """
 
     def __init__(self, model: str, served: ServedModel, server: Server):
@@ -77,8 +78,8 @@ class OpenAIServerEngine:
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
         replies = self.generate_once(prompts)
-        # A row without a reply is skipped for good. That must be the prompt's own fault, and never because the server
-        # was down. So unserved prompts are sent again, and both times the server must prove that it serves others.
+        # A row without a reply is skipped for good. This may happen only because of the prompt itself, never because
+        # the server was down. So unserved prompts are sent again, and both times the server must serve another prompt.
         if unserved := self._unserved_by_working_server(replies):
             second_replies = self.generate_once([prompts[i] for i in unserved])
             for i, reply in zip(unserved, second_replies, strict=True):
@@ -99,7 +100,7 @@ class OpenAIServerEngine:
         """Like `generate`, but a prompt that was not served after all its tries is not sent again.
 
         Raises:
-            UserError: so many prompts in a row were not served that the others need not be tried.
+            UserError: so many prompts in a row were not served that the server counts as down.
         """
         return asyncio.run_coroutine_threadsafe(self._send_all(prompts), self.loop).result()
 
@@ -130,7 +131,7 @@ class OpenAIServerEngine:
 
     async def _send_with_retries(self, client: httpx.AsyncClient, prompt: Prompt) -> Reply:
         body = self._request_body(prompt)
-        usage: dict[str, int] = {}  # of the failed tries, which are paid for too
+        usage: dict[str, int] = {}  # tokens of the failed tries, which cost money too
         for attempt in itertools.count(1):
             if self.unserved_in_a_row >= self.server.concurrency + _MAX_UNSERVED:
                 raise self._server_is_down()
@@ -152,9 +153,9 @@ class OpenAIServerEngine:
         return _Unserved([], error=failure.reason, usage=usage)
 
     def _backoff(self, attempt: int) -> float:
-        """Seconds to wait after a failed attempt, beside Retry-After: between half of the full backoff and all of it.
+        """Seconds to wait after a failed attempt, in addition to Retry-After: between half of the full backoff and all.
 
-        It is random because prompts that failed together were told the same Retry-After, and must not return together.
+        It is random because prompts that failed together get the same Retry-After, and must not be sent together again.
         """
         return min(self.server.max_wait, _FIRST_BACKOFF * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
 
@@ -171,7 +172,7 @@ class OpenAIServerEngine:
                 return response.json()
             except (ValueError, RecursionError):
                 raise _TryFailed("reply unreadable") from None
-        # An error's text may quote the prompt or the key: nothing of it goes into a message.
+        # The text of an error may quote the prompt or the key, so no message contains it.
         if response.status_code in _PROMPT_AT_FAULT_STATUSES and re.search(r"context.length", response.text):
             raise _TryFailed("prompt too long", retry=False, prompt_at_fault=True)
         raise _TryFailed(
@@ -278,11 +279,11 @@ def _token_count(value: Any) -> int:
 
 
 def _sample(choice: dict[str, Any], in_json: bool) -> Sample:
-    """Make a Sample of a reply's choice. `in_json`: the text is the value of "reply" in a JSON object."""
+    """Make a Sample from a choice of the reply. `in_json`: the text is the value of "reply" in a JSON object."""
     text = choice["message"]["content"] or ""
     if not isinstance(text, str):
         raise TypeError("content is not a text")
-    # JSON that was cut off cannot be parsed: keep it as it is, and the judge counts it as unread.
+    # JSON that was cut off cannot be parsed. It is kept unchanged, and the judge counts its answers as unread.
     if in_json and choice["finish_reason"] != "length":
         text = str(json.loads(text)["reply"])
     tokens = (choice.get("logprobs") or {}).get("content")

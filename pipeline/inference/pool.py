@@ -1,7 +1,7 @@
 """Streams a dataset's rows through a pool of Ray actors, one engine in each.
 
-Ray restarts an engine that dies, and its rows run again; rows that may have killed it run one at a time. The record of
-such rows is in `crash_log.py`.
+Ray restarts an engine that dies, and its rows run again; rows that may have killed it run one at a time.
+`crash_log.py` keeps a record of such rows.
 """
 
 import os
@@ -36,11 +36,11 @@ class EnginePool:
     """How to make an engine, how many to run, and on what hardware.
 
     Attributes:
-        make_engine: called once in each actor. Only it and `hardware` are sent there.
+        make_engine: called once in each actor.
         hardware: replicas, GPUs, CPUs and batch size.
         at_once: batches that an engine runs at the same time, each in its own thread: while the last samples of one
-            batch finish, the next batch is already running. 1 for engines that threads cannot share, or that gain
-            nothing from it.
+            batch finish, the next batch is already running. Use 1 for an engine that threads cannot share, or that
+            does not get faster with more.
     """
 
     make_engine: EngineFactory
@@ -88,7 +88,7 @@ class EnginePool:
 
 
 class _EngineActor:
-    """Owns one engine and runs batches on it. Ray calls it from `at_once` threads."""
+    """Holds one engine and runs batches on it. Ray calls it from `at_once` threads."""
 
     def __init__(
         self,

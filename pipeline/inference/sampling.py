@@ -1,4 +1,4 @@
-"""Samples summaries from a policy, and keeps exactly what was sampled.
+"""Samples summaries from a policy, and keeps the sampled token ids.
 
 It keeps the prompt's token ids and, for each sample, its token ids with the stop token, its text and its finish reason.
 Training uses these ids. Tokenizing the text again could give a different sequence, which would be off-policy.
@@ -39,7 +39,8 @@ class _Sampler:
     has_logprobs: bool = False  # whether a batch with log-probabilities was sampled already
 
     def __call__(self, engine: Engine, rows: list[Row]) -> list[Outcome]:
-        # Only the first batch: if one prompt asks, vLLM computes log-probabilities for all that run beside it: slower.
+        # Only the first batch asks for log-probabilities: if one prompt asks, vLLM computes them for all prompts that
+        # run at the same time, which is slower.
         prompt = self.prompt if self.has_logprobs else replace(self.prompt, logprobs=True)
         self.has_logprobs = True
         return sample_rows(prompt, self.writer, engine, rows)

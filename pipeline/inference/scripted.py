@@ -1,6 +1,6 @@
 """An engine that answers from a Python function.
 
-It serves tests, judges that need no model, and trying out a judge by hand.
+It is used for tests, for judges that need no model, and to try out a judge by hand.
 """
 
 from collections.abc import Callable, Sequence

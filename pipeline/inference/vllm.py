@@ -1,7 +1,7 @@
 """Runs vLLM in this process: token ids in; token ids, text and finish reasons out.
 
-This is the only module that imports vLLM, and it does so only when an engine is made, inside the engine's actor. When
-the engine steps is decided in `vllm_stepper.py`. A vLLM server is reached through `openai_server.py`.
+This is the only module that imports vLLM. It does so only when an engine is made, inside the engine's actor.
+`vllm_stepper.py` decides when the engine steps. Prompts for a vLLM server are sent by `openai_server.py`.
 """
 
 import gc
@@ -41,8 +41,8 @@ class VllmEngine:
         model: folder of a model or of an adapter, on this machine.
         dtype: "float32" or "bfloat16".
         max_model_len: the longest prompt with its completion, in tokens. None: what the model allows.
-        seed: of the engine. Requests have no seed of their own: it makes an engine on a CPU slow, and has crashed one.
-            The engine's draws are just as random.
+        seed: the seed of the engine. Requests have no seeds of their own: these make an engine on a CPU slow, and have
+            crashed one. Samples are just as random without them.
         hardware: GPUs and memory.
     """
 
@@ -144,7 +144,7 @@ def _lora_options(model: str, rank: int) -> dict[str, Any]:
 
 
 def _reply(prompt_ids: list[int], output: Any) -> Reply:
-    """Make a Reply of vLLM's output, or of the exception with which it refused the prompt."""
+    """Make a Reply from vLLM's output, or from the exception with which vLLM refused the prompt."""
     if isinstance(output, Exception):
         # Cut without "…": skipped rows are counted by this text, and records on disk hold it in this form.
         return Reply(prompt_ids, error=f"refused by the engine: {one_line(str(output))[:80]}")
@@ -161,7 +161,7 @@ def _reply(prompt_ids: list[int], output: Any) -> Reply:
 
 
 def read_token_logps(output: Any) -> list[tuple[str, float]] | None:
-    """Text and log-probability of each sampled token; None if the prompt did not ask.
+    """Text and log-probability of each sampled token; None if the prompt did not ask for log-probabilities.
 
     vLLM masks the tokens that a regex forbids before it takes the log-softmax: where the regex allows a single token,
     its log-probability is 0.
@@ -175,7 +175,7 @@ def read_token_logps(output: Any) -> list[tuple[str, float]] | None:
 def lora_request(folder: str) -> Any:
     """A vLLM `LoRARequest` for an adapter folder. Its name and number come from the weights, not from the path.
 
-    vLLM caches adapters by number and serves the cached one. With a number used before, it would not read a later
+    vLLM caches adapters by number. If a later adapter had the number of an earlier one, vLLM would serve the earlier
     adapter.
     """
     from vllm.lora.request import LoRARequest
@@ -186,10 +186,10 @@ def lora_request(folder: str) -> Any:
 
 
 def encode_messages(tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:  # type: ignore[no-untyped-def]
-    """The token ids of a conversation that the model is to continue.
+    """The token ids of a conversation that the model will continue.
 
-    The tokenizer's chat template writes its own BOS. A model without a template gets the bare text. The engine is
-    always given ids, never strings: it would put a second BOS before a string that already has one.
+    The tokenizer's chat template writes its own BOS. A model without a template gets the bare text. The engine always
+    gets ids, never strings, because it would put a second BOS before a string that already has one.
 
     Raises:
         ValueError: the template and the tokenizer both write a BOS token.

@@ -1,8 +1,8 @@
 """Steps an engine in its own thread, for several callers at once.
 
-An engine that gets one batch after another runs empty at the end of each: while its slowest sample finishes, it has
-room for more sequences and nothing to fill it with. Here the next caller's requests start before the last caller's
-have finished. What a request is, is decided in `vllm.py`; the callers are the threads of `pool.py`.
+An engine that gets one batch after another is partly idle at the end of each batch: while the slowest sample finishes,
+it has room for more sequences and no requests to fill it. Here the requests of the next caller start before those of
+the last caller have finished. `vllm.py` makes the requests; the callers are the threads of `pool.py`.
 """
 
 import threading
@@ -24,7 +24,7 @@ class Stepper:
         engine: what `make_engine` returned.
 
     Raises:
-        whatever `make_engine` raises.
+        Exception: the one that `make_engine` raises.
     """
 
     def __init__(self, make_engine: Callable[[], Any], refusals: tuple[type[Exception], ...]):
@@ -45,7 +45,7 @@ class Stepper:
             For each request its finished output, or the exception with which the engine refused it.
 
         Raises:
-            whatever ended the engine, during this call or before it.
+            Exception: the one that ended the engine, during this call or before it.
         """
         entries: list[tuple[Future[Any], dict[str, Any]]] = [(Future(), request) for request in requests]
         with self._changed:

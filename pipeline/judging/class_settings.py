@@ -1,4 +1,4 @@
-"""Checks `judge.settings` against the constructor of the user's class: its own keyword arguments are its settings."""
+"""Checks `judge.settings` against the constructor of the user's class, whose keyword arguments are its settings."""
 
 import difflib
 import inspect
@@ -18,9 +18,10 @@ def constructor_arguments(
     """Return the keyword arguments for the constructor of a judge's class.
 
     Args:
+        cls: the judge's class.
         kind: the class's name as `module:Class`, for messages.
         common: values of the settings that every judge has, by the names in `_COMMON`.
-        own: the class's own settings.
+        own: the values in `judge.settings`, which only this class has.
         section: `judge` or `second_judge`, for messages.
 
     Raises:
@@ -91,7 +92,7 @@ def _fits(value: Any, expected: Any) -> bool:
         return any(value == member and type(value) is type(member) for member in get_args(expected))
     if expected in (None, type(None)):
         return value is None
-    if expected in (int, float):  # YAML's 3 is a float too; true is an int for Python only
+    if expected in (int, float):  # 3 is a valid float in YAML. For Python, true is an int: refuse it
         return isinstance(value, int | expected) and not isinstance(value, bool)
     if (origin or expected) in (str, bool, list, dict):
         return isinstance(value, origin or expected)

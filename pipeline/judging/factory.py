@@ -1,4 +1,4 @@
-"""Makes the judge that the settings name: a built-in one, or an object of the user's class."""
+"""Makes the judge that the settings name: a built-in judge, or an object of the user's class."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,10 +20,12 @@ def make_judge(settings: JudgeSettings, seed: int, section: str = "judge") -> Ju
     """Make the judge that the settings name.
 
     Args:
+        settings: the settings of the judge.
+        seed: decides the order of the options.
         section: `judge` or `second_judge`, for messages.
 
     Raises:
-        UserError: the user's class cannot be loaded, is no judge, does not take its settings, or fails.
+        UserError: the user's class cannot be loaded, is not a judge, does not accept its settings, or fails.
     """
     if settings.is_user_class:
         return _make_user_judge(settings, seed, section)
@@ -68,7 +70,7 @@ def _make_user_judge(settings: JudgeSettings, seed: int, section: str) -> Judge:
     arguments = constructor_arguments(cls, kind, common, settings.settings, section)
     try:
         return cls(**arguments)
-    except ValueError as error:  # so a class refuses a setting
+    except ValueError as error:  # a class raises it to refuse a setting
         raise UserError(f"{section}.settings is refused by {kind}: {error}") from None
     except Exception as error:
         raise UserError(f"{section}.kind is {kind}, whose constructor fails: {type(error).__name__}: {error}") from None

@@ -1,4 +1,4 @@
-"""Tries a judge of the user's on one small article, without any model, before anything starts."""
+"""Tries the user's own judge class on one small article, without a model, before anything starts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,18 +18,19 @@ _OPTIONS = ("Oslo", "Lima", "Rome", "Quito", "Cairo", "Delhi", "Accra", "Hanoi",
 
 
 def check_judge(settings: JudgeSettings | None, seed: int, section: str = "judge") -> None:
-    """Make the judge that the settings name; if it is a class of the user's, call each of its methods.
+    """Make the judge that the settings name. If it is of the user's own class, call each of its methods.
 
-    A judge that writes its own replies makes a round trip, from an article to answers. Any other judge is asked for
-    prompts, and must read replies that make no sense.
+    A judge that writes its own replies goes all the way from an article to answers. Any other judge only makes prompts,
+    and must parse replies that make no sense.
 
     Args:
-        settings: None: there is no such judge.
+        settings: the settings of the judge; None: there is no such judge.
+        seed: decides the order of the options.
         section: `judge` or `second_judge`, for messages.
 
     Raises:
-        UserError: the judge cannot be made or sent to Ray workers, or a method fails or returns something else than
-            `judges.base.Judge` says.
+        UserError: the judge cannot be made or sent to Ray workers, or a method fails or returns a value that
+            `judges.base.Judge` does not allow.
     """
     if settings is None:
         return

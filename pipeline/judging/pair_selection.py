@@ -2,7 +2,7 @@
 
 Every selection is called as `select(pairs, scores, max_pairs, rng)`. `pairs` are the article's pairs without a tie, as
 (chosen, rejected) indices into `scores`, the article's scores. `max_pairs` is `pairs.max_per_article`, and `rng` a
-generator that is seeded for this article. Which summaries may be paired at all is in `stages/pairs.py`.
+generator that is seeded for this article. `stages/pairs.py` decides which summaries may be paired at all.
 """
 
 import random
@@ -24,8 +24,8 @@ def best_worst(pairs: Sequence[Pair], scores: Sequence[Score], max_pairs: int, r
     """One pair: the summary that is preferred most often against the one that is preferred least often.
 
     A summary's rank is the number of pairs that prefer it minus the number that reject it (Copeland, 1951). If the best
-    and the worst tie with each other, which is possible for a rule that compares only some pairs, the pair with the
-    largest difference in rank is taken.
+    and the worst tie with each other, which is possible if a rule compares only some pairs, the pair with the largest
+    difference in rank is taken.
     """
     rank = Counter(chosen for chosen, _ in pairs)
     rank.subtract(rejected for _, rejected in pairs)
@@ -36,8 +36,8 @@ def widest_margin(pairs: Sequence[Pair], scores: Sequence[Score], max_pairs: int
     """Up to `max_pairs` pairs, those with the largest difference in right answers first.
 
     Pairs with the same difference are ordered by the difference of the soft scores, if there are any, and then by how
-    many words shorter the chosen summary is. Pairs that length decided, whose chosen summary has no more right answers,
-    come after all pairs that accuracy decided.
+    many words shorter the chosen summary is. A pair whose chosen summary does not have more right answers was decided
+    by length. Such pairs come after all pairs that accuracy decided.
     """
 
     def margin(pair: Pair) -> tuple[float, ...]:

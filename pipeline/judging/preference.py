@@ -40,15 +40,15 @@ def accuracy_only(a: Score, b: Score, settings: Pairs) -> int:
 def length_matched(a: Score, b: Score, settings: Pairs) -> int:
     """The summary with more right answers wins, if the longer one has at most `max_length_ratio` times the words.
 
-    Summaries of other lengths tie, even if the shorter one has more right answers: such a pair would teach length
-    together with accuracy, in one direction or the other. Equally many right answers are a tie, too.
+    Summaries with other lengths tie, even if the shorter one has more right answers: such a pair would teach length
+    together with accuracy. Equally many right answers are a tie, too.
     """
     shorter, longer = sorted((max(1, a["words"]), max(1, b["words"])))
     return accuracy_only(a, b, settings) if longer <= settings.max_length_ratio * shorter else 0
 
 
 def accuracy_then_any_length(a: Score, b: Score, settings: Pairs) -> int:
-    """The *reference* rule of the evaluation, with which the published 74 % were counted.
+    """The *reference* rule of the evaluation, by which the published 74 % were counted.
 
     The summary with more right answers wins, but all summaries with `threshold` or more count as equally accurate. If
     the accuracy is equal, the summary with fewer words wins, even by one word, and even with no right answer at all.
@@ -74,7 +74,7 @@ def evaluation_rules(settings: Pairs) -> dict[str, Rule]:
 
 
 def load_preference(settings: Pairs) -> Rule:
-    """The rule that `pairs.preference` names: one of `RULES`, or a function of the user's as `module:function`.
+    """The rule that `pairs.preference` names: one of `RULES`, or the user's own function as `module:function`.
 
     Raises:
         UserError: the module cannot be imported, or has no such function.
@@ -86,7 +86,7 @@ def load_preference(settings: Pairs) -> Rule:
 
 
 def check_preference(settings: Pairs, questions: int, logprobs: bool) -> None:
-    """Try a rule of the user's on a grid of scores, so that its mistakes show before a run and not during it.
+    """Try the user's own rule on a grid of scores, so that its mistakes show before a run and not during it.
 
     Args:
         questions: the largest possible number of right answers.
@@ -136,7 +136,10 @@ def _call(rule: Rule, a: Score, b: Score, settings: Pairs) -> int:
 
 
 def _find_cycle(verdicts: Mapping[tuple[int, int], int], count: int) -> Sequence[int]:
-    """Scores among which there is a cycle: what is left after removing, again and again, those that no score beats."""
+    """Indices of scores among which there is a cycle; empty if there is none.
+
+    Scores that no other score beats are removed, again and again. The scores that remain contain a cycle.
+    """
     beats = {i: {j for j in range(count) if verdicts[i, j] == 1} for i in range(count)}
     while unbeaten := [i for i in beats if not any(i in losers for losers in beats.values())]:
         for i in unbeaten:

@@ -1,7 +1,7 @@
 """Scores summaries: a judge answers an article's questions from each summary, and the right answers are counted.
 
 The stages `questions`, `scores` and `evaluation` all use this code, so every summary is scored in the same way.
-Which of two summaries is better is in `preference.py`.
+`preference.py` decides which of two summaries is better.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from pipeline.judging import tallies
 from pipeline.judging.text_counts import count_invalid_chars, count_words
 from pipeline.storage.schema import Outcome, Row, is_drawn
 
-# Seeds of the second order of a question's options count up from here. The first order is the one in the row.
+# A second order of a question's options is drawn with seeds that count up from here. The first order is in the row.
 _FIRST_SEED = 1
 
 
@@ -25,7 +25,7 @@ class Answered:
     """The answers to the questions about one passage.
 
     Attributes:
-        answers: one for each question, in order.
+        answers: one answer for each question, in order.
         tally: the tokens of the request, and the engine's error if it gave no reply.
         logps: the log-probability of each answer in nats, None for an unread answer. None instead of a list if the
             engine gave no log-probabilities.

@@ -1,6 +1,6 @@
-"""Loads code of the user's: the function or class that a setting names as `module:name`.
+"""Loads the user's own code: the function or class that a setting names as `module:name`.
 
-The module is looked for in the current folder too, and its file counts in the recipe (`execution/recipe.py`).
+The module may also be in the current folder. Its file is part of the recipe (`execution/recipe.py`).
 """
 
 import importlib
@@ -15,13 +15,14 @@ from pipeline.config.run import USER_CODE
 
 
 def load_user_code(setting: str, name: str, what: str) -> Any:
-    """Import `module:name` and return what is called `name` in it.
+    """Import the module in `module:name`, and return the function or class.
 
     The module may exist on this machine only, so Ray workers get its functions and classes by value.
 
     Args:
-        setting: the setting that names it, such as `pairs.preference`.
-        what: what it should be, for the message: "function" or "class".
+        setting: the setting that names the code, such as `pairs.preference`.
+        name: the value of the setting, `module:name`.
+        what: "function" or "class": what `name` should be.
 
     Raises:
         UserError: the module cannot be imported, or has no such name.

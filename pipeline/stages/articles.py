@@ -1,8 +1,8 @@
 """The stage `articles`: a file or a Hugging Face dataset becomes one row per article.
 
-The corpus is read once a run, or each round reads new articles. A bad row is skipped with its reason; a bad file is
-refused in one line. An article that is too long is skipped, never cut. The hash of an article's id decides whether it
-is for training or held out, so its position never matters. Opening files is in `data/readers.py`.
+The corpus is read once per run, or each round reads new articles. A bad row is skipped with its reason; a bad file is
+refused with a message of one line. An article that is too long is skipped, never cut. The hash of an article's id
+decides whether it is for training or held out, so its position never matters. `data/readers.py` opens the files.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from pipeline.stages.base import stage
 from pipeline.storage.schema import COLUMNS
 
 _ROWS_PER_TABLE = 1000
-_OPENING_WORDS = 40  # two articles that begin with the same words, so many, are near-copies
+_OPENING_WORDS = 40  # two articles with the same first words, this many, are near-copies
 _COLUMNS = ("article_id", "article", "split")
 
 _articles = partial(stage, "articles", version=1, settings=("articles",), writes=_COLUMNS, workload="reading")
 
 
 class NoNewArticles(UserError):
-    """The corpus has no training article that earlier rounds did not read. The run ends; nothing is wrong."""
+    """The corpus has no training article that earlier rounds did not read. The run then ends, which is no failure."""
 
 
 @_articles(contents=("articles.path",))
@@ -62,7 +62,10 @@ def read_articles(*, articles: Articles) -> Iterator[pa.Table]:
 
 @_articles()
 def read_first_articles(*, articles: Articles) -> Iterator[pa.Table]:
-    """`read_articles` for runs whose later rounds read on. The corpus grows, so its contents are not in the recipe."""
+    """`read_articles` for runs whose later rounds read new articles.
+
+    The corpus may grow between rounds, so its contents are not in the recipe.
+    """
     yield from read_articles(articles=articles)
 
 
@@ -70,11 +73,12 @@ def read_first_articles(*, articles: Articles) -> Iterator[pa.Table]:
 def read_new_articles(*earlier: Dataset, articles: Articles) -> Iterator[pa.Table]:
     """Read up to `articles.limit` articles that no earlier round read.
 
-    The id decides the split as ever. A held-out article is read and not used: the evaluation stays with the held-out
-    articles of the first round. A near-copy of an article that was read before is skipped.
+    The id decides the split, as in the first round. Held-out articles are read but not used, because the evaluation
+    keeps the held-out articles of the first round. A near-copy of an article that was read before is skipped.
 
     Args:
         earlier: the tables of articles of the rounds before.
+        articles: the settings of the corpus.
 
     Raises:
         NoNewArticles: the corpus has none to train on.
@@ -89,7 +93,7 @@ def read_new_articles(*earlier: Dataset, articles: Articles) -> Iterator[pa.Tabl
     source = _check_columns(_open_corpus(articles), articles)
     new = (row for row in source if replace_surrogates(str(row.get(articles.id_column))) not in ids)
     counts: Counter[str] = Counter()
-    held_back: list[pa.Table] = []  # nothing may be written for a round that is not played
+    held_back: list[pa.Table] = []  # until there is a training article: a round without one must write nothing
     for table in _make_tables(_take_kept(_check_rows(new, articles, openings), articles.limit), counts):
         held_back.append(table)
         if counts["train"]:
@@ -107,7 +111,7 @@ def check_corpus(settings: Articles) -> None:
 
 
 def is_held_out(article_id: str, fraction: float) -> bool:
-    """Whether an article is held out. Its id alone decides, so an article never changes sides."""
+    """Whether an article is held out. Only its id decides, so an article never moves to the other split."""
     digest = hashlib.sha256(article_id.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
@@ -131,7 +135,7 @@ def _take_kept(rows: Iterator[dict[str, Any]], limit: int | None) -> Iterator[di
 
 
 def _opening(article: str) -> str:
-    """The first words of an article. Near-copies have the same."""
+    """The first words of an article. Near-copies have the same first words."""
     return " ".join(re.findall(r"\w+", article.casefold())[:_OPENING_WORDS])
 
 
@@ -139,7 +143,7 @@ def _check_rows(source: Iterable[dict[str, Any]], settings: Articles, openings: 
     """Turn the corpus's rows into rows of the table, each kept or with the reason why it is skipped.
 
     Args:
-        openings: of the articles of earlier rounds. Those of this round's articles are added.
+        openings: the first words of the articles of earlier rounds. Those of this round's articles are added.
     """
     ids = SeenTexts()
     for number, row in enumerate(source, 1):
@@ -151,7 +155,7 @@ def _check_rows(source: Iterable[dict[str, Any]], settings: Articles, openings: 
         if skipped is None:
             skipped = "duplicate id" if not is_new else _length_fault(article, settings)
         if skipped is None and not openings.add(_opening(article)):
-            # A copy in both train and eval would make the held-out figures a lie.
+            # With a copy in train and another in eval, the held-out figures would be wrong.
             skipped = "near-copy of another article"
         split = "eval" if is_held_out(article_id, settings.eval_fraction) else "train"
         yield {"article_id": replace_surrogates(article_id), "article": article, "split": split, "skipped": skipped}
@@ -159,11 +163,11 @@ def _check_rows(source: Iterable[dict[str, Any]], settings: Articles, openings: 
 
 def _get_id(row: dict[str, Any], settings: Articles) -> Any:
     article_id = row.get(settings.id_column)
-    return None if article_id != article_id else article_id  # NaN: a table with gaps has it in place of a number
+    return None if article_id != article_id else article_id  # NaN stands for a missing number
 
 
 def _fault(article_id: Any, text: Any) -> str | None:
-    """Why a row is no article, by the types of its columns."""
+    """Why a row cannot be used, judged by the types of its columns; None if it can."""
     if article_id is None or article_id == "":
         return "no id"
     if isinstance(article_id, bool | list | dict | bytes):

@@ -1,4 +1,4 @@
-"""Says what a stage is: a plain function, and a declaration of everything that it depends on.
+"""Defines what a stage is: a plain function, and a declaration of everything that it depends on.
 
 A stage never sees a path, a ledger or another stage. `execution/runner.py` calls its function.
 """
@@ -18,11 +18,11 @@ class Stage:
     """One step of a round. Calling a stage calls its function, so a unit test of it needs no ledger.
 
     Attributes:
-        name: of the stage, of its folder and of its line in the log.
+        name: the name of the stage, which is also the name of its folder and of its line in the log.
         function: takes the inputs by position; then, by keyword, each of `settings` (by the last part of its name) and
-            each of `uses`. With `writes` it returns rows: a `ray.data.Dataset`, or an iterator of tables. Without, it
-            makes files and returns what the record should hold about them.
-        version: raise it when equal settings begin to give another result. Older artifacts are then stale.
+            each of `uses`. With `writes` it returns rows: a `ray.data.Dataset`, or an iterator of tables. Without
+            `writes` it makes files, and returns what the record should hold about them.
+        version: raise it when a change of the code changes the result. Older artifacts are then stale.
         inputs: a name for each input, in order. `rows` is the table; a last name with a star takes any number of
             tables; a name with a question mark may be missing. `policy.build` passes that value of the policy's record
             to the function, instead of the artifact.
@@ -33,12 +33,12 @@ class Stage:
         split: the rows that the stage takes, "train" or "eval"; None: all.
         limits: settings named max_skipped (a share of rows) or max_unread (a share of answers). The run stops when a
             limit is exceeded. Limits change no row, so they are not in the recipe.
-        resumes: the function resumes from the files that an interrupted attempt left. Else they are removed first.
-            A table that is made row by row is resumed in any case.
+        resumes: the function resumes from the files that an interrupted attempt left. If it does not, these files are
+            removed first. A table that is made row by row is resumed in any case.
         by_row: each row is made from one row of the first input. A stage that is not `by_row` gets whole tables, and
             starts from the beginning after an interruption.
-        workload: what `rondo plan` counts for the stage: see `execution/planning/stage_counts.py`. None: it counts what
-            earlier records of the stage say.
+        workload: the kind of work that `rondo plan` counts for the stage: see `execution/planning/stage_counts.py`.
+            None: it uses the counts in earlier records of the stage.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Stage:
         return dict(zip(names, inputs, strict=False))
 
     def argument(self, position: int, value: Any) -> Any:
-        """What the function is given for an input: the value itself, or the part of its record that `inputs` names."""
+        """The argument for an input: the value itself, or the value in its record that `inputs` names."""
         declared = self.inputs[position] if position < len(self.inputs) else ""
         field = declared.rstrip("?").partition(".")[2]
         return value.record[field] if field and isinstance(value, Artifact) else value

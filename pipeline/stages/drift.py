@@ -1,8 +1,9 @@
-"""The stage `drift`: how far the policy that wrote for a round is from the base.
+"""The stage `drift`: log-probabilities that show how far the policy that wrote a round's summaries is from the base.
 
-For one article in 16 the trainer's code scores the sampled token ids twice: under the policy that wrote them, and under
-the base. `evaluation/kl.py` estimates KL(policy || base) from the difference. The stage is made only for rounds whose
-writer is not the base. The policy that the round trains has sampled nothing yet; the next round measures it.
+For one article in 16, the trainer's code computes the log-probability of each summary twice: under the policy that
+wrote it, and under the base. `evaluation/kl.py` estimates KL(policy || base) from the difference. The stage is made
+only for rounds whose writer is not the base. The policy that the round trains has sampled nothing yet; the next round
+measures it.
 """
 
 from functools import partial
@@ -49,8 +50,9 @@ def drift_from_base(
     Args:
         rows: articles with the policy's summaries.
         policy, base: the build ids of the policies that `policy_scorer` and `base_scorer` hold.
-        dtype: of their weights.
-        trainer: for `tokens_per_batch`.
+        dtype: the dtype of their weights.
+        policy_scorer, base_scorer: pools of models, in place of engines.
+        trainer: its `tokens_per_batch` is the length of a packed row.
     """
     policy_column, base_column = drift_from_base.writes
     compared = rows.select_columns(_COLUMNS).map_batches(_keep_compared, batch_format="pyarrow", batch_size=None)

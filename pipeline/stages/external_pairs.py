@@ -1,8 +1,9 @@
-"""The stage `pairs` of `rondo train`: preference pairs made elsewhere become a table that references and training take.
+"""The stage `pairs` of `rondo train`: makes a table for references and training from pairs that were made elsewhere.
 
-Rows with the same prompt become one row, an article tree: the prompt once, each distinct answer a branch, and all the
-pairs. A pair that is given twice counts once. A over B and B over A are both kept: they are data. Prompts are gathered
-in the driver's memory. Formats are in `data/preference_formats.py`, token ids in `data/pair_tokenizer.py`.
+Rows with the same prompt become one row, an article tree: it has the prompt once, each distinct answer as a branch, and
+all the pairs. A pair that occurs twice counts once. If A is preferred over B in one row and B over A in another, both
+pairs are kept, because the data says both. Prompts are gathered in the driver's memory. `data/preference_formats.py`
+reads the formats, and `data/pair_tokenizer.py` makes the token ids.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from pipeline.stages.base import stage
 from pipeline.storage.parts import MERGED
 from pipeline.storage.schema import COLUMNS, Row
 
-# Tallies in the record: what a user may not expect in the file.
+# Names of tallies in the record, which count things that a user may not expect in the file.
 REPEATED = "pairs given again"
 BOTH_WAYS = "pairs given both ways"
 MERGED_TOKEN = "answers that begin inside the prompt's last token"
@@ -85,7 +86,7 @@ def collect_pairs(policy: str, *, pairs: str, max_model_len: int | None, model: 
         yield _make_table(skipped)
     if not prompts:
         counts = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common())
-        raise UserError(f"{pairs} has no pair to learn from ({counts or 'it is empty'}); {_KNOWN}")
+        raise UserError(f"{pairs} has no pair to train on ({counts or 'it is empty'}); {_KNOWN}")
     tree_rows = (prompt.to_row(article_id) for article_id, prompt in prompts.items())
     while batch := list(islice(tree_rows, _PROMPTS_PER_TABLE)):
         yield _make_table(batch)
@@ -177,7 +178,7 @@ def _as_text(text: Text) -> str:
 
 
 def _answer_text(text: Text) -> str:
-    """An answer as text. Of a single message, its content."""
+    """An answer as text. For a single message this is its content."""
     return text[0]["content"] if isinstance(text, list) and len(text) == 1 else _as_text(text)
 
 

@@ -1,12 +1,12 @@
 """The stages `pairs` and `replay`: scored summaries of an article become chosen and rejected.
 
 A tie makes no pair. A summary that the token limit cut off is never paired: it has no stop token, and it is short only
-because it is unfinished. Which summary is better is in `judging/preference.py`, which pairs are kept is in
-`judging/pair_selection.py`.
+because it is unfinished. `judging/preference.py` decides which summary is better, and `judging/pair_selection.py`
+decides which pairs are kept.
 
-`replay` trains again on pairs of earlier rounds, beside this round's. Chosen and rejected grow alike from round to
-round, and old pairs keep old mistakes in sight. Their summaries are off-policy and are counted. Their reference
-log-probabilities are computed anew with all the others.
+`replay` adds pairs of earlier rounds to those of this round. From round to round, chosen and rejected become more
+alike, and old pairs still show old mistakes. The summaries of these pairs are off-policy, so the pairs are counted.
+Their reference log-probabilities are computed again, together with all others.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ def make_pairs(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
 
 @_pairs(writes=("summaries", "scores", "base_summaries", "base_scores", "pairs"))
 def make_pairs_with_base(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
-    """Like `make_pairs`, with the chosen by the policy and the rejected by the base.
+    """Like `make_pairs`, but the chosen summary is the policy's and the rejected summary is the base's.
 
     The base's summaries are added to the policy's, so that the pairs can name them by index.
     """
@@ -129,7 +129,8 @@ def _describe_pair(chosen: Row, rejected: Row) -> str:
 def replay_pairs(rows: Dataset, *earlier: Dataset, pairs: Pairs, seed: int) -> Dataset:
     """This round's articles with pairs, and `pairs.replay` times as many articles drawn from earlier rounds.
 
-    Rows about the same article are merged into one. No row-by-row map can do that, so rows are grouped by article.
+    Rows about the same article are merged into one. A map over single rows cannot do that, so rows are grouped by
+    article.
 
     Args:
         rows: this round's articles with pairs.

@@ -36,7 +36,7 @@ def register_base(*, model: str) -> dict[str, Any]:
 
 
 def external_policy(name: str) -> Stage:
-    """The stage that registers `compare.NAME`, a model at a server. It is judged like a policy and never trained."""
+    """The stage that registers `compare.NAME`, a model at a server. It is judged like a policy, but never trained."""
     return Stage("policy", partial(_register_served_model, name), version=1, settings=(f"compare.{name}",))
 
 
@@ -80,7 +80,7 @@ def train_policy(
         logging: opens the trackers (TensorBoard, W&B, MLflow), given the training's settings.
 
     Raises:
-        UserError: the rows or the model cannot be trained on, or the training failed again and again.
+        UserError: the rows or the model cannot be used for training, or the training failed repeatedly.
     """
     from pipeline.training import ray_job
     from pipeline.training.modeling.loading import weights_digest
@@ -111,7 +111,7 @@ def train_policy(
 
 
 def _describe_failure(error: Exception) -> str:
-    """The last line of the error, with a remedy for the commonest one."""
+    """The last line of the error, with a remedy if memory ran out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1] if lines else type(error).__name__
     if "out of memory" in str(error).lower():

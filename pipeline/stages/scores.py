@@ -1,7 +1,7 @@
 """The stages `scores`, `evaluation` and `second_scores`: a judge answers each article's questions from its summaries.
 
-An unread answer is not a wrong one: it is counted apart, and too many of them stop the run. The second judge has
-questions and habits of its own, so it gives a second opinion on a policy that learned to please the first.
+An unread answer is not a wrong answer: it is counted separately, and too many of them stop the run. The second judge
+has its own questions and its own habits. So it can tell whether the policy only learned to please the first judge.
 """
 
 from functools import partial

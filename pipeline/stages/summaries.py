@@ -1,8 +1,8 @@
-"""The stages `summaries`, `exam` and `leads`: a policy summarizes articles.
+"""The stages `summaries`, `exam` and `leads`: summaries of articles, by a policy or without one.
 
 For training it samples several summaries of each article, from one prompt with one prefill. For evaluation it writes
 one greedy summary of each held-out article. The base policy's evaluation also has two baselines that learned nothing:
-the article's lead, and the base's own summary cut short. How a policy is sampled is in `inference/sampling.py`.
+the article's lead, and the base's own summary cut short. `inference/sampling.py` samples from a policy.
 """
 
 import re
@@ -122,13 +122,13 @@ def _sample_with_baselines(
 def _baseline_summaries(article: str, summary: Row, baselines: Baselines) -> list[Row]:
     lead = _unsampled(first_sentences(article, baselines.lead_sentences))
     shortened = _unsampled(shorten(summary["text"], baselines.shorten_to))
-    # The beginning of a summary that was cut off is unfinished too, and must not win either.
+    # If the token limit cut off the summary, its beginning is unfinished too, and must not win either.
     return [lead, shortened | {"finish_reason": summary["finish_reason"]}]
 
 
 @stage("leads", version=1, inputs=("rows",), settings=("baselines.lead_sentences",), writes=SAMPLED)
 def lead_baseline(rows: Dataset, *, lead_sentences: int) -> Dataset:
-    """Add each article's lead as its summary: what a judge is tried on when there is no policy."""
+    """Add each article's lead as its summary. A judge is tried on these summaries when there is no policy."""
     return map_rows(rows, partial(_lead_as_summary, lead_sentences), SAMPLED)
 
 
@@ -147,6 +147,6 @@ def first_sentences(article: str, sentences: int) -> str:
 
 
 def shorten(summary: str, share: float) -> str:
-    """The first `share` of a summary's words, at least one. The result is shorter, and not better."""
+    """The first `share` of a summary's words, at least one word. The result is shorter, but not better."""
     words = summary.split()
     return " ".join(words[: max(1, int(len(words) * share))])

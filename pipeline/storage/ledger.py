@@ -1,8 +1,8 @@
 """Keeps a run's artifacts at readable addresses, each with a record that is written last.
 
 For example `runs/<run>/round-02/scores/` holds Parquet parts, `skipped/` and `record.json`. An artifact without a
-record is not finished. Whether an artifact is reused, or refused because its recipe changed, is decided in
-`execution/dry_run.py`. How the lock is held is in `lock.py`.
+record is not finished. `execution/executor.py` decides whether an artifact is reused, or refused because its recipe
+changed. The lock is in `lock.py`.
 """
 
 import contextlib
@@ -124,7 +124,7 @@ class Ledger(RunFiles):
         except (ValueError, KeyError, TypeError):
             return None  # damaged: the artifact is made from the beginning
 
-    def has_more(self, address: str) -> bool:
+    def has_partial_files(self, address: str) -> bool:
         """Whether an unfinished artifact has any files besides the note that it was begun."""
         folder = pafs.FileSelector(self.path(address), recursive=True, allow_not_found=True)
         files = (info for info in self.fs.get_file_info(folder) if info.type == pafs.FileType.File)
@@ -139,7 +139,7 @@ class Ledger(RunFiles):
 
     # A remake that the user requested
 
-    def to_remake(self, address: str) -> str | None:
+    def build_to_replace(self, address: str) -> str | None:
         """The build that a remake in progress replaces at an address, or None."""
         return json.loads(self.read(REMAKE) or "{}").get(address)
 
@@ -150,7 +150,7 @@ class Ledger(RunFiles):
         After an error the note stays, so that the same command, given again, remakes each build only once.
         """
         if builds := {address: artifact.build for address in addresses if (artifact := self.find(address))}:
-            self.write(REMAKE, json.dumps({a: self.to_remake(a) or build for a, build in builds.items()}))
+            self.write(REMAKE, json.dumps({a: self.build_to_replace(a) or build for a, build in builds.items()}))
         yield
         self.delete_file(REMAKE)
 

@@ -49,7 +49,7 @@ class Claim:
     Attributes:
         token: names this claim and its file.
         content: what the lock file holds.
-        lost: the driver that took the run over; None while this claim holds it.
+        lost: describes the driver that took the run over; None while this claim holds it.
         confirmed: when the storage last showed that this claim holds the run, by `_boot_clock`.
     """
 
@@ -111,7 +111,7 @@ class Claim:
             self.refresh()
         if self.lost is not None:
             raise UserError(
-                f"{self.files.root} was taken over by {self.lost}, because this driver gave no sign of life for some "
+                f"{self.files.root} was taken over by {self.lost}, because this driver sent no heartbeat for some "
                 "time. This driver stops now; the other one uses what it has finished"
             )
 
@@ -186,10 +186,10 @@ def _owner_is_gone(files: RunFiles, claim: ClaimData, warn: Callable[[str], None
     """Find out whether the owner of a claim is dead.
 
     Returns:
-        True if it is dead, False if it gave the run back meanwhile.
+        True if it is dead, False if it removed its claim meanwhile.
 
     Raises:
-        InUse: it lives.
+        InUse: the owner is alive.
     """
     if claim["machine"] == _machine_id():
         is_alive = claim["started"] is not None and _process_start(claim["pid"]) == claim["started"]

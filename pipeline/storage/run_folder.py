@@ -56,7 +56,7 @@ def check_command(ledger: Ledger, settings: Config | Alignment) -> None:
 def write_settings(ledger: Ledger, settings: Config | Alignment) -> None:
     """Write config.yaml.
 
-    Call it only after the settings were accepted: `rondo status` reads them as those of the run.
+    Call it only after the settings were accepted, because `rondo status` takes them for the settings of the run.
     """
     ledger.write(CONFIG, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 

@@ -1,7 +1,6 @@
 """Defines the columns of a row, and applies steps to rows: a step adds columns, or sets a row aside with a reason.
 
-A row is one article, from the first table to the last. Each stage adds columns to it. How rows are stored is in
-`parts.py`.
+A row is one article, from the first table to the last. Each stage adds columns to it. `parts.py` stores rows.
 """
 
 import zlib
@@ -118,7 +117,7 @@ def map_rows(rows: Dataset, function: Callable[[Row], Outcome], writes: Sequence
         apply_step,
         fn_args=(partial(_one_by_one, function), tuple(writes)),
         batch_format="pyarrow",
-        batch_size=None,  # blocks as they come: to wait for more rows would delay the next stage
+        batch_size=None,  # take blocks as they come: waiting for more rows would delay the next stage
     )
 
 

@@ -311,8 +311,8 @@ def test_any_pairs_row_is_read_or_skipped(tokens, row, chosen, rejected):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("", "{at} has no pair to learn from (it is empty); known are chosen and rejected beside prompt"),
-        ("x\ny\n", "{at} has no pair to learn from (not JSON: 2); known are"),
+        ("", "{at} has no pair to train on (it is empty); known are chosen and rejected beside prompt"),
+        ("x\ny\n", "{at} has no pair to train on (not JSON: 2); known are"),
         ('{"a": 1, "b": 2}\n', "{at} has the columns a, b; known are chosen and rejected"),
         ('{"prompt": "p", "chosen": "a", "rejected": "a"}\n', "(chosen and rejected are the same: 1); known are"),
     ],

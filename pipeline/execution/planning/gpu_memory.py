@@ -1,9 +1,9 @@
-"""Adds up what models take of a GPU: the engines of policy and judges, and training. Nothing is loaded.
+"""Adds up the GPU memory that models take: the engines of policy and judges, and training. Nothing is loaded.
 
-Weights, masters, moments and gradients are counted exactly. Activations are estimated: they are what autograd keeps of
-the layers of a Llama or Qwen, and `tests/integration/training/test_training_memory.py` compares the sum with a measured
-peak. Not counted are mixtures of experts, other kinds of key-value caches (latent, sliding: they are smaller), and the
-memory that other programs use.
+Weights, master weights, optimizer moments and gradients are counted exactly. Activations are estimated: they are the
+tensors that autograd keeps in the layers of a Llama or Qwen. `tests/integration/training/test_training_memory.py`
+compares the sum with a measured peak. The estimate does not know mixtures of experts, other kinds of key-value caches
+(latent, sliding: they are smaller), or memory that other programs use.
 """
 
 from dataclasses import dataclass
@@ -25,13 +25,15 @@ CUDA_OVERHEAD = 1 * GIB
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What one use of a model takes on each GPU, or of the machine's memory on a CPU.
+    """The memory that one use of a model takes on each GPU, or on the machine if it runs on a CPU.
+
+    `rondo plan --json` writes these fields by their names.
 
     Attributes:
-        use: such as "judge".
+        use: what the model is used for, such as "judge".
         model: name of the model.
         parameters: number of its parameters.
-        gpus: GPUs that one copy is spread over; 0: a CPU.
+        gpus: GPUs that one copy is spread over; 0: it runs on a CPU.
         sure: counted bytes, by purpose.
         about: estimated bytes, by purpose.
         limit: the share of a GPU's memory that may be used.
@@ -68,7 +70,7 @@ class MemoryNeed:
 def engine_memory(
     use: str, model: ModelShapes, dtype: str, max_model_len: int | None, hardware: EngineHardware
 ) -> MemoryNeed:
-    """What a vLLM engine takes: weights spread over its GPUs, and a key-value cache in the rest of each GPU."""
+    """The memory of a vLLM engine: weights spread over its GPUs, and a key-value cache in the rest of each GPU."""
     gpus = hardware.gpus_per_replica
     spread = max(1, int(gpus))
     heads = -(-model.kv_heads // spread)  # with more GPUs than heads, each head is on several GPUs
@@ -77,11 +79,11 @@ def engine_memory(
         model=model.name,
         parameters=model.parameters,
         gpus=gpus,
-        sure={"weights": (model.parameters + model.adapted) * BYTES[dtype] // spread},
+        sure={"weights": (model.parameters + model.adapter_parameters) * BYTES[dtype] // spread},
         about={"vLLM": VLLM_OVERHEAD} if gpus else {},
         limit=hardware.gpu_memory_utilization,
         token=2 * model.layers * heads * model.head_size * BYTES[dtype],
-        longest=max_model_len or model.longest,
+        longest=max_model_len or model.max_positions,
     )
 
 
@@ -101,7 +103,7 @@ class PackedRow:
 def training_memory(
     model: ModelShapes, policy: PolicySettings, settings: Training, trainer: TrainerHardware, row: PackedRow
 ) -> MemoryNeed:
-    """What a training worker takes at the worst moment of a step of several rows."""
+    """The peak memory of a training worker, in a step of several packed rows."""
     size, workers = BYTES[policy.dtype], trainer.workers
     trained = _trained(model, settings)
     mastered = policy.dtype != "float32"  # a float32 model is its own master
@@ -121,8 +123,8 @@ def training_memory(
     if trainer.gradient_checkpointing:  # backward runs a layer again after the head's logits are freed
         about["head"] = max(about["head"], row.tokens * _layer(model, size, trainer))
     if workers > 1 or trainer.cpu_offload:
-        # FSDP2 keeps what belongs to no layer from forward to backward, a layer and the next one, and a layer's whole
-        # gradient, in float32 while it is summed.
+        # FSDP2 keeps gathered: the weights outside the layers from forward to backward, the current layer and the next
+        # one, and the whole gradient of a layer, in float32 while it is summed.
         layer = (model.parameters - model.embeddings) // model.layers
         share = trained / model.parameters
         about["gathered"] = int(size * (model.embeddings + 2 * layer) + (size + 4) * share * (layer + model.embeddings))
@@ -134,7 +136,7 @@ def training_memory(
 def _trained(model: ModelShapes, settings: Training) -> int:
     if settings.lora is None:
         return model.parameters
-    return model.adapted or model.lora(settings.lora.r, settings.lora.target_modules)
+    return model.adapter_parameters or model.lora(settings.lora.r, settings.lora.target_modules)
 
 
 def _layer(model: ModelShapes, size: int, trainer: TrainerHardware) -> int:
@@ -151,7 +153,7 @@ def _layer(model: ModelShapes, size: int, trainer: TrainerHardware) -> int:
 
 def _feed_forward(model: ModelShapes, size: int) -> int:
     """The part of `_layer` for the feed-forward network: gate, its activation, up, and the product of the two."""
-    return 4 * size * model.inner
+    return 4 * size * model.feed_forward_size
 
 
 def _activations(model: ModelShapes, size: int, trainer: TrainerHardware, row: PackedRow) -> int:
@@ -163,7 +165,7 @@ def _activations(model: ModelShapes, size: int, trainer: TrainerHardware, row: P
 
 
 def _head(model: ModelShapes, size: int, trained: bool, row: PackedRow) -> int:
-    """Logits of a chunk, twice in backward and once more in bf16; and the gradient of the LM head."""
+    """Bytes of a chunk's logits, twice in backward and once more in bf16; and of the gradient of the LM head."""
     logits = min(LOGITS_PER_CHUNK, row.scored * model.vocabulary)
     gradient = (8 if size == 4 else 4 + 2 * size) * model.vocabulary * model.hidden if trained else 0
     return (8 if size == 4 else 8 + size) * logits + gradient

@@ -1,6 +1,6 @@
 """Finds, checks and fetches models: folders by path or URI, or names on the Hugging Face hub.
 
-Processes pass a hub name or a URI on as it is; each machine that needs the model fetches it. A folder may also hold a
+Processes hand on a hub name or a URI unchanged; each machine that needs the model fetches it. A folder may also hold a
 LoRA adapter, which names its base in the same way. Weights are loaded in `training/modeling/loading.py`.
 """
 
@@ -67,8 +67,7 @@ def check_model(setting: str, name: str) -> None:
         name: its path, URI or hub name.
 
     Raises:
-        UserError: the path does not exist or holds no usable model, or the hub does not have the name; or this holds of
-            the adapter's base.
+        UserError: the model, or the base of an adapter, does not exist or cannot be used.
     """
     is_trained = setting.startswith("policy.")
     subject = f"{setting} is {name!r}"

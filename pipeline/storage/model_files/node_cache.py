@@ -24,9 +24,9 @@ import pyarrow.fs as pafs
 from pipeline.config import UserError
 from pipeline.storage.ledger import BEGUN, RECORD
 
-UNUSED_SECONDS = 24 * 3600.0  # a copy that nobody holds is kept so long: the next stage or round may need it again
+UNUSED_SECONDS = 24 * 3600.0  # how long an unused copy is kept: the next stage or round may need it again
 _THREADS = 8  # files fetched at the same time
-_TEMPORARY_PREFIX = "part-"  # of a folder that is not yet a copy, or no longer
+_TEMPORARY_PREFIX = "part-"  # of a folder that is being filled or removed, so it is not a copy
 # The copies that this process reads: each an open folder with a shared lock, which ends with the process.
 _held_copies: dict[Path, int] = {}
 
@@ -79,7 +79,7 @@ def _cache_folder() -> Path:
 def _model_files(fs: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
     """The files of a model.
 
-    A run keeps other things beside its policy, which come and go: begun.json, record.json and a folder of checkpoints.
+    A run keeps other files beside its policy that come and go: begun.json, record.json and a folder of checkpoints.
     """
     infos = fs.get_file_info(pafs.FileSelector(path))
     return [info for info in infos if info.is_file and info.base_name not in (BEGUN, RECORD)]
@@ -91,7 +91,7 @@ def _copy_name(uri: str, fs: pafs.FileSystem, path: str) -> str:
 
 
 def _fetch(copy: Path, fs: pafs.FileSystem, path: str) -> None:
-    """Copy a model to a temporary folder, then rename that to `copy`. So every folder of such a name is complete."""
+    """Copy a model to a temporary folder, then rename that folder to `copy`, so that each copy is complete."""
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=copy.parent))
 
     def fetch_file(info: pafs.FileInfo) -> None:
@@ -102,7 +102,7 @@ def _fetch(copy: Path, fs: pafs.FileSystem, path: str) -> None:
             list(pool.map(fetch_file, _model_files(fs, path)))
         temporary.rename(copy)
     except OSError as error:
-        # If several nodes share this folder, and its locks only work within a node, another node may have been first.
+        # Several nodes may share this folder while its locks work within one node only: another node was then first.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
     finally:
@@ -119,7 +119,7 @@ def _hold(copy: Path) -> bool:
             _held_copies[copy] = lock
         # The folder may have been removed after it was opened and before it was locked.
         if os.path.samestat(os.fstat(_held_copies[copy]), os.stat(copy)):
-            os.utime(copy)  # its day of disuse starts now
+            os.utime(copy)  # it counts as unused from now on
             return True
     except FileNotFoundError:
         pass
@@ -146,7 +146,7 @@ def _remove_unused(cache: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if time.time() - folder.stat().st_mtime > UNUSED_SECONDS:
                 removed = tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=cache)
-                folder.rename(removed)  # first, so that other processes find all of the copy or nothing
+                folder.rename(removed)  # rename first, so that other processes see the whole copy or no copy
                 shutil.rmtree(removed, ignore_errors=True)
         except BlockingIOError:
             pass  # a process reads it

@@ -20,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class UnknownShapes(Exception):
-    """The sizes of a model cannot be found out: the hub is offline, or the model is gated, missing or incomplete.
+    """The sizes of a model cannot be read: the hub is offline, or the model is gated, missing or incomplete.
 
     The message says why.
     """
@@ -34,13 +34,13 @@ class ModelShapes:
         name: the name of the model in the settings.
         shapes: the shape of each tensor of the (base) model, by tensor name.
         config: its config.json. For a model with several parts, the fields of the text decoder replace others.
-        adapted: number of parameters of the adapter; 0 for a complete model.
+        adapter_parameters: number of parameters of the adapter; 0 for a complete model.
     """
 
     name: str
     shapes: Shapes
     config: Mapping[str, Any]
-    adapted: int = 0
+    adapter_parameters: int = 0
 
     @property
     def parameters(self) -> int:
@@ -85,7 +85,7 @@ class ModelShapes:
         return self.size("head_dim", default=self.hidden // self.heads)
 
     @property
-    def inner(self) -> int:
+    def feed_forward_size(self) -> int:
         """The width of the feed-forward network."""
         return self.size("intermediate_size", "n_inner", default=4 * self.hidden)
 
@@ -94,7 +94,7 @@ class ModelShapes:
         return self.size("vocab_size")
 
     @property
-    def longest(self) -> int:
+    def max_positions(self) -> int:
         """The maximum number of tokens in a sequence."""
         return self.size("max_position_embeddings", "n_positions")
 
@@ -144,8 +144,8 @@ def read_shapes(name: str) -> ModelShapes:
         config, shapes = _read_hub(name)
     if (base := config.get("base_model_name_or_path")) and "r" in config:
         base_model = read_shapes(base)
-        adapted = sum(math.prod(shape) for shape in shapes.values())
-        return ModelShapes(name, base_model.shapes, base_model.config, adapted)
+        adapter_parameters = sum(math.prod(shape) for shape in shapes.values())
+        return ModelShapes(name, base_model.shapes, base_model.config, adapter_parameters)
     return ModelShapes(name, shapes, config | (config.get("text_config") or {}))
 
 

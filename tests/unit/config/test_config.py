@@ -128,7 +128,7 @@ def test_the_reference_configuration_has_the_published_values():
         ("training.loss_type=[ipo, ipo]", "training.loss_type has ipo twice: name it once, with its weight in loss_w"),
         (
             "training.loss_weights=[1, 2]",
-            "training.loss_weights has 2 weights and training.loss_type has 1 losses (sigmoid): give each",
+            "training.loss_weights has 2 weights and training.loss_type has 1 loss (sigmoid): give each",
         ),
         ("training.loss_weights=[0]", "training.loss_weights.0 is 0: input should be greater than 0"),
         ("training.loss_type=exo_pair", "exo_pair, which is infinite if training.label_smoothing is 0: set it above 0"),
@@ -227,7 +227,10 @@ def test_a_wrong_setting_is_refused_in_one_line(override, line):
             "out, or add a loss that uses it (sigmoid, robust, exo_pair, simpo)",
         ),
         ({"loss_type": ["hinge", "sft"], "label_smoothing": 0.1}, "has no effect on training.loss_type hinge, sft"),
-        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "has 1 and training.loss_type has 2 (sigmoid, sft)"),
+        (
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]},
+            "has 1 weight and training.loss_type has 2 losses (sigmoid, sft)",
+        ),
         (
             {"loss_type": ["sigmoid", "sft"], "rpo_alpha": 1.0},
             "training.rpo_alpha adds sft, and training.loss_type already has it",

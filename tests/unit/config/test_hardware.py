@@ -32,12 +32,12 @@ def test_two_cpus_are_left_for_tasks_and_the_train_controller(h):
 def test_on_a_smaller_cluster_one_cpu_is_left_for_tasks(h, cpus):
     assume(cpus < h.cpus())
     # 3 * 0.2 + 3 * 0.8 is slightly above 3; Ray counts in steps of 0.0001.
-    assert cpus_in_actors(h.within(cpus)) <= cpus - 1 + 1e-9
+    assert cpus_in_actors(h.scaled_to(cpus)) <= cpus - 1 + 1e-9
 
 
 @given(hardware)
 def test_within_changes_nothing_if_there_are_enough_cpus(h):
-    assert h.within(h.cpus()) == h
+    assert h.scaled_to(h.cpus()) == h
 
 
 def test_a_replica_uses_part_of_a_gpu_or_whole_gpus():

@@ -322,7 +322,7 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path, policy, open_pairs):
 
 
 def test_a_file_without_a_pair_is_refused(collected):
-    with pytest.raises(UserError, match=r"has no pair to learn from \(not JSON: 2, empty answer: 1\)"):
+    with pytest.raises(UserError, match=r"has no pair to train on \(not JSON: 2, empty answer: 1\)"):
         collected(b"{", b"{", text("p", "", "r"))
-    with pytest.raises(UserError, match=r"has no pair to learn from \(it is empty\)"):
+    with pytest.raises(UserError, match=r"has no pair to train on \(it is empty\)"):
         collected()
