@@ -1,1 +1,1 @@
-"""The commands of `rondo`: what each prints, and how it checks its arguments."""
+"""The commands of `rondo`: each module checks the arguments of its command, runs it, and prints the result."""

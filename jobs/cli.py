@@ -1,4 +1,4 @@
-"""The command `rondo`. Heavy modules are imported when a command runs, so `rondo --help` answers at once."""
+"""Defines the command line of `rondo`. Heavy modules are imported when a command runs, so `rondo --help` is fast."""
 
 import sys
 from typing import Annotated, NoReturn
@@ -172,7 +172,7 @@ def merge(
 
 
 def main() -> None:
-    """Run a command. A user's mistake ends in its message and exit status 2, without a traceback."""
+    """Run a command. For a user's mistake, print a message without a traceback and exit with status 2."""
     try:
         status = app(standalone_mode=False)
     except Exception as error:
@@ -188,7 +188,7 @@ def _exit_interrupted() -> NoReturn:
 
 
 def _explain(error: Exception) -> None:
-    # A library that is interrupted may raise an error of its own.
+    # A library that is interrupted by Ctrl-C may raise its own error.
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, typer.Abort | KeyboardInterrupt):

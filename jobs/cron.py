@@ -1,7 +1,7 @@
-"""When a schedule fires: a cron expression, a time zone, and clocks that jump.
+"""Computes when a schedule fires, from a cron expression and a time zone, even if the clock jumps.
 
-The next firing is always computed from the present time, so no missed firing is made up for. A firing that passed while
-the machine slept, or while a round was running, is reported and left out.
+The next firing is always computed from the present time, so a missed firing is never repeated later. A firing that came
+while the machine slept, or while a round was running, is reported and left out.
 """
 
 import os
@@ -15,15 +15,15 @@ from cronsim import CronSim, CronSimError
 
 from pipeline.config import UserError
 
-_GRACE = timedelta(seconds=60)  # on a busy machine a firing may be so late and still count
-_SECONDS_BETWEEN_LOOKS = 20.0  # at the clock, which may be set meanwhile
+_GRACE = timedelta(seconds=60)  # on a busy machine a firing that is this late still counts
+_SECONDS_BETWEEN_LOOKS = 20.0  # how often to look at the clock, which somebody may set meanwhile
 _SMALL_STEP_BACK = timedelta(hours=1)  # after a smaller step back the last firing does not fire again
 _MAX_COUNT = 1000
 
 
 @dataclass(frozen=True)
 class CronSchedule:
-    """When to fire.
+    """The times at which to fire.
 
     Attributes:
         cron: minute, hour, day of the month, month, day of the week. With six fields, the first is the second.
@@ -47,7 +47,10 @@ class CronSchedule:
             ) from None
 
     def next_due(self, now: datetime, last: datetime | None = None) -> datetime:
-        """The first firing after `now`, all in UTC. It is not `last` again if the clock was set back a little since."""
+        """The first firing after `now`. All times are in UTC.
+
+        If the clock was set back a little after the firing `last`, that firing does not come again.
+        """
         return next(self._after(last if last and now < last <= now + _SMALL_STEP_BACK else now))
 
     def passed(self, after: datetime, until: datetime) -> int:
@@ -85,7 +88,7 @@ class CronSchedule:
             due = self.next_due(now, last)
 
     def _after(self, time: datetime) -> Iterator[datetime]:
-        # In the hour that comes twice, CronSim gives the first of the two, which is in the past.
+        # In an hour that comes twice (the end of summer time), CronSim gives the first of the two, which may be past.
         firings = (firing.astimezone(UTC) for firing in CronSim(self.cron, time.astimezone(self.zone)))
         return (firing for firing in firings if firing > time)
 

@@ -1,4 +1,4 @@
-"""`rondo export` and `rondo merge`: a run's pairs, or a complete model, as files for other tools."""
+"""`rondo export` and `rondo merge`: write a run's pairs, or a complete model, as files for other tools."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ from pipeline.storage.schema import Row
 
 
 def export(folder: str, out: str, number: int | None) -> None:
-    """Export the pairs of a run, and print how many and how faithful they are.
+    """Export the pairs of a run. Print their number, and how many of their texts give the sampled token ids again.
 
     Raises:
         UserError: the folder holds no run of rounds, or no pairs.
@@ -60,11 +60,11 @@ def merge(adapter: str, out: str) -> None:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
         rounds: the numbers of the rounds.
-        pairs: how many pairs.
+        pairs: the number of pairs.
         same_ids: pairs whose text, tokenized again, gives the token ids that were sampled.
     """
 
@@ -76,14 +76,14 @@ class Exported:
 def export_pairs(config: Config, ledger: Ledger, out: str, number: int | None = None) -> Exported:
     """Write pairs as JSONL in TRL's format, which `rondo train` reads back.
 
-    A line has prompt, chosen and rejected: messages where the policy has a chat template, else text. A template that
-    can think also gets chat_template_kwargs, because summaries are sampled without thinking. Text that is tokenized
-    again may give other ids than were sampled, so the result counts how often it gives the same.
+    A line has prompt, chosen and rejected: messages if the policy has a chat template, else text. If the template knows
+    `enable_thinking`, the line also has chat_template_kwargs, because summaries are sampled without thinking. Text that
+    is tokenized again may give other ids than the sampled ones, so the result counts how often it gives the same ids.
 
     Args:
         config: the run's settings, for the policy's tokenizer and instruction.
         out: path or URI of the file; an existing file is replaced.
-        number: of one round; None: all rounds, in order.
+        number: the number of the round to export; None: all rounds, in order.
 
     Raises:
         UserError: there is no such round or no pair, the file cannot be written, or its name is not that of a JSONL
@@ -138,7 +138,7 @@ def _read_rows(ledger: Ledger, table: Artifact) -> Iterator[Row]:
 
 
 def _to_lines(row: Row, instruction: str, tokenizer: PairTokenizer) -> Iterator[tuple[dict[str, Any], bool]]:
-    """The row's pairs as lines of the file; for each, whether its text gives the sampled token ids again."""
+    """The row's pairs as lines of the file, each with whether its text gives the sampled token ids again."""
     # The prompt as the policy saw it: special tokens in the article were broken up.
     prompt = fill_article(Prompt(user(instruction), max_tokens=0), row["article"])
     messages = list(break_special_tokens(prompt, special_tokens_of(tokenizer.tokenizer)))

@@ -13,12 +13,12 @@ from pipeline.stages.articles import check_corpus
 from pipeline.stages.base import Stage
 from pipeline.storage.ledger import Artifact
 
-# A card is most useful for a judge whose questions no run would use, or whose answers nobody can read.
+# A card is most useful for a judge with bad questions, or with answers that cannot be parsed. So the limits are off.
 _NO_LIMITS = ("questions.max_skipped=1", "scores.max_unread=1")
 
 
 class _CardDryRun(DryRun):
-    """Never asks to remake: a card is no reason to make anything of a run again."""
+    """Refuses like any dry run, but never suggests --remake: a card is no reason to make a run's artifacts again."""
 
     def refuse(self, stage: Stage, inputs: Sequence[Artifact], address: str, changes: Sequence[Change]) -> Artifact:
         raise UserError(
@@ -46,7 +46,7 @@ def make_judge_card(path: str, overrides: Sequence[str]) -> None:
     from pipeline.round import judge_only
 
     dry_run = _CardDryRun(settings, ledger)
-    judge_only(dry_run)  # what the run would refuse is refused before Ray starts
+    judge_only(dry_run)  # anything that the run would refuse is refused here, before Ray starts
     check_servers(settings, dry_run.unmade)
     with ledger.lock(display.warn):
         with connected_ray(settings.hardware) as hardware:

@@ -1,4 +1,4 @@
-"""`rondo plan`: what a configuration would make, and the tokens, time, cost and memory of it. Nothing is made."""
+"""`rondo plan`: prints which artifacts a run would make, and their tokens, time, cost and memory. Nothing is made."""
 
 import json
 from collections.abc import Sequence
@@ -37,13 +37,15 @@ def plan(
     gpu_gib: float | None = None,
     out: str | None = None,
 ) -> None:
-    """Print what a run would make and reuse, and what that takes.
+    """Print which artifacts a run would make and reuse, and an estimate of their tokens, time, cost and memory.
 
     Args:
-        rates: folders of runs whose records say how fast; none: this run's own.
+        path: the YAML file.
+        overrides: settings that replace those of the file, such as `training.beta=0.05`.
+        rates: folders of runs whose records give rates; empty: this run's own folder.
         price: dollars for an hour of a GPU.
-        gpu_gib: GiB of one GPU; None: of this machine's, if it has any.
-        out: JSON file to write.
+        gpu_gib: GiB of one GPU; None: as in this machine's GPUs, if it has any.
+        out: JSON file to write; None: no file.
 
     Raises:
         UserError: a run would refuse the settings, a model cannot fit, or a folder of `rates` has no run.
@@ -78,11 +80,11 @@ def plan(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is printed and written.
+    """The plan that is printed and written.
 
     Attributes:
         estimates: one for each artifact.
-        needs: what each model takes.
+        needs: the memory that each model takes.
         gpu_memory: bytes of one GPU; None: unknown.
     """
 
@@ -107,7 +109,7 @@ class _Plan:
 
 
 def _memory_needs(settings: Config, estimator: Estimator, memory: float | None) -> tuple[list[MemoryNeed], list[str]]:
-    """What the models of the planned stages take. Raises UserError where one cannot fit."""
+    """The memory that the models of the planned stages take. Raises UserError if a model cannot fit."""
     used = {use for stage in estimator.unmade.values() for use in stage.uses}
     lengths = estimator.counts.lengths
     completions = settings.summaries.n * settings.summaries.max_tokens
@@ -174,7 +176,7 @@ def _show(console: Console, run_plan: _Plan) -> None:
     total = run_plan.total()
     console.print(f"{run_plan.run}: {total['make']} to make, {total['made']} reused", style="bold", soft_wrap=True)
     table = Table(box=None)
-    # A narrow terminal cuts figures' headings before it cuts what a line is about.
+    # A narrow terminal then cuts the headings of figures before it cuts the addresses.
     table.add_column("", no_wrap=True, min_width=max(len(line.address) for line in run_plan.estimates))
     table.add_column("", no_wrap=True)
     for name in ("rows", "prompts", "tokens in", "tokens out", "time", "GPU hours", "cost"):

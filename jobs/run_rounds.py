@@ -13,7 +13,7 @@ def run_rounds(path: str, overrides: Sequence[str], remake: str | None) -> None:
 
     Args:
         path: the YAML file.
-        overrides: such as `training.beta=0.05`.
+        overrides: settings that replace those of the file, such as `training.beta=0.05`.
         remake: the address of an artifact to make again, or a pattern.
 
     Raises:
@@ -30,7 +30,7 @@ def run_rounds(path: str, overrides: Sequence[str], remake: str | None) -> None:
     from pipeline.execution.runner import open_run
     from pipeline.round import rounds
 
-    # What the run would refuse is refused before Ray starts, and before anything of an earlier run is touched.
+    # Anything that the run would refuse is refused here, before Ray starts and before any artifact is changed.
     dry_run = DryRun(settings, ledger, remake)
     for _ in rounds(dry_run):
         pass

@@ -1,7 +1,7 @@
 """`rondo schedule`: plays one more round at each firing of a cron schedule.
 
 Each round is a child process, `rondo run … rounds=K`, so its memory is free when it ends. The child resumes an
-interrupted round, and the run's lock keeps two drivers from playing at once. When to fire is in `cron.py`.
+interrupted round, and the run's lock keeps two drivers from playing at once. `cron.py` computes when to fire.
 """
 
 import os
@@ -22,7 +22,7 @@ from pipeline.storage.ledger import Ledger
 from pipeline.storage.lock import InUse
 from pipeline.storage.run_folder import round_folder
 
-_SECONDS_TO_STOP = 90  # for a child to release Ray and the run's lock, before it is killed
+_SECONDS_TO_STOP = 90  # time for a child to stop Ray and release the run's lock, before it is killed
 
 
 def schedule(
@@ -66,7 +66,7 @@ class ScheduledRounds:
     """Plays rounds in child processes, reports on them, and counts the failed ones.
 
     Args:
-        command: of the child, without `rounds=K`.
+        command: the child's command, without `rounds=K`.
         ledger: the run folder.
         max_failures: raise after so many failed rounds in a row; None: never.
     """
@@ -81,7 +81,7 @@ class ScheduledRounds:
         self.display.say(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}  {text}", style="bold")
 
     def play(self) -> None:
-        """Play one round more than are finished.
+        """Play the round after the last finished round.
 
         Raises:
             UserError: `max_failures` rounds in a row have failed.
@@ -119,7 +119,7 @@ class ScheduledRounds:
 
 
 def count_finished_rounds(ledger: Ledger) -> int:
-    """How many rounds of a run are finished, from the first on: those with an evaluation, and those without pairs."""
+    """Count a run's finished rounds, from the first up to a gap. A round without pairs counts as finished."""
     count = 0
     while _is_finished(ledger, count + 1):
         count += 1
@@ -134,12 +134,12 @@ def _is_finished(ledger: Ledger, number: int) -> bool:
 
 
 def _run_child(command: Sequence[str]) -> tuple[int, str]:
-    """Run a child process to its end, and pass its output on. If this process is asked to end, the child is too.
+    """Run a child process to its end, and pass on its output. If this process is told to stop, stop the child too.
 
     Returns:
         the exit status, below 0 for a signal; and the last line that the child wrote to standard error.
     """
-    # In a session of its own the child gets no Ctrl-C from the terminal: only this process asks it to end.
+    # A child in its own session gets no Ctrl-C from the terminal: only this process tells it to stop.
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True)
     last_line = ""
 

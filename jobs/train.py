@@ -10,7 +10,7 @@ from pipeline.stages.external_pairs import BOTH_WAYS, MERGED_TOKEN, REPEATED
 
 
 def train(path: str, overrides: Sequence[str], remake: str | None) -> None:
-    """Train as a configuration says. Raises UserError as `load_alignment` and `run_alignment` do."""
+    """Train by a configuration, and print the result. Raises UserError as `load_alignment` and `run_alignment` do."""
     settings = load_alignment(path, overrides)
     display = Display()
     warn_of_removed_folders(settings, display)
@@ -18,7 +18,7 @@ def train(path: str, overrides: Sequence[str], remake: str | None) -> None:
 
 
 def show_result(aligned: Aligned, display: Display) -> None:
-    """Print where the model is, what it learned, and what is unusual about the pairs."""
+    """Print where the model is, the metrics of its training, and what is unusual about the pairs."""
     metrics = aligned.metrics
     display.say(f"\nModel: {aligned.path}", style="bold")
     display.say(

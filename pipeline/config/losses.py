@@ -69,8 +69,8 @@ def check_mixture(
     """
     if loss_weights is not None and len(loss_weights) != len(losses):
         raise ValueError(
-            f"training.loss_weights has {len(loss_weights)} weight{'s' * (len(loss_weights) > 1)} and "
-            f"training.loss_type has {len(losses)} loss{'es' * (len(losses) > 1)} "
+            f"training.loss_weights has {len(loss_weights)} weight{'s' * (len(loss_weights) != 1)} and "
+            f"training.loss_type has {len(losses)} loss{'es' * (len(losses) != 1)} "
             f"({', '.join(losses)}): give each loss a weight, or leave loss_weights out for 1.0 each"
         )
     for name, value in changed_settings.items():

@@ -1,7 +1,7 @@
-"""Compares the judged held-out summaries of two writers, and describes those of one.
+"""Compares the judged held-out summaries of two writers, and describes the summaries of one writer.
 
-The rules that decide which summary is better are in `judging/preference.py`, the intervals in `win_rate.py`. The
-summaries are written by `stages/summaries.py` and scored by `stages/scores.py`.
+The rules that decide which summary is better are in `judging/preference.py`. Intervals are computed in `win_rate.py`.
+The summaries are written by `stages/summaries.py` and scored by `stages/scores.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from pipeline.storage.schema import Row
 
 @dataclass(frozen=True)
 class CountingSettings:
-    """How finished evaluations are counted. Made from the settings of a run once, and passed to all who count.
+    """The settings by which finished evaluations are counted.
 
     Attributes:
         pairs: the section `pairs`, with the preference of the strict rule and its parameters.
@@ -37,7 +37,7 @@ class CountingSettings:
 
     @property
     def threshold(self) -> int:
-        """The number of right answers from which a summary counts as accurate."""
+        """The number of right answers that a summary needs to count as accurate."""
         return self.pairs.threshold
 
     @property

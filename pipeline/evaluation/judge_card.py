@@ -24,8 +24,9 @@ def measure_card(
 
     Args:
         questions: the record of the `questions` stage.
-        scoring_records: records of the `scores` stages of rounds. The cost of a summary is computed from these.
-        all_records: records of all stages in which the judge scored summaries: `scoring_records` and evaluations.
+        scoring_records: records of the stages from which the cost of a summary is computed: the `scores` of rounds, or
+            the scored leads in `rondo judge-card`.
+        all_records: records of all stages in which the judge scored summaries: `scoring_records`, and any evaluations.
         options: number of options of each question.
 
     Returns:

@@ -1,6 +1,7 @@
-"""Carrying a run out: what is to be made, by which recipe, with which resources, under Ray.
+"""Executes a run: decides which artifacts must be made, and makes them with Ray.
 
-`dry_run` finds what is made, stale or missing, and `runner` makes it. `recipe` says what decides a result,
-`resources` what stages are given, `ray_cluster` starts or joins Ray, and `progress` shows how far it is. `planning`
-estimates tokens, time and memory before anything starts. `align` trains on pairs from elsewhere.
+`executor` decides whether an artifact is reused, made or refused. `dry_run` makes nothing, and `runner` makes
+artifacts. `recipe` describes what a result depends on, and `resources` builds the engines and other resources of
+stages. `ray_cluster` starts or joins Ray, and `progress` shows the progress. `preflight` checks a run before Ray
+starts, and `planning` estimates its tokens, time and memory. `align` trains on pairs that were made elsewhere.
 """

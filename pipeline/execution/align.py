@@ -1,7 +1,7 @@
 """Trains a model on preference pairs made elsewhere: `rondo train`, and `align` from Python.
 
-It uses the same ledger, references and trainer as a round. So an interrupted training resumes, a finished one is
-reused, and a changed setting is refused with the difference.
+It uses the same ledger, references and trainer as a round. So an interrupted training resumes, a finished training is
+reused, and a changed setting is refused with a message that shows the change.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from pipeline.training import tracking
 
 
 def train_on_pairs(run: Executor) -> tuple[Artifact, Artifact]:
-    """The artifacts of a training, and what each is made from.
+    """Walk the page of a training: the artifacts, and the inputs of each.
 
     Returns:
         the table of pairs, and the trained policy.
@@ -49,8 +49,9 @@ class Aligned:
 
     Attributes:
         path: the folder or URI of the trained model, in the format of Hugging Face.
-        metrics: of the training: see `training.metrics.summary`. The metrics of each step are in `path`/metrics.jsonl.
-        pairs: counts of the table of pairs: rows of the file by what became of them, pairs, prompts.
+        metrics: metrics of the whole training: see `training.metrics.summary`. The metrics of each step are in
+            `path`/metrics.jsonl.
+        pairs: counts from the record of the table of pairs: `in`, `kept`, `skipped` and `tally`.
     """
 
     path: str
@@ -111,10 +112,10 @@ def align(
             `datasets.Dataset`). `data/preference_formats.py` lists the known columns.
         loss: `training.loss_type`: one loss, or several to add up.
         out: folder or URI of the run, where the model is written as `policy/`; None: runs/NAME-aligned.
-        seed: of the order of the pairs.
+        seed: seed of the order of the pairs.
         policy, references, hardware: more settings of these sections of the configuration, by name.
         max_skipped: the share of rows that may be unusable.
-        remake: as of `run_alignment`.
+        remake: as for `run_alignment`.
         **training: any setting of `config.training.Training` by name, such as beta or learning_rate.
 
     Raises:
@@ -139,9 +140,9 @@ def align(
 
 
 def _save_rows(rows: Iterable[Mapping[str, Any]], ledger: Ledger) -> str:
-    """Save rows given in memory in the run folder, so that they can be looked at later. Returns the file's location.
+    """Save rows from memory in the run folder, so that they can be read later. Returns the file's location.
 
-    The file is named by its contents. Other rows make another file, and the ledger sees the change.
+    The file is named by a hash of its contents. So other rows make another file, and the change is detected.
     """
     text = "".join(f"{_to_json(row)}\n" for row in rows)
     name = f"given-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]}.jsonl"
@@ -160,7 +161,7 @@ def _to_json(row: Mapping[str, Any]) -> str:
 
 
 def _to_plain_value(column: Any, value: Any) -> Any:
-    """Convert what JSON cannot hold. A repr would be trained on, so an unknown type is refused."""
+    """Convert a value that JSON cannot hold. Other types are refused: their repr would become part of the training."""
     if hasattr(value, "tolist"):  # pandas gives a list of messages as an array of dicts
         return value.tolist()
     if isinstance(value, date):

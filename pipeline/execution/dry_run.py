@@ -1,4 +1,4 @@
-"""Walks a page and makes nothing: finds which artifacts are current, which are stale and which are missing."""
+"""Walks a page and makes nothing: finds which artifacts are up to date, which are stale and which are missing."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from pipeline.storage.ledger import Artifact, Ledger
 
 
 class DryRun(Executor):
-    """Finds what a run would make. Arguments as of `Executor`.
+    """Finds what a run would make. Arguments as for `Executor`.
 
     Attributes:
         unmade: after a walk, the stages that would run, by the address of their artifact.
@@ -21,5 +21,5 @@ class DryRun(Executor):
 
     def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
         self.unmade[address] = stage
-        # No record names this build, so what follows from the placeholder is found to be unmade too.
+        # No record names this build, so artifacts with the placeholder as input count as unmade too.
         return Artifact(self.ledger.root, address, {"build": NOT_MADE, "kept": 1})

@@ -1,4 +1,4 @@
-"""Checks everything that can be wrong before Ray starts: settings, files, models, servers and the memory of GPUs."""
+"""Checks a run before Ray starts: settings, files, models, servers and the memory of GPUs."""
 
 import os
 import shutil
@@ -52,7 +52,7 @@ def open_run_folder(settings: Config | Alignment) -> Ledger:
 
 
 def check_judges(settings: Config, sections: Iterable[str] = tuple(JUDGE_ENGINES)) -> None:
-    """See that the models of the judges exist and are whole, and try judges of the user's. Raises UserError."""
+    """Check that the models of the judges exist and are complete, and try the user's own judges. Raises UserError."""
     for section in sections:
         judge = getattr(settings, section)
         if judge and judge.model and not judge.served:
@@ -61,7 +61,7 @@ def check_judges(settings: Config, sections: Iterable[str] = tuple(JUDGE_ENGINES
 
 
 def check_servers(settings: Config, unmade: Mapping[str, Stage]) -> None:
-    """See that each server that has work to do serves. A finished run needs none.
+    """Check that each server that the unmade stages need can serve. A finished run needs no server.
 
     Args:
         unmade: the stages that the run will make, by address.
@@ -99,7 +99,7 @@ def warn_of_removed_folders(settings: Config | Alignment, display: Display) -> N
 
 
 def installed_gpu_memory() -> float | None:
-    """Bytes of the smallest GPU of this machine; None where there is none."""
+    """Bytes of the smallest GPU of this machine; None if it has no GPU."""
     if not shutil.which("nvidia-smi"):
         return None
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
@@ -109,12 +109,13 @@ def installed_gpu_memory() -> float | None:
 
 
 def check_gpu_memory(settings: Config, memory: float | None) -> None:
-    """Refuse a model that cannot fit.
+    """Refuse a model that does not fit into the memory of the GPUs.
 
-    Nothing is refused where the memory is unknown, or where a Ray is joined, whose nodes may have other GPUs.
+    Nothing is refused if the memory is unknown, or if the run joins a Ray cluster, whose nodes may have other GPUs.
 
     Args:
-        memory: bytes of one GPU.
+        settings: the settings of the run.
+        memory: bytes of one GPU; None: unknown.
 
     Raises:
         UserError: a model cannot fit.
@@ -126,7 +127,7 @@ def check_gpu_memory(settings: Config, memory: float | None) -> None:
 def memory_needs(
     settings: Config, memory: float | None, row: PackedRow, used: set[str] | None = None
 ) -> tuple[list[MemoryNeed], list[str]]:
-    """What each model of a run takes.
+    """The memory that each model of a run takes.
 
     Args:
         memory: bytes of one GPU; None: unknown, and nothing is refused.

@@ -24,8 +24,8 @@ class StageProgress:
     """Counts the rows or steps of one stage, and shows them.
 
     Attributes:
-        done: how many are finished, those of earlier attempts included.
-        total: how many there will be; None: unknown.
+        done: how many rows or steps are finished, including those of earlier attempts.
+        total: how many rows or steps there will be; None: unknown.
     """
 
     def __init__(self, console: Console, bar: Progress | None, name: str, total: int | None, unit: str):
@@ -42,11 +42,11 @@ class StageProgress:
         self._show()
 
     def resume(self, done: int) -> None:
-        """Begin with those that an earlier attempt finished."""
+        """Begin with the `done` rows that an earlier attempt finished."""
         self.done = self.done_before = done
 
     def reach(self, done: int, total: int | None) -> None:
-        """Set how many are finished, and of how many. A resumed training does not begin at 0."""
+        """Set how many steps are finished, and of how many. A resumed training does not begin at 0."""
         if not self.done:
             self.done_before = done - 1
         self.done, self.total = done, total
@@ -54,7 +54,7 @@ class StageProgress:
 
     def _show(self) -> None:
         if self.total and self.done > self.total:
-            self.total = None  # a stage that makes several rows of one: their number is unknown
+            self.total = None  # the stage makes several rows from one, so their number is unknown
         now = time.monotonic()
         rate = (self.done - self.done_before) / max(now - self.started, 1e-3)
         if self.bar is not None:

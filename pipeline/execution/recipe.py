@@ -1,6 +1,7 @@
-"""What decides a stage's result, as data: the recipe, fingerprints of the files it names, and changes between recipes.
+"""Makes recipes, which hold everything that a stage's result depends on, and compares them.
 
-A recipe is compared with the one in an artifact's record: an equal one means that the artifact can be reused.
+The recipe by the current settings is compared with the recipe in an artifact's record. If they are equal, the artifact
+can be reused. Files and models are part of a recipe by fingerprints of their contents.
 """
 
 import functools
@@ -39,9 +40,9 @@ def get_setting(config: Config | Alignment, name: str) -> Any:
 
 
 def stage_recipe(stage: Stage, inputs: Sequence[Artifact], config: Config | Alignment) -> Recipe:
-    """What decides a stage's result.
+    """The recipe of a stage: everything that its result depends on.
 
-    Inputs are named by their build id: making an artifact again does not make an equal one.
+    Inputs are named by their build ids, because making an artifact again does not give an equal artifact.
     """
     return {
         "stage": stage.name,
@@ -59,12 +60,12 @@ def _recipe_value(setting: Any) -> Any:
 
 @dataclass(frozen=True)
 class Change:
-    """One difference between the recipe of a record and the recipe of today.
+    """One difference between the recipe in a record and the current recipe.
 
     Attributes:
         kind: the part of the recipe.
         key: the name within that part, such as `pairs.threshold` or `round-01/scores`; empty for stage and version.
-        was, now: the values; None where a recipe has none.
+        was, now: the values; None if a recipe has no such value.
     """
 
     kind: Kind
@@ -88,13 +89,15 @@ class Change:
 
 
 def compare_recipes(was: Recipe, now: Recipe, config: Config | Alignment) -> list[Change]:
-    """The changes from the recipe of a record to the recipe of today.
+    """The changes from the recipe in a record to the current recipe.
 
-    A setting that the older version did not have is no change where it has its default now, and neither is a file that
-    the older recipe did not name where there is none now. So a new setting makes no existing run stale.
+    A new setting makes no existing run stale: a setting that the older recipe does not have is no change if it has its
+    default value now. The same holds for a file that the older recipe does not name, if there is no such file now.
 
     Args:
-        config: the configuration of today, for the defaults.
+        was: the recipe in the record.
+        now: the current recipe.
+        config: the current configuration, for the defaults.
     """
     return [
         change
@@ -117,7 +120,7 @@ def _differences(kind: Any, was: Any, now: Any, key: str, config: Config | Align
 
 
 def _is_default(kind: Kind, key: str, value: Any, config: Config | Alignment) -> bool:
-    """Whether a part of a recipe says no more than a recipe without that part."""
+    """Whether a part of a recipe has the same meaning as a recipe without that part."""
     if kind == "contents":
         return value is None
     if kind != "settings":
@@ -138,25 +141,25 @@ def _shorten(value: Any) -> str:
 
 
 def _fingerprint_setting(name: str, value: Any) -> str | None:
-    """Name the contents of what a setting names: a file, a model, or the module of a user's judge or preference."""
+    """Hash the contents that a setting refers to: a file, a model, or the module of a user's judge or preference."""
     is_code = name.rpartition(".")[2] in _USER_CODE_SETTINGS
     return fingerprint_user_code(value) if is_code else fingerprint(value)
 
 
 def fingerprint_user_code(name: str | None) -> str | None:
-    """Name the contents of the module of a user's `module:function` or `module:Class`. None for a built-in name."""
+    """Hash the module of a user's `module:function` or `module:Class`. None for a built-in name."""
     return fingerprint(source_file(name)) if name and is_user_code(name) else None
 
 
 @functools.cache
 def fingerprint(location: str | None) -> str | None:
-    """Name the contents of a file or a folder.
+    """Hash the contents of a file or a folder.
 
-    The name is cheap: it is made of sizes, and of the first and the last MiB of each file, so that a 100 GB model costs
-    a few reads. `training/modeling/loading.weights_digest` reads every byte.
+    The hash is cheap: it covers the size, and the first and the last MiB of each file, so that a 100 GB model costs
+    only a few reads. `training/modeling/loading.weights_digest` reads every byte.
 
     Returns:
-        16 hexadecimal digits; None for nothing, for a hub name, and where there is no file.
+        16 hexadecimal digits; None if there is no location or no file, and for a hub name.
     """
     if location is None or location.startswith("hf:"):
         return None
@@ -174,6 +177,6 @@ def fingerprint(location: str | None) -> str | None:
                 digest.update(head)
                 stream.seek(max(0, file.size - _MIB))
                 digest.update(stream.read(_MIB))
-            if file.base_name == "adapter_config.json":  # an adapter is nothing without its base
+            if file.base_name == "adapter_config.json":  # an adapter depends on its base
                 digest.update(f"{fingerprint(json.loads(head).get('base_model_name_or_path'))}\n".encode())
     return digest.hexdigest()[:16]

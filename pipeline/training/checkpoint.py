@@ -2,8 +2,8 @@
 
 A folder holds `rank-00000-of-00002.safetensors`, …, and `state.json`. A shard is a block of rows (FSDP2 shards the
 first dimension, in order of rank), so the whole tensor is the concatenation of its shards, and any number of workers
-can read it. Nothing is pickled. The caller decides where checkpoints are stored and how many (`CheckpointStore` in
-`loop.py`).
+can read it. Nothing is pickled. The caller decides where checkpoints are stored and how many are kept
+(`CheckpointStore` in `loop.py`).
 """
 
 import json
@@ -52,7 +52,7 @@ def load(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, rank: int, work
         parts = [safe_open(path, framework="pt") for path in paths]
         for name, tensor in tensors:
             shard = local_shard(tensor)
-            rows_per_shard = -(-len(tensor) // workers)  # FSDP2 cuts as torch.chunk does: the last shards may have less
+            rows_per_shard = -(-len(tensor) // workers)  # as FSDP2 and torch.chunk cut: the last shards may be shorter
             first = min(rank * rows_per_shard, len(tensor))
             whole = torch.cat([part.get_tensor(name) for part in parts])
             if whole.shape != tensor.shape:

@@ -2,8 +2,8 @@
 
 Before training, the same completions are scored in every way: on an article's tree, on a row of several articles, one
 sequence at a time, as a padded batch, and by the engine that sampled them. In float32 the differences are rounding
-errors. In bf16 they depend on what else is in the batch (Horace He, 2025, "Defeating nondeterminism in LLM inference"),
-and readers of small margins should know how large they are. Records call the result the policy's `passport`. The
+errors. In bf16 they depend on the rest of the batch (Horace He, 2025, "Defeating nondeterminism in LLM inference").
+Their size shows which margins are too small to mean anything. Records call the result the policy's `passport`. The
 check at step 0 is in `loop.py`, because it compares values that this step computes anyway.
 """
 
@@ -22,8 +22,8 @@ from pipeline.training.modeling.logprobs import batch_logps, check_agreement, co
 
 _MAX_ARTICLES, _MAX_COMPLETIONS = 4, 4  # articles that are scored, and completions of each
 # How far a completion's log-probability may be from the reference's if the weights are the same, in nats per token.
-# The two are not packed with the same other articles, so rounding remains: in float32 of sums near 100 nats, in bf16
-# of all layers.
+# The two are packed with different other articles, so rounding remains: in float32 the rounding of sums near 100 nats,
+# in bf16 the rounding in all layers.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
@@ -81,9 +81,9 @@ def measure_consistency(
 def check_reference(
     name: str, examples: Sequence[Example], dtype: str, device: torch.device, *, article_tree: bool
 ) -> None:
-    """Check on a few articles that the reference log-probabilities are those of the reference model.
+    """Check on a few articles that the reference model gives the reference log-probabilities of the rows.
 
-    This is for a reference that is not the model to train; step 0 checks the other case.
+    Use it if the reference is not the model to train. If it is, step 0 makes this check.
 
     Args:
         name: the reference model: a folder, a URI or a name on the hub.

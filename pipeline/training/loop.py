@@ -1,8 +1,8 @@
 """Runs one worker's share of a training: steps, held-out evaluation, the step-0 check, checkpoints, the best weights.
 
 It uses torch.distributed and does not know Ray: the caller passes a device, a rank, and a store for checkpoints that
-outlive the process. Nothing here draws random numbers, so the step number is all that a resumed run needs to know about
-its position. The metrics are computed in `metrics.py`; `batches/batching.py` cuts a step into batches.
+outlive the process. Nothing here draws random numbers, so a resumed run finds its position from the step number
+alone. The metrics are computed in `metrics.py`; `batches/batching.py` cuts a step into batches.
 """
 
 import json
@@ -29,7 +29,7 @@ from pipeline.training.optimizer import Optimizer, learning_rate
 
 
 class CheckpointStore(Protocol):
-    """Keeps a run's checkpoints. Every worker calls each method; the folder that it passes has its own part."""
+    """Keeps a run's checkpoints. Every worker calls each method, and passes a folder with its own part."""
 
     def save(self, folder: Path) -> None:
         """Save the last checkpoint; the caller deletes the folder afterwards."""
@@ -46,7 +46,7 @@ class CheckpointStore(Protocol):
 
 @dataclass
 class TrainState:
-    """How far a run has come, without the optimizer's tensors. A checkpoint holds it as JSON.
+    """The state of a training, without the optimizer's tensors. A checkpoint holds it as JSON.
 
     Attributes:
         step: number of updates made.
@@ -86,13 +86,13 @@ class TrainLoop:
         device: this worker's device.
         rank, workers: this process's rank, and how many workers there are. With more than one, the caller has set up
             torch.distributed.
-        article_tree: False makes each completion a sequence of its own: slow, but exact for every model.
+        article_tree: if False, each completion is a separate sequence: slow, but exact for every model.
         gradient_checkpointing, cpu_offload, torch_compile: see `config.hardware.TrainerHardware`.
         save_steps: number of updates between checkpoints.
         report: called on rank 0 with each line of metrics.
         checkpoints: where to save checkpoints; None saves none.
-        from_reference: True if the model to train is the reference. At step 0 the loss must then be that of margins of
-            0, and this is checked. If False, the caller checks the reference (`consistency.check_reference`).
+        from_reference: True if the model to train is the reference. All margins must then be 0 at step 0, except for
+            rounding, and this is checked. If False, the caller checks the reference (`consistency.check_reference`).
 
     Raises:
         ValueError: there is nothing to train on, the loss needs a reference and there is none, or the model cannot be
@@ -200,7 +200,7 @@ class TrainLoop:
         return references if references["source"] == "sampler" else None
 
     def _prepare_policy(self) -> None:
-        """Compile, checkpoint and shard the model as the settings ask, move it to its device, make its optimizer."""
+        """Apply compilation, activation checkpointing and sharding as set, and make the optimizer."""
         if self.torch_compile:
             compile_layers(self.policy)
         if self.gradient_checkpointing:
@@ -312,7 +312,7 @@ class TrainLoop:
         return torch.stack([margin, (change.abs() / batch.lengths).max()]).float().cpu()
 
     def _check_step0(self, loss: float, gaps: Tensor) -> None:
-        """Note the largest margin at step 0, and check that the model to train is the reference, if it should be."""
+        """Record the largest margin at step 0. If the model to train should be the reference, check that it is."""
         margin, per_token = self._reduce(gaps, dist.ReduceOp.MAX).tolist()
         self.state.margin = self.settings["beta"] * margin
         if not self.from_reference:

@@ -1,7 +1,7 @@
 """Runs DPO training as a Ray Train job, on one worker or many, on CPUs or GPUs, and resumes it after a crash.
 
-This is the only module of training that imports Ray. What one worker does is in `loop.py`. Reference log-probabilities
-are computed in `stages/references.py`, and the trained policy is judged in `stages/scores.py`.
+This is the only module of training that imports Ray. `loop.py` runs one worker's share. Reference log-probabilities are
+computed in `stages/references.py`, and the trained policy is judged in `stages/scores.py`.
 """
 
 import os
@@ -34,12 +34,12 @@ from pipeline.training import consistency
 from pipeline.training.batches.dataset import read_examples
 from pipeline.training.loop import TrainLoop
 
-# What `run_training` raises when it gives up: a worker failed too often, or Ray Train's controller did.
+# The errors that `run_training` raises when it gives up: a worker, or Ray Train's controller, failed too often.
 TRAINING_ERRORS = (ray.train.TrainingFailedError, ray.exceptions.RayActorError)
 RETRIES = 3
 ProgressCallback = Callable[[dict[str, Any]], None]
 _POLL_SECONDS = 1.0  # how long the driver waits for the next line of progress
-_OWNER_FILE = "owner"  # file beside the checkpoints with the token of the driver that trains here
+_OWNER_FILE = "owner"  # file beside the checkpoints, with the token of the driver whose workers may write
 # The fields of `TrainerHardware` that `TrainLoop` takes as arguments. The others go to Ray Train.
 _LAYOUT_FIELDS = (
     "tokens_per_batch", "article_tree", "gradient_checkpointing", "cpu_offload", "torch_compile", "save_steps",
@@ -182,8 +182,8 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train in one of Ray Train's worker processes. `fit` returns the answer of rank 0.
 
     Returns:
-        What `TrainLoop.run` returns; or, where only the user can fix the error, what `_user_error` returns. Such an
-        error is not raised, because Ray Train would run the training three more times.
+        The result of `TrainLoop.run`; or the result of `_user_error`, if only the user can fix the error. Such an error
+        is not raised, because Ray Train would then run the training three more times.
     """
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
@@ -205,7 +205,7 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _user_error(error: Exception) -> dict[str, str]:
-    """The answer of a worker that stopped at an error only the user can fix. `_run_attempt` raises it as ValueError."""
+    """The answer of a worker after an error that only the user can fix. `_run_attempt` raises it as ValueError."""
     return {"user_error": str(error), "traceback": "".join(traceback.format_exception(error))}
 
 

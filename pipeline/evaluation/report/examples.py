@@ -10,10 +10,10 @@ from pipeline.storage.schema import Row
 
 
 def choose_examples(played: Sequence[Round], ledger: Ledger, count: int = 1) -> list[dict[str, Any]]:
-    """Held-out articles with the summaries of the base policy and of the last one.
+    """Choose held-out articles, with the summaries of the base policy and of the last policy.
 
-    The articles around the median by gain in right answers are chosen, not the best ones: a report shows what is
-    typical.
+    Articles are ordered by the gain in right answers, and those around the median are chosen, not the best ones: the
+    examples should be typical.
     """
     first, last = played[0], played[-1]
     if last.policy is first.policy:

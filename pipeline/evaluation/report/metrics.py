@@ -1,6 +1,6 @@
 """Collects the figures of a run for metrics.json, from which the tables, report.md and the plot are made.
 
-It runs again after every round and reads the evaluations, so the report is never older than the run.
+It runs again after every round and reads the evaluations again, so the report is never older than the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,12 +37,12 @@ def collect_metrics(played: Sequence[Round], config: Config, ledger: Ledger) -> 
         played: round 0 (the base policy) and each round after it.
 
     Returns:
-        `base`, `baselines` and `compared` (models at servers) describe writers that are not trained; see
+        `base`, `baselines` and `compared` (models at servers) describe writers that the run does not train; see
         `comparison.describe_writer`. `judge` is the judge card; see `judge_card.measure_card`. `rounds` has one entry
         per trained round, with its win rates `vs_base` and `vs_previous`, each by the rules `strict` and `reference`.
         With a second judge, each round and baseline also has `second`: the same win rates by that judge as `rate`, and
         its `agreement` with the first judge (`comparison.judge_agreement`). `champion` is the number of the round whose
-        policy is champion. `stopped` says why the run stopped early, or is None. `notes` are sentences for people.
+        policy is champion. `stopped` says why the run stopped early, or is None. `notes` are sentences for the reader.
     """
     last = played[-1]
     assert last.assessment is not None, "a finished round has an assessment"
@@ -123,7 +123,7 @@ def _round_metrics(
 
 
 def _round_progress(current: Round) -> dict[str, Any]:
-    """What a round started from, what it trained on, and whether its policy became champion.
+    """Which policy a round started from, on which pairs it trained, and whether its policy became champion.
 
     `kl` is the KL divergence of the round's writer from the base (`kl.KlEstimate`); None if the writer is the base, or
     if there was nothing to measure.
@@ -206,7 +206,7 @@ def _measure_judge(played: Sequence[Round], config: Config, ledger: Ledger) -> d
 
 
 def _notes(played: Sequence[Round], metrics: dict[str, Any], config: Config) -> list[str]:
-    """Sentences about anything in the figures that a reader should know."""
+    """Sentences about the figures that a reader should know."""
     notes = []
     for current in played[1:]:
         if current.trained:

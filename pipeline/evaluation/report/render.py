@@ -1,4 +1,4 @@
-"""Renders the figures of a run for people: tables for the terminal, report.md and report.png."""
+"""Renders the figures of a run: tables for the terminal, report.md and report.png."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from pipeline.evaluation.report.metrics import format_rate
 from pipeline.evaluation.report.plot import draw_plot
 from pipeline.storage.ledger import Ledger
 
-# Key in metrics.json, name in the table, format. Names may contain the threshold, and `above`, the next number.
+# Key in metrics.json, name in the table, format. A name may contain {threshold}, and {above}, which is one more.
 _METRICS = (
     ("accuracy", "accuracy ≥{threshold}", "{:.1%}"),
     ("accuracy_above", "accuracy ≥{above}", "{:.1%}"),
@@ -63,11 +63,11 @@ def _summary_table(metrics: dict[str, Any]) -> TableLines:
 
 
 def win_rate_table(metrics: dict[str, Any], second: bool) -> TableLines:
-    """A line for each comparison by each rule. With `second` also one by the second judge, and the agreement."""
+    """A line for each comparison and rule. With `second`, also a line for the second judge, with the agreement."""
     lines = [["", "rule", "win rate", "interval", "win/tie/loss", "n", *(["agree"] if second else [])]]
     for name, figures in _writers(metrics):
         lines += _comparison_lines(f"{name} against base", figures, "vs_base", second)
-        if figures.get("previous"):  # 0 is the base, which has its line already
+        if figures.get("previous"):  # 0 is the base, which has a line already
             title = f"{name} against round {figures['previous']}"
             lines += _comparison_lines(title, figures, "vs_previous", second)
     return lines
@@ -112,7 +112,10 @@ def terminal_tables(*tables: TableLines) -> list[Table]:
 
 
 def template_environment() -> jinja2.Environment:
-    """The environment of report.md.j2. Its filters: `text` for text that anybody may have written, `code` for code."""
+    """The environment of report.md.j2.
+
+    Its filter `text` escapes text that anybody may have written, and its filter `code` is for text in backticks.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         trim_blocks=True,

@@ -1,6 +1,6 @@
-"""Estimates a run before it starts: what it would make and reuse, and the prompts, tokens, time and cost of that.
+"""Estimates a run before it starts: which artifacts it would make, and their prompts, tokens, time and cost.
 
-The estimator is a dry run whose placeholders carry the counts that a record would have. The counts come from existing
+The estimator is a dry run whose placeholders hold the counts that a record would have. The counts come from existing
 tables, from the token counts of a sample of the articles (`prompt_lengths.py`), and from what earlier records kept and
 wrote for each row (`throughput.py`). Without such a record they are the most that the settings allow. Memory is in
 `gpu_memory.py`.
@@ -25,15 +25,16 @@ from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage import parts
 from pipeline.storage.ledger import Artifact, Ledger
 
-_SAMPLED_ARTICLES = 200  # that are tokenized
+_SAMPLED_ARTICLES = 200  # articles that are tokenized
 
 
 class Estimator(DryRun):
     """Walks the page of a run. After the walk, `estimates` has one entry for each artifact.
 
     Args:
-        config, ledger: of the run.
-        throughput: measured by earlier runs.
+        config: the settings of the run.
+        ledger: the run folder.
+        throughput: the throughput that earlier runs measured.
         gpu_price: dollars for an hour of a GPU; None: unknown.
     """
 
@@ -42,7 +43,7 @@ class Estimator(DryRun):
         self.settings, self.throughput, self.gpu_price = config, throughput, gpu_price
         self.estimates: list[StageEstimate] = []
         self._articles: list[str] = []
-        self._pipeline_uses: set[str] = set()  # the resources of all tables of the pipeline that is walked over
+        self._pipeline_uses: set[str] = set()  # resources of all tables of the pipeline in progress
 
     @functools.cached_property
     def counts(self) -> StageCounts:
@@ -74,7 +75,7 @@ class Estimator(DryRun):
         return artifacts
 
     def refuse(self, stage: Stage, inputs: Sequence[Artifact], address: str, changes: Sequence[Change]) -> Artifact:
-        """A run would stop here. The estimate goes on, with what it would take to make the artifact again."""
+        """A run would stop here. The estimate continues as if the artifact were made again."""
         state = "made" if self.ledger.find(address) else "begun"
         artifact = self.make(stage, inputs, address)
         reasons = "; ".join(map(str, changes))
@@ -122,7 +123,7 @@ class Estimator(DryRun):
         return {"model": self.settings.policy.model}
 
     def _read_articles(self, estimate: StageEstimate) -> dict[str, Any]:
-        """Read the corpus as the stage does. This is exact, and cheap beside everything else."""
+        """Read the corpus as the stage does. This is exact, and cheap compared with everything else."""
         counts: Counter[str] = Counter()
         texts: list[str] = []
         for table in read_articles(articles=self.settings.articles):
@@ -175,7 +176,7 @@ class Estimator(DryRun):
             else:
                 work = computed_tokens(estimate.tally) or estimate.rows or 0
                 estimate.seconds = measured.time(work, width)
-                estimate.start_known = measured.started > 0
+                estimate.start_known = measured.start_seconds > 0
         if self.gpu_price is not None and estimate.gpu_hours is not None:
             estimate.dollars = estimate.gpu_hours * self.gpu_price
         for section, engine in JUDGE_ENGINES.items():
@@ -187,19 +188,20 @@ class Estimator(DryRun):
                     estimate.dollars = (estimate.dollars or 0.0) + price.cost_micro_usd(*tokens) / 1e6
 
     def _relative_width(self, stage: Stage, measured: StageThroughput) -> float | None:
-        """How many times as many engines there are as were measured. None where they differ in GPUs per engine."""
-        planned, then = self.settings.hardware, measured.hardware
+        """The planned number of engines divided by the measured one. None if the GPUs per engine differ."""
+        planned_hardware, measured_hardware = self.settings.hardware, measured.hardware
         widths = []
         for section, engines in (("policy", {"policy_engine"}), ("judge", set(JUDGE_ENGINES.values()))):
             if engines & set(stage.uses):
-                planned_engine, measured_engine = getattr(planned, section), getattr(then, section)
+                planned_engine = getattr(planned_hardware, section)
+                measured_engine = getattr(measured_hardware, section)
                 if planned_engine.gpus_per_replica != measured_engine.gpus_per_replica:
                     return None
                 widths.append(planned_engine.replicas.max / measured_engine.replicas.max)
         if "trainer" in stage.uses:
-            if planned.trainer.gpus_per_worker != then.trainer.gpus_per_worker:
+            if planned_hardware.trainer.gpus_per_worker != measured_hardware.trainer.gpus_per_worker:
                 return None
-            widths.append(planned.trainer.workers / then.trainer.workers)
+            widths.append(planned_hardware.trainer.workers / measured_hardware.trainer.workers)
         return min(widths)
 
 

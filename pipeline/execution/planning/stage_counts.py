@@ -1,8 +1,9 @@
-"""Counts what each stage's record would hold before it is made: rows kept, prompts, tokens, pairs, steps.
+"""Estimates the counts that each stage's record will hold: rows kept, prompts, tokens, pairs, steps.
 
-The counts follow from the rows that come in, from the lengths of prompts in a sample (`prompt_lengths.py`), and from
-what earlier records kept and wrote for each row (`throughput.py`). Without such a record a count is the most that the
-settings allow, and the estimate says so. A stage without a `workload` is counted as its records say.
+The counts follow from the number of rows that come in, from the lengths of prompts in a sample (`prompt_lengths.py`),
+and from the rows kept and tokens written per row in earlier records (`throughput.py`). Without such a record a count is
+the most that the settings allow, and the estimate says so. A stage without a `workload` gets the counts per row of its
+earlier records.
 """
 
 import math
@@ -32,11 +33,11 @@ class StageEstimate:
         tally: expected counts, by the names of a record.
         prompts: requests to a model.
         at_most: the tally is the most that the settings allow; no earlier run measured it.
-        seconds: None where no rate is known.
-        start_known: the start of engines was measured apart from their rate.
-        gpus: GPUs in use meanwhile.
-        dollars: None where unknown.
-        notes: what the user should know about it.
+        seconds: the time; None if no rate is known.
+        start_known: the start of engines was measured separately from their rate.
+        gpus: GPUs in use while the artifact is made.
+        dollars: the cost; None if it is unknown.
+        notes: sentences about the estimate for the user.
     """
 
     address: str
@@ -53,7 +54,7 @@ class StageEstimate:
 
     @property
     def untimed(self) -> bool:
-        """A model is used, and no rate says for how long."""
+        """Whether a model is used, but no rate is known, so the time is unknown."""
         return self.seconds is None and bool(self.tally.get(TOKENS_IN))
 
     @property
@@ -66,9 +67,9 @@ class StageCounts:
     """Counts rows and tokens of planned stages.
 
     Attributes:
-        settings: of the planned run.
-        lengths: of its prompts.
-        throughput: measured by earlier runs.
+        settings: the settings of the planned run.
+        lengths: the lengths of its prompts.
+        throughput: the throughput that earlier runs measured.
     """
 
     settings: Config
@@ -86,8 +87,11 @@ class StageCounts:
         """Count the rows that a stage keeps, and its tally. Adds the number of prompts to `estimate`.
 
         Args:
-            rows: how many come in.
-            before: the tally of the table that they come from.
+            stage: the stage.
+            inputs: its inputs.
+            rows: the number of rows that come in.
+            before: the tally of the table with these rows.
+            estimate: the estimate to complete.
         """
         measured = self.throughput.of(stage)
         kept = rows * measured.share_kept if measured and measured.rows else float(rows)
@@ -178,7 +182,7 @@ class StageCounts:
     def _references(
         self, rows: int, before: dict[str, float], measured: StageThroughput | None, estimate: StageEstimate
     ) -> dict[str, float]:
-        """Article trees of the paired summaries: at most of all summaries."""
+        """Tokens of the article trees, which hold the paired summaries. These are at most all summaries."""
         tokens = measured.each(TOKENS_IN) if measured else None
         if tokens is None and self.lengths.prompt is not None:
             summary = self._written_tokens(estimate)
@@ -198,11 +202,11 @@ class StageCounts:
         }
 
     def _question_tokens(self, lengths: JudgePromptLengths) -> float:
-        """Tokens of an article's questions in a prompt: as earlier runs asked them, else the longest reply."""
+        """Tokens of an article's questions in a prompt: as in earlier runs, else the longest reply with questions."""
         return lengths.questions if lengths.questions is not None else lengths.question_limit
 
     def _written_tokens(self, estimate: StageEstimate) -> float:
-        """Tokens that the policy writes for a summary: as earlier runs measured them, else the most."""
+        """Tokens that the policy writes for a summary: as measured by earlier runs, else the limit."""
         measured = [entry for (stage, _), entry in self.throughput.measured.items() if stage == "summaries"]
         known = measured[0].each(TOKENS_OUT, SUMMARIES) if measured else None
         estimate.at_most |= known is None
@@ -219,7 +223,7 @@ class StageCounts:
 
 
 class _ReplyTokens:
-    """Tokens of a reply: as measured, else the most that is allowed. The estimate then says "at most"."""
+    """Tokens of a reply: as measured, else the limit. With the limit, the estimate is marked "at most"."""
 
     def __init__(self, measured: StageThroughput | None, estimate: StageEstimate):
         self.measured, self.estimate = measured, estimate

@@ -1,6 +1,6 @@
-"""Measures throughput from the records of earlier runs: what each kind of stage read, kept and wrote, and how fast.
+"""Measures the throughput of each kind of stage from the records of earlier runs: rows, tokens and seconds.
 
-Only records of the same models count. Without any record nothing is guessed.
+Only records of the same models count. Without such a record there is no rate, and none is guessed.
 """
 
 from collections import Counter
@@ -30,13 +30,13 @@ class StageThroughput:
     """The records of one kind of stage, added up.
 
     Attributes:
-        records: how many.
+        records: the number of records.
         rows: rows that came in.
         kept: rows that were kept.
-        tally: the sums of their tallies, tokens among them.
-        seconds: of all of them.
-        started: the part of `seconds` before engines and workers were ready.
-        hardware: of the run that was added last.
+        tally: the sums of the tallies, including tokens.
+        seconds: the sum of the seconds that the stages took.
+        start_seconds: the part of `seconds` before engines and workers were ready.
+        hardware: the hardware of the run that was added last.
     """
 
     records: int = 0
@@ -44,7 +44,7 @@ class StageThroughput:
     kept: int = 0
     tally: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
-    started: float = 0.0
+    start_seconds: float = 0.0
     hardware: Hardware = field(default_factory=Hardware)
 
     def add(self, record: Mapping[str, Any], hardware: Hardware) -> None:
@@ -58,17 +58,17 @@ class StageThroughput:
         self.seconds += seconds
         if training := record.get("training"):
             self.tally.update({TOKENS_IN: training["tokens"], STEPS: training["steps"]})
-            self.started += max(0.0, seconds - training["seconds"])
+            self.start_seconds += max(0.0, seconds - training["seconds"])
         elif starts := record.get("tally", {}).get(ENGINE_STARTS):
             # Replicas start together. Where two engines of a stage take turns, one start stays in the rate.
-            self.started += min(seconds, record["tally"][ENGINE_START_MS] / 1000 / starts / tables)
+            self.start_seconds += min(seconds, record["tally"][ENGINE_START_MS] / 1000 / starts / tables)
 
     @property
     def share_kept(self) -> float:
         return self.kept / max(1, self.rows)
 
     def each(self, count: str, per: str | None = None) -> float | None:
-        """A count of the tally for each row that came in, or for each one of another count. None where unknown."""
+        """A count of the tally per row that came in, or per unit of another count `per`. None if it is unknown."""
         divisor = self.tally[per] if per else self.rows
         return self.tally[count] / divisor if divisor and count in self.tally else None
 
@@ -78,17 +78,18 @@ class StageThroughput:
         return computed_tokens(self.tally) or self.rows
 
     def time(self, work: float, width: float) -> float:
-        """The seconds that so much work takes.
+        """The seconds that an amount of work takes.
 
         Args:
-            width: how many times as many engines there are as were measured.
+            work: tokens, or rows, as in the property `work`.
+            width: the number of engines divided by the number that was measured.
         """
-        start = self.started / self.records
-        return start + (self.seconds - self.started) * work / max(1, self.work) / width
+        start = self.start_seconds / self.records
+        return start + (self.seconds - self.start_seconds) * work / max(1, self.work) / width
 
 
 def _seconds_of_table(record: Mapping[str, Any]) -> tuple[float, int]:
-    """The seconds that one table would have taken alone and uninterrupted, and how many tables ran as one pipeline."""
+    """The seconds that a table would have taken alone and uninterrupted, and the number of tables in its pipeline."""
     # An interrupted table has the seconds of its last attempt, which made only the rows that were missing.
     scale = record["in"] / (record["in"] - record.get("resumed", 0)) if "in" in record else 1.0
     # Tables of one pipeline each have the pipeline's seconds. The table of pairs uses no model.
@@ -109,7 +110,7 @@ class Throughput:
         config: the planned run. Records of other models are left out.
 
     Attributes:
-        measured: by kind of stage.
+        measured: the throughput of each kind of stage.
         used: the run folders whose records count.
     """
 
@@ -122,11 +123,11 @@ class Throughput:
                 self.used.append(ledger.root)
 
     def of(self, stage: Stage) -> StageThroughput | None:
-        """What was measured of a stage; None where nothing was."""
+        """The measured throughput of a stage; None if it was not measured."""
         return self.measured.get((stage.name, frozenset(stage.settings)))
 
     def _add_run(self, ledger: Ledger, settings: Mapping[str, Any], planned: Config) -> int:
-        """Add the records of a run. Returns how many count."""
+        """Add the records of a run. Returns how many were added."""
         try:
             hardware, added = Hardware.model_validate(settings.get("hardware", {})), 0
         except ValidationError as error:
@@ -146,12 +147,12 @@ class Throughput:
 
 
 def _is_timed(record: Mapping[str, Any]) -> bool:
-    """Whether a record has seconds in which rows were made."""
+    """Whether the seconds of a record measure anything: at least one row was made in its last attempt."""
     return "seconds" in record and record.get("in", -1) != record.get("resumed", 0)
 
 
 def _model_sections(recipe: Mapping[str, Any]) -> set[str]:
-    """The sections of the configuration whose models decide a stage's throughput."""
+    """The sections of the configuration whose models change a stage's throughput."""
     sections = {name.split(".")[0] for name in recipe["settings"]} & {"policy", *JUDGE_ENGINES}
     has_policy_input = any(address.endswith("/policy") for address in recipe["inputs"])
     return sections | ({"policy"} if has_policy_input else set())
@@ -165,8 +166,8 @@ def _is_same_model(measured: Mapping[str, Any] | None, planned: Any) -> bool:
 
 
 def open_measured_run(folder: str) -> Ledger:
-    """Open a run whose records say how fast. Raises UserError if there is no run."""
+    """Open a run whose records give rates. Raises UserError if the folder holds no run."""
     ledger = Ledger(folder)
     if ledger.read(CONFIG) is None:
-        raise UserError(f"--rates {folder}: there is no run, that is no {CONFIG} in it")
+        raise UserError(f"--rates {folder}: the folder holds no run, because it has no {CONFIG}")
     return ledger

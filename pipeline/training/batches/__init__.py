@@ -1,5 +1,5 @@
 """Turns rows of the `references` table into packed rows of tokens.
 
-`dataset` reads the rows. `example` holds what training needs of one article. `batching` decides which pairs make which
-step, and which worker computes what. `article_tree` lays out a prompt and its completions in one row.
+`dataset` reads the rows. `example` holds the data of one article that training needs. `batching` divides pairs into
+steps, and each step among workers. `article_tree` lays out a prompt and its completions in one row.
 """

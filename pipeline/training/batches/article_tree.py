@@ -20,8 +20,9 @@ from torch import Tensor
 Ids = Sequence[int] | np.ndarray
 Article = tuple[Ids, Sequence[Ids]]  # prompt, completions
 
-# Attention computes branches in groups of at most so many tokens, or half the prompt's tokens if that is more. One by
-# one, each branch would read the prompt again; all at once, the work between branches, which is masked out, would grow.
+# Attention computes branches in groups of at most this many tokens, or half the prompt's tokens if that is more. One
+# branch at a time would read the prompt again for each branch. All branches at once would compute many scores between
+# branches, only to mask them out.
 _GROUP_TOKENS = 384
 
 
@@ -88,7 +89,7 @@ class ArticleTree:
 
     @property
     def placeholder_mask(self) -> Tensor:
-        """(1, 1, 1, 1) int8: a model takes it for a finished attention mask, and does not make its own."""
+        """(1, 1, 1, 1) int8. A model treats it as a finished attention mask, and does not make its own mask."""
         return torch.zeros(1, 1, 1, 1, dtype=torch.int8, device=self.branch.device)
 
     @property

@@ -1,4 +1,4 @@
-"""Decides which pairs make which step, and which worker computes which part of a step.
+"""Divides pairs into steps, and the articles of each step among workers and packed rows.
 
 These are pure functions of ids, sizes and settings. Nothing is random (articles are ordered by hash), so a worker that
 restarts on another machine, or with another number of workers, makes the same plan. A step's loss is the weighted mean
@@ -72,7 +72,7 @@ class MicroBatch:
         chosen, rejected: (P,) int64, indices of completions of the row.
         reference_logps: (C,) float32, in nats; 0 if training has no reference.
         lengths: (C,) float32, number of tokens of each completion.
-        weights: (P,) float32, as how many pairs each pair counts.
+        weights: (P,) float32; a pair with weight 2 counts as two pairs.
     """
 
     tree: ArticleTree

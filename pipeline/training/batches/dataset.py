@@ -1,4 +1,4 @@
-"""Reads the rows of the `references` table and checks them, one `Example` per article that has a pair.
+"""Reads the rows of the `references` table, checks them, and makes an `Example` of each article that has a pair.
 
 An example keeps only the completions that its pairs need. Token ids stay in Arrow's memory, so a large table takes a
 few bytes per token. The pairs are made in `stages/pairs.py`, and `batching.py` splits off the held-out articles.
@@ -25,8 +25,8 @@ def read_examples(path: str, parts: Sequence[str], reference_digest: str | None)
         path: the folder: an absolute path, or a URI such as `s3://bucket/folder`.
         parts: names of the table's files in that folder. There may be other files, such as from a worker that outlived
             its driver.
-        reference_digest: digest of the weights that the reference log-probabilities must be of; None if the rows must
-            have none.
+        reference_digest: digest of the weights that must have given the reference log-probabilities; None if the rows
+            must have no reference log-probabilities.
 
     Returns:
         The articles that have a pair, in order of article_id.
@@ -38,7 +38,7 @@ def read_examples(path: str, parts: Sequence[str], reference_digest: str | None)
     """
     tables = [_read_part(path, part) for part in parts]
     if not tables:
-        raise ValueError(f"no row in {path} was kept: there is nothing to learn from")
+        raise ValueError(f"no row in {path} was kept: there is nothing to train on")
     table = pa.concat_tables(tables, promote_options="permissive").combine_chunks().sort_by("article_id")
     examples = []
     for values in zip(*(table[column] for column in _COLUMNS), strict=True):
@@ -50,7 +50,7 @@ def read_examples(path: str, parts: Sequence[str], reference_digest: str | None)
         if before.article_id == after.article_id:
             raise ValueError(f"article {after.article_id} occurs twice: an id must name one row")
     if not examples:
-        raise ValueError(f"no row in {path} has a pair: there is nothing to learn from")
+        raise ValueError(f"no row in {path} has a pair: there is nothing to train on")
     return examples
 
 

@@ -1,4 +1,4 @@
-"""Holds what training needs of one article. `dataset.py` makes examples from the rows of a table."""
+"""Holds the data of one article that training needs. `dataset.py` makes examples from the rows of a table."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Example:
         reference_logps: one per completion, in nats; empty if training has no reference.
         sampled_logps: one per completion, in nats, from the engine that sampled it; None if the engine did not return
             one.
-        weights: one per pair: as how many pairs it counts in its step. Empty: each counts as one.
+        weights: one per pair: a pair with weight 2 counts as two pairs in its step. Empty: all weights are 1.
     """
 
     article_id: str

@@ -1,8 +1,8 @@
 """Loads, scores, shards and saves the model that is trained.
 
-`loading` reads and writes model folders and computes the digest that names their weights; `lora` does the part of it
-that concerns adapters. `logprobs` gives the log-probabilities of completions, with `tree_attention`, `last_layer` and
-`lm_head`. `fsdp` shards a policy over workers.
+`loading` reads and writes model folders, and computes the digest that names their weights. `lora` handles adapters.
+`logprobs` computes the log-probabilities of completions, with the help of `tree_attention`, `last_layer` and `lm_head`.
+`fsdp` shards a policy over workers.
 """
 
 # Largest number of logits that the LM head holds at one time: 128 MiB of float32. It is here, in a module that needs no

@@ -22,8 +22,9 @@ class PolicyModule(nn.Module):
 
     FSDP2 gathers weights in the forward hooks of the modules that it wraps. `completion_logps` calls the decoder and
     then uses the head's weight, but never calls the model itself, so hooks on the model would not fire and the function
-    would see shards. This module is the root: its hooks gather what no layer holds (embeddings, last norm, head) around
-    the function that runs in its forward, and keep it until backward, where the head is computed again.
+    would see shards. This module is the root of FSDP2's modules. While the function runs in its forward, its hooks
+    gather the weights outside the layers (embeddings, last norm, head). These stay gathered until backward, where the
+    head is computed again.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -94,7 +95,7 @@ def shard(policy: PolicyModule, device: torch.device, workers: int, *, cpu_offlo
 
 
 def full_state_dict(policy: PolicyModule, keep: bool) -> dict[str, Tensor]:
-    """Gather what was trained, on the CPU: the model's state dict, or with LoRA the adapter's part of it.
+    """Gather the trained weights on the CPU: the model's state dict, or with LoRA the adapter's part of it.
 
     A collective: every worker must call it. Workers with `keep` false get an empty dict.
     """

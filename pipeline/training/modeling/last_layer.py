@@ -1,4 +1,4 @@
-"""Makes the last decoder layer skip its feed-forward network for tokens whose output nobody reads.
+"""Makes the last decoder layer skip its feed-forward network for tokens whose output is not used.
 
 The head reads only tokens that predict a completion token. So for a prompt's tokens the last layer's keys and values
 are needed, but its feed-forward network is not: if prompts are ten times as long as completions, that is most of a
@@ -19,8 +19,8 @@ from pipeline.training.batches.article_tree import ArticleTree
 def skip_unread_tokens(model: PreTrainedModel) -> None:
     """Make the last layer's network skip tokens that predict nothing, in place.
 
-    A forward without a tree stays the same. So does a model whose layers have no plain network called `mlp`, such as a
-    mixture of experts, whose routing may look at all tokens.
+    A forward without a tree does not change. Nothing changes either if the layers have no plain network called `mlp`,
+    as in a mixture of experts, whose routing may depend on all tokens.
     """
     names = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]

@@ -32,7 +32,7 @@ from pipeline.training.modeling.lora import (
 )
 
 # Files that are copied to the next model folder. They are listed by name, because a folder that Rondo wrote also holds
-# records about its own weights, and these are not true of the next ones.
+# records about its own weights, which would be wrong beside the next weights.
 _OTHER_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -77,8 +77,8 @@ def load_policy(
 ) -> PreTrainedModel:
     """Load the model that a run trains, and add a fresh adapter if the settings have LoRA and there is none yet.
 
-    If the model is an adapter, training continues with it. Then the reference of the round is the base with this
-    adapter, and not the base with the adapter turned off: that is the reference only if the adapter is fresh.
+    If the model is an adapter, training continues with it. The reference of the round is then the base with this
+    adapter. It is not the base with the adapter turned off, which equals the reference only if the adapter is fresh.
 
     Args:
         model, dtype, article_tree: see `load_model`.

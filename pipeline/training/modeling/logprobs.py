@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from pipeline.training.batches.article_tree import Article, ArticleTree, Ids, pack_rows
 from pipeline.training.modeling import lm_head, tree_attention
 
-# Settings with which a model changes logits after the head, or attention scores under eager attention only, and the
-# value that turns each of them off. They are neither in the base decoder nor in the head, so the tree would silently
-# ignore them.
+# Settings by which a model changes its logits after the head, or its attention scores with eager attention only. Each
+# has the value that turns it off. They act outside of the base decoder and the head, so the tree would silently ignore
+# them.
 _UNSUPPORTED = {
     "final_logit_softcapping": None,  # Gemma 2
     "attn_logit_softcapping": None,  # Gemma 2; SDPA ignores it
@@ -119,8 +119,8 @@ def batch_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids])
 def _sum_by_completion(model: PreTrainedModel, hidden: Tensor, targets: Tensor, owner: Tensor, count: int) -> Tensor:
     head = model.get_output_embeddings()
     token_logps = lm_head.token_logps(hidden, targets, head.weight, head.bias)
-    # Added up in float64, which costs nothing: a float32 sum of a thousand values loses more than the whole model does.
-    # With it, the gradient of a step of 3 pairs came 6 times closer to the float64 gradient.
+    # The sum is in float64, which costs nothing: summing a thousand values in float32 has a larger error than the whole
+    # model. With float64 the gradient of a step of 3 pairs came 6 times closer to the float64 gradient.
     return token_logps.new_zeros(count, dtype=torch.float64).index_add(0, owner, token_logps.double()).to(token_logps)
 
 

@@ -2,8 +2,8 @@
 
 It works with any decoder that calls attention through transformers' `AttentionInterface` and passes `tree=` on from its
 own arguments. On CUDA the tree becomes a FlexAttention block mask (Dong et al., 2024, arXiv 2412.05496), which skips
-blocks that no token sees. On a CPU FlexAttention has no backward. There each article is cut into pieces for which dense
-kernels are efficient: its prompt (causal), and its branches (each sees the whole prompt and itself). So neither other
+blocks that no token sees. On a CPU FlexAttention has no backward, so each article is cut into pieces for which dense
+kernels are efficient: its prompt (causal), and its branches (each sees the whole prompt and itself). Then neither other
 articles nor the upper triangle of the prompt cost anything. Without a tree it is ordinary causal attention. Attention
 sinks and score soft-capping are not supported, and models that ask for them are refused. Dropout is always off.
 """

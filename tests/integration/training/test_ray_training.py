@@ -330,7 +330,7 @@ def test_invalid_rows_are_refused(rows: list, tmp_path: Path, change: dict, mess
 
 
 def test_a_table_without_pairs_is_refused(rows: list, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nothing to learn from"):
+    with pytest.raises(ValueError, match="nothing to train on"):
         read_examples(
             write([{**row, "pairs": []} for row in rows], tmp_path / "rows"), PARTS, rows[0]["reference_digest"]
         )
