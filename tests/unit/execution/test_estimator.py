@@ -222,5 +222,5 @@ def test_a_model_that_cannot_fit_is_refused(tmp_path, monkeypatch):
 
 
 def test_rates_need_a_run(tmp_path):
-    with pytest.raises(UserError, match="there is no run"):
+    with pytest.raises(UserError, match="the folder holds no run"):
         open_measured_run(str(tmp_path))
