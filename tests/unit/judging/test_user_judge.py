@@ -92,8 +92,8 @@ def test_built_in_judges_pass_the_trial(judge):
     [
         ("{kind: mine}", "judge.kind is 'mine'; there are mcq, cloze, or module:Class of your own"),
         ("{kind: 'a b:C'}", "judge.kind is 'a b:C'; there are mcq, cloze, or module:Class of your own"),
-        ("{kind: cloze, settings: {blanks: 2}}", "judge.kind is cloze, which has none of its own (blanks): remove it"),
-        ("{model: m, settings: {blanks: 2}}", "judge.kind is mcq, which has none of its own (blanks): remove it"),
+        ("{kind: cloze, settings: {blanks: 2}}", "judge.kind is cloze, which has no such settings (blanks): remove it"),
+        ("{model: m, settings: {blanks: 2}}", "judge.kind is mcq, which has no such settings (blanks): remove it"),
         (
             "{kind: a:B, wording: newsroom}",
             "judge.wording is set, and judge.kind is a:B, a class of yours that makes its",
