@@ -123,7 +123,7 @@ def test_tables_of_one_pipeline_share_its_seconds_and_its_start():
     throughput, others = StageThroughput(), ["r/scores", "r/pairs", "r/references"]
     tally = {"tokens_in": 100, "engine starts": 1, "engine start ms": 9000}
     throughput.add({"in": 10, "kept": 10, "seconds": 60, "together_with": others, "tally": tally}, Hardware())
-    assert (throughput.seconds, throughput.start_seconds) == (20, 3)  # of the four tables that of the pairs asks nobody
+    assert (throughput.seconds, throughput.start_seconds) == (20, 3)  # r/pairs needs no engine: the other three share
     assert throughput.time(200, width=1) == 3 + 17 * 2
 
 
