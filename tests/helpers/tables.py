@@ -43,3 +43,20 @@ def add_table(ledger: Ledger, address: str, rows: list[dict[str, Any]], build: s
     """Write rows as a finished artifact of a run."""
     counts = write_table([as_table(rows)], f"{ledger.root}/{address}")
     return ledger.finish(address, {"build": build, "recipe": {}, **counts})
+
+
+def row_with_pairs(writer: str, count: int, pairs: Iterable[tuple[int, int]], article: str = "a") -> dict[str, Any]:
+    """A row with `count` scored summaries and with pairs (chosen, rejected). A summary's text: its writer and index."""
+    return {
+        "article_id": article,
+        "article": "Text.",
+        "split": "train",
+        "writer": writer,
+        "prompt_ids": [1, 2, 3],
+        "summaries": [
+            {"text": f"{writer} {i}", "token_ids": [i + 1, 0], "finish_reason": "stop", "logp": -1.0}
+            for i in range(count)
+        ],
+        "scores": [{"answers": [], "correct": i, "unread": 0, "words": 9, "invalid_chars": 0} for i in range(count)],
+        "pairs": [{"chosen": c, "rejected": r, "reason": writer, "weight": 1.0} for c, r in pairs],
+    }

@@ -1,6 +1,7 @@
 """What tests of training share: settings, examples, the training of an adapter, and checkpoints in a folder."""
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -109,6 +110,15 @@ def lora_loop(policy: Path, examples: list[Example], rank: int = 0, workers: int
     )
     options = {"rank": rank, "workers": workers, "checkpoints": checkpoints, "save_steps": 3}
     return TrainLoop(examples, str(policy), whole | changes, 100, torch.device("cpu"), **options)
+
+
+def train_lora_round(base: Path, out: Path) -> Path:
+    """Train a fresh adapter on `base` and save it to `out`. Its loss begins at log 2 and falls."""
+    loop = lora_loop(base, learnable_examples(base))
+    result = loop.run()
+    loop.save(out)
+    assert abs(result["step0_loss"] - math.log(2)) < 1e-6 and result["final_loss"] < 0.6
+    return out
 
 
 @dataclass

@@ -8,22 +8,7 @@ import pytest
 from pipeline.config.run import Pairs
 from pipeline.stages.pairs import make_pairs, replay_pairs
 from pipeline.storage.schema import COLUMNS, to_dataset
-
-
-def row(writer, count, pairs, article="a"):
-    return {
-        "article_id": article,
-        "article": "Text.",
-        "split": "train",
-        "writer": writer,
-        "prompt_ids": [1, 2, 3],
-        "summaries": [
-            {"text": f"{writer} {i}", "token_ids": [i + 1, 0], "finish_reason": "stop", "logp": -1.0}
-            for i in range(count)
-        ],
-        "scores": [{"answers": [], "correct": i, "unread": 0, "words": 9, "invalid_chars": 0} for i in range(count)],
-        "pairs": [{"chosen": c, "rejected": r, "reason": f"{writer}", "weight": 1.0} for c, r in pairs],
-    }
+from tests.helpers.tables import row_with_pairs
 
 
 def test_user_function_is_sent_to_the_workers(ray_cluster, tmp_path, monkeypatch):
@@ -32,7 +17,7 @@ def test_user_function_is_sent_to_the_workers(ray_cluster, tmp_path, monkeypatch
     (tmp_path / "travelling_preference.py").write_text(
         "LEAST = 1\ndef prefer(a, b, settings): return (a['words'] > b['words']) - (a['words'] < b['words'])"
     )
-    article = row("w", 2, [])
+    article = row_with_pairs("w", 2, [])
     for score, words in zip(article["scores"], (9, 20), strict=True):
         score["words"] = words
     (made,) = make_pairs(to_dataset([article]), Pairs(preference="travelling_preference:prefer")).take_all()
@@ -41,9 +26,9 @@ def test_user_function_is_sent_to_the_workers(ray_cluster, tmp_path, monkeypatch
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_replay_gives_each_article_once_and_a_share_of_the_earlier_rounds():
-    now = [row("now", 3, [(1, 0)], f"a{i}") for i in range(30)]
-    first = [row("r1", 2, [(1, 0)], f"a{i}") for i in range(20, 60)]
-    second = [row("r2", 2, [(1, 0)], f"a{i}") for i in range(40)]
+    now = [row_with_pairs("now", 3, [(1, 0)], f"a{i}") for i in range(30)]
+    first = [row_with_pairs("r1", 2, [(1, 0)], f"a{i}") for i in range(20, 60)]
+    second = [row_with_pairs("r2", 2, [(1, 0)], f"a{i}") for i in range(40)]
     found = replay_pairs(
         to_dataset(now), to_dataset(first), to_dataset(second), pairs=Pairs(replay=0.5), seed=0
     ).take_all()

@@ -10,6 +10,7 @@ from pipeline.config.run import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.judging.preference import accuracy_then_length
 from pipeline.stages.pairs import _hash_share, merge_rounds, pair_article_with_base
+from tests.helpers.tables import row_with_pairs
 
 
 @st.composite
@@ -18,23 +19,7 @@ def rows_of(draw, writer, article="a"):
     count = draw(st.integers(2, 5))
     index = st.integers(0, count - 1)
     pairs = draw(st.lists(st.tuples(index, index).filter(lambda pair: pair[0] != pair[1]), min_size=1, max_size=4))
-    return row(writer, count, pairs, article)
-
-
-def row(writer, count, pairs, article="a"):
-    return {
-        "article_id": article,
-        "article": "Text.",
-        "split": "train",
-        "writer": writer,
-        "prompt_ids": [1, 2, 3],
-        "summaries": [
-            {"text": f"{writer} {i}", "token_ids": [i + 1, 0], "finish_reason": "stop", "logp": -1.0}
-            for i in range(count)
-        ],
-        "scores": [{"answers": [], "correct": i, "unread": 0, "words": 9, "invalid_chars": 0} for i in range(count)],
-        "pairs": [{"chosen": c, "rejected": r, "reason": f"{writer}", "weight": 1.0} for c, r in pairs],
-    }
+    return row_with_pairs(writer, count, pairs, article)
 
 
 def count_pairs(row):
@@ -67,7 +52,10 @@ def test_summaries_by_another_policy_name_it_and_have_no_log_probability(own, ot
 
 
 def test_a_summary_keeps_the_writer_that_it_names():
-    twice = merge_rows(row("now", 2, [(0, 1)]), merge_rows(row("r1", 2, [(0, 1)]), row("base", 2, [(0, 1)])))
+    twice = merge_rows(
+        row_with_pairs("now", 2, [(0, 1)]),
+        merge_rows(row_with_pairs("r1", 2, [(0, 1)]), row_with_pairs("base", 2, [(0, 1)])),
+    )
     assert [summary.get("writer") for summary in twice["summaries"]] == [None, None, "r1", "r1", "base", "base"]
     assert mark_writer(twice)["summaries"][0]["writer"] == "now"
 
@@ -75,7 +63,7 @@ def test_a_summary_keeps_the_writer_that_it_names():
 @pytest.mark.parametrize("changed", [{"article_id": "b"}, {"prompt_ids": [1, 2]}])
 def test_rows_of_different_articles_or_prompts_are_not_merged(changed):
     with pytest.raises(ValueError, match="differs from that of the row to merge"):
-        merge_rows(row("now", 2, []), row("r1", 2, []) | changed)
+        merge_rows(row_with_pairs("now", 2, []), row_with_pairs("r1", 2, []) | changed)
 
 
 def with_base(own, base):
@@ -83,7 +71,7 @@ def with_base(own, base):
 
 
 def test_rejected_summaries_are_the_bases_and_chosen_summaries_are_better():
-    own, base = row("now", 5, []), row("base", 3, [])
+    own, base = row_with_pairs("now", 5, []), row_with_pairs("base", 3, [])
     settings = Pairs(threshold=5, max_per_article=99)
     paired = pair_article_with_base(accuracy_then_length, settings, 0, with_base(own, base))
     both = own | paired
@@ -98,7 +86,7 @@ def test_rejected_summaries_are_the_bases_and_chosen_summaries_are_better():
 
 
 def test_an_article_on_which_the_base_is_as_good_gives_no_pair():
-    own, base = row("now", 2, []), row("base", 5, [])
+    own, base = row_with_pairs("now", 2, []), row_with_pairs("base", 5, [])
     own["scores"] = [score | {"correct": 0} for score in own["scores"]]
     rule, settings = accuracy_then_length, Pairs(threshold=5)
     assert pair_article_with_base(rule, settings, 0, with_base(own, base)).reason == "none better than the base's"

@@ -27,6 +27,7 @@ from tests.helpers.training import (
     learnable_examples,
     lora_loop,
     save_lora_base,
+    train_lora_round,
 )
 
 
@@ -234,12 +235,7 @@ def test_a_base_with_a_relative_path_or_that_does_not_exist_is_refused(
 
 @pytest.fixture(scope="module")
 def round_1(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("round-1") / "policy"
-    first = lora_loop(base, learnable_examples(base))
-    answer = first.run()
-    first.save(out)
-    assert answer["step0_loss"] == pytest.approx(0.693147, abs=1e-6) and answer["final_loss"] < 0.6
-    return out
+    return train_lora_round(base, tmp_path_factory.mktemp("round-1") / "policy")
 
 
 def test_the_reference_of_round_2_is_the_adapter_of_round_1(base: Path, round_1: Path, tmp_path: Path) -> None:
