@@ -1,11 +1,11 @@
-"""Measures what Rondo itself costs for each row: `.venv/bin/python -m bench.row_overhead --json FILE`.
+"""Measures the time that Rondo itself adds to each row: `.venv/bin/python -m bench.row_overhead --json FILE`.
 
-Makes the tables of a round (articles, questions, summaries, scores, pairs, references) for more and more articles, with
-engines that answer from a script at once. Each size runs in a process of its own, and reports seconds in all,
-microseconds per article and the driver's peak memory. At one size the same functions also process the same rows in Ray
-Data alone, by turns; that side keeps only what `write_parquet` writes. The difference is what Rondo's ledger, records
-and row checkpoints cost. `--trace` measures how much of the memory growth is Python objects, at their peak; the rest of
-the growth is Ray's. Training and real engines are not part of it (see `inference/sampling.py`, `inference/judging.py`).
+Makes the tables of a round (articles, questions, summaries, scores, pairs, references) for several numbers of articles,
+with scripted engines that reply at once. Each size runs in its own process, which reports the total seconds and the
+driver's peak memory. At one size (`--against`) Ray Data alone also processes the same rows with the same functions, and
+the runs of the two sides alternate. The difference is the cost of Rondo's ledger, records and row checkpoints.
+`--trace` also measures the peak memory of Python objects; the rest of the memory growth is Ray's. Training and real
+engines are not measured here: see `training/dpo.py`, `inference/sampling.py` and `inference/judging.py`.
 """
 
 import argparse
@@ -30,13 +30,13 @@ COLOURS = ("red", "blue", "green", "white", "black")
 
 
 def article(number: int) -> str:
-    """An article of about sixty words with four facts to ask about."""
+    """An article of about 90 words, with four facts to ask about."""
     facts = [f"The {fact} of house {number} is {COLOURS[(number + i) % 5]}." for i, fact in enumerate(FACTS)]
     return " ".join([*facts, "Nobody who was asked about the houses that day had anything else to add to it."] * 2)
 
 
 def policy_script(prompt: Any, sample: int) -> str:
-    """The policy's reply: sample i is the first 1 + i facts of the article."""
+    """The policy's reply: sample i is the first i + 1 facts of the article."""
     return ". ".join(prompt.messages[0]["content"].split("\n", 1)[1].split(". ")[: sample + 1]) + "."
 
 
@@ -90,7 +90,7 @@ def make_resources(config: Any) -> dict[str, Any]:
 
 
 def run_rondo(config: Any) -> list[str]:
-    """Make the tables as a run makes them. Returns each table with its seconds."""
+    """Make the tables with Rondo's runner. Returns the address and seconds of each table."""
     from pipeline.execution import runner
     from pipeline.execution.progress import Display
     from pipeline.stages.articles import read_articles
@@ -116,7 +116,7 @@ def run_ray_data(config: Any) -> list[str]:
     """Make the same tables with Ray Data alone: each stage's function, then `write_parquet`.
 
     Returns:
-        each table with its seconds.
+        the name and seconds of each table.
     """
     import pyarrow.parquet as pq
     import ray.data
@@ -196,7 +196,7 @@ def measure(side: str, articles: int, trace: bool) -> dict[str, Any]:
 
 
 def measure_all(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rondo at every size once; both sides `--runs` times at the size that is compared."""
+    """Run Rondo once at each size, and both sides `--runs` times at the size `--against`."""
     rows: list[dict[str, Any]] = []
     for articles in sorted({*options.articles, options.against}):
         compared = articles == options.against
@@ -213,9 +213,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--articles", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="sizes to run")
     parser.add_argument("--against", type=int, default=100_000, help="size at which both sides run (%(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each side at that size (%(default)s), else one")
-    parser.add_argument("--trace", action="store_true", help="measure Python's objects too, which slows everything")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the overhead and every row")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each side at that size (%(default)s)")
+    parser.add_argument("--trace", action="store_true", help="also measure the memory of Python objects, which is slow")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the overhead and all figures")
     parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -2,9 +2,9 @@
 
 The script starts a small Ray cluster, and sends SIGKILL at random moments to drivers, Ray workers (engines, scorers,
 training workers, tasks) and whole nodes. It repeats the same command until the round is finished. Then it compares
-every table, row by row, with the tables of an undisturbed round. Engines are scripted, so that rows can be compared;
-reference log-probabilities and training are real. `tests/e2e/test_chaos.py` (slow) kills real vLLM, and
-`tests/integration/execution/test_storage_failures.py` covers failing files.
+every table, row by row, with the tables of an undisturbed round. The policy is scripted and the judge needs no model,
+so that rows can be compared; reference log-probabilities and training are real. `tests/e2e/test_chaos.py` (slow) kills
+real vLLM, and `tests/integration/execution/test_storage_failures.py` covers failing files.
 """
 
 import argparse
@@ -42,7 +42,7 @@ NOT_COMPARED = ("writer", "reference_digest")  # columns that identify one build
 
 
 class PacedEngine:
-    """A scripted policy that sleeps for every prompt. Sample i of an article is 1 + i of its sentences."""
+    """A scripted policy that sleeps for each prompt. Sample i is i + 1 random sentences of the article."""
 
     def __init__(self, pace: float):
         from pipeline.inference.scripted import ScriptedEngine
@@ -95,7 +95,7 @@ class Tally:
         wrong: rows, tables, part files or weights that differ.
         stopped: drivers that ended with an error without being killed.
         hung: drivers that wrote no file for `HANG_TIMEOUT` seconds.
-        by_kind: kills by what was killed.
+        by_kind: kills by target: driver, worker or node.
         during: kills by the stages that were running.
         errors: the end of the log of each stopped driver.
     """
@@ -166,7 +166,7 @@ def running_stages(run: Path) -> str:
 def disturb(
     config: Path, run: Path, cluster: Any, tally: Tally, rng: random.Random, *, max_kills: int, pace: float, gap: float
 ) -> None:
-    """Run to the end, and kill something at most every `gap` seconds until `max_kills` is reached."""
+    """Run a configuration to its end, and kill random targets up to `max_kills` times, `gap` seconds apart at most."""
     driver, kills = start(config, cluster.address, pace), 0
     while True:
         seconds = rng.uniform(0.5, gap) if kills < max_kills else HANG_TIMEOUT
@@ -201,7 +201,7 @@ def _count_stopped(config: Path, tally: Tally) -> None:
 
 
 def _wait_for_exit(driver: Any, run: Path, seconds: float) -> int | None:
-    """The driver's exit status, or None if it still runs after this time.
+    """The driver's exit status, or None if it still runs after `seconds`.
 
     A wait of `HANG_TIMEOUT` or more starts again whenever the number of files in the run changes.
     """
@@ -235,13 +235,13 @@ def _kill(kind: str, driver: Any, cluster: Any, rng: random.Random) -> bool:
 
 
 def _workers() -> Iterator[psutil.Process]:
-    """The Ray workers that do work for a driver, in the cluster that this process started."""
+    """The busy Ray workers of the cluster that this process started."""
     for process in psutil.Process().children(recursive=True):
         try:
-            name = " ".join(process.cmdline())
+            command = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        if name.startswith("ray::") and not name.startswith(("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv")):
+        if command.startswith("ray::") and not command.startswith(("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv")):
             yield process
 
 
@@ -250,7 +250,7 @@ def add_node(cluster: Any) -> None:
 
 
 def start_cluster(nodes: int) -> Any:
-    """A head node that also runs work, and `nodes` more. Each is a raylet of its own on this machine."""
+    """Start a head node that also runs work, and `nodes` more. Each node is a separate raylet on this machine."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 256 * 2**20})
@@ -263,7 +263,7 @@ def start_cluster(nodes: int) -> Any:
 
 
 def read_tables(run: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every finished table, and of its skipped rows, by address. The record names a table's parts."""
+    """The rows of each finished table, by address. Its skipped rows are under the address plus `/skipped`."""
     rows_by_address = {}
     for path in sorted(run.rglob("record.json")):
         record = json.loads(path.read_text())
@@ -331,10 +331,10 @@ def chaos(kills: int, *, articles: int, per_run: int, nodes: int, seed: int, pac
 
     Args:
         kills: processes and nodes to kill in all.
-        articles: of each run.
-        per_run: kills in a run before it may finish.
+        articles: articles of each run.
+        per_run: the most kills in one run.
         nodes: nodes beside the head.
-        seed: of the random moments and targets.
+        seed: seed of the random moments and targets.
         pace: seconds that the scripted policy sleeps for each prompt.
         gap: seconds between two kills, at most.
     """
@@ -366,14 +366,14 @@ def chaos(kills: int, *, articles: int, per_run: int, nodes: int, seed: int, pac
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=200, help="kills in all (%(default)s)")
-    parser.add_argument("--per-run", type=int, default=20, help="kills in a run before it may finish (%(default)s)")
+    parser.add_argument("--per-run", type=int, default=20, help="most kills in one run (%(default)s)")
     parser.add_argument("--articles", type=int, default=120, help="articles of each run (%(default)s)")
     parser.add_argument("--nodes", type=int, default=1, help="nodes beside the head (%(default)s)")
     parser.add_argument(
         "--pace", type=float, default=0.03, help="seconds that the scripted policy sleeps for each prompt (%(default)s)"
     )
     parser.add_argument("--apart", type=float, default=12, help="seconds between two kills, at most (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments and targets (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments and targets (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all counts")
     parser.add_argument("--drive", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,6 +1,6 @@
-"""Measures the peak memory of each side in a process of its own, on a CPU, and controls glibc's allocator.
+"""Measures the peak memory of training with Rondo and with TRL on a CPU, each in its own process.
 
-`scale.py` measures the memory of GPUs.
+It also sets how glibc keeps freed memory. `scale.py` measures the memory of GPUs.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def keep_freed_memory() -> None:
 
 
 def peak_rows(options: argparse.Namespace, shape: Shape, batch_size: int) -> list[dict[str, Any]]:
-    """Peak memory of two steps on one article, by vocabulary; TRL at its fastest batch size and at 1."""
+    """Peak memory of two steps, for each vocabulary. TRL is measured at its fastest batch size and at 1."""
     rows = []
     for vocabulary in options.vocabularies:
         with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def peak_rows(options: argparse.Namespace, shape: Shape, batch_size: int) -> lis
 
 
 def run_child(task: str, options: argparse.Namespace, **arguments: Any) -> dict[str, Any]:
-    """Run a task of `dpo.TASKS` in a process of its own, with the default allocator settings."""
+    """Run a task of `dpo.TASKS` in its own process, with the default allocator settings."""
     arguments["tokens_per_batch"] = options.tokens_per_batch
     command = [sys.executable, "-m", "bench.training.dpo", "--threads", str(options.threads), "--child", task]
     child = subprocess.run(
@@ -78,7 +78,7 @@ def run_child(task: str, options: argparse.Namespace, **arguments: Any) -> dict[
 def peak(
     *, side: str, model: str, vocabulary: int, batch_size: int, tokens_per_batch: int, shape: dict[str, Any]
 ) -> dict[str, Any]:
-    """Peak memory of two steps of one side, in bytes, beyond the process with its model loaded."""
+    """Peak memory of two steps of one side, in bytes, beyond that of the process with the model loaded."""
     article_shape = Shape(**shape)
     if side == "ours":
         work = sides.make_work(Path(model), article_shape, 2, vocabulary, tokens_per_batch)

@@ -22,7 +22,7 @@ def check_server(setting: str, model: str, served: ServedModel, hardware: Hardwa
     Args:
         setting: the setting that names the model: `judge`, or `compare.NAME`.
         model: the model's name at the server.
-        served: how the server is asked to constrain its replies.
+        served: the model's settings, such as how the server constrains its replies.
         hardware: has the server's address, key variable and limits.
         logprobs: whether replies must come with log-probabilities.
 
@@ -52,9 +52,9 @@ def check_server(setting: str, model: str, served: ServedModel, hardware: Hardwa
         raise UserError(f"{subject}, and {server.base_url} does not keep to it: set it to {alternative} or null")
 
 
-def _check_model_is_listed(setting: str, model: str, server: Server, address: str) -> None:
-    """Raise UserError unless the server lists the model. `address`: the server's place in the settings."""
-    subject = f"{address}.base_url is {server.base_url!r}"
+def _check_model_is_listed(setting: str, model: str, server: Server, section: str) -> None:
+    """Raise UserError unless the server lists the model. `section` is the section of the settings for the server."""
+    subject = f"{section}.base_url is {server.base_url!r}"
     try:
         response = httpx.get(f"{server.base_url.rstrip('/')}/models", headers=auth_headers(server), timeout=30)
     except httpx.RequestError as error:

@@ -1,4 +1,4 @@
-"""The shape of the code: which package imports which, what stays light, and that file names in prose exist."""
+"""Tests of the code's structure: import order, light modules, folder sizes, docstrings, and file names in prose."""
 
 import ast
 import io
@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.paths import ROOT
 
 CODE = ("pipeline", "judges", "jobs", "newsroom", "bench")
-# A package may import those of the lines above it. Packages of one line do not import each other.
+# A package may import the packages of earlier lines. Packages of the same line do not import each other.
 ORDER = (
     ("judges",),
     ("pipeline.config",),
@@ -25,7 +25,7 @@ ORDER = (
     ("pipeline.stages",),
     ("pipeline.evaluation", "pipeline.execution"),
     ("pipeline.round",),
-    ("pipeline",),  # its __init__ hands on `align`
+    ("pipeline",),  # its __init__ exports `align`
     ("jobs",),
     ("newsroom",),
     ("bench",),
@@ -51,7 +51,7 @@ MODULES = {module_name(path): path for path in python_files(*CODE, "tests")}
 
 
 def imported_names(path: Path) -> Iterator[str]:
-    """What a file imports, inside functions too: both `a.b` and `a.b.c` for `from a.b import c`."""
+    """The names that a file imports, also inside functions. `from a.b import c` gives both `a.b` and `a.b.c`."""
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -88,8 +88,8 @@ def rank(package: str) -> int:
     return next(i for i, group in enumerate(ORDER) if package in group)
 
 
-def test_every_package_has_its_place_in_the_order():
-    """A new folder under pipeline/ is not mistaken for pipeline/__init__.py, which may import everything."""
+def test_every_package_of_the_pipeline_is_in_the_order():
+    """Otherwise its modules would belong to `pipeline`, which may import all other packages under pipeline/."""
     assert [name for name in MODULES if package_of(name) == "pipeline"] == ["pipeline"]
 
 
@@ -104,7 +104,7 @@ def test_a_package_imports_only_earlier_ones(package):
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_no_imports_are_circular():
     def reachable(start: str) -> set[str]:
         seen: set[str] = set()
         waiting = [start]
@@ -115,8 +115,8 @@ def test_no_modules_import_each_other_in_a_circle():
         return seen
 
     reached = {name: reachable(name) for name in MODULES}
-    circles = {frozenset(other for other in reached[name] if name in reached[other]) for name in MODULES}
-    assert not [sorted(circle) for circle in circles if circle]
+    cycles = {frozenset(other for other in reached[name] if name in reached[other]) for name in MODULES}
+    assert not [sorted(cycle) for cycle in cycles if cycle]
 
 
 def test_stages_do_not_import_each_other():
@@ -132,7 +132,7 @@ def test_test_files_share_code_through_helpers_only():
 
 
 def importers(package: str, *folders: str) -> list[str]:
-    """Files in `folders` that import a package from outside the repository, at any place in them."""
+    """The files in `folders` that import an external package, also inside functions."""
     return [
         str(path.relative_to(ROOT))
         for path in python_files(*folders)
@@ -156,7 +156,7 @@ def test_only_the_ray_job_imports_ray_for_training():
 
 
 @pytest.mark.parametrize(
-    ("module", "without"),
+    ("module", "forbidden"),
     [
         ("jobs.cli", {"ray", "torch", "vllm", "pydantic", "pyarrow"}),
         ("pipeline", {"ray", "torch", "vllm", "pyarrow", "pydantic"}),
@@ -169,10 +169,10 @@ def test_only_the_ray_job_imports_ray_for_training():
         ("pipeline.round", {"vllm"}),
     ],
 )
-def test_what_is_light_stays_light(module, without):
+def test_light_modules_do_not_load_heavy_packages(module, forbidden):
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert not without & set(loaded.split())
+    assert not forbidden & set(loaded.split())
 
 
 def folders_of(root: str) -> list[Path]:
@@ -190,11 +190,11 @@ def test_a_folder_has_at_most_ten_entries(root):
 
 
 def test_every_module_and_package_has_a_docstring():
-    bare = [str(path.relative_to(ROOT)) for path in MODULES.values() if not ast.get_docstring(parse(path))]
-    assert not bare
+    without_docstring = [str(path.relative_to(ROOT)) for path in MODULES.values() if not ast.get_docstring(parse(path))]
+    assert not without_docstring
 
 
-def test_packages_of_the_pipeline_introduce_themselves_in_3_to_10_lines():
+def test_docstrings_of_pipeline_packages_have_3_to_10_lines():
     packages = [path for path in python_files("pipeline") if path.name == "__init__.py"]
     lines = {str(path.relative_to(ROOT)): len(ast.get_docstring(parse(path)).splitlines()) for path in packages}
     assert not {path: count for path, count in lines.items() if not 3 <= count <= 10}
@@ -211,7 +211,7 @@ def prose(path: Path) -> Iterator[str]:
 
 
 def test_file_names_in_docstrings_and_comments_exist():
-    """They are relative to the module's folder or one above it, or to pipeline/."""
+    """A name is relative to the file's folder, to a folder above it, or to pipeline/."""
     missing = []
     for path in python_files(*CODE, "tests"):
         folders = [ROOT / "pipeline", *(folder for folder in path.parents if folder.is_relative_to(ROOT))]

@@ -1,4 +1,4 @@
-"""Tests the pinned requirements, pip's settings for uv, and that no file contains a registry or a local path."""
+"""Tests of the setup: pinned requirements, pip's settings for uv, pytest's markers, no registry or local path."""
 
 import ast
 import importlib.util
@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def pins(*names: str) -> dict[str, Version]:
-    """Versions by package. Any line but `package==version`, such as an address or an option, is an error."""
+    """The pinned version of each package. Fails on any line but `package==version`, such as a URL or an option."""
     versions = {}
     for name in names:
         for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
@@ -87,8 +87,8 @@ def test_no_file_contains_a_registry_or_a_local_path():
     assert matches.stdout == ""
 
 
-def test_no_test_is_skipped_by_a_marker():
-    """--strict-markers allows pytest's own skip and xfail. Here a test is slow, needs a GPU, or runs."""
+def test_no_test_has_a_marker_that_skips_it():
+    """`--strict-markers` still allows skip and xfail, which are pytest's own. This project does not use them."""
     allowed = {"slow", "gpu", "parametrize", "usefixtures"}
     for path in sorted((ROOT / "tests").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""Tests that wrong settings are refused in the user's terms, and that all shipped configurations are accepted."""
+"""Tests that wrong settings are refused with a clear message, and that all shipped configurations are valid."""
 
 import contextlib
 import re
@@ -30,14 +30,13 @@ def test_every_shipped_configuration_is_valid(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_can_train_on_external_pairs(path):
-    own = load_alignment(path, ["pairs=mine.jsonl", "training.beta=0.5"])
-    assert (own.pairs, own.training.beta) == ("mine.jsonl", 0.5)
+    alignment = load_alignment(path, ["pairs=mine.jsonl", "training.beta=0.5"])
+    assert (alignment.pairs, alignment.training.beta) == ("mine.jsonl", 0.5)
     if path != OWN_PAIRS:
-        whole = load_config(path)
-        policy = whole.policy.model_copy(
-            update={"instruction": own.policy.instruction}
-        )  # only rounds use the instruction
-        assert (own.run, own.policy, own.hardware) == (whole.run, policy, whole.hardware)
+        config = load_config(path)
+        # Only rounds use the instruction.
+        policy = config.policy.model_copy(update={"instruction": alignment.policy.instruction})
+        assert (alignment.run, alignment.policy, alignment.hardware) == (config.run, policy, config.hardware)
 
 
 @pytest.mark.parametrize(
@@ -71,14 +70,18 @@ def test_a_wrong_setting_for_external_pairs_is_refused_in_one_line(overrides, li
 def test_another_task_needs_only_other_settings(name):
     config = load_config(DEMO.with_name(name))
     judge = make_judge(config.judge, config.seed)
-    (asked,) = judge.ask_questions("The roof is red.\n\nQuestion: What colour?").messages
-    assert "The roof is red.\n\nQuestion: What colour?" in asked["content"]
+    (questions_message,) = judge.ask_questions("The roof is red.\n\nQuestion: What colour?").messages
+    assert "The roof is red.\n\nQuestion: What colour?" in questions_message["content"]
     question = Question("q", "Which colour has the roof?", ("red", "blue", "green", "grey", "white"), 0)
-    (answered,) = judge.ask_answers("It is red.", [question]).messages
-    assert answered["content"].index("Which colour has the roof?") < answered["content"].index("It is red.")
-    for prompt, setting in ((asked, config.judge.questions_prompt), (answered, config.judge.answers_prompt)):
-        assert prompt["content"].startswith(setting.split("{")[0])
-        assert not re.search(r"\{\w+\}", prompt["content"]), "every placeholder is filled"
+    (answers_message,) = judge.ask_answers("It is red.", [question]).messages
+    answers_prompt = answers_message["content"]
+    assert answers_prompt.index("Which colour has the roof?") < answers_prompt.index("It is red.")
+    for message, template in (
+        (questions_message, config.judge.questions_prompt),
+        (answers_message, config.judge.answers_prompt),
+    ):
+        assert message["content"].startswith(template.split("{")[0])
+        assert not re.search(r"\{\w+\}", message["content"]), "every placeholder is filled"
 
 
 def test_the_reference_configuration_has_the_published_values():
@@ -242,7 +245,7 @@ def test_a_wrong_setting_is_refused_in_one_line(override, line):
         ({"loss_type": "simpo", "beta": 0}, "training.beta is 0: input should be greater than 0"),
     ],
 )
-def test_a_senseless_mixture_of_losses_is_refused(training, line):
+def test_an_invalid_combination_of_losses_is_refused(training, line):
     with pytest.raises(UserError) as caught:
         parse_config(DEMO_SETTINGS | {"training": training})
     assert line in str(caught.value)
@@ -299,10 +302,8 @@ def test_margin_weighting_needs_several_pairs_per_article(limit_to_one):
     margin_weighting = ["judge.logprobs=true", "pairs.weighting=margin"]
     with pytest.raises(UserError, match="weighs the pairs of an article against each other, but pairs.selection or"):
         load_config(DEMO, [*margin_weighting, limit_to_one])
-    assert (
-        load_config(DEMO, [*margin_weighting, "pairs.max_per_article=1", "pairs.selection=all"]).pairs.weighting
-        == "margin"
-    )
+    config = load_config(DEMO, [*margin_weighting, "pairs.max_per_article=1", "pairs.selection=all"])
+    assert config.pairs.weighting == "margin"
 
 
 def test_overrides_change_the_settings_that_they_name():
