@@ -24,7 +24,8 @@ def run(
     remake: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help="Make this again, and what follows. For example round-01/pairs, or 'round-*/exam'."
+            metavar="ADDRESS",
+            help="Make this artifact and what follows again, such as round-01/pairs or 'round-*/exam'.",
         ),
     ] = None,
 ) -> None:
@@ -42,12 +43,12 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     rates: Annotated[
-        list[str] | None, typer.Option(metavar="RUN", help="A run whose records say how fast. Default: this run.")
+        list[str] | None, typer.Option(metavar="RUN", help="A run whose records give the speed. Default: this run.")
     ] = None,
     price: Annotated[float | None, typer.Option(metavar="DOLLARS", min=0, help="Price of a GPU for an hour.")] = None,
     gpu_memory: Annotated[
         float | None,
-        typer.Option(metavar="GIB", min=1, help="Memory of a GPU. Default: of this machine's, if it has any."),
+        typer.Option(metavar="GIB", min=1, help="Memory of one GPU. Default: that of this machine's smallest GPU."),
     ] = None,
     out: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the plan as JSON.")] = None,
 ) -> None:
@@ -73,7 +74,7 @@ def schedule(
     ] = None,
     now: Annotated[bool, typer.Option("--now", help="Play a round now, and then on schedule.")] = False,
     once: Annotated[
-        bool, typer.Option("--once", help="Play one round now, for a schedule that something else keeps.")
+        bool, typer.Option("--once", help="Play one round now and exit, for use with another scheduler.")
     ] = False,
     max_failures: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Stop after N failed rounds in a row. Default: never.")
@@ -92,11 +93,11 @@ def schedule(
 @app.command()
 def train(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/own_pairs.yaml, or that of a run.")
+        str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/own_pairs.yaml, or the file of a run.")
     ],
     overrides: Overrides = None,
     remake: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Make this again, and what follows. For example policy.")
+        str | None, typer.Option(metavar="ADDRESS", help="Make this artifact and what follows again, such as policy.")
     ] = None,
 ) -> None:
     """Train on your own preference pairs, without rounds: pairs=FILE names them.
@@ -128,8 +129,8 @@ def judge_card(config: ConfigFile, overrides: Overrides = None) -> None:
     """Show how far the configuration's judge can be trusted on its articles. No policy is needed.
 
     The judge asks about each article, then answers from the whole article, from nothing, and twice from the first
-    sentences. articles.limit=100 takes fewer articles. In the folder of a run about the same articles, the run's
-    questions are used.
+    sentences. articles.limit=100 takes fewer articles. If the run folder already has questions about the same articles,
+    the card uses them.
     """
     from jobs.judge_card import make_judge_card
 
@@ -140,7 +141,7 @@ def judge_card(config: ConfigFile, overrides: Overrides = None) -> None:
 def status(folder: RunFolder, overrides: Overrides = None) -> None:
     """Show what is made, what is stale, and what comes next.
 
-    NAME=VALUE shows how it would be with another setting.
+    NAME=VALUE shows the status that the run would have with another setting.
     """
     from jobs.show import show_status
 
@@ -188,7 +189,7 @@ def _exit_interrupted() -> NoReturn:
 
 
 def _explain(error: Exception) -> None:
-    # A library that is interrupted by Ctrl-C may raise its own error.
+    # After Ctrl-C a library may raise its own error, whose context is the KeyboardInterrupt.
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, typer.Abort | KeyboardInterrupt):

@@ -18,7 +18,7 @@ _NO_LIMITS = ("questions.max_skipped=1", "scores.max_unread=1")
 
 
 class _CardDryRun(DryRun):
-    """Refuses like any dry run, but never suggests --remake: a card is no reason to make a run's artifacts again."""
+    """A dry run that suggests another folder, not --remake: a card is no reason to remake a run's artifacts."""
 
     def refuse(self, stage: Stage, inputs: Sequence[Artifact], address: str, changes: Sequence[Change]) -> Artifact:
         raise UserError(

@@ -9,15 +9,15 @@ or hf:NAME:SPLIT (hf:mteb/summeval:test). It has one of two forms:
 
 A rating that no row has is not reported.
 
-The judge is the one of CONFIG. It asks questions about each article and answers them from each summary, in this process
-and without Ray. The ratings are correlated with three scores: the share of right answers, the number of words, and the
-preference made of both (`pairs.preference`: to how many of the article's other summaries a summary is preferred, minus
-how many are preferred to it). Correlations are Spearman's rho and Kendall's tau-b, as a mean over the articles in which
-both sides vary, and pooled over all summaries. The table also has the share of pairs that the preference and people
-rank alike, among the pairs that both rank. Summaries with an unread answer and articles with too few questions are not
-correlated; they are counted.
+The judge of CONFIG asks questions about each article and answers them from each summary, in this process and without
+Ray. The ratings are correlated with three scores of a summary: the share of right answers, the number of words, and its
+net wins by `pairs.preference` (the number of the article's other summaries that it is preferred to, minus the number
+that are preferred to it, divided by the number of others). Correlations are Spearman's rho and Kendall's tau-b, as a
+mean over the articles in which both sides vary, and pooled over all summaries. The table also has the share of pairs
+that the preference and people rank alike, among the pairs without a tie. Summaries with an unread answer and articles
+with too few questions are left out and counted.
 
-`people_sample.jsonl` in this folder is for a trial: newsroom articles with invented ratings.
+`people_sample.jsonl` in this folder is for trying the script: newsroom articles with invented ratings.
 """
 
 import argparse
@@ -257,7 +257,7 @@ def _number(value: float | None) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "config", metavar="CONFIG", help="a run's configuration; its judge, questions and pairs are used"
+        "config", metavar="CONFIG", help="a run's configuration, of which judge, questions and pairs are used"
     )
     parser.add_argument("file", metavar="FILE", help="articles, summaries and ratings")
     parser.add_argument("overrides", metavar="NAME=VALUE", nargs="*", help="such as judge.model=… judge.questions=10")

@@ -1,7 +1,7 @@
-"""Makes the model and the pairs that both sides of the comparison train on, and trains Rondo's side.
+"""Makes the model and the pairs for the comparison of Rondo and TRL, and trains them with Rondo.
 
-All prompts of a shape have the same length, so TRL pads for completions only. A corpus of articles of different lengths
-would favour packed rows more than this does. `trl_side.py` trains TRL's side; `dpo.py` and `scale.py` compare the two.
+All prompts of a shape have the same length, so TRL pads completions only. With articles of different lengths, Rondo's
+packed rows would save more. `trl_side.py` trains with TRL; `dpo.py` and `scale.py` compare the two sides.
 """
 
 import random
@@ -52,11 +52,11 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """The lengths of articles, and how many make a step.
+    """The lengths of prompts and completions, and the number of articles and pairs in a step.
 
     Attributes:
         prompt: tokens of each prompt.
-        shortest, longest: tokens of a completion, drawn uniformly from this range.
+        shortest, longest: limits of a completion's number of tokens, which is drawn uniformly.
         pairs: pairs of each article. They are disjoint, so an article has twice as many completions.
         articles: articles of each step.
     """
@@ -82,8 +82,8 @@ class Work:
         examples: the examples of all steps, with reference log-probabilities.
         shape: the lengths of the articles.
         tokens_per_batch: tokens of Rondo's packed rows.
-        learning_rate: high enough to learn something in 20 steps: losses that stay at ln 2 on both sides would be
-            equal and prove nothing.
+        learning_rate: high enough for the losses to change within 20 steps. If both sides stayed at ln 2, equal losses
+            would prove nothing.
     """
 
     model: Path | None
@@ -122,7 +122,7 @@ class TrainResult:
 
 
 def model_config(vocabulary: int, *, tiny: bool) -> LlamaConfig:
-    """A Llama of 17 million parameters at a vocabulary of 8192, or of a few thousand if tiny."""
+    """A Llama of 17 million parameters at a vocabulary of 8192; if tiny, of 25 thousand at a vocabulary of 64."""
     hidden, layers, heads, inner = (32, 2, 2, 64) if tiny else (384, 6, 6, 1024)
     return LlamaConfig(
         vocab_size=vocabulary,
@@ -171,7 +171,7 @@ def make_examples(shape: Shape, count: int, vocabulary: int) -> tuple[Example, .
 
 @torch.no_grad()
 def add_references(model: PreTrainedModel, examples: Sequence[Example], tokens_per_batch: int) -> tuple[Example, ...]:
-    """The examples with the model's log-probabilities as the reference, computed by the function that trains."""
+    """The examples with the model's log-probabilities as the reference, computed by the function that training uses."""
     reference_logps = [[0.0] * len(example.completions) for example in examples]
     for tree in pack_rows([example.article for example in examples], tokens_per_batch):
         logps = completion_logps(model, tree.to(model.device)).tolist()
@@ -185,7 +185,7 @@ def add_references(model: PreTrainedModel, examples: Sequence[Example], tokens_p
 def make_work(
     model: str | Path, shape: Shape, count: int, vocabulary: int, tokens_per_batch: int, **settings: float
 ) -> Work:
-    """`count` steps that train the model in a folder. The same model is the reference."""
+    """Make the work of `count` steps on a saved model. The same model is the reference."""
     examples = make_examples(shape, count, vocabulary)
     reference = loading.load_model(model, SETTINGS["dtype"])
     examples = add_references(reference, examples, tokens_per_batch)
@@ -220,7 +220,7 @@ def train_ours(work: Work) -> TrainResult:
 
 
 def row_losses(model: PreTrainedModel, examples: Sequence[Example], tokens_per_batch: int) -> Iterator[Tensor]:
-    """The trainer's loss for each packed row, summed over its pairs: for callers that need no whole run."""
+    """Yield the trainer's loss for each packed row, summed over its pairs. For callers that do not run the trainer."""
     for tree in pack_rows([example.article for example in examples], tokens_per_batch):
         logps = completion_logps(model, tree.to(model.device))
         position = {completion: number for number, completion in enumerate(tree.completions)}

@@ -18,7 +18,8 @@ class ServedModel(Settings):
     """A model at an OpenAI-compatible server. Its address, key and concurrency are in `hardware.servers`."""
 
     server: str  # a name in hardware.servers
-    # How the server constrains the form of replies. regex: vLLM can. json_schema: hosted models can. null: it does not.
+    # How the server constrains the form of replies: by a regex (vLLM can), by a json_schema (hosted models can), or not
+    # at all (null).
     structured_outputs: Literal["regex", "json_schema"] | None = "regex"
     # Fields to add to each request, or to replace in it; null removes a field.
     extra_body: dict[str, Any] = Field(default_factory=dict)
@@ -36,7 +37,7 @@ class ServedModel(Settings):
 
 
 def _nested_names(value: Any) -> Iterator[str]:
-    """The names in a section, in its sections and in the sections of its lists."""
+    """All names in a section, at any depth."""
     if isinstance(value, dict):
         yield from map(str, value)
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -74,7 +75,7 @@ def check_served_models(
         second_judge_is_local: whether the second judge is a model that runs on `hardware.judge`.
 
     Raises:
-        ValueError: a model names an unknown server, a compared model has a name that cannot be a column, or
+        ValueError: a model names an unknown server, the name of a compared model cannot be a column, or
             `hardware.judge` has GPUs or replicas that no judge uses.
     """
     served: dict[str, ServedModel] = {f"compare.{name}": model for name, model in compare.items()}

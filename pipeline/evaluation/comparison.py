@@ -23,7 +23,7 @@ class CountingSettings:
 
     Attributes:
         pairs: the section `pairs`, with the preference of the strict rule and its parameters.
-        report: the section `report`, with the bootstrap's parameters and the length that is too long.
+        report: the section `report`, with the bootstrap's parameters and the length from which a summary is too long.
         seed: seed of the bootstrap.
     """
 
@@ -57,7 +57,7 @@ def single_summary_rows(rows: Sequence[Row], place: int) -> list[Row]:
 def compare_writers(
     ours: Sequence[Row], theirs: Sequence[Row], counting: CountingSettings
 ) -> dict[str, WinRate | None]:
-    """The win rate of `ours` over `theirs` by each rule; None if they have no article in common.
+    """The win rate of `ours` over `theirs` by each rule; None if there is no article to compare.
 
     Args:
         ours, theirs: as for `verdicts_by_article`.
@@ -127,13 +127,13 @@ def judge_agreement(first: Mapping[str, int], second: Mapping[str, int]) -> dict
 
 
 def describe_writer(rows: Sequence[Row], counting: CountingSettings) -> dict[str, Any]:
-    """The reference setting's figures for one writer: accuracy, length and faults of its first summaries.
+    """The figures of the reference setting for one writer: accuracy, length and faults of its first summaries.
 
     Returns:
         `unread`, the number of articles with an unread answer, and figures of the `n` other articles. `accuracy` is the
         share of summaries with at least `counting.threshold` right answers, `accuracy_above` the share with more.
-        Compression is the number of words of the summary over that of the article. Without any article only `n` and
-        `unread`.
+        Compression is the number of words of the summary divided by that of the article. If `n` is 0, there are no
+        figures beside `n` and `unread`.
     """
     read_rows = [row for row in rows if row["scores"][0]["unread"] == 0]
     scores = [row["scores"][0] for row in read_rows]

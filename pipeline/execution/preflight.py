@@ -30,7 +30,8 @@ def check_rounds(path: str, overrides: Sequence[str], display: Display) -> tuple
         the settings, and the run folder.
 
     Raises:
-        UserError: the settings are wrong, or name a corpus, a model or a folder that cannot be used.
+        UserError: the settings are wrong, or name a corpus, a model or a folder that cannot be used, or a model
+            does not fit into GPU memory.
     """
     settings = load_config(path, overrides)
     hub.check_model("policy.model", settings.policy.model)
@@ -45,7 +46,7 @@ def check_rounds(path: str, overrides: Sequence[str], display: Display) -> tuple
 
 
 def open_run_folder(settings: Config | Alignment) -> Ledger:
-    """Open the run folder. Raises UserError if it cannot be opened, or the other command made it."""
+    """Open the run folder. Raises UserError if it cannot be opened, or if the other command made it."""
     ledger = Ledger(settings.run)
     run_folder.check_command(ledger, settings)
     return ledger
@@ -61,13 +62,13 @@ def check_judges(settings: Config, sections: Iterable[str] = tuple(JUDGE_ENGINES
 
 
 def check_servers(settings: Config, unmade: Mapping[str, Stage]) -> None:
-    """Check that each server that the unmade stages need can serve. A finished run needs no server.
+    """Check that the servers for the unmade stages can serve. A finished run needs no server.
 
     Args:
         unmade: the stages that the run will make, by address.
 
     Raises:
-        UserError: as `inference.server_check.check_server`.
+        UserError: a server fails a check of `inference/server_check.py`.
     """
     from pipeline.inference.server_check import check_server
 
@@ -81,7 +82,7 @@ def check_servers(settings: Config, unmade: Mapping[str, Stage]) -> None:
 
 
 def warn_of_removed_folders(settings: Config | Alignment, display: Display) -> None:
-    """In a job that `ray job submit` started, warn of folders that Ray removes with the job's working directory."""
+    """In a job of `ray job submit`, warn of folders that Ray will remove with the job's working directory."""
     if "RAY_JOB_ID" not in os.environ:
         return
     removed = "is in this job's copy of the working directory, which Ray removes in time"
@@ -130,6 +131,7 @@ def memory_needs(
     """The memory that each model of a run takes.
 
     Args:
+        settings: the settings of the run.
         memory: bytes of one GPU; None: unknown, and nothing is refused.
         row: the largest packed row of training.
         used: the resources of the stages that the run will make; None: all.
@@ -138,7 +140,7 @@ def memory_needs(
         the needs, and a note for each model whose size is unknown.
 
     Raises:
-        UserError: a model cannot fit on GPUs with so much memory.
+        UserError: a model cannot fit on GPUs of this size.
     """
     needs: list[MemoryNeed] = []
     unknown: list[str] = []
@@ -169,7 +171,7 @@ def memory_needs(
 
 
 def _engines(settings: Config, used: set[str] | None) -> list[tuple[str, Any, Any]]:
-    """The models that vLLM runs here: name of the section, its settings, its hardware."""
+    """For each model that vLLM runs here: name of its section, its settings, its hardware."""
     engines: list[tuple[str, Any, Any]] = []
     if used is None or "policy_engine" in used:
         engines.append(("policy", settings.policy, settings.hardware.policy))

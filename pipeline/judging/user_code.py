@@ -25,7 +25,7 @@ def load_user_code(setting: str, name: str, what: str) -> Any:
         what: "function" or "class": what `name` should be.
 
     Raises:
-        UserError: the module cannot be imported, or has no such name.
+        UserError: the module cannot be imported, or has no such function or class.
     """
     module_name, _, attribute = name.partition(":")
     _search_current_folder()
@@ -52,7 +52,7 @@ def is_user_code(name: str) -> bool:
 
 
 def source_file(name: str) -> str | None:
-    """Return the file of the module in `module:name`; None if there is none."""
+    """Return the file of the module in `module:name`; None if it has no file."""
     _search_current_folder()
     try:
         spec = importlib.util.find_spec(name.partition(":")[0])

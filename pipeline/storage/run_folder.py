@@ -15,7 +15,8 @@ from pipeline.config.loader import apply_overrides, parse_alignment, parse_confi
 from pipeline.storage.ledger import Ledger
 
 CONFIG = "config.yaml"
-_COMMAND = {True: "`rondo train`, on pairs from elsewhere", False: "`rondo run`, in rounds"}  # by: is an alignment
+# By whether the settings are an `Alignment`.
+_COMMAND = {True: "`rondo train`, on pairs from elsewhere", False: "`rondo run`, in rounds"}
 
 
 def read_settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Alignment:
@@ -39,11 +40,11 @@ def read_settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Ali
 
 
 def check_command(ledger: Ledger, settings: Config | Alignment) -> None:
-    """Raise UserError if the other command made the folder.
+    """Raise UserError if the other command (`rondo run` or `rondo train`) made the folder.
 
     Args:
         ledger: the run folder.
-        settings: those of the command that wants to use it.
+        settings: the settings of the command that is about to use it.
     """
     raw, is_alignment = read_raw_settings(ledger), isinstance(settings, Alignment)
     if raw is not None and _is_alignment(raw) != is_alignment:
@@ -56,7 +57,7 @@ def check_command(ledger: Ledger, settings: Config | Alignment) -> None:
 def write_settings(ledger: Ledger, settings: Config | Alignment) -> None:
     """Write config.yaml.
 
-    Call it only after the settings were accepted, because `rondo status` takes them for the settings of the run.
+    Call it only after the settings were accepted, because `rondo status` uses them as the settings of the run.
     """
     ledger.write(CONFIG, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 

@@ -1,4 +1,4 @@
-"""Defines the columns of a row, and applies steps to rows: a step adds columns, or sets a row aside with a reason.
+"""Defines the columns of a row, and applies steps to rows. A step adds columns, or sets a row aside with a reason.
 
 A row is one article, from the first table to the last. Each stage adds columns to it. `parts.py` stores rows.
 """
@@ -94,11 +94,11 @@ def apply_step(table: pa.Table, step: Callable[[list[Row]], Sequence[Outcome]], 
         writes: names of the new columns, which must be in `COLUMNS`. Existing columns of these names are replaced.
     """
     rows = table.to_pylist()
-    live = [i for i, row in enumerate(rows) if row.get("skipped") is None]
-    outcomes = step([rows[i] for i in live]) if live else []
-    assert len(outcomes) == len(live), f"{len(live)} rows went in, {len(outcomes)} outcomes came out"
+    kept = [i for i, row in enumerate(rows) if row.get("skipped") is None]
+    outcomes = step([rows[i] for i in kept]) if kept else []
+    assert len(outcomes) == len(kept), f"{len(kept)} rows went in, {len(outcomes)} outcomes came out"
     values: list[Row] = [{name: row.get(name) for name in (*writes, "skipped", "tally")} for row in rows]
-    for i, outcome in zip(live, outcomes, strict=True):
+    for i, outcome in zip(kept, outcomes, strict=True):
         if isinstance(outcome, Skip):
             values[i]["skipped"] = outcome.reason
         else:
@@ -126,7 +126,7 @@ def _one_by_one(function: Callable[[Row], Outcome], rows: list[Row]) -> list[Out
 
 
 def is_drawn(name: str, share: float) -> bool:
-    """Whether a row belongs to a random share of all rows. A hash of its name decides, so every run draws the same."""
+    """Whether a row is in a random share of all rows. A hash of its name decides, so every run draws the same rows."""
     return zlib.crc32(name.encode("utf-8", "surrogatepass")) < share * 2**32
 
 

@@ -17,27 +17,28 @@ hardware = st.builds(
 )
 
 
-def cpus_in_actors(h):
+def cpus_in_actors(settings):
     """The largest number of logical CPUs that actors use at the same time."""
-    engines = [e.replicas.min * e.cpus_per_replica for e in (h.policy, h.judge)]
-    return max(sum(engines) if h.together else max(engines), h.trainer.workers * h.trainer.cpus_per_worker)
+    engines = [engine.replicas.min * engine.cpus_per_replica for engine in (settings.policy, settings.judge)]
+    training = settings.trainer.workers * settings.trainer.cpus_per_worker
+    return max(sum(engines) if settings.together else max(engines), training)
 
 
 @given(hardware)
-def test_two_cpus_are_left_for_tasks_and_the_train_controller(h):
-    assert cpus_in_actors(h) <= h.cpus() - 2
+def test_two_cpus_are_left_for_tasks_and_the_train_controller(settings):
+    assert cpus_in_actors(settings) <= settings.cpus() - 2
 
 
 @given(hardware, st.integers(2, 8))
-def test_on_a_smaller_cluster_one_cpu_is_left_for_tasks(h, cpus):
-    assume(cpus < h.cpus())
-    # 3 * 0.2 + 3 * 0.8 is slightly above 3; Ray counts in steps of 0.0001.
-    assert cpus_in_actors(h.scaled_to(cpus)) <= cpus - 1 + 1e-9
+def test_on_a_smaller_cluster_one_cpu_is_left_for_tasks(settings, cpus):
+    assume(cpus < settings.cpus())
+    # The tolerance is for sums such as 3 * 0.2 + 3 * 0.8, slightly above 3. Ray counts in steps of 0.0001.
+    assert cpus_in_actors(settings.scaled_to(cpus)) <= cpus - 1 + 1e-9
 
 
 @given(hardware)
-def test_within_changes_nothing_if_there_are_enough_cpus(h):
-    assert h.scaled_to(h.cpus()) == h
+def test_scaled_to_changes_nothing_if_there_are_enough_cpus(settings):
+    assert settings.scaled_to(settings.cpus()) == settings
 
 
 def test_a_replica_uses_part_of_a_gpu_or_whole_gpus():
@@ -46,7 +47,7 @@ def test_a_replica_uses_part_of_a_gpu_or_whole_gpus():
         EngineHardware(gpus_per_replica=2.5)
 
 
-def test_an_engine_on_part_of_a_gpu_cannot_take_more_of_its_memory():
+def test_an_engine_on_part_of_a_gpu_cannot_take_a_larger_part_of_its_memory():
     half = {"gpus_per_replica": 0.5, "replicas": 2}
     for name in ("policy", "judge"):
         with pytest.raises(ValidationError, match=f"hardware.{name} has .* Set gpu_memory_utilization to 0.5 or less"):
@@ -54,7 +55,7 @@ def test_an_engine_on_part_of_a_gpu_cannot_take_more_of_its_memory():
         assert Hardware(**{name: half | {"gpu_memory_utilization": 0.45}}).gpus() == 1
 
 
-def test_gpus_in_turn_and_together():
+def test_engines_in_turn_share_gpus_and_engines_together_do_not():
     two_gpus = EngineHardware(gpus_per_replica=1, replicas=2)
     assert Hardware(policy=two_gpus, judge=two_gpus).gpus() == 2
     assert Hardware(policy=two_gpus, judge=two_gpus, together=True).gpus() == 4
@@ -77,7 +78,7 @@ def test_a_growing_pool_needs_only_its_minimum_replicas():
         ({"max": 2}, "min"),
     ],
 )
-def test_senseless_replicas_are_refused(replicas, message):
+def test_invalid_replicas_are_refused(replicas, message):
     with pytest.raises(ValidationError, match=message):
         EngineHardware(replicas=replicas)
 

@@ -1,4 +1,4 @@
-"""Tests of parts: complete or absent, counted from their footers, and written once even if a task is retried."""
+"""Tests of parts: each is complete or absent, its footer has its counts, and a retried task writes no row twice."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,10 @@ row_outcomes = st.lists(
 
 def table(outcomes, first_id=0):
     names = ("article_id", "split", "skipped", "tally")
-    values = [(f"a{first_id + i}", s, r, [{"what": "tokens", "count": n}]) for i, (r, s, n) in enumerate(outcomes)]
+    values = [
+        (f"a{first_id + i}", split, reason, [{"what": "tokens", "count": tokens}])
+        for i, (reason, split, tokens) in enumerate(outcomes)
+    ]
     columns = zip(names, zip(*values, strict=True), strict=True) if values else ((name, []) for name in names)
     return pa.table({name: pa.array(list(column), COLUMNS[name]) for name, column in columns})
 
@@ -57,7 +60,7 @@ def test_every_row_is_kept_or_skipped_and_counted(tmp_path_factory, first, secon
 
 @given(row_outcomes, row_outcomes, st.data())
 def test_a_retried_task_writes_missing_rows_and_returns_the_written_ones(tmp_path_factory, first, second, data):
-    """In the retry other rows may be skipped, because sampling is not repeatable."""
+    """The retry may skip other rows than the first attempt, because sampling is not repeatable."""
     uri = str(tmp_path_factory.mktemp("table"))
     second = (second + first)[: len(first)]
     parts.write_part(table(first), uri, "now")
@@ -68,21 +71,21 @@ def test_a_retried_task_writes_missing_rows_and_returns_the_written_ones(tmp_pat
             os.remove(f"{uri}/{lost}")
     before = {name: Path(uri, name).read_bytes() for name in parts.list_parts(uri)["parts"]}
     kept = parts.write_part(table(second), uri, "now")
-    for name, text in before.items():
-        assert Path(uri, name).read_bytes() == text
+    for name, content in before.items():
+        assert Path(uri, name).read_bytes() == content
     assert sorted(kept["article_id"].to_pylist()) == ids(uri)
     assert sorted(ids(uri) + ids(f"{uri}/skipped")) == sorted(f"a{i}" for i in range(len(first)))
 
 
-ONE = [(None, "train", 1)]
+ONE_KEPT_ROW = [(None, "train", 1)]
 
 
 def test_parts_that_an_earlier_attempt_writes_late_are_not_in_the_table(tmp_path):
     uri = str(tmp_path)
-    parts.write_part(table(ONE), uri, "early")
+    parts.write_part(table(ONE_KEPT_ROW), uri, "early")
     draft = tables.begin_table(uri, "now")
-    parts.write_part(table(ONE, 1), uri, "now")
-    parts.write_part(table(ONE, 1), uri, "early")  # a worker of the killed driver
+    parts.write_part(table(ONE_KEPT_ROW, 1), uri, "now")
+    parts.write_part(table(ONE_KEPT_ROW, 1), uri, "early")  # a worker of the killed driver
     (tmp_path / "part-early-0.parquet.tmp").write_text("cut off")
     counts = tables.finish_table(draft, expected=None)
     assert (counts["kept"], counts["resumed"]) == (2, 1)
@@ -91,28 +94,28 @@ def test_parts_that_an_earlier_attempt_writes_late_are_not_in_the_table(tmp_path
 
 
 def test_a_table_that_lost_an_article_and_doubled_another_is_not_finished(tmp_path):
-    expected = write_table([table(ONE * 3)], str(tmp_path / "whole"))["ids"]
+    expected = write_table([table(ONE_KEPT_ROW * 3)], str(tmp_path / "whole"))["ids"]
     assert tables.finish_table(tables.begin_table(str(tmp_path / "whole"), "then"), expected)["kept"] == 3
     broken = tables.begin_table(str(tmp_path / "broken"), "now")
-    assert sum(streams.write_rows([table(ONE), table(ONE * 2)], broken)) == 3
+    assert sum(streams.write_rows([table(ONE_KEPT_ROW), table(ONE_KEPT_ROW * 2)], broken)) == 3
     assert parts.count_rows(broken.uri, parts.list_parts(broken.uri)["parts"]).rows == 3
     assert tables.finish_table(broken, expected) is None
 
 
-@pytest.mark.parametrize("harm", ["empty", "cut", "flip", "foreign"])
-def test_a_damaged_part_is_dropped_from_an_unfinished_table_and_reported_in_a_finished_one(tmp_path, harm):
+@pytest.mark.parametrize("damage", ["empty", "cut", "flip", "foreign"])
+def test_a_damaged_part_is_dropped_from_an_unfinished_table_and_reported_in_a_finished_one(tmp_path, damage):
     uri = str(tmp_path)
-    parts.write_part(table(ONE * 50), uri, "early")
-    parts.write_part(table(ONE, 50), uri, "early")
+    parts.write_part(table(ONE_KEPT_ROW * 50), uri, "early")
+    parts.write_part(table(ONE_KEPT_ROW, 50), uri, "early")
     names = sorted(parts.list_parts(uri)["parts"], key=lambda name: os.path.getsize(f"{uri}/{name}"))
     path = Path(uri, names[-1])
     data = path.read_bytes()
-    if harm == "foreign":
+    if damage == "foreign":
         pq.write_table(pa.table({"x": [1]}), path)
     else:
         flipped = data[:200] + bytes([data[200] ^ 255]) + data[201:]
-        path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "flip": flipped}[harm])
-    if harm != "foreign":
+        path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "flip": flipped}[damage])
+    if damage != "foreign":
         with pytest.raises(UserError, match=r"part-early-\w+\.parquet is damaged or gone .* --remake"):
             parts.read_part(uri, names[-1])
     draft = tables.begin_table(uri, "now")
@@ -122,13 +125,13 @@ def test_a_damaged_part_is_dropped_from_an_unfinished_table_and_reported_in_a_fi
 
 def test_one_of_two_parts_with_the_same_article_is_dropped(tmp_path):
     for attempt in ("one", "two"):
-        parts.write_part(table(ONE), str(tmp_path), attempt)
+        parts.write_part(table(ONE_KEPT_ROW), str(tmp_path), attempt)
     draft = tables.begin_table(str(tmp_path), "three")
     assert (draft.dropped, draft.ids.to_pylist(), len(ids(tmp_path))) == (1, ["a0"], 1)
 
 
 def test_a_part_with_articles_that_are_not_allowed_is_removed(tmp_path):
-    parts.write_part(table(ONE * 2), str(tmp_path), "one")
+    parts.write_part(table(ONE_KEPT_ROW * 2), str(tmp_path), "one")
     draft = tables.begin_table(str(tmp_path), "two", allowed_ids=pa.chunked_array([["a1"]]))
     assert (draft.dropped, len(draft.ids)) == (1, 0)
 
@@ -136,4 +139,4 @@ def test_a_part_with_articles_that_are_not_allowed_is_removed(tmp_path):
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/table cannot be written: "):
-        parts.write_part(table(ONE), f"{tmp_path}/file/table", "now")
+        parts.write_part(table(ONE_KEPT_ROW), f"{tmp_path}/file/table", "now")
