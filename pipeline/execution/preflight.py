@@ -85,7 +85,7 @@ def warn_of_removed_folders(settings: Config | Alignment, display: Display) -> N
     """In a job of `ray job submit`, warn of folders that Ray will remove with the job's working directory."""
     if "RAY_JOB_ID" not in os.environ:
         return
-    removed = "is in this job's copy of the working directory, which Ray removes in time"
+    removed = "is in this job's copy of the working directory, which Ray removes later"
     if "://" not in settings.run and not os.path.isabs(settings.run):
         display.warn(f"run={settings.run} {removed}: give a path or URI that outlives it, as in run=$PWD/runs/demo")
     lora, model = settings.training.lora, settings.policy.model

@@ -28,7 +28,7 @@ def check_server(setting: str, model: str, served: ServedModel, hardware: Hardwa
 
     Raises:
         UserError: there is no key or no server, or the server refuses the key, does not have the model, does not
-            serve the request, does not keep to the required form, or gives no log-probabilities.
+            serve the request, does not enforce the required form, or gives no log-probabilities.
     """
     server = hardware.servers[served.server]
     _check_model_is_listed(setting, model, server, f"hardware.servers.{served.server}")
@@ -49,7 +49,7 @@ def check_server(setting: str, model: str, served: ServedModel, hardware: Hardwa
         )
     if must_match and not re.fullmatch(prompt.regex or "", reply.samples[0].text):
         alternative = "json_schema" if served.structured_outputs == "regex" else "regex"
-        raise UserError(f"{subject}, and {server.base_url} does not keep to it: set it to {alternative} or null")
+        raise UserError(f"{subject}, and {server.base_url} does not enforce it: set it to {alternative} or null")
 
 
 def _check_model_is_listed(setting: str, model: str, server: Server, section: str) -> None:

@@ -272,7 +272,7 @@ def test_a_server_that_cannot_constrain_replies_is_refused():
     with ChatServer(lambda prompt, sample: "Sure! Q1 Unsure") as server:
         place = hardware.Hardware(servers={"ours": {"base_url": server.url}})
         with pytest.raises(
-            UserError, match=r"structured_outputs is regex, and \S+ does not keep to it: set it to json_"
+            UserError, match=r"structured_outputs is regex, and \S+ does not enforce it: set it to json_"
         ):
             check_server("judge", "judge", ServedModel(server="ours"), place)
         check_server("judge", "judge", ServedModel(server="ours", structured_outputs=None), place)
