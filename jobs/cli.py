@@ -29,7 +29,7 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Play rounds. The same command resumes an interrupted run.
+    """Run rounds. The same command resumes an interrupted run.
 
     NAME=VALUE overrides a setting of the file, as in training.beta=0.05 rounds=3.
     """
@@ -67,20 +67,20 @@ def schedule(
     overrides: Overrides = None,
     cron: Annotated[
         str | None,
-        typer.Option(metavar="EXPRESSION", help='When to play a round, such as "0 2 * * *" for every night at two.'),
+        typer.Option(metavar="EXPRESSION", help='When to run a round, such as "0 2 * * *" for every night at two.'),
     ] = None,
     timezone: Annotated[
         str | None, typer.Option(metavar="ZONE", help="Such as Europe/Berlin. Default: this machine's.")
     ] = None,
-    now: Annotated[bool, typer.Option("--now", help="Play a round now, and then on schedule.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Run a round now, and then on schedule.")] = False,
     once: Annotated[
-        bool, typer.Option("--once", help="Play one round now and exit, for use with another scheduler.")
+        bool, typer.Option("--once", help="Run one round now and exit, for use with another scheduler.")
     ] = False,
     max_failures: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Stop after N failed rounds in a row. Default: never.")
     ] = None,
 ) -> None:
-    """Play one more round at each firing of --cron, in the foreground.
+    """Run one more round at each firing of --cron, in the foreground.
 
     Each round runs in a process of its own. If a round fails, the next firing resumes it. A firing that comes while a
     round is still running is left out.

@@ -25,7 +25,7 @@ from pipeline.stages.base import JUDGE_ENGINES
 from pipeline.storage.model_files import hub
 
 _NO_RATE = (
-    "no rate yet: play a small round first, such as run=runs/small articles.limit=100 rounds=1, and name it by --rates"
+    "no rate yet: run a small round first, such as run=runs/small articles.limit=100 rounds=1, and name it by --rates"
 )
 
 

@@ -1,4 +1,4 @@
-"""`rondo run`: checks the configuration, holds the run, plays the rounds, writes the report."""
+"""`rondo run`: checks the configuration, locks the run folder, runs the rounds, writes the report."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from pipeline.execution.progress import Display
 
 
 def run_rounds(path: str, overrides: Sequence[str], remake: str | None) -> None:
-    """Play all rounds of a configuration.
+    """Run all rounds of a configuration.
 
     Args:
         path: the YAML file.
@@ -35,16 +35,16 @@ def run_rounds(path: str, overrides: Sequence[str], remake: str | None) -> None:
     for _ in rounds(dry_run):
         pass
     check_servers(settings, dry_run.unmade)
-    played: list[Round] = []
+    rounds_so_far: list[Round] = []
     title = f"{ledger.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}"
     with open_run(settings, ledger, display, dry_run, title) as runner:
         for current in rounds(runner):
-            played.append(current)
-            metrics = collect_metrics(played, settings, ledger)
-            examples = choose_examples(played, ledger, count=3)
+            rounds_so_far.append(current)
+            metrics = collect_metrics(rounds_so_far, settings, ledger)
+            examples = choose_examples(rounds_so_far, ledger, count=3)
             write_report(metrics, examples, settings, ledger)
-            write_champion(played, ledger)
-    champion = played[metrics["champion"]].policy
+            write_champion(rounds_so_far, ledger)
+    champion = rounds_so_far[metrics["champion"]].policy
     _show_results(metrics, examples, display)
     display.say(f"\nChampion: {champion.record['model']} ({champion.address})", style="bold")
     display.say(f"Report: {ledger.root}/report.md", style="bold")

@@ -1,7 +1,7 @@
-"""`rondo schedule`: plays one more round at each firing of a cron schedule.
+"""`rondo schedule`: runs one more round at each firing of a cron schedule.
 
 Each round is a child process, `rondo run … rounds=K`, so its memory is free when it ends. The child resumes an
-interrupted round, and the run's lock keeps two drivers from playing at once. `cron.py` computes when to fire.
+interrupted round, and the run's lock keeps two drivers from working at the same time. `cron.py` computes when to fire.
 """
 
 import os
@@ -44,7 +44,7 @@ def schedule(
         raise UserError('give --cron, as in --cron "0 2 * * *", or --once, which takes no other option')
     cron_schedule = CronSchedule(cron, time_zone(timezone)) if cron else None
     if rounds_given := [override for override in overrides if override.startswith("rounds=")]:
-        raise UserError(f"{rounds_given[0]} is given: a schedule plays one round more each time. Remove it")
+        raise UserError(f"{rounds_given[0]} is given: a schedule runs one round more each time. Remove it")
     display = Display()
     _, ledger = check_rounds(path, overrides, display)
     signal.signal(signal.SIGTERM, _exit)
@@ -52,10 +52,10 @@ def schedule(
     command = [sys.executable, "-m", "jobs.run", path, *overrides]
     rounds = ScheduledRounds(command, ledger, display, 1 if once else max_failures)
     if now or once:
-        rounds.play()
+        rounds.run_next()
     if cron_schedule is not None:
         for _ in cron_schedule.firings(lambda: datetime.now(UTC), time.sleep, rounds.say):
-            rounds.play()
+            rounds.run_next()
 
 
 def _exit(*_: object) -> NoReturn:
@@ -63,7 +63,7 @@ def _exit(*_: object) -> NoReturn:
 
 
 class ScheduledRounds:
-    """Plays rounds in child processes, reports on them, and counts the failed ones.
+    """Runs rounds in child processes, reports on them, and counts the failed ones.
 
     Args:
         command: the child's command, without `rounds=K`.
@@ -80,8 +80,8 @@ class ScheduledRounds:
     def say(self, text: str) -> None:
         self.display.say(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}  {text}", style="bold")
 
-    def play(self) -> None:
-        """Play the round after the last finished round.
+    def run_next(self) -> None:
+        """Run the round after the last finished round.
 
         Raises:
             UserError: `max_failures` rounds in a row have failed.
@@ -99,7 +99,7 @@ class ScheduledRounds:
         self.say(f"{failure}\nThe next firing tries again, from what is finished")
 
     def _play(self) -> str | None:
-        """Play a round. Returns why it failed; None if it did not, or if another driver is playing."""
+        """Run a round. Returns why it failed; None if it did not, or if another driver holds the run."""
         number = count_finished_rounds(self.ledger) + 1
         self.say(f"round {number} begins")
         started = time.monotonic()

@@ -48,21 +48,21 @@ class RoundArticles:
 
 
 def rounds(run: Executor) -> Iterator[Round]:
-    """Play a run: yield the base, then each round as it is finished.
+    """Carry out a run: yield the base, then each round as it is finished.
 
     The run ends early if a rule of `stop` says so, or if there is nothing to train on.
     """
     articles, base = prepare(run)
-    played = [base]
+    rounds_so_far = [base]
     yield base
-    while (last := played[-1]).ended is None and last.number < run.setting("rounds"):
+    while (last := rounds_so_far[-1]).ended is None and last.number < run.setting("rounds"):
         try:
             if last.number > 0:
                 articles = next_articles(articles, last.next_folder, run)
-            played.append(assess([*played, play_round(played, articles, run)], run))
+            rounds_so_far.append(assess([*rounds_so_far, run_round(rounds_so_far, articles, run)], run))
         except NoNewArticles as reason:
-            played.append(_end_without_round(last, f"was not played, because {reason}"))
-        yield played[-1]
+            rounds_so_far.append(_end_without_round(last, f"was not run, because {reason}"))
+        yield rounds_so_far[-1]
 
 
 def prepare(run: Executor) -> tuple[RoundArticles, Round]:
@@ -78,20 +78,20 @@ def prepare(run: Executor) -> tuple[RoundArticles, Round]:
     return RoundArticles(questions, heldout, (articles,)), base
 
 
-def play_round(played: Sequence[Round], articles: RoundArticles, run: Executor) -> Round:
-    """Play one round of on-policy DPO."""
-    last, base = played[-1], played[0].policy
+def run_round(rounds_so_far: Sequence[Round], articles: RoundArticles, run: Executor) -> Round:
+    """Run one round of on-policy DPO."""
+    last, base = rounds_so_far[-1], rounds_so_far[0].policy
     folder = last.next_folder
     make, make_chain = partial(run.produce, into=folder), partial(run.produce_chain, into=folder)
 
-    start_number, start = choose_start(played, run)
+    start_number, start = choose_start(rounds_so_far, run)
     keeps_base_reference = run.setting("references.policy") == "base" and start_number > 0
     reference = base if keeps_base_reference else start
 
     # Sample, judge, pair. Reference log-probabilities join the pipeline, unless earlier pairs must be replayed first.
-    sample, sampled_articles, pair = _sampling_and_pairing(played, start_number, articles, run)
+    sample, sampled_articles, pair = _sampling_and_pairing(rounds_so_far, start_number, articles, run)
     earlier_pairs = (
-        [each.pairs for each in played if each.pairs and each.trained] if run.setting("pairs.replay") else []
+        [each.pairs for each in rounds_so_far if each.pairs and each.trained] if run.setting("pairs.replay") else []
     )
     links = (sample, sampled_articles, start), (score_samples,), (pair,)
     if earlier_pairs:
@@ -114,7 +114,7 @@ def play_round(played: Sequence[Round], articles: RoundArticles, run: Executor) 
 
 
 def _sampling_and_pairing(
-    played: Sequence[Round], start_number: int, articles: RoundArticles, run: Executor
+    rounds_so_far: Sequence[Round], start_number: int, articles: RoundArticles, run: Executor
 ) -> tuple[Stage, Artifact, Stage]:
     """Choose the stage that samples, the articles for it, and the stage that makes pairs.
 
@@ -124,25 +124,25 @@ def _sampling_and_pairing(
     if start_number == 0 or run.setting("pairs.rejected") == "policy":
         return sample_summaries, articles.train, make_pairs
     if run.setting("articles.each_round") == "same":
-        by_base = played[1].scores  # the base wrote for round 1
+        by_base = rounds_so_far[1].scores  # the base wrote for round 1
     else:
-        links = (sample_summaries, articles.train, played[0].policy), (score_samples,)
-        by_base = run.produce_chain(*links, into=f"{played[-1].next_folder}/base")[-1]
+        links = (sample_summaries, articles.train, rounds_so_far[0].policy), (score_samples,)
+        by_base = run.produce_chain(*links, into=f"{rounds_so_far[-1].next_folder}/base")[-1]
     assert by_base is not None, "a round that starts from a trained policy has a round before it"
     return sample_beside_base, by_base, make_pairs_with_base
 
 
-def choose_start(played: Sequence[Round], run: Executor) -> tuple[int, Artifact]:
+def choose_start(rounds_so_far: Sequence[Round], run: Executor) -> tuple[int, Artifact]:
     """Choose the policy that the next round starts from: writer, reference and starting weights in one.
 
     Returns:
         the number of the round that trained it, and the policy.
     """
-    latest = [each for each in played if each.trained][-1]
+    latest = [each for each in rounds_so_far if each.trained][-1]
     if run.setting("start_from") == "latest":
         return latest.number, latest.policy
-    if (assessment := played[-1].assessment) is not None:
-        return assessment.champion, played[assessment.champion].policy
+    if (assessment := rounds_so_far[-1].assessment) is not None:
+        return assessment.champion, rounds_so_far[assessment.champion].policy
     # A dry run cannot know the champion before the evaluations are made. So all later artifacts count as not made.
     return latest.number, replace(latest.policy, record={"build": NOT_MADE})
 
@@ -187,16 +187,16 @@ def _evaluate_external(name: str, heldout: Artifact, run: Executor) -> Artifact:
 # The end of a run
 
 
-def assess(played: Sequence[Round], run: Executor) -> Round:
+def assess(rounds_so_far: Sequence[Round], run: Executor) -> Round:
     """The last of these rounds with its assessment, and with the reason if a rule of `stop` ends the run after it."""
-    last = played[-1]
+    last = rounds_so_far[-1]
     if last.ended:
         return last
     assert isinstance(run.config, Config), "only a run of rounds is assessed"
-    assessment = assess_round(played, run.config, run.ledger) if last.trained else last.assessment
+    assessment = assess_round(rounds_so_far, run.config, run.ledger) if last.trained else last.assessment
     if assessment is None:
         return last
-    figures = [each.assessment.figures for each in played[1:-1] if each.assessment] + [assessment.figures]
+    figures = [each.assessment.figures for each in rounds_so_far[1:-1] if each.assessment] + [assessment.figures]
     reasons = stop_reasons(run.setting("stop"), [each for each in figures if each])
     ended = f"Stopped after round {last.number}: {'; '.join(reasons)}" if reasons else None
     return replace(last, assessment=assessment, ended=ended)

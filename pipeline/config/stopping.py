@@ -13,7 +13,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class Stop(Settings):
-    """When a run ends before it has played `rounds` rounds. A rule that is None is off.
+    """When a run ends before it has done all `rounds` rounds. A rule that is None is off.
 
     Every rule is checked after each round. Words and characters are those of the new policy's held-out summaries.
     """

@@ -21,25 +21,25 @@ from pipeline.storage.schema import Row
 CHAMPION = "champion.json"
 
 
-def assess_round(played: Sequence[Round], config: Config, ledger: Ledger) -> Assessment | None:
+def assess_round(rounds_so_far: Sequence[Round], config: Config, ledger: Ledger) -> Assessment | None:
     """Assess the last of these rounds and decide which policy is champion now.
 
     The round's policy becomes champion if the evaluation shows that it beats the champion, and if its summaries are
     within the bounds of the setting `stop`.
 
     Args:
-        played: round 0 and each round after it. All but the last have their assessment.
+        rounds_so_far: round 0 and each round after it. All but the last have their assessment.
         config: settings of the run.
         ledger: the run folder with the tables.
 
     Returns:
         the assessment; None in a dry run if a table is not made yet.
     """
-    current, before, base = played[-1], played[-2].assessment, played[0]
-    if before is None or not _are_made(current.pairs, current.drift, *(each.results for each in played)):
+    current, before, base = rounds_so_far[-1], rounds_so_far[-2].assessment, rounds_so_far[0]
+    if before is None or not _are_made(current.pairs, current.drift, *(each.results for each in rounds_so_far)):
         return None
     counting = CountingSettings.from_config(config)
-    champion, start = played[before.champion], played[current.start]
+    champion, start = rounds_so_far[before.champion], rounds_so_far[current.start]
     rows = {each.number: heldout_rows(each, ledger) for each in (base, champion, start, current)}
 
     def strict_win_rate(opponent: Round) -> WinRate | None:
@@ -73,11 +73,11 @@ def _are_made(*artifacts: Artifact | None) -> bool:
     return all(table is None or "parts" in table.record for table in artifacts)
 
 
-def write_champion(played: Sequence[Round], ledger: Ledger) -> None:
+def write_champion(rounds_so_far: Sequence[Round], ledger: Ledger) -> None:
     """Write champion.json: the best policy so far, and the champion that it beat."""
-    assessment = played[-1].assessment
+    assessment = rounds_so_far[-1].assessment
     assert assessment is not None, "a finished round has an assessment"
-    champion = played[assessment.champion]
+    champion = rounds_so_far[assessment.champion]
     beaten = None
     if assessment.beaten_round is not None:
         beaten = {"round": assessment.beaten_round, "strict": assessment.win_rate}

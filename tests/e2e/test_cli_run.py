@@ -25,7 +25,7 @@ def secrets_about():
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory, secrets_about):
+def finished_run(tmp_path_factory, secrets_about):
     """Two rounds, cut off twice: the driver killed as round 1 is judged, an engine killed as round 2 is written."""
     run = tmp_path_factory.mktemp("runs") / "two rounds"
     command = ("run", "configs/demo.yaml", f"run={run}", *SMALL)
@@ -63,8 +63,8 @@ def engines(driver):
     return processes
 
 
-def test_both_rounds_are_there_and_what_was_finished_was_not_made_again(played):
-    run, _, before, output = played
+def test_both_rounds_are_there_and_what_was_finished_was_not_made_again(finished_run):
+    run, _, before, output = finished_run
     after = read_records(run)
     for stage in ("summaries", "scores", "pairs", "references", "policy", "evaluation"):
         assert {f"round-01/{stage}", f"round-02/{stage}"} <= set(after)
@@ -75,13 +75,13 @@ def test_both_rounds_are_there_and_what_was_finished_was_not_made_again(played):
     assert "took over the lock of a driver that is gone" in output
 
 
-def test_no_secret_is_in_it(played):
-    run, _, _, output = played
+def test_no_secret_is_in_it(finished_run):
+    run, _, _, output = finished_run
     check_holds_none(run, output)
 
 
-def test_every_article_is_kept_once_or_skipped_with_a_reason(played):
-    run, *_ = played
+def test_every_article_is_kept_once_or_skipped_with_a_reason(finished_run):
+    run, *_ = finished_run
     for address, record in read_records(run).items():
         if "kept" not in record:
             continue
@@ -93,8 +93,8 @@ def test_every_article_is_kept_once_or_skipped_with_a_reason(played):
         assert record["in"] == len(kept) + len(skipped)
 
 
-def test_step_0_is_the_reference(played):
-    run, *_ = played
+def test_step_0_is_the_reference(finished_run):
+    run, *_ = finished_run
     for number in (1, 2):
         training = read_records(run)[f"round-{number:02d}/policy"]["training"]
         assert training["step0_loss"] == pytest.approx(math.log(2), abs=1e-4)
@@ -102,8 +102,8 @@ def test_step_0_is_the_reference(played):
         assert 0 < training["passport"]["vllm_vs_trainer_max"] < 1e-3  # of the articles of the engine's first batch
 
 
-def test_each_round_writes_with_the_policy_of_the_one_before(played):
-    run, *_ = played
+def test_each_round_writes_with_the_policy_of_the_one_before(finished_run):
+    run, *_ = finished_run
     made = read_records(run)
     for number in (1, 2):
         writer = made[f"round-{number - 1:02d}/policy"]
@@ -113,10 +113,10 @@ def test_each_round_writes_with_the_policy_of_the_one_before(played):
     assert len({made[f"round-{number:02d}/policy"]["digest"] for number in (0, 1, 2)}) == 3
 
 
-def test_what_is_trained_on_is_what_was_sampled(played):
+def test_what_is_trained_on_is_what_was_sampled(finished_run):
     from transformers import AutoTokenizer
 
-    run, *_ = played
+    run, *_ = finished_run
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "newsroom/models/policy")
     for row in read_rows(run / "round-01/references"):
         assert row["prompt_ids"].count(tokenizer.bos_token_id) == 1
@@ -128,8 +128,8 @@ def test_what_is_trained_on_is_what_was_sampled(played):
                 assert summary["finish_reason"] == "stop"
 
 
-def test_rounds_differ_from_the_base(played):
-    run, *_ = played
+def test_rounds_differ_from_the_base(finished_run):
+    run, *_ = finished_run
     texts = [
         {row["article_id"]: row["summaries"][0]["text"] for row in read_rows(run / f"round-{number:02d}/evaluation")}
         for number in (1, 2)
@@ -140,8 +140,8 @@ def test_rounds_differ_from_the_base(played):
         assert any(text[article] != base[article] for article in base)
 
 
-def test_the_report_says_what_the_tables_hold(played):
-    run, _, _, output = played
+def test_the_report_says_what_the_tables_hold(finished_run):
+    run, _, _, output = finished_run
     metrics = json.loads((run / "metrics.json").read_text())
     assert [entry["round"] for entry in metrics["rounds"]] == [1, 2]
     for entry in metrics["rounds"]:
@@ -160,8 +160,8 @@ def test_the_report_says_what_the_tables_hold(played):
     assert "news-" in output.split("win rate")[-1]
 
 
-def test_the_same_command_makes_nothing_and_another_setting_is_refused(played):
-    run, command, *_ = played
+def test_the_same_command_makes_nothing_and_another_setting_is_refused(finished_run):
+    run, command, *_ = finished_run
     made = read_records(run)
     files = {name: (run / name).read_bytes() for name in ("config.yaml", "metrics.json", "report.md")}
     other = run_rondo(*command, "pairs.threshold=4")
@@ -178,8 +178,8 @@ def test_the_same_command_makes_nothing_and_another_setting_is_refused(played):
     assert read_records(run) == made
 
 
-def test_status_and_show(played):
-    run, *_ = played
+def test_status_and_show(finished_run):
+    run, *_ = finished_run
     status = run_rondo("status", run)
     assert status.returncode == 0, status.stderr
     assert "round-02/evaluation    made" in status.stdout

@@ -25,7 +25,7 @@ import os, signal, sys, time
 from pipeline.storage.ledger import Ledger
 what, root, rounds = sys.argv[1:]
 number = int(rounds.removeprefix("rounds="))
-if what == "play":
+if what == "run a round":
     Ledger(root).finish(f"round-{number:02d}/evaluation", {"build": "b", "recipe": {}})
 elif what == "in use":
     print("error: it is in use by process 7", file=sys.stderr)
@@ -59,10 +59,10 @@ def told(console):
 
 
 def test_each_time_it_is_one_round_more(book):
-    playing, console = rounds(book, "play")
+    scheduled, console = rounds(book, "run a round")
     assert count_finished_rounds(book) == 0
-    playing.play()
-    playing.play()
+    scheduled.run_next()
+    scheduled.run_next()
     assert count_finished_rounds(book) == 2
     assert told(console) == ["round 1 begins", "round 1 is made", "round 2 begins", "round 2 is made"]
 
@@ -70,14 +70,14 @@ def test_each_time_it_is_one_round_more(book):
 def test_a_round_that_was_cut_off_is_gone_on_with(book):
     book.finish("round-01/evaluation", RECORD)
     book.finish("round-02/summaries", RECORD)
-    playing, console = rounds(book, "play")
-    playing.play()
+    scheduled, console = rounds(book, "run a round")
+    scheduled.run_next()
     assert "round 2 begins" in told(console)
 
 
 def test_a_round_that_adds_nothing_is_no_failure(book):
-    playing, console = rounds(book, "nothing", max_failures=1)
-    playing.play()
+    scheduled, console = rounds(book, "nothing", max_failures=1)
+    scheduled.run_next()
     assert told(console)[1] == "round 1 adds nothing: no pairs were found, or a rule says stop (above)"
 
 
@@ -85,15 +85,15 @@ def test_a_round_without_pairs_is_over(book):
     """With new articles each round the next one is another: it must not be asked for the poor one for ever."""
     book.finish("round-01/evaluation", RECORD)
     book.finish("round-02/pairs", RECORD | {"kept": 0})
-    playing, console = rounds(book, "play")
-    playing.play()
+    scheduled, console = rounds(book, "run a round")
+    scheduled.run_next()
     assert told(console) == ["round 3 begins", "round 3 is made"]
     assert count_finished_rounds(book) == 3
 
 
 def test_a_run_that_somebody_else_plays_is_left_alone(book):
-    playing, console = rounds(book, "in use", max_failures=1)
-    playing.play()
+    scheduled, console = rounds(book, "in use", max_failures=1)
+    scheduled.run_next()
     assert told(console)[1] == "round 1 is left out: it is in use by process 7"
 
 
@@ -105,30 +105,30 @@ def test_a_run_that_somebody_else_plays_is_left_alone(book):
     ],
 )
 def test_a_round_that_fails_is_told_of_and_tried_again(book, what, how, capfd):
-    playing, console = rounds(book, what)
-    playing.play()
+    scheduled, console = rounds(book, what)
+    scheduled.run_next()
     assert told(console)[1:] == [how, "The next firing tries again, from what is finished"]
     if what == "fail":
         assert "Traceback" in capfd.readouterr().err  # all that it said is seen
 
 
 def test_so_many_failures_in_a_row_end_it(book):
-    playing, _ = rounds(book, "fail", max_failures=3)
-    playing.play()
-    playing.play()
-    playing.command[3] = "play"
-    playing.play()  # it works again: the count begins anew
-    playing.command[3] = "fail"
-    playing.play()
-    playing.play()
+    scheduled, _ = rounds(book, "fail", max_failures=3)
+    scheduled.run_next()
+    scheduled.run_next()
+    scheduled.command[3] = "run a round"
+    scheduled.run_next()  # it works again: the count begins anew
+    scheduled.command[3] = "fail"
+    scheduled.run_next()
+    scheduled.run_next()
     with pytest.raises(UserError, match="3 rounds in a row have failed. The last: round 2 ended with exit status 1"):
-        playing.play()
+        scheduled.run_next()
 
 
 def test_a_folder_that_cannot_be_read_is_a_failure_and_no_end(book):
     book.write("round-01/evaluation/record.json", "{")
-    playing, console = rounds(book, "play")
-    playing.play()
+    scheduled, console = rounds(book, "run a round")
+    scheduled.run_next()
     assert "no round began" in console.export_text()
 
 
@@ -201,7 +201,7 @@ NIGHTLY = {"cron": "0 2 * * *"}
         (NIGHTLY | {"once": True}, [], "give --cron"),
         ({"once": True, "now": True}, [], "give --cron"),
         ({"once": True, "max_failures": 2}, [], "give --cron"),
-        (NIGHTLY, ["rounds=3"], "rounds=3 is given: a schedule plays one round more each time"),
+        (NIGHTLY, ["rounds=3"], "rounds=3 is given: a schedule runs one round more each time"),
         (NIGHTLY | {"timezone": "Mars"}, [], "--timezone is 'Mars'"),
         (NIGHTLY, ["training.bta=1"], "training has no 'bta' (did you mean beta?)"),
         (NIGHTLY, ["policy.model=nowhere/model/is"], "policy.model is 'nowhere/model/is'"),

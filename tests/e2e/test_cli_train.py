@@ -228,8 +228,8 @@ def test_rows_in_memory_are_kept_as_what_they_say(tmp_path, monkeypatch):
         align(POLICY, [row | {"picture": [b"png"]}], out=tmp_path / "run")
 
 
-def test_rows_in_memory_are_not_written_to_a_folder_that_is_refused(played):
-    config, _, _ = played
+def test_rows_in_memory_are_not_written_to_a_folder_that_is_refused(finished_run):
+    config, _, _ = finished_run
     before = sorted(Path(config.run).rglob("*"))
     with pytest.raises(UserError, match="was made by `rondo run`, in rounds"):
         align(POLICY, given(1), out=config.run)
@@ -240,7 +240,7 @@ def test_rows_in_memory_are_not_written_to_a_folder_that_is_refused(played):
 
 
 @pytest.fixture(params=["messages", "text"])
-def played(tmp_path, request):
+def finished_run(tmp_path, request):
     """The folder of a run with pairs in two rounds, of a policy with and without a chat template."""
     model = POLICY
     if request.param == "text":
@@ -281,8 +281,8 @@ def row(config, tokens, article_id, article):
     }
 
 
-def test_what_is_exported_reads_back_as_the_same_pairs(played, tmp_path):
-    config, ledger, kind = played
+def test_what_is_exported_reads_back_as_the_same_pairs(finished_run, tmp_path):
+    config, ledger, kind = finished_run
     done = export_pairs(config, ledger, str(tmp_path / "out.jsonl"), number=1)
     assert (done.rounds, done.pairs, done.same_ids) == ((1,), 4, 4)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -305,8 +305,8 @@ def ids_of_pairs(row):
     return [(ids[pair["chosen"]], ids[pair["rejected"]]) for pair in row["pairs"]]
 
 
-def test_text_that_is_tokenized_otherwise_is_counted(played, tmp_path):
-    config, ledger, _ = played
+def test_text_that_is_tokenized_otherwise_is_counted(finished_run, tmp_path):
+    config, ledger, _ = finished_run
     done = export_pairs(config, ledger, str(tmp_path / "all.jsonl"))
     assert (done.rounds, done.pairs, done.same_ids) == ((1, 2), 6, 5)
     exported = run_rondo("export", config.run, "--out", tmp_path / "two.jsonl", "--round", 2)
@@ -315,8 +315,8 @@ def test_text_that_is_tokenized_otherwise_is_counted(played, tmp_path):
     assert "of 1 of them gives the token ids that were sampled" in exported.stdout
 
 
-def test_a_round_that_is_not_there_is_refused(played, tmp_path):
-    config, ledger, _ = played
+def test_a_round_that_is_not_there_is_refused(finished_run, tmp_path):
+    config, ledger, _ = finished_run
     with pytest.raises(UserError, match="has no pairs of round 3; it has pairs of round 1, 2"):
         export_pairs(config, ledger, str(tmp_path / "out.jsonl"), number=3)
     with pytest.raises(UserError, match="has no pairs to export"):
@@ -346,8 +346,8 @@ def test_the_instruction_of_rounds_is_left_aside(tmp_path):
         run_folder.read_settings(ledger, ["policy.instruction=Say {article}"])
 
 
-def test_a_folder_is_of_one_command(played):
-    config, ledger, _ = played
+def test_a_folder_is_of_one_command(finished_run):
+    config, ledger, _ = finished_run
     own = parse_alignment({"run": config.run, "pairs": "x.jsonl", "policy": {"model": POLICY}})
     with pytest.raises(UserError, match="was made by `rondo run`, in rounds: choose another folder, such as run="):
         run_folder.check_command(ledger, own)

@@ -111,7 +111,7 @@ class Work:
         return [{"reference_digest": "d"} for _ in rows]
 
 
-def play(config: Config, work: Work) -> tuple[Artifact, ...]:
+def run_stages(config: Config, work: Work) -> tuple[Artifact, ...]:
     """Produce the articles and the chain of stages; gives their tables."""
     run = Runner(config, Ledger(config.run), Display())
     articles = run.produce(corpus)
@@ -120,11 +120,11 @@ def play(config: Config, work: Work) -> tuple[Artifact, ...]:
 
 
 def break_once(config: Config, work: Work, stage: str, after: int) -> None:
-    """Play until a stage breaks, after it has computed so many rows; the next `play` goes through."""
+    """Run stages until one breaks, after it has computed so many rows; the next `run_stages` goes through."""
     switch = work.folder / f"break-{stage}"
     switch.write_text(str(after))
     with pytest.raises(UserError, match=f"{stage} breaks here"):
-        play(config, work)
+        run_stages(config, work)
     switch.unlink()
 
 

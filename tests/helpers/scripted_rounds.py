@@ -1,4 +1,4 @@
-"""Plays rounds with the real control flow and ledger, where a script decides the results of every stage."""
+"""Runs rounds with the real control flow and ledger, where a script decides the results of every stage."""
 
 import uuid
 from collections.abc import Container, Iterator, Sequence

@@ -9,13 +9,13 @@ from pipeline.storage.ledger import Ledger
 from pipeline.storage.schema import Row
 
 
-def choose_examples(played: Sequence[Round], ledger: Ledger, count: int = 1) -> list[dict[str, Any]]:
+def choose_examples(rounds_so_far: Sequence[Round], ledger: Ledger, count: int = 1) -> list[dict[str, Any]]:
     """Choose held-out articles, with the summaries of the base policy and of the last policy.
 
     Articles are ordered by the gain in right answers, and those around the median are chosen, not the best ones: the
     examples should be typical.
     """
-    first, last = played[0], played[-1]
+    first, last = rounds_so_far[0], rounds_so_far[-1]
     if last.policy is first.policy:
         return []  # nothing was trained
     before = {row["article_id"]: row for row in tables.read_table(ledger, first.results)}

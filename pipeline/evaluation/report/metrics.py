@@ -30,11 +30,11 @@ _FEW_ARTICLES = 30  # with fewer articles a bootstrap interval is not reliable
 SecondScores = Mapping[tuple[str, str], list[Row]]
 
 
-def collect_metrics(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str, Any]:
+def collect_metrics(rounds_so_far: Sequence[Round], config: Config, ledger: Ledger) -> dict[str, Any]:
     """The content of metrics.json.
 
     Args:
-        played: round 0 (the base policy) and each round after it.
+        rounds_so_far: round 0 (the base policy) and each round after it.
 
     Returns:
         `base`, `baselines` and `compared` (models at servers) describe writers that the run does not train; see
@@ -44,11 +44,11 @@ def collect_metrics(played: Sequence[Round], config: Config, ledger: Ledger) -> 
         its `agreement` with the first judge (`comparison.judge_agreement`). `champion` is the number of the round whose
         policy is champion. `stopped` says why the run stopped early, or is None. `notes` are sentences for the reader.
     """
-    last = played[-1]
+    last = rounds_so_far[-1]
     assert last.assessment is not None, "a finished round has an assessment"
     counting = CountingSettings.from_config(config)
-    second_scores = _read_second_scores(played, ledger) if config.second_judge else None
-    evaluation = tables.read_table(ledger, played[0].results)
+    second_scores = _read_second_scores(rounds_so_far, ledger) if config.second_judge else None
+    evaluation = tables.read_table(ledger, rounds_so_far[0].results)
     base = single_summary_rows(evaluation, 0)
     metrics: dict[str, Any] = {
         "run": ledger.root,
@@ -56,14 +56,14 @@ def collect_metrics(played: Sequence[Round], config: Config, ledger: Ledger) -> 
         "confidence": counting.report.confidence,
         "base": describe_writer(base, counting),
         "baselines": _baseline_metrics(evaluation, base, counting, second_scores),
-        "compared": _compared_metrics(played[0], base, counting, ledger),
-        "rounds": _round_metrics(played, base, counting, second_scores, ledger),
+        "compared": _compared_metrics(rounds_so_far[0], base, counting, ledger),
+        "rounds": _round_metrics(rounds_so_far, base, counting, second_scores, ledger),
         "champion": last.assessment.champion,
         "stopped": last.ended,
         "second_judge": config.second_judge.name if config.second_judge else None,
-        "judge": _measure_judge(played, config, ledger),
+        "judge": _measure_judge(rounds_so_far, config, ledger),
     }
-    metrics["notes"] = _notes(played, metrics, config)
+    metrics["notes"] = _notes(rounds_so_far, metrics, config)
     return metrics
 
 
@@ -90,7 +90,7 @@ def _compared_metrics(first: Round, base: Sequence[Row], counting: CountingSetti
 
 
 def _round_metrics(
-    played: Sequence[Round],
+    rounds_so_far: Sequence[Round],
     base: list[Row],
     counting: CountingSettings,
     second_scores: SecondScores | None,
@@ -99,7 +99,7 @@ def _round_metrics(
     """An entry for each trained round."""
     entries = []
     previous, previous_number = base, 0
-    for current in played[1:]:
+    for current in rounds_so_far[1:]:
         if not current.trained:
             continue
         rows = single_summary_rows(tables.read_table(ledger, current.results), 0)
@@ -153,10 +153,12 @@ def _win_rates(ours: Sequence[Row], theirs: Sequence[Row], counting: CountingSet
     return {rule: rate and rate.as_dict() for rule, rate in rates.items()}
 
 
-def _read_second_scores(played: Sequence[Round], ledger: Ledger) -> SecondScores:
+def _read_second_scores(rounds_so_far: Sequence[Round], ledger: Ledger) -> SecondScores:
     """The second judge's scores of all evaluations. Articles for which it has no questions are left out."""
     # A round without training has the evaluation of the round before.
-    evaluations = {current.second_results.build: current.second_results for current in played if current.second_results}
+    evaluations = {
+        current.second_results.build: current.second_results for current in rounds_so_far if current.second_results
+    }
     rows = [row for table in evaluations.values() for row in tables.read_table(ledger, table)]
     return {(row["article_id"], row["writer"]): row["second_scores"] for row in rows if row["second_questions"]}
 
@@ -193,22 +195,22 @@ def _rescore(rows: Sequence[Row], second_scores: SecondScores) -> list[Row]:
     ]
 
 
-def _measure_judge(played: Sequence[Round], config: Config, ledger: Ledger) -> dict[str, Any]:
+def _measure_judge(rounds_so_far: Sequence[Round], config: Config, ledger: Ledger) -> dict[str, Any]:
     """The judge card of the run."""
-    scores = [ledger.find(f"{round_folder(current.number)}/scores") for current in played[1:]]
+    scores = [ledger.find(f"{round_folder(current.number)}/scores") for current in rounds_so_far[1:]]
     scoring_records = [table.record for table in scores if table]
     # A round without training has the evaluation of the round before: count it once.
-    evaluations = {current.results.build: current.results.record for current in played}
+    evaluations = {current.results.build: current.results.record for current in rounds_so_far}
     questions = ledger.find("questions")
     assert questions is not None, "judged summaries have questions"
     all_records = [*scoring_records, *evaluations.values()]
     return judge_card.measure_card(questions.record, scoring_records, all_records, config.judge.options)
 
 
-def _notes(played: Sequence[Round], metrics: dict[str, Any], config: Config) -> list[str]:
+def _notes(rounds_so_far: Sequence[Round], metrics: dict[str, Any], config: Config) -> list[str]:
     """Sentences about the figures that a reader should know."""
     notes = []
-    for current in played[1:]:
+    for current in rounds_so_far[1:]:
         if current.trained:
             notes += [
                 f"Round {current.number}: {warning}." for warning in current.policy.record["training"]["warnings"]

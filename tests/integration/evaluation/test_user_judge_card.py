@@ -1,4 +1,4 @@
-"""A judge of the user's, from one file in the folder of the command, plays in the real stages on Ray."""
+"""A judge of the user's, from one file in the folder of the command, works in the real stages on Ray."""
 
 import json
 import sys

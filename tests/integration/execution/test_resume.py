@@ -15,7 +15,7 @@ from pipeline.stages.base import stage
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.schema import map_rows
 from tests.helpers.cli import wait_for
-from tests.helpers.recovery import HARDWARE, SUMMARIES, Work, break_once, check, corpus, play, settings
+from tests.helpers.recovery import HARDWARE, SUMMARIES, Work, break_once, check, corpus, run_stages, settings
 from tests.helpers.tables import read_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -36,9 +36,9 @@ def work(tmp_path):
 
 @pytest.mark.parametrize("together", [False, True])
 def test_a_chain_makes_the_same_rows_together_or_in_turn(tmp_path, work, together):
-    made = play(settings(tmp_path, hardware={"together": together}), work)
+    made = run_stages(settings(tmp_path, hardware={"together": together}), work)
     check(tmp_path, made)
-    again = play(settings(tmp_path, hardware={"together": not together}), work)
+    again = run_stages(settings(tmp_path, hardware={"together": not together}), work)
     assert [table.build for table in again] == [table.build for table in made]
     for name in STAGES:
         assert sorted(work.computed(name)) == sorted(set(work.computed(name)))
@@ -60,7 +60,7 @@ def test_written_rows_are_not_computed_again(tmp_path, work, together):
             break_once(config, work, following, after=0)  # stop at the first row of the next stage
         for name in STAGES:
             assert written[name].isdisjoint(work.computed(name)[computed[name] :]), name
-    made = play(config, work)
+    made = run_stages(config, work)
     check(tmp_path, made)
     for table in made[1:]:
         assert builds.get(table.address, table.build) == table.build, "it was resumed, not begun again"
@@ -76,21 +76,21 @@ def test_engines_stop_when_their_pipeline_fails_even_if_the_exception_is_kept(tm
     before, work.error = cpus_in_use(), kind
     (work.folder / "break-scores").write_text("11")
     with pytest.raises(Exception, match="scores breaks here") as kept:
-        play(settings(tmp_path, hardware={"together": True}), work)
+        run_stages(settings(tmp_path, hardware={"together": True}), work)
     wait_for(lambda: cpus_in_use() <= before)
     assert kept.value.__traceback__
 
 
 def test_a_damaged_part_of_a_finished_table_is_reported(tmp_path, work):
     config = settings(tmp_path)
-    play(config, work)
+    run_stages(config, work)
     for record in tmp_path.glob("round-01/*/record.json"):
         if record.parent.name != "summaries":
             shutil.rmtree(record.parent)
     part = max((tmp_path / "round-01/summaries").glob("part-*"), key=lambda path: path.stat().st_size)
     part.write_bytes(part.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"round-01/summaries/part-.* is damaged or gone .*--remake"):
-        play(config, work)
+        run_stages(config, work)
     again = Runner(config, Ledger(config.run), Display(), remake="round-01/summaries")
     first, *others = work.stages
     made = again.produce_chain((first, again.produce(corpus)), *((stage,) for stage in others), into="round-01")

@@ -18,7 +18,7 @@ from pipeline.storage.files import open_location
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.model_files import hub, node_cache
 from tests.helpers import s3_server
-from tests.helpers.recovery import Work, break_once, check_counts, play, settings
+from tests.helpers.recovery import Work, break_once, check_counts, run_stages, settings
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_an_interrupted_chain_on_s3_is_resumed(bucket, tmp_path, together):
     config = settings(f"{bucket}/chain-{together}", hardware={"together": together})
     break_once(config, work, "scores", after=9)
     computed = work.computed("summaries")
-    made = play(config, work)
+    made = run_stages(config, work)
     check_counts(made)
     if not together:
         assert work.computed("summaries") == computed
@@ -87,7 +87,7 @@ def test_processes_of_a_node_fetch_a_model_once_and_again_after_a_change(bucket,
 def test_a_missing_bucket_is_reported_in_one_line(bucket, tmp_path):
     config = settings("s3://no-such-bucket/run")
     with pytest.raises(UserError, match="s3://no-such-bucket/run.* cannot be written: .*no-such-bucket") as caught:
-        play(config, Work(tmp_path))
+        run_stages(config, Work(tmp_path))
     assert "\n" not in str(caught.value)
 
 

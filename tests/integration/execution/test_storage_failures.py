@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import UserError
 from pipeline.storage.ledger import Ledger
-from tests.helpers.recovery import Work, break_once, check, play, settings
+from tests.helpers.recovery import Work, break_once, check, run_stages, settings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -38,10 +38,10 @@ def test_a_run_resumes_after_a_full_disk(disk, work, together):
     place, remount = disk
     config = settings(place / "run", hardware={"together": together})
     with pytest.raises(UserError, match=r"cannot be written: .*No space left on device") as caught:
-        play(config, work)
+        run_stages(config, work)
     assert "\n" not in str(caught.value)
     remount("size=64m")
-    check(place / "run", play(config, work))
+    check(place / "run", run_stages(config, work))
 
 
 def test_a_run_resumes_after_a_read_only_disk(disk, work):
@@ -51,27 +51,27 @@ def test_a_run_resumes_after_a_read_only_disk(disk, work):
     break_once(config, work, "scores", after=9)
     remount("ro")
     with pytest.raises(UserError, match=r"cannot be (written|tidied|removed): .*Read-only file system"):
-        play(config, work)
+        run_stages(config, work)
     remount("rw")
-    check(place / "run", play(config, work))
+    check(place / "run", run_stages(config, work))
 
 
 def test_a_run_folder_that_cannot_be_created_is_reported(tmp_path, work):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/run/articles.* cannot be written: "):
-        play(settings(tmp_path / "file/run"), work)
+        run_stages(settings(tmp_path / "file/run"), work)
 
 
 @pytest.mark.parametrize("damage", ["{", "\0\0\0"])
 def test_a_damaged_record_is_reported_and_its_folder_can_be_removed(tmp_path, work, damage):
     config = settings(tmp_path)
-    play(config, work)
+    run_stages(config, work)
     record = tmp_path / "round-01/scores/record.json"
     record.write_text(damage)
     with pytest.raises(UserError, match=r"round-01/scores/record\.json is damaged: remove the folder round-01/scores/"):
-        play(config, work)
+        run_stages(config, work)
     shutil.rmtree(record.parent)
-    check(tmp_path, play(config, work))
+    check(tmp_path, run_stages(config, work))
 
 
 @pytest.mark.parametrize("damage", ["{", '{"build": "b"}'])
@@ -80,7 +80,7 @@ def test_a_damaged_begun_file_restarts_only_its_own_table(tmp_path, work, damage
     break_once(config, work, "scores", after=9)
     (tmp_path / "round-01/scores/begun.json").write_text(damage)
     computed = work.computed("summaries")
-    check(tmp_path, play(config, work))
+    check(tmp_path, run_stages(config, work))
     assert work.computed("summaries") == computed
 
 
@@ -97,7 +97,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, work, monkeypatch):
             Ledger(config.run).lock(print),
         ):
             pass
-        made = play(config, work)
+        made = run_stages(config, work)
     monkeypatch.undo()
     check(tmp_path, made)
-    assert [table.build for table in play(config, work)] == [table.build for table in made]
+    assert [table.build for table in run_stages(config, work)] == [table.build for table in made]

@@ -30,8 +30,8 @@ def walk(tmp_path):
     return _walk
 
 
-def champions(played):
-    return [one.assessment.champion for one in played]
+def champions(rounds_so_far):
+    return [one.assessment.champion for one in rounds_so_far]
 
 
 @pytest.mark.parametrize(
@@ -44,69 +44,79 @@ def champions(played):
     ],
 )
 def test_only_a_policy_that_beats_the_champion_becomes_champion(walk, skills, expected):
-    played, _ = walk(skills)
-    assert champions(played) == expected
-    for one, before in zip(played[1:], expected, strict=False):
+    rounds_so_far, _ = walk(skills)
+    assert champions(rounds_so_far) == expected
+    for one, before in zip(rounds_so_far[1:], expected, strict=False):
         assert one.assessment.challenge.wins == max(0, skills[one.number] - skills[before])
 
 
 @pytest.mark.parametrize(("start_from", "starts"), [("latest", [0, 1, 2, 3]), ("champion", [0, 1, 1, 1])])
 def test_next_round_starts_from_the_latest_policy_or_the_champion(walk, start_from, starts):
-    played, run = walk([0, 80, 40, 30, 90], f"start_from={start_from}")
-    assert [one.start for one in played[1:]] == starts
+    rounds_so_far, run = walk([0, 80, 40, 30, 90], f"start_from={start_from}")
+    assert [one.start for one in rounds_so_far[1:]] == starts
     for number, start in enumerate(starts, 1):
         policy = f"round-{start:02d}/policy"
         for stage in ("summaries", "references", "policy"):
             given = [address for address in run.made[f"round-{number:02d}/{stage}"] if address.endswith("policy")]
             assert given == [policy], "writer, reference and starting weights are one"
-    assert [one.assessment.figures.gained.wins for one in played[1:]] == [80, 0, 0, 90 - [0, 80, 40, 30][starts[3]]]
+    assert [one.assessment.figures.gained.wins for one in rounds_so_far[1:]] == [
+        80,
+        0,
+        0,
+        90 - [0, 80, 40, 30][starts[3]],
+    ]
 
 
 def test_policy_out_of_bounds_does_not_become_champion(walk):
-    played, _ = walk([0, 40, 90], "stop.min_words=10", words=[20, 20, 4])
-    assert champions(played) == [0, 1, 1]
-    assert played[-1].ended == "Stopped after round 2: stop.min_words=10: the median summary has 4 words"
+    rounds_so_far, _ = walk([0, 40, 90], "stop.min_words=10", words=[20, 20, 4])
+    assert champions(rounds_so_far) == [0, 1, 1]
+    assert rounds_so_far[-1].ended == "Stopped after round 2: stop.min_words=10: the median summary has 4 words"
 
 
 def test_patience_ends_the_run_and_a_gain_resets_it(walk):
-    played, run = walk([0, 40, 40, 90, 90, 20, 100], "stop.patience=2")
-    assert len(played) == 6
-    assert played[-1].ended.startswith(
+    rounds_so_far, run = walk([0, 40, 40, 90, 90, 20, 100], "stop.patience=2")
+    assert len(rounds_so_far) == 6
+    assert rounds_so_far[-1].ended.startswith(
         "Stopped after round 5: stop.patience=2: no shown gain over the starting policy (round 4 "
     )
-    assert not any(one.ended for one in played[:-1])
+    assert not any(one.ended for one in rounds_so_far[:-1])
     assert "round-06/summaries" not in run.made
 
 
 def test_patience_compares_with_the_champion_if_rounds_start_from_it(walk):
     """Rounds 3 and 4 are better than the round before them, but not better than the champion that they started from."""
-    played, _ = walk([0, 80, 20, 40, 60], "start_from=champion", "stop.patience=3")
-    assert played[-1].ended.startswith("Stopped after round 4")
-    played, _ = walk([0, 80, 20, 40, 60], "stop.patience=3", name="latest")
-    assert played[-1].ended is None
+    rounds_so_far, _ = walk([0, 80, 20, 40, 60], "start_from=champion", "stop.patience=3")
+    assert rounds_so_far[-1].ended.startswith("Stopped after round 4")
+    rounds_so_far, _ = walk([0, 80, 20, 40, 60], "stop.patience=3", name="latest")
+    assert rounds_so_far[-1].ended is None
 
 
 def test_low_yield_ends_the_run_by_a_rule_and_no_pairs_without_one(walk):
-    played, _ = walk([0, 40, 80, 90], "stop.min_yield=0.3", yields=[60, 29, 60])
+    rounds_so_far, _ = walk([0, 40, 80, 90], "stop.min_yield=0.3", yields=[60, 29, 60])
     assert (
-        played[-1].ended == "Stopped after round 2: stop.min_yield=0.3: only 29.0% of the judged articles gave a pair"
+        rounds_so_far[-1].ended
+        == "Stopped after round 2: stop.min_yield=0.3: only 29.0% of the judged articles gave a pair"
     )
-    played, run = walk([0, 40, 80, 90], yields=[60, 0, 60], name="none")
-    assert played[-1].ended.startswith("Round 2 gave no pairs (all ties: 100). There is nothing to train on, so")
-    assert len(played) == 3 and played[2].policy is played[1].policy and champions(played) == [0, 1, 1]
+    rounds_so_far, run = walk([0, 40, 80, 90], yields=[60, 0, 60], name="none")
+    assert rounds_so_far[-1].ended.startswith("Round 2 gave no pairs (all ties: 100). There is nothing to train on, so")
+    assert (
+        len(rounds_so_far) == 3
+        and rounds_so_far[2].policy is rounds_so_far[1].policy
+        and champions(rounds_so_far) == [0, 1, 1]
+    )
     assert "round-02/policy" not in run.made
 
 
 def test_kl_is_measured_from_round_2_on_and_can_end_the_run(walk):
-    played, run = walk([0, 40, 80, 90], "stop.max_kl=5", drift=[4.0, 6.5])
-    assert [one.assessment.figures.kl for one in played[1:]] == pytest.approx([0.0, 4.0, 6.5])
+    rounds_so_far, run = walk([0, 40, 80, 90], "stop.max_kl=5", drift=[4.0, 6.5])
+    assert [one.assessment.figures.kl for one in rounds_so_far[1:]] == pytest.approx([0.0, 4.0, 6.5])
     assert "round-01/drift" not in run.made
     assert run.made["round-02/drift"] == ("round-02/summaries", "round-01/policy", "round-00/policy")
-    assert played[-1].ended == (
+    assert rounds_so_far[-1].ended == (
         "Stopped after round 3: stop.max_kl=5.0: the KL of the round's writer to the base is 6.50 nats per summary"
     )
-    played, _ = walk([0, 40, 80], "stop.max_kl=5", name="unknown")
-    assert played[-1].assessment.figures.kl is None and played[-1].ended is None
+    rounds_so_far, _ = walk([0, 40, 80], "stop.max_kl=5", name="unknown")
+    assert rounds_so_far[-1].assessment.figures.kl is None and rounds_so_far[-1].ended is None
 
 
 def test_reference_policy_can_be_the_base(walk):
@@ -138,12 +148,12 @@ def test_new_articles_each_round(walk):
 def test_round_waits_for_new_articles(walk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_text("a corpus")
-    played, run = walk([0, 40, 80, 90], "articles.each_round=new", dry=[2])
-    assert played[-1].ended.startswith("Round 2 was not played, because a.jsonl has no new article to train on")
-    assert champions(played) == [0, 1, 1] and not any(address.startswith("round-02") for address in run.made)
+    rounds_so_far, run = walk([0, 40, 80, 90], "articles.each_round=new", dry=[2])
+    assert rounds_so_far[-1].ended.startswith("Round 2 was not run, because a.jsonl has no new article to train on")
+    assert champions(rounds_so_far) == [0, 1, 1] and not any(address.startswith("round-02") for address in run.made)
     Path("a.jsonl").write_text("a corpus that has grown, in which nothing that was taken is stale")
-    played, run = walk([0, 40, 80, 90], "articles.each_round=new")
-    assert played[-1].ended is None and len(played) == 4
+    rounds_so_far, run = walk([0, 40, 80, 90], "articles.each_round=new")
+    assert rounds_so_far[-1].ended is None and len(rounds_so_far) == 4
     assert "articles" not in run.made and "round-01/policy" not in run.made and "round-03/policy" in run.made
 
 
@@ -159,12 +169,14 @@ def test_same_command_again_makes_nothing_and_gives_the_same_result(walk, overri
 def test_dry_run_knows_what_is_made_and_guesses_nothing(walk, tmp_path):
     skills = [0, 80, 40, 90]
     config = settings(tmp_path / "run", skills, "start_from=champion", "stop.patience=1")
-    unplayed = list(rounds(DryRun(config, Ledger(config.run))))
-    assert len(unplayed) == 4 and not any(one.assessment or one.ended for one in unplayed[1:])
+    not_run_yet = list(rounds(DryRun(config, Ledger(config.run))))
+    assert len(not_run_yet) == 4 and not any(one.assessment or one.ended for one in not_run_yet[1:])
     walk(skills, "start_from=champion", "stop.patience=1")
     dry_run = DryRun(config, Ledger(config.run))
-    played = list(rounds(dry_run))
-    assert len(played) == 3 and played[-1].ended.startswith("Stopped after round 2") and not dry_run.unmade
+    rounds_so_far = list(rounds(dry_run))
+    assert (
+        len(rounds_so_far) == 3 and rounds_so_far[-1].ended.startswith("Stopped after round 2") and not dry_run.unmade
+    )
 
 
 def test_changed_start_from_is_refused_and_overwrites_nothing(walk, tmp_path):
@@ -174,8 +186,8 @@ def test_changed_start_from_is_refused_and_overwrites_nothing(walk, tmp_path):
         walk(skills, "start_from=champion")
     assert "inputs.round-02/policy: was " in str(caught.value)
     assert "--remake round-03/summaries" in str(caught.value)
-    played, run = walk(skills, "start_from=champion", remake="round-03/summaries")
-    assert [one.start for one in played[1:]] == [0, 1, 1]
+    rounds_so_far, run = walk(skills, "start_from=champion", remake="round-03/summaries")
+    assert [one.start for one in rounds_so_far[1:]] == [0, 1, 1]
     assert "round-02/policy" not in run.made and "round-03/policy" in run.made
 
 
@@ -186,8 +198,8 @@ def test_dry_run_of_a_remake_does_not_need_the_new_champion(walk, tmp_path):
     dry_run = DryRun(config, Ledger(config.run), remake="round-02/pairs")
     list(rounds(dry_run))
     assert {"round-02/policy", "round-03/summaries"} <= set(dry_run.unmade)
-    played, run = walk(skills, "start_from=champion", remake="round-02/pairs")
-    assert [one.start for one in played[1:]] == [0, 1, 1]
+    rounds_so_far, run = walk(skills, "start_from=champion", remake="round-02/pairs")
+    assert [one.start for one in rounds_so_far[1:]] == [0, 1, 1]
     assert "round-02/policy" in run.made and "round-03/policy" not in run.made, "its start is still the champion"
 
 
@@ -248,35 +260,38 @@ def test_remake_that_exceeds_its_limits_can_be_repeated(walk, tmp_path):
 
 def test_round_of_new_articles_without_pairs_does_not_end_the_run(walk):
     overrides = ("articles.each_round=new", "references.policy=base", "pairs.replay=0.5")
-    played, run = walk([0, 40, 80, 90], *overrides, yields=[0, 60, 60])
-    assert [one.trained for one in played] == [True, False, True, True] and played[-1].ended is None
-    assert [one.start for one in played] == [0, 0, 0, 2] and champions(played) == [0, 0, 2, 3]
-    assert played[2].assessment.figures.gained.wins == 80, "it started from the base"
+    rounds_so_far, run = walk([0, 40, 80, 90], *overrides, yields=[0, 60, 60])
+    assert [one.trained for one in rounds_so_far] == [True, False, True, True] and rounds_so_far[-1].ended is None
+    assert [one.start for one in rounds_so_far] == [0, 0, 0, 2] and champions(rounds_so_far) == [0, 0, 2, 3]
+    assert rounds_so_far[2].assessment.figures.gained.wins == 80, "it started from the base"
     assert run.made["round-02/policy"] == ("round-02/references", "round-00/policy"), "the base is its own reference"
     assert run.made["round-03/replay"] == ("round-03/pairs", "round-02/pairs"), "a round without pairs is not replayed"
-    metrics = collect_metrics(played, run.config, run.ledger)
+    metrics = collect_metrics(rounds_so_far, run.config, run.ledger)
     assert [(entry["round"], entry["previous"]) for entry in metrics["rounds"]] == [(2, 0), (3, 2)]
-    played, _ = walk([0, 40, 80, 90], *overrides, "stop.min_yield=0.1", yields=[60, 0, 60], name="poor")
-    assert played[-1].ended == "Stopped after round 2: stop.min_yield=0.1: only 0.0% of the judged articles gave a pair"
+    rounds_so_far, _ = walk([0, 40, 80, 90], *overrides, "stop.min_yield=0.1", yields=[60, 0, 60], name="poor")
+    assert (
+        rounds_so_far[-1].ended
+        == "Stopped after round 2: stop.min_yield=0.1: only 0.0% of the judged articles gave a pair"
+    )
 
 
 def test_champion_json_has_the_address_and_the_beaten_round(walk):
-    played, run = walk([0, 40, 80, 30])
-    champion.write_champion(played[:1], run.ledger)
+    rounds_so_far, run = walk([0, 40, 80, 30])
+    champion.write_champion(rounds_so_far[:1], run.ledger)
     base = json.loads(run.ledger.read("champion.json"))
     assert (base["round"], base["address"], base["beat"]) == (0, "round-00/policy", None)
-    champion.write_champion(played, run.ledger)
+    champion.write_champion(rounds_so_far, run.ledger)
     written = json.loads(run.ledger.read("champion.json"))
     assert (written["round"], written["address"], written["model"]) == (2, "round-02/policy", "models/2")
-    assert written["build"] == played[2].policy.build
+    assert written["build"] == rounds_so_far[2].policy.build
     assert written["beat"]["round"] == 1 and written["beat"]["strict"]["wins"] == 40
 
 
 def test_report_has_the_rounds_the_champion_and_the_reason_to_stop(walk):
-    played, run = walk([0, 80, 40, 30, 90], "start_from=champion", "stop.patience=2", drift=[3.0, 4.0])
-    metrics = collect_metrics(played, run.config, run.ledger)
+    rounds_so_far, run = walk([0, 80, 40, 30, 90], "start_from=champion", "stop.patience=2", drift=[3.0, 4.0])
+    metrics = collect_metrics(rounds_so_far, run.config, run.ledger)
     assert metrics["champion"] == 1
-    assert metrics["stopped"] == played[-1].ended
+    assert metrics["stopped"] == rounds_so_far[-1].ended
     assert f"{metrics['stopped']}." in metrics["notes"]
     assert [entry["start"] for entry in metrics["rounds"]] == [0, 1, 1]
     assert [entry["became_champion"] for entry in metrics["rounds"]] == [True, False, False]
@@ -289,4 +304,4 @@ def test_report_has_the_rounds_the_champion_and_the_reason_to_stop(walk):
     assert "| 2 | round 1 | 100 | 60.0 % | 60 | – | 3 | 1.5 | 30.0% [2" in text
     assert "The champion is the policy of round 1. " in text
     assert "The champion was chosen on the same articles that its win rates are measured on, in 3 comparisons." in text
-    assert escape_markdown(played[-1].ended) in text
+    assert escape_markdown(rounds_so_far[-1].ended) in text
