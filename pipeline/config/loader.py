@@ -109,6 +109,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# lm-format-enforcer, which vLLM imports, turns dates into text in PyYAML's own SafeLoader for the whole process.
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_timestamp)
+
 _MAX_VALUES = 100_000  # in one file; a value that an alias repeats counts each time
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from datetime import date
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from judges.base import Question
 from pipeline.config import Config, UserError
-from pipeline.config.loader import apply_overrides, load_alignment, load_config, parse_config
+from pipeline.config.loader import apply_overrides, load_alignment, load_config, parse_config, parse_yaml
 from pipeline.judging.factory import make_judge
 from tests.helpers.paths import ROOT
 
@@ -334,3 +335,9 @@ def test_any_value_is_accepted_or_raises_a_user_error(value, name):
 def test_any_override_is_accepted_or_raises_a_user_error(text):
     with contextlib.suppress(UserError):
         apply_overrides({}, [text])
+
+
+def test_a_date_is_a_date_even_if_a_library_changes_pyyaml(monkeypatch):
+    constructors = yaml.SafeLoader.yaml_constructors
+    monkeypatch.setitem(constructors, "tag:yaml.org,2002:timestamp", constructors["tag:yaml.org,2002:str"])
+    assert parse_yaml("2024-01-31") == date(2024, 1, 31)
