@@ -98,6 +98,11 @@ class _Loader(yaml.SafeLoader):
     PyYAML alone would silently use the last value of such a name.
     """
 
+    # lm-format-enforcer, which vLLM imports, turns dates into text in PyYAML's own SafeLoader for the whole process.
+    yaml_constructors = yaml.SafeLoader.yaml_constructors | {
+        "tag:yaml.org,2002:timestamp": yaml.SafeLoader.construct_yaml_timestamp
+    }
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         names = set()
         for key, _ in node.value:
@@ -108,9 +113,6 @@ class _Loader(yaml.SafeLoader):
             names.add(key.value)
         return super().construct_mapping(node, deep)
 
-
-# lm-format-enforcer, which vLLM imports, turns dates into text in PyYAML's own SafeLoader for the whole process.
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_timestamp)
 
 _MAX_VALUES = 100_000  # in one file; a value that an alias repeats counts each time
 
