@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.errors import UserError
-from pipeline.config.run import Alignment, Config
+from pipeline.config.run import Alignment, Config, JudgeSettings
 from pipeline.config.sanitize import one_line
 
 SettingsType = TypeVar("SettingsType", Config, Alignment)
@@ -210,8 +210,11 @@ def _describe_error(problem: Any, model: type[BaseModel]) -> str:
         return f"{name} is missing: set it in the file, or on the command line as {name}=…"
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
-        # Both judges have one settings class, whose messages name the first judge.
-        return re.sub(r"\bjudge\.", "second_judge.", message) if location[:1] == ["second_judge"] else message
+        if location[:1] != ["second_judge"]:
+            return message
+        # Both judges have one settings class, whose messages name the first judge's settings. A kind may look alike.
+        settings = "|".join(JudgeSettings.model_fields)
+        return re.sub(rf"(?<![\w.])judge\.(?=(?:{settings})\b)", "second_judge.", message)
     if problem["type"] == "invalid_key" or location[-1:] == ["[key]"]:
         section = ".".join(map(str, location[:-2])) or "the configuration"
         return f"{section} has the name {_shorten(problem['input'])}: a name is text; put it in quotes"

@@ -117,6 +117,13 @@ def test_settings_that_no_judge_takes_are_refused_in_one_line(judge, line):
     assert line.replace("judge.", "second_judge.") in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["tools.judge.mod:A.b", "judge.mod:A.b", "second_judge.mod:A.b"])
+def test_a_refused_second_judge_keeps_the_name_of_its_kind(kind):
+    with pytest.raises(UserError) as caught:
+        config(f"second_judge={{kind: '{kind}'}}")
+    assert str(caught.value).startswith(f"second_judge.kind is '{kind}'; ")
+
+
 def test_settings_of_a_judge_may_come_from_the_command_line():
     settings = config("judge.kind=my_judge:KeywordJudge", "judge.settings.min_letters=5").judge
     assert (settings.kind, settings.settings) == ("my_judge:KeywordJudge", {"min_letters": 5})
