@@ -146,7 +146,8 @@ class _Trial:
         try:
             return method(*arguments)
         except Exception as error:  # whatever the user's code raises
-            raise self._fault(f"{name} fails on a trial: {type(error).__name__}: {error}") from None
+            trial = f"the trial reply {arguments[0]!r:.40}" if name.startswith("read_") else "a trial"
+            raise self._fault(f"{name} fails on {trial}: {type(error).__name__}: {error}") from None
 
     def _fault(self, what: str) -> UserError:
         return UserError(f"{self.section}.kind is {self.settings.kind}: {what}")

@@ -236,13 +236,19 @@ def test_a_class_that_is_no_judge_is_refused_before_a_run(write_module, text, li
             "def read_questions(self, reply): return [Question('1', 'Who?', ['a', 'b'], 0)]",
             "returned Question.*should be text, options a tuple of texts, and answer a whole number",
         ),
-        ("def read_questions(self, reply): return reply.lines", "read_questions fails on a trial: AttributeError"),
+        (
+            "def read_questions(self, reply): return reply.lines",
+            "read_questions fails on the trial reply '': AttributeError",
+        ),
         ("def read_answers(self, reply, questions): return []", "read_answers returned .. for 5 questions, and should"),
         (
             "def read_answers(self, reply, questions): return ['F'] * len(questions)",
             "read_answers returned 'F' for a question with 5 options: it should be a letter from A to E, 'unsure', or",
         ),
-        ("def read_answers(self, reply, questions): return reply[999]", "read_answers fails on a trial: IndexError"),
+        (
+            "def read_answers(self, reply, questions): return reply[999]",
+            "read_answers fails on the trial reply '.*': IndexError",
+        ),
         ("def reply(self, prompt): return ''", "reply fails on a trial: TypeError: .* takes 2 positional arguments"),
         ("def reply(self, prompt, sample): return 3", "reply returned 3, and should return text"),
     ],
