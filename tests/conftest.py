@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import hypothesis
 import pytest
 
 from pipeline.config.hardware import Hardware
+from pipeline.storage.model_files import node_cache
 from tests.helpers import s3_server
 from tests.helpers.paths import ROOT, SHARED
 
@@ -56,3 +58,22 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder with real articles and models is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def node_tmp_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The node's temporary folder. After the test this process holds no copy of a model in it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    yield tmp_path / "tmp"
+    node_cache.release_copies()
+
+
+@pytest.fixture
+def model_to_copy(tmp_path: Path) -> Path:
+    """A model folder with a checkpoint, as the node cache copies it."""
+    (tmp_path / "model/checkpoints").mkdir(parents=True)
+    (tmp_path / "model/checkpoints/half").write_text("checkpoint")
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "model/weights").write_text("1")
+    return tmp_path / "model"
