@@ -132,7 +132,7 @@ def judge_card(config: ConfigFile, overrides: Overrides = None) -> None:
     sentences. articles.limit=100 takes fewer articles. If the run folder already has questions about the same articles,
     the card uses them.
     """
-    from jobs.judge_card import make_judge_card
+    from jobs.judge.card import make_judge_card
 
     make_judge_card(config, overrides or [])
 

@@ -20,7 +20,7 @@ from pipeline.execution.preflight import installed_gpu_memory, memory_needs, ope
 from pipeline.execution.progress import format_duration
 from pipeline.inference.base import TOKENS_IN, TOKENS_OUT
 from pipeline.judging import preference
-from pipeline.judging.judge_trial import check_judge
+from pipeline.judging.user_code.judge_trial import check_judge
 from pipeline.stages.base import JUDGE_ENGINES
 from pipeline.storage.model_files import hub
 

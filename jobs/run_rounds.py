@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.config.sanitize import one_line
+from pipeline.config.messages import one_line
 from pipeline.execution.preflight import check_rounds, check_servers
 from pipeline.execution.progress import Display
 

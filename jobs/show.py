@@ -13,7 +13,7 @@ from rich.text import Text
 
 from judges.base import LETTERS
 from pipeline.config import Alignment, Config, UserError
-from pipeline.config.sanitize import one_line, printable
+from pipeline.config.messages import one_line, printable
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.progress import Display, summarize_record
 from pipeline.execution.recipe import Change

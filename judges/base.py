@@ -1,7 +1,8 @@
 """Defines the interface of a judge, and helpers for judges.
 
 A judge writes prompts and reads replies; an engine runs the model. It turns an article into a prompt for questions,
-turns a passage into a prompt for answers, and parses the replies. It knows nothing about engines, batches or files, so
+turns a passage into a prompt for answers, and parses the replies. Or it asks for no questions and scores summaries
+(`ScoringJudge`). It knows nothing about engines, batches or files, so
 it can be tested by hand. Standard library only.
 """
 
@@ -9,7 +10,7 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 LETTERS = "ABCDEFGHIJ"
 UNSURE = "unsure"
@@ -55,6 +56,8 @@ class Prompt:
         logprobs: return the log-probability of each sample and of each of its tokens.
         quotes: the parts of the messages that came from somebody else, word for word. The engine makes sure that they
             contain no special tokens.
+        continuations: texts to score as replies instead of sampling. The reply then has one sample for each of them,
+            with its log-probabilities. Only an engine for likelihoods accepts them.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -65,6 +68,46 @@ class Prompt:
     n: int = 1
     logprobs: bool = False
     quotes: tuple[str, ...] = ()
+    continuations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion of a prompt.
+
+    Attributes:
+        text: the completion.
+        token_ids: the sampled ids, with the stop token if the model emitted one. Empty for a server, which returns no
+            ids.
+        finish_reason: as in vLLM: "stop" (a stop token) or "length" (the token limit).
+        logp: log-probability of all tokens together, in nats, under the model before temperature and top_p. If the
+            prompt has a regex, it is normalized over the tokens that the regex allows. None if the prompt did not ask
+            for log-probabilities.
+        token_logps: text and log-probability of each token. None if the prompt did not ask for them, or if a server's
+            tokens are not the tokens of `text`.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    logp: float | None = None
+    token_logps: list[tuple[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a scoring judge says about one summary.
+
+    Attributes:
+        value: higher is better. Values of an article's summaries can be compared, whoever wrote the summaries. None:
+            the judge's reply could not be parsed.
+        items: the parts that the value is made of, such as one number for each criterion; None for an unread part.
+            Every summary of an article has the same items in the same order. The judge card compares halves of them to
+            tell how reliable the value is.
+    """
+
+    value: float | None
+    items: tuple[float | None, ...] = ()
 
 
 class Judge(Protocol):
@@ -100,6 +143,42 @@ class Judge(Protocol):
         """Parse the reply to `ask_answers`: one answer for each question, None for each that cannot be parsed.
 
         The reply may be anything; it is "" if the engine failed.
+        """
+        ...
+
+
+class ScoringJudge(Protocol):
+    """Everything that the pipeline calls on a judge that gives scores and asks no questions.
+
+    `judge.kind=module:Class` makes a judge of yours: `Class(seed=..., **judge.settings)`. What is said of `Judge` about
+    pickling and about equal results holds here too.
+
+    Attributes:
+        engine: the kind of engine that answers its prompts. `text` generates text: vLLM, a server, or the judge's own
+            `reply`. `likelihood` gives log-probabilities of `Prompt.continuations` under a causal LM. `reward` gives
+            the number that a sequence-classification model has for a conversation, as text. `none`: it makes no
+            prompts.
+    """
+
+    engine: ClassVar[str] = "text"
+
+    def ask_scores(self, article: str, summaries: Sequence[str], order: int = 0) -> Sequence[Prompt]:
+        """Make the prompts that ask for scores of an article's summaries. No two summaries are equal.
+
+        Args:
+            order: with another number, the judge orders its criteria, options or summaries in another way. The judge
+                card compares the scores.
+        """
+        ...
+
+    def read_scores(
+        self, article: str, summaries: Sequence[str], replies: Sequence[Sequence[Sample]], order: int = 0
+    ) -> list[Judgement]:
+        """Parse the replies to `ask_scores`: one judgement for each summary.
+
+        Args:
+            replies: the samples of each prompt, in order; none for a prompt that the engine could not serve. A reply
+                may be anything.
         """
         ...
 

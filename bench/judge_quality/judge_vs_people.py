@@ -40,7 +40,7 @@ from pipeline.inference.base import Engine
 from pipeline.judging.factory import make_judge
 from pipeline.judging.preference import load_preference
 from pipeline.judging.question_generation import generate_questions
-from pipeline.judging.scoring import score_summaries
+from pipeline.judging.scoring.exam import score_summaries
 
 TOO_FEW_QUESTIONS, UNREAD = "articles with too few questions", "summaries with an answer unread"
 RATINGS = ("relevance", "consistency", "coherence", "fluency")

@@ -6,7 +6,7 @@ hold its larger sections. `hardware` holds where a run executes and how wide; th
 `sanitize` removes secrets and control characters from messages. `base` holds the base class of all sections.
 """
 
-from pipeline.config.errors import UserError
+from pipeline.config.messages import UserError
 from pipeline.config.run import Alignment, Config
 
 __all__ = ["Alignment", "Config", "UserError"]

@@ -1,11 +1,11 @@
-"""Defines the base class of all settings, number types that they share, and the check of locations.
+"""Defines the base class of all settings, types that they share, and the check of locations.
 
 Settings cannot be changed once they are made, and unknown keys are refused.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Dtype = Literal["float32", "bfloat16"]
 
 
 class Settings(BaseModel):

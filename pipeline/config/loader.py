@@ -16,9 +16,9 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.errors import UserError
-from pipeline.config.run import Alignment, Config, JudgeSettings
-from pipeline.config.sanitize import one_line
+from pipeline.config.judging import JudgeSettings
+from pipeline.config.messages import UserError, one_line
+from pipeline.config.run import Alignment, Config
 
 SettingsType = TypeVar("SettingsType", Config, Alignment)
 

@@ -1,7 +1,7 @@
 """Settings of models at OpenAI-compatible servers, as far as they change the models' replies.
 
 The settings of the server itself, such as its address, are in `hardware.py`. The engine that sends the requests is
-`inference/openai_server.py`.
+`inference/server/openai_server.py`.
 """
 
 import re

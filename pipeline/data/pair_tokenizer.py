@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from judges.base import Skip
 from pipeline.config import UserError
-from pipeline.config.sanitize import one_line
+from pipeline.config.messages import one_line
 from pipeline.data.preference_formats import Message, Preference
 from pipeline.storage.model_files.hub import adapter_config, fetch
 

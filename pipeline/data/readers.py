@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.config import UserError
-from pipeline.config.sanitize import one_line
+from pipeline.config.messages import one_line
 from pipeline.storage.files import open_location
 
 UNREADABLE = "unreadable"  # the only key of a row that could not be read; its value is the reason

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.config.run import Pairs, Report
+from pipeline.config.judging import Pairs
+from pipeline.config.run import Report
 from pipeline.evaluation.win_rate import WinRate, win_rate
 from pipeline.judging.preference import Rule, evaluation_rules
 from pipeline.storage.schema import Row

@@ -2,7 +2,7 @@
 
 Every report has the card of the run's judge; `rondo judge-card` makes one without a run. The card costs no requests,
 except that some summaries are judged a second time with the options in another order. The requests are made in
-`judging/question_generation.py` and `judging/scoring.py`.
+`judging/question_generation.py` and `judging/scoring/exam.py`.
 """
 
 from collections import Counter

@@ -12,7 +12,7 @@ from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.gpu_memory import MemoryNeed, PackedRow
 from pipeline.execution.progress import Display
 from pipeline.judging import preference
-from pipeline.judging.judge_trial import check_judge
+from pipeline.judging.user_code.judge_trial import check_judge
 from pipeline.stages import articles
 from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage import run_folder
@@ -68,9 +68,9 @@ def check_servers(settings: Config, unmade: Mapping[str, Stage]) -> None:
         unmade: the stages that the run will make, by address.
 
     Raises:
-        UserError: a server fails a check of `inference/server_check.py`.
+        UserError: a server fails a check of `inference/server/server_check.py`.
     """
-    from pipeline.inference.server_check import check_server
+    from pipeline.inference.server.server_check import check_server
 
     for section, engine in JUDGE_ENGINES.items():
         judge = getattr(settings, section)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from pipeline.config.sanitize import printable
+from pipeline.config.messages import printable
 from pipeline.inference.base import MICRO_USD, SUMMARIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
 from pipeline.judging.tallies import ANSWERS, JUDGED, JUDGED_AGAIN, PAIRS, UNREAD
 from pipeline.storage.parts import MERGED

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 from pydantic import BaseModel
 
 from pipeline.config import Alignment, Config
-from pipeline.judging.user_code import is_user_code, source_file
+from pipeline.judging.user_code.loading import is_user_code, source_file
 from pipeline.stages.base import Stage
 from pipeline.storage.files import open_location
 from pipeline.storage.ledger import Artifact

@@ -90,14 +90,27 @@ def _judge_engine(config: Config | Alignment, section: str, seed: int) -> Engine
     """A pool of engines that run a judge. Both judges use `hardware.judge`, as they never run at the same time."""
     assert isinstance(config, Config), "only rounds have a judge"
     judge, hardware = getattr(config, section), config.hardware.judge
+    made = make_judge(judge, config.seed, section)
+    if getattr(made, "engine", "text") == "likelihood":
+        assert judge.model is not None, "settings refuse a likelihood judge without a model"
+        return _likelihood_pool(locate(judge.model), judge.dtype, hardware)
     if judge.model is None:
-        reply = reply_method(make_judge(judge, config.seed, section))
+        if getattr(made, "engine", "text") == "none":
+            return EnginePool(_make_no_engine, hardware)
+        reply = reply_method(made)
         assert reply is not None, "make_judge refuses a judge that has neither a model nor replies of its own"
         return EnginePool(partial(_make_scripted_engine, reply), hardware)
     if judge.served:
         return _server_pool(judge.model, judge.served, config, hardware)
     model = locate(judge.model)
     return EnginePool(partial(_make_vllm_engine, model, judge.dtype, judge.max_model_len, seed, hardware), hardware)
+
+
+def _likelihood_pool(model: str, dtype: str, hardware: EngineHardware) -> EnginePool:
+    """A pool of causal LMs that give log-probabilities."""
+    make = partial(_make_likelihood_engine, model, dtype, bool(hardware.gpus_per_replica))
+    # One batch at a time: it fills the model's threads or its GPU.
+    return EnginePool(make, hardware, at_once=1)
 
 
 def _server_pool(model: str, served: ServedModel, config: Config | Alignment, hardware: EngineHardware) -> EnginePool:
@@ -136,9 +149,25 @@ def _make_vllm_engine(model: str, dtype: str, max_model_len: int | None, seed: i
 
 
 def _make_server_engine(model: str, served: ServedModel, server: Server) -> Engine:
-    from pipeline.inference.openai_server import OpenAIServerEngine
+    from pipeline.inference.server.openai_server import OpenAIServerEngine
 
     return OpenAIServerEngine(model, served, server)
+
+
+def _make_likelihood_engine(model: str, dtype: str, on_gpu: bool) -> Engine:
+    from pipeline.judging.engines.likelihood import LikelihoodEngine
+
+    return LikelihoodEngine(fetch(model), dtype, on_gpu)
+
+
+def _make_no_engine() -> Engine:
+    from pipeline.inference.scripted import ScriptedEngine
+
+    return ScriptedEngine(_refuse)
+
+
+def _refuse(prompt: Prompt, sample: int) -> str:
+    raise ValueError("the judge's engine is `none`, and it made a prompt")
 
 
 def _make_scripted_engine(reply: Callable[[Prompt, int], str]) -> Engine:

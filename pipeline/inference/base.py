@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from judges.base import Prompt
+from judges.base import Prompt, Sample
 
 # Names of the counts that engines add to the tally of a stage's record. Records lie on users' disks, so the strings
 # never change. The judge's counts have their names in `judging/tallies.py`.
@@ -22,29 +22,6 @@ ENGINE_STARTS = "engine starts"
 ENGINE_START_MS = "engine start ms"  # milliseconds, added up over all starts
 ENGINE_MS = "engine ms"  # milliseconds in which an engine had work, without its start
 SUMMARIES = "summaries"  # summaries that a row got
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One completion of a prompt.
-
-    Attributes:
-        text: the completion.
-        token_ids: the sampled ids, with the stop token if the model emitted one. Empty for a server, which returns no
-            ids.
-        finish_reason: as in vLLM: "stop" (a stop token) or "length" (the token limit).
-        logp: log-probability of all tokens together, in nats, under the model before temperature and top_p. If the
-            prompt has a regex, it is normalized over the tokens that the regex allows. None if the prompt did not ask
-            for log-probabilities.
-        token_logps: text and log-probability of each token. None if the prompt did not ask for them, or if a server's
-            tokens are not the tokens of `text`.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    logp: float | None = None
-    token_logps: list[tuple[str, float]] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from judges.base import Skip
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware
-from pipeline.config.sanitize import one_line
+from pipeline.config.messages import one_line
 from pipeline.inference.base import ENGINE_MS, ENGINE_START_MS, ENGINE_STARTS, Engine, EngineFactory
 from pipeline.inference.crash_log import crash_log_actor
 from pipeline.storage.schema import Outcome, Row, apply_step

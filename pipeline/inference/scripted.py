@@ -5,8 +5,8 @@ It is used for tests, for judges that need no model, and to try out a judge by h
 
 from collections.abc import Callable, Sequence
 
-from judges.base import Prompt
-from pipeline.inference.base import Reply, Sample
+from judges.base import Prompt, Sample
+from pipeline.inference.base import Reply
 
 EOS = 0
 

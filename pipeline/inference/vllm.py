@@ -1,7 +1,7 @@
 """Runs vLLM in this process: token ids in; token ids, text and finish reasons out.
 
 This is the only module that imports vLLM. It does so only when an engine is made, inside the engine's actor.
-`vllm_stepper.py` decides when the engine steps. Prompts for a vLLM server are sent by `openai_server.py`.
+`vllm_stepper.py` decides when the engine steps. Prompts for a vLLM server are sent by `server/openai_server.py`.
 """
 
 import gc
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from judges.base import Prompt
+from judges.base import Prompt, Sample
 from pipeline.config.hardware import EngineHardware
-from pipeline.config.sanitize import one_line
-from pipeline.inference.base import EngineDied, Reply, Sample
+from pipeline.config.messages import one_line
+from pipeline.inference.base import EngineDied, Reply
 from pipeline.inference.special_tokens import break_special_tokens, special_tokens_of
 from pipeline.inference.vllm_stepper import Stepper
 from pipeline.storage.model_files.hub import adapter_config, fetch

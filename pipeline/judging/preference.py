@@ -1,8 +1,8 @@
 """Decides which of two scored summaries is better, by rules that have names. Training and evaluation both use them.
 
 Every rule is called as `rule(a, b, settings)`. `a` and `b` are rows of the column `scores` (`correct`, `words`,
-`answers`, `unread`, `invalid_chars`, `answer_logps`, `soft`), and `settings` is the section `pairs`. A rule is a pure
-function. It returns 1 if `a` is better, -1 if `b` is better and 0 for a tie.
+`answers`, `unread`, `invalid_chars`, `answer_logps`, `soft`, `value`, `items`), and `settings` is the section `pairs`.
+A rule is a pure function. It returns 1 if `a` is better, -1 if `b` is better and 0 for a tie.
 
 The callers decide which summaries can be compared: they leave out or correct for summaries that were cut off and unread
 answers. Which pairs are trained on is in `pair_selection.py`.
@@ -13,8 +13,8 @@ from itertools import product
 from typing import Any
 
 from pipeline.config import UserError
-from pipeline.config.run import Pairs
-from pipeline.judging.user_code import load_user_code
+from pipeline.config.judging import Pairs
+from pipeline.judging.user_code.loading import load_user_code
 
 Score = Mapping[str, Any]  # a row of the column `scores`
 Rule = Callable[[Score, Score, Pairs], int]
@@ -59,18 +59,39 @@ def accuracy_then_any_length(a: Score, b: Score, settings: Pairs) -> int:
     return _sign(b["words"] - a["words"])
 
 
-def _sign(number: int) -> int:
+def higher_score(a: Score, b: Score, settings: Pairs) -> int:
+    """The summary with the higher value wins, if the difference is larger than `min_margin`. Length decides nothing.
+
+    This is the preference of judges that give scores and ask no questions. For a judge that asks questions, the value
+    is the number of right answers.
+    """
+    difference = judged_value(a) - judged_value(b)
+    return _sign(difference) if abs(difference) > settings.min_margin else 0
+
+
+def judged_value(score: Score) -> float:
+    """What the judge thinks of a summary. Tables of older versions have right answers only."""
+    value = score.get("value")
+    return score["correct"] if value is None else value
+
+
+def _sign(number: float) -> int:
     return (number > 0) - (number < 0)
 
 
 RULES: dict[str, Rule] = {
-    rule.__name__: rule for rule in (accuracy_then_length, accuracy_only, length_matched, accuracy_then_any_length)
+    rule.__name__: rule
+    for rule in (accuracy_then_length, accuracy_only, length_matched, accuracy_then_any_length, higher_score)
 }
 
 
 def evaluation_rules(settings: Pairs) -> dict[str, Rule]:
-    """The rules by which an evaluation counts wins. *strict* is the rule that training uses."""
-    return {"strict": load_preference(settings), "reference": accuracy_then_any_length}
+    """The rules by which an evaluation counts wins. *strict* is the rule that training uses.
+
+    There is no *reference* rule beside `higher_score`: it counts right answers, and a judge that gives scores has none.
+    """
+    strict = load_preference(settings)
+    return {"strict": strict} if strict is higher_score else {"strict": strict, "reference": accuracy_then_any_length}
 
 
 def load_preference(settings: Pairs) -> Rule:
@@ -157,6 +178,8 @@ def _example_score(correct: int, words: int, questions: int, logprobs: bool) -> 
         "invalid_chars": 0,
         "answer_logps": [0.0] * questions if logprobs else None,
         "soft": float(correct) if logprobs else None,
+        "value": float(correct),
+        "items": [1.0] * correct + [0.0] * (questions - correct),
     }
 
 

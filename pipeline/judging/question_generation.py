@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from judges.base import UNSURE, Answer, Judge, Question, Skip, vet
-from pipeline.config.run import Questions
+from pipeline.config.judging import Questions
 from pipeline.inference.base import Engine, Reply, count_tokens
 from pipeline.judging import tallies
-from pipeline.judging.scoring import Answered, answer_questions, confidence
+from pipeline.judging.scoring.exam import Answered, answer_questions, confidence
 from pipeline.storage.schema import Outcome, Row
 
 Draft = Question | Skip  # a question, or the reason why it is dropped

@@ -30,11 +30,13 @@ ANSWERS = "answers"
 UNREAD = "unread"  # answers that could not be parsed
 UNSURE = "unsure"  # answers "unsure"; counted in scoring only
 
-# Scoring (`scoring.py`):
+# Scoring (`scoring/exam.py`):
 JUDGED = "judged"  # distinct summaries
 JUDGED_AGAIN = "judged again"  # summaries that were judged a second time, with the options in another order
 ASKED_AGAIN = "asked again"  # answers that were read both times and chose an option at least once
 SAME_AGAIN = "same again"  # of these, the answers that chose the same option both times
+PAIRS_AGAIN = "pairs judged again"  # pairs of summaries that a scoring judge decided in both orders
+SAME_PAIRS_AGAIN = "same winner again"  # of these, the pairs with the same winner both times
 UNSURE_TWICE = "unsure twice"  # answers that were "unsure" both times
 
 # Pairs (`stages/pairs.py`, `stages/external_pairs.py`):

@@ -19,7 +19,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from judges.base import Skip
-from pipeline.config.run import Pairs
+from pipeline.config.judging import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.judging.pair_selection import SELECTIONS, pair_weights
 from pipeline.judging.preference import Rule, load_preference
@@ -114,8 +114,13 @@ def _usable_summaries(row: Row, settings: Pairs) -> list[int]:
 
 
 def _describe_pair(chosen: Row, rejected: Row) -> str:
-    right = f"{chosen['correct']} against {rejected['correct']} right"
-    return f"{right}, {chosen['words']} against {rejected['words']} words"
+    by_questions = chosen["answers"] or chosen.get("value") is None
+    judged = (
+        f"{chosen['correct']} against {rejected['correct']} right"
+        if by_questions
+        else f"score {chosen['value']:.3g} against {rejected['value']:.3g}"
+    )
+    return f"{judged}, {chosen['words']} against {rejected['words']} words"
 
 
 @stage(

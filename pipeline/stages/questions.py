@@ -9,13 +9,13 @@ from functools import partial
 from ray.data import Dataset
 
 from judges.base import Judge, Skip
-from pipeline.config.run import JudgeSettings, Questions
+from pipeline.config.judging import JudgeSettings, Questions
 from pipeline.inference.base import Engine
 from pipeline.inference.pool import EnginePool
-from pipeline.judging.factory import make_judge
+from pipeline.judging.factory import asks_questions, make_judge
 from pipeline.judging.question_generation import generate_questions
 from pipeline.stages.base import stage
-from pipeline.storage.schema import Outcome, Row
+from pipeline.storage.schema import Outcome, Row, map_rows
 
 
 @stage(
@@ -33,8 +33,16 @@ def ask_questions(
     rows: Dataset, *, judge: JudgeSettings, questions: Questions, seed: int, judge_engine: EnginePool
 ) -> Dataset:
     """Add the usable `questions` to each article, and the reason for each question that was `dropped`."""
-    step = partial(generate_questions, make_judge(judge, seed), judge.questions, questions)
+    asking = make_judge(judge, seed)
+    if not asks_questions(asking):
+        return map_rows(rows, _without_questions, ask_questions.writes)
+    step = partial(generate_questions, asking, judge.questions, questions)
     return judge_engine.map(rows, step, ask_questions.writes)
+
+
+def _without_questions(row: Row) -> Outcome:
+    """The columns of an article for a judge that asks no questions."""
+    return {"questions": [], "dropped": []}
 
 
 @stage(
@@ -52,7 +60,10 @@ def ask_second_questions(
     rows: Dataset, *, second_judge: JudgeSettings, questions: Questions, seed: int, second_judge_engine: EnginePool
 ) -> Dataset:
     """Add `second_questions` to each held-out article. An article with too few usable questions gets none and stays."""
-    step = partial(_generate_second_questions, make_judge(second_judge, seed), second_judge.questions, questions)
+    asking = make_judge(second_judge, seed)
+    if not asks_questions(asking):
+        return map_rows(rows, lambda row: {"second_questions": []}, ask_second_questions.writes)
+    step = partial(_generate_second_questions, asking, second_judge.questions, questions)
     return second_judge_engine.map(rows, step, ask_second_questions.writes)
 
 

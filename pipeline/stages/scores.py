@@ -1,4 +1,4 @@
-"""The stages `scores`, `evaluation` and `second_scores`: a judge answers each article's questions from its summaries.
+"""The stages `scores`, `evaluation` and `second_scores`: a judge scores the summaries of each article.
 
 An unread answer is not a wrong answer: it is counted separately, and too many of them stop the run. The second judge
 has its own questions and its own habits. So it can tell whether the policy only learned to please the first judge.
@@ -8,12 +8,12 @@ from functools import partial
 
 from ray.data import Dataset
 
-from judges.base import Judge, Skip
-from pipeline.config.run import JudgeSettings
+from judges.base import Skip
+from pipeline.config.judging import JudgeSettings
 from pipeline.inference.base import Engine
-from pipeline.inference.pool import EnginePool
+from pipeline.inference.pool import EnginePool, EngineStep
 from pipeline.judging.factory import make_judge
-from pipeline.judging.scoring import score_summaries
+from pipeline.judging.scoring.step import scoring_step
 from pipeline.stages.base import stage
 from pipeline.storage.schema import Outcome, Row
 
@@ -31,7 +31,7 @@ from pipeline.storage.schema import Outcome, Row
 )
 def score_samples(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: EnginePool) -> Dataset:
     """Add `scores`, aligned with `summaries`."""
-    return judge_engine.map(rows, partial(score_summaries, make_judge(judge, seed)), score_samples.writes)
+    return judge_engine.map(rows, scoring_step(make_judge(judge, seed)), score_samples.writes)
 
 
 @stage(
@@ -54,7 +54,7 @@ def score_heldout(
         ask_again: the share of rows whose first summary is judged twice, the second time with the options in another
             order. The judge card shows how often the two agree.
     """
-    step = partial(score_summaries, make_judge(judge, seed), again=ask_again)
+    step = scoring_step(make_judge(judge, seed), ask_again)
     return judge_engine.map(rows, step, score_heldout.writes)
 
 
@@ -86,13 +86,13 @@ def score_leads(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine:
 )
 def score_second(rows: Dataset, *, second_judge: JudgeSettings, seed: int, second_judge_engine: EnginePool) -> Dataset:
     """Add `second_scores`, aligned with `summaries`. Without `second_questions` a score has no answers."""
-    step = partial(_score_by_second_judge, make_judge(second_judge, seed))
+    step = partial(_score_by_second_judge, scoring_step(make_judge(second_judge, seed)))
     return second_judge_engine.map(rows, step, score_second.writes)
 
 
-def _score_by_second_judge(judge: Judge, engine: Engine, rows: list[Row]) -> list[Outcome]:
+def _score_by_second_judge(score: EngineStep, engine: Engine, rows: list[Row]) -> list[Outcome]:
     second_rows = [row | {"questions": row["second_questions"]} for row in rows]
     return [
         outcome if isinstance(outcome, Skip) else {"second_scores": outcome["scores"], "tally": outcome["tally"]}
-        for outcome in score_summaries(judge, engine, second_rows)
+        for outcome in score(engine, second_rows)
     ]

@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.config import UserError
-from pipeline.config.sanitize import one_line
+from pipeline.config.messages import one_line
 from pipeline.storage.files import atomic_writer, open_location
 
 MERGED = "merged"  # in a tally: how many rows went into this one, beside its own

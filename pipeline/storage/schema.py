@@ -22,6 +22,7 @@ _QUESTION = pa.struct(
         "question": pa.string(),
         "options": pa.list_(pa.string()),
         "answer": pa.int32(),  # index of the right option
+        "judge": pa.string(),  # the member of a jury that asked it; null: the run has one judge
     }
 )
 _SUMMARY = pa.struct(
@@ -45,6 +46,11 @@ _SCORE = pa.struct(
         "answer_logps": pa.list_(pa.float32()),
         # Sum of the probabilities of the right answers, at most `correct`; null without answer_logps.
         "soft": pa.float32(),
+        # What the judge thinks of the summary: the number of right answers, or the value of a judge that gives scores.
+        # Null: unread, or written by an older version, which had right answers only.
+        "value": pa.float32(),
+        # The parts of the value, in one order for all summaries of an article; null: unread. 1 and 0 for answers.
+        "items": pa.list_(pa.float32()),
     }
 )
 _COUNT = pa.struct({"what": pa.string(), "count": pa.int64()})

@@ -24,7 +24,7 @@ from pipeline.config.run import Articles
 from pipeline.config.servers import ServedModel
 from pipeline.data import preference_formats, readers
 from pipeline.data.pair_tokenizer import load_pair_tokenizer
-from pipeline.inference.openai_server import OpenAIServerEngine
+from pipeline.inference.server.openai_server import OpenAIServerEngine
 from pipeline.stages import articles, external_pairs
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.model_files import hub

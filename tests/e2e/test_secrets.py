@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config import UserError
-from pipeline.config.sanitize import escape_markdown, printable, redact
+from pipeline.config.messages import escape_markdown, printable, redact
 from tests.helpers.chat_server import ChatServer
 from tests.helpers.cli import run_rondo
 from tests.helpers.secrets import SECRETS, check_holds_none

@@ -14,8 +14,8 @@ from aiohttp import web
 from judges.base import Prompt, user
 from pipeline.config import hardware
 from pipeline.config.servers import ServedModel
-from pipeline.inference.openai_server import OpenAIServerEngine
 from pipeline.inference.scripted import ScriptedEngine
+from pipeline.inference.server.openai_server import OpenAIServerEngine
 
 KEY = "sk-Secret.0123456789"
 CONTEXT = 2000  # the most characters of a conversation

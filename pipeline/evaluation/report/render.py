@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config import Config
-from pipeline.config.sanitize import escape_markdown, printable
+from pipeline.config.messages import escape_markdown, printable
 from pipeline.evaluation import judge_card
 from pipeline.evaluation.report.metrics import format_rate
 from pipeline.evaluation.report.plot import draw_plot

@@ -10,10 +10,10 @@ from typing import Any
 
 from judges.base import Judge, Prompt, Question, user
 from pipeline.config import Config
-from pipeline.config.run import JudgeSettings
-from pipeline.config.sanitize import one_line
+from pipeline.config.judging import JudgeSettings
+from pipeline.config.messages import one_line
 from pipeline.inference.sampling import fill_article
-from pipeline.judging.factory import make_judge
+from pipeline.judging.factory import asks_questions, make_judge
 from pipeline.storage.model_files.hub import adapter_config, fetch
 
 
@@ -105,6 +105,8 @@ def _measure_judge(
     if tokenizer is None:
         return None
     judge = make_judge(settings, config.seed)
+    if not asks_questions(judge):
+        return None  # its prompts are not counted: records of earlier runs give its rate
     length_without_questions = _count_prompt(tokenizer, judge.ask_answers("", []).messages)
     lengths_with_questions = [
         _count_with_questions(tokenizer, judge, row_questions) for row_questions in questions if row_questions

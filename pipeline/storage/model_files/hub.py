@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipeline.config import UserError
-from pipeline.config.sanitize import one_line
+from pipeline.config.messages import one_line
 from pipeline.config.training import Lora
 from pipeline.storage.files import open_location
 from pipeline.storage.model_files import node_cache, validation

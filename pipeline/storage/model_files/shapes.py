@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipeline.config import UserError
-from pipeline.config.sanitize import one_line
+from pipeline.config.messages import one_line
 from pipeline.storage.files import open_location
 
 Shapes = Mapping[str, tuple[int, ...]]

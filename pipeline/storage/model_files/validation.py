@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pipeline.config import UserError
-from pipeline.config.sanitize import one_line
+from pipeline.config.messages import one_line
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "*.tiktoken")
 _PICKLE_FILES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")

@@ -14,7 +14,7 @@ def cloze(folder, *overrides):
 
 
 def test_judge_card_errors_come_before_ray_starts(tmp_path, monkeypatch):
-    from jobs.judge_card import make_judge_card
+    from jobs.judge.card import make_judge_card
     from pipeline.config import UserError
     from pipeline.storage.ledger import Ledger
 
@@ -36,7 +36,7 @@ def test_judge_card_errors_come_before_ray_starts(tmp_path, monkeypatch):
 
 def test_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path):
     """All 20 questions must be good, and the cloze judge finds fewer in every article: no summary is judged."""
-    from jobs.judge_card import make_judge_card
+    from jobs.judge.card import make_judge_card
 
     make_judge_card(*cloze(tmp_path, "judge.questions=20", "questions.min_questions=20"))
     card = json.loads((tmp_path / "judge_card.json").read_text())
@@ -44,7 +44,7 @@ def test_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path):
 
 
 def test_judge_card_command(ray_cluster, tmp_path, capsys):
-    from jobs.judge_card import make_judge_card
+    from jobs.judge.card import make_judge_card
 
     make_judge_card(*cloze(tmp_path))
     card = json.loads((tmp_path / "judge_card.json").read_text())

@@ -15,7 +15,7 @@ KIND = "travelling_judge:KeywordJudge"
 
 def test_a_card_of_a_judge_of_the_users(ray_cluster, tmp_path, monkeypatch):
     """The workers cannot import the module, so its class is sent to them by value."""
-    from jobs.judge_card import make_judge_card
+    from jobs.judge.card import make_judge_card
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -14,8 +14,8 @@ from pipeline.config.hardware import EngineHardware
 from pipeline.config.hardware import Server as EngineServer
 from pipeline.config.servers import ServedModel
 from pipeline.inference.base import count_tokens
-from pipeline.inference.openai_server import OpenAIServerEngine
 from pipeline.inference.scripted import ScriptedEngine
+from pipeline.inference.server.openai_server import OpenAIServerEngine
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import plain_logps
 from tests.helpers.chat_server import ChatServer

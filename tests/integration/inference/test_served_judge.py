@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.config import UserError, hardware, run
 from pipeline.config.servers import ServedModel
-from pipeline.inference.openai_server import OpenAIServerEngine
 from pipeline.inference.pool import EnginePool
+from pipeline.inference.server.openai_server import OpenAIServerEngine
 from pipeline.stages.scores import score_samples
 from pipeline.storage.schema import to_dataset
 from tests.helpers.chat_server import ChatServer, reply_text

@@ -18,8 +18,8 @@ from judges.prompts import NEWSROOM
 from pipeline.config import hardware
 from pipeline.config.servers import ServedModel
 from pipeline.inference.base import count_tokens
-from pipeline.inference.openai_server import OpenAIServerEngine
-from pipeline.inference.server_check import check_server
+from pipeline.inference.server.openai_server import OpenAIServerEngine
+from pipeline.inference.server.server_check import check_server
 from tests.helpers.chat_server import KEY, ChatServer, chat_prompt
 from tests.helpers.cli import run_rondo
 from tests.helpers.paths import DEMO, ROOT

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.config.run import Pairs
+from pipeline.config.judging import Pairs
 from pipeline.stages.pairs import make_pairs, replay_pairs
 from pipeline.storage.schema import COLUMNS, to_dataset
 from tests.helpers.tables import row_with_pairs

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from judges.base import LETTERS
 from pipeline.config.hardware import EngineHardware, TrainerHardware
-from pipeline.config.run import JudgeSettings, Pairs
+from pipeline.config.judging import JudgeSettings, Pairs
 from pipeline.config.training import References
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.show import show_rows
-from judges.base import LETTERS, UNSURE, Question
+from judges.base import LETTERS, UNSURE, Question, Sample
 from pipeline.config import run
 from pipeline.config.hardware import EngineHardware
 from pipeline.evaluation.comparison import CountingSettings, compare_writers, single_summary_rows
-from pipeline.inference.base import Reply, Sample
+from pipeline.inference.base import Reply
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
 from pipeline.judging.factory import make_judge
 from pipeline.judging.question_generation import generate_questions
-from pipeline.judging.scoring import soft_score
+from pipeline.judging.scoring.exam import soft_score
 from pipeline.stages.pairs import make_pairs
 from pipeline.stages.questions import ask_questions
 from pipeline.stages.scores import score_heldout, score_samples
@@ -229,7 +229,7 @@ def test_equal_summaries_are_judged_once():
         return newsroom(prompt)
 
     from pipeline.judging.factory import make_judge
-    from pipeline.judging.scoring import score_summaries
+    from pipeline.judging.scoring.exam import score_summaries
 
     row = plain(asked()[0]) | {"summaries": [{"text": text} for text in ("one", "two", " one ", "one")]}
     (outcome,) = score_summaries(make_judge(JUDGE, 0), ScriptedEngine(counting), [row])
@@ -241,7 +241,7 @@ def test_equal_summaries_are_judged_once():
 def test_unread_is_not_wrong():
     row = plain(asked()[0]) | {"summaries": [{"text": "one"}]}
     from pipeline.judging.factory import make_judge
-    from pipeline.judging.scoring import score_summaries
+    from pipeline.judging.scoring.exam import score_summaries
 
     engine = ScriptedEngine(lambda prompt, sample: "Q1 A\ngibberish")
     (outcome,) = score_summaries(make_judge(JUDGE, 0), engine, [row])
@@ -254,7 +254,7 @@ def test_unread_is_not_wrong():
 def test_a_soft_score_is_the_count_less_the_judges_doubts():
     row = plain(asked()[0]) | {"summaries": [{"text": "one"}]}
     from pipeline.judging.factory import make_judge
-    from pipeline.judging.scoring import score_summaries
+    from pipeline.judging.scoring.exam import score_summaries
 
     key = Question("", "", ("",) * 5, row["questions"][0]["answer"]).letter
     other = "A" if row["questions"][1]["answer"] else "B"

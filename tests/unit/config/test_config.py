@@ -99,7 +99,7 @@ def test_the_reference_configuration_has_the_published_values():
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("pairs.margn=3", "pairs has no 'margn'; it has preference, threshold, min_word_gap,"),
+        ("pairs.zzz=3", "pairs has no 'zzz'; it has preference, threshold, min_word_gap,"),
         ("pairs.treshold=3", "did you mean threshold?"),
         ("trainig.beta=1", "the configuration has no 'trainig' (did you mean training?)"),
         ("hardware.trainer.worker=2", "hardware.trainer has no 'worker' (did you mean workers?)"),
@@ -190,7 +190,7 @@ def test_the_reference_configuration_has_the_published_values():
             "second_judge={kind: cloze, questions: 3}",
             "questions.min_questions is 4 and second_judge.questions is only 3",
         ),
-        ("second_judge={kind: clozer}", "second_judge.kind is 'clozer'; there are mcq, cloze, or module:Class"),
+        ("second_judge={kind: clozer}", "second_judge.kind is 'clozer'; there are mcq, cloze, likelihood"),
         (
             "second_judge={model: m, wording: plan}",
             "second_judge.wording is 'plan'; there are plain, newsroom",

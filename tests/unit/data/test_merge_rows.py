@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.run import Pairs
+from pipeline.config.judging import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.judging.preference import accuracy_then_length
 from pipeline.stages.pairs import _hash_share, merge_rounds, pair_article_with_base

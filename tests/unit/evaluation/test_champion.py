@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import UserError
-from pipeline.config.sanitize import escape_markdown
+from pipeline.config.messages import escape_markdown
 from pipeline.evaluation import champion
 from pipeline.evaluation.report.metrics import collect_metrics
 from pipeline.evaluation.report.render import write_report

@@ -13,7 +13,7 @@ from pipeline.evaluation.win_rate import homogeneity_p
 from pipeline.inference.scripted import ScriptedEngine
 from pipeline.judging.factory import make_judge
 from pipeline.judging.question_generation import generate_questions
-from pipeline.judging.scoring import score_summaries
+from pipeline.judging.scoring.exam import score_summaries
 
 JUDGE = run.JudgeSettings(model="none", questions=4, options=4, wording="plain")
 NAMES = ("Ana", "Ben", "Carla", "Dan")

@@ -11,9 +11,9 @@ from pipeline.config import UserError, hardware
 from pipeline.config.loader import load_config
 from pipeline.config.servers import ComparedModel, ServedModel
 from pipeline.inference.base import count_tokens
-from pipeline.inference.openai_server import OpenAIServerEngine
-from pipeline.inference.server_check import check_server
-from pipeline.judging.scoring import score_summaries
+from pipeline.inference.server.openai_server import OpenAIServerEngine
+from pipeline.inference.server.server_check import check_server
+from pipeline.judging.scoring.exam import score_summaries
 from tests.helpers.chat_server import KEY, ChatServer, chat_prompt, engine_at, reply_text
 from tests.helpers.paths import DEMO
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import UserError
 from pipeline.inference.base import count_tokens
-from pipeline.inference.openai_server import retry_after
+from pipeline.inference.server.openai_server import retry_after
 from tests.helpers.chat_server import ChatServer, chat_prompt, engine_at, reply_text
 
 

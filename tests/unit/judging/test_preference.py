@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from judges.base import Skip
 from pipeline.config import UserError
-from pipeline.config.run import PREFERENCES, Pairs
+from pipeline.config.judging import PREFERENCES, Pairs
 from pipeline.execution.recipe import fingerprint, fingerprint_user_code
 from pipeline.judging.pair_selection import SELECTIONS, pair_weights
 from pipeline.judging.preference import (

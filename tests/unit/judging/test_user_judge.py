@@ -9,11 +9,11 @@ import pytest
 from judges.base import Question
 from judges.cloze import ClozeJudge
 from pipeline.config import UserError
+from pipeline.config.judging import JUDGES, PREFERENCES, JudgeSettings
 from pipeline.config.loader import apply_overrides, parse_config
-from pipeline.config.run import JUDGES, PREFERENCES, JudgeSettings
 from pipeline.execution.recipe import compare_recipes, fingerprint, fingerprint_user_code, stage_recipe
 from pipeline.judging.factory import make_judge, reply_method
-from pipeline.judging.judge_trial import check_judge
+from pipeline.judging.user_code.judge_trial import check_judge
 from pipeline.stages.questions import ask_questions, ask_second_questions
 from pipeline.stages.scores import score_heldout, score_leads, score_samples, score_second
 from tests.helpers.paths import documented_judge
@@ -90,9 +90,8 @@ def test_built_in_judges_pass_the_trial(judge):
 @pytest.mark.parametrize(
     ("judge", "line"),
     [
-        ("{kind: mine}", "judge.kind is 'mine'; there are mcq, cloze, or module:Class of your own"),
-        ("{kind: 'a b:C'}", "judge.kind is 'a b:C'; there are mcq, cloze, or module:Class of your own"),
-        ("{kind: cloze, settings: {blanks: 2}}", "judge.kind is cloze, which has no such settings (blanks): remove it"),
+        ("{kind: mine}", "judge.kind is 'mine'; there are mcq, cloze, likelihood"),
+        ("{kind: 'a b:C'}", "judge.kind is 'a b:C'; there are mcq, cloze, likelihood"),
         ("{model: m, settings: {blanks: 2}}", "judge.kind is mcq, which has no such settings (blanks): remove it"),
         (
             "{kind: a:B, wording: newsroom}",
@@ -314,7 +313,7 @@ def test_runs_of_before_there_were_judges_by_name_stay_current():
 
 
 def test_the_pipeline_drops_malformed_questions_of_any_judge():
-    from pipeline.config.run import Questions
+    from pipeline.config.judging import Questions
     from pipeline.inference.scripted import ScriptedEngine
     from pipeline.judging.question_generation import generate_questions
 
@@ -330,3 +329,8 @@ def test_the_pipeline_drops_malformed_questions_of_any_judge():
     (outcome,) = generate_questions(Careless(), 3, settings, ScriptedEngine(lambda prompt, sample: ""), rows)
     assert [question["question_id"] for question in outcome["questions"]] == ["3"]
     assert outcome["dropped"] == ["question has not 2 to 10 options", "options not distinct"]
+
+
+def test_unknown_settings_of_a_built_in_judge_are_refused():
+    with pytest.raises(UserError, match="judge.settings has no 'blanks'"):
+        make_judge(config("judge={kind: cloze, settings: {blanks: 2}}").judge, seed=0)

@@ -1,4 +1,4 @@
-"""Makes text safe to show: replaces secrets and control characters, and escapes Markdown.
+"""Defines the error for a user's mistake, and makes text safe to show: no secrets, no control characters, no Markdown.
 
 Articles, summaries, ids and column names may come from anybody. Libraries quote their input in error messages, and that
 input may include a key. Other modules refuse secrets in settings: `base.py` in locations, `run.py` in `judge.settings`,
@@ -60,3 +60,17 @@ def one_line(error_or_text: BaseException | str, limit: int | None = 200) -> str
     if not line and isinstance(error_or_text, BaseException):
         line = type(error_or_text).__name__
     return line if limit is None or len(line) <= limit else f"{line[:limit].rstrip()} …"
+
+
+class UserError(ValueError):
+    """Something that the user asked for cannot be done. The message says what was found, what was expected and what to
+    do.
+
+    Attributes:
+        status: the exit status of the command that this error ends.
+    """
+
+    status = 2
+
+    def __init__(self, message: str):
+        super().__init__(printable(redact(message)))

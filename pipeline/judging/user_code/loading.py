@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from pipeline.config import UserError
-from pipeline.config.run import USER_CODE
+from pipeline.config.judging import USER_CODE
 
 
 def load_user_code(setting: str, name: str, what: str) -> Any:

@@ -148,6 +148,8 @@ def _score(passage: _Passage, answered: Answered, article: str) -> Row:
         "invalid_chars": count_invalid_chars(passage.text, article),
         "answer_logps": answered.logps,
         "soft": None if answered.logps is None else soft_score(right, answered.logps),
+        "value": float(sum(right)),
+        "items": [None if answer is None else float(r) for answer, r in zip(answered.answers, right, strict=True)],
     }
 
 

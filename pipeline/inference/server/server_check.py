@@ -13,7 +13,7 @@ from pipeline.config import UserError
 from pipeline.config.hardware import Hardware, Server
 from pipeline.config.servers import ServedModel
 from pipeline.inference.base import Reply
-from pipeline.inference.openai_server import OpenAIServerEngine, auth_headers
+from pipeline.inference.server.openai_server import OpenAIServerEngine, auth_headers
 
 
 def check_server(setting: str, model: str, served: ServedModel, hardware: Hardware, logprobs: bool = False) -> None:

@@ -23,11 +23,11 @@ from typing import Any
 
 import httpx
 
-from judges.base import Prompt, user
+from judges.base import Prompt, Sample, user
 from pipeline.config import UserError
 from pipeline.config.hardware import Server
 from pipeline.config.servers import ServedModel
-from pipeline.inference.base import MICRO_USD, RETRIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT, Reply, Sample
+from pipeline.inference.base import MICRO_USD, RETRIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT, Reply
 from pipeline.inference.special_tokens import WELL_KNOWN_MARKERS, break_special_tokens
 
 _FIRST_BACKOFF = 0.5  # seconds before the first retry; doubled for each further one

@@ -1,12 +1,13 @@
 """Tries the user's own judge class on one small article, without a model, before anything starts."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from judges.base import LETTERS, UNSURE, Judge, Prompt, Question, Skip, vet
+from judges.base import LETTERS, UNSURE, Judgement, Prompt, Question, Sample, Skip, vet
 from pipeline.config import UserError
-from pipeline.config.run import JudgeSettings
-from pipeline.judging.factory import make_judge, reply_method
+from pipeline.config.judging import JudgeSettings
+from pipeline.judging.factory import asks_questions, make_judge, reply_method
 
 _ARTICLE = (
     "Ana Santos leads Northwind. The firm hired 93 people in Lima last year. Ben Costa left Bluepeak for Harbor Bank. "
@@ -30,7 +31,7 @@ def check_judge(settings: JudgeSettings | None, seed: int, section: str = "judge
 
     Raises:
         UserError: the judge cannot be made or sent to Ray workers, or a method fails or returns a value that
-            `judges.base.Judge` does not allow.
+            `judges.base.Judge` or `judges.base.ScoringJudge` does not allow.
     """
     if settings is None:
         return
@@ -42,11 +43,52 @@ def check_judge(settings: JudgeSettings | None, seed: int, section: str = "judge
 class _Trial:
     """Calls the methods of one judge. A fault is a UserError that names the method."""
 
-    def __init__(self, judge: Judge, settings: JudgeSettings, section: str):
+    def __init__(self, judge: Any, settings: JudgeSettings, section: str):
         self.judge, self.settings, self.section = judge, settings, section
 
     def run(self) -> None:
         self._check_pickle()
+        if asks_questions(self.judge):
+            self._try_exam()
+        else:
+            self._try_scoring()
+
+    def _try_scoring(self) -> None:
+        reply = None if self.settings.model else reply_method(self.judge)
+        for article, summaries in (
+            (_ARTICLE, [_ARTICLE[:47], "Hugo Lopez met pilots."]),
+            (_ARTICLE, [""]),
+            ("", ["a"]),
+        ):
+            prompts = self._call("ask_scores", self.judge.ask_scores, article, summaries)
+            for prompt in prompts:
+                self._check_prompt("ask_scores", prompt)
+            attempts: list[list[list[str]]] = [[[odd] for _ in prompts] for odd in _ODD_REPLIES]
+            attempts.append([[] for _ in prompts])  # the engine gave no replies
+            if reply is not None:
+                attempts.append([[self._reply(reply, prompt)] for prompt in prompts])
+            for texts in attempts:
+                samples = [[Sample(text, [], "stop") for text in of_prompt] for of_prompt in texts]
+                self._read_scores(article, summaries, samples)
+
+    def _read_scores(self, article: str, summaries: Sequence[str], replies: Sequence[Sequence[Sample]]) -> None:
+        judgements = self._call("read_scores", self.judge.read_scores, article, summaries, replies)
+        if not isinstance(judgements, list) or len(judgements) != len(summaries):
+            raise self._fault(
+                f"read_scores returned {judgements!r:.80} for {len(summaries)} summaries, and should return a list "
+                "with one judges.base.Judgement for each"
+            )
+        for judgement in judgements:
+            if not isinstance(judgement, Judgement) or not all(
+                value is None or (type(value) in (int, float) and math.isfinite(value))
+                for value in (judgement.value, *judgement.items)
+            ):
+                raise self._fault(
+                    f"read_scores returned {judgement!r:.80}: it should be a judges.base.Judgement of finite numbers, "
+                    "with None for what cannot be read"
+                )
+
+    def _try_exam(self) -> None:
         ask = self._ask_questions(_ARTICLE)
         self._ask_questions("")
         for odd_reply in _ODD_REPLIES:

@@ -1,0 +1,5 @@
+"""The commands about judges: `rondo judge-card` and `rondo judge-eval`.
+
+`card` tries a judge without a policy and shows how far its scores can be trusted.
+Both leave the run folder's other artifacts as they are.
+"""

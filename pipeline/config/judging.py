@@ -1,0 +1,245 @@
+"""Settings of judges, questions, scores and pairs: everything that decides which of two summaries is preferred."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from judges.prompts import WORDINGS
+from pipeline.config.base import Dtype, Natural, Positive, Settings, Share
+from pipeline.config.servers import ServedModel
+
+USER_CODE = r"[\w.]+:\w+"  # module:name of the user's own code
+PREFERENCES = ("accuracy_then_length", "accuracy_only", "length_matched", "accuracy_then_any_length", "higher_score")
+
+
+@dataclass(frozen=True)
+class JudgeKind:
+    """What a built-in kind of judge needs.
+
+    Attributes:
+        asks_questions: it asks questions about articles, and its score is the number of right answers. Otherwise it
+            gives scores of its own (`judges.base.ScoringJudge`).
+        needs_model: it needs `judge.model`. A kind that needs none refuses one.
+        served: its model may run at a server.
+        has_prompts: the settings of prompts (`wording` and the like) are for it.
+    """
+
+    asks_questions: bool
+    needs_model: bool
+    served: bool = False
+    has_prompts: bool = False
+
+
+JUDGES = {
+    "mcq": JudgeKind(asks_questions=True, needs_model=True, served=True, has_prompts=True),
+    "cloze": JudgeKind(asks_questions=True, needs_model=False),
+    "likelihood": JudgeKind(asks_questions=False, needs_model=True),
+}
+
+
+class JudgeSettings(Settings):
+    """The judge, which asks questions about articles and answers them from summaries, or gives scores."""
+
+    # mcq: an LLM writes and answers multiple-choice questions. cloze: blanks out names and numbers, without a model.
+    # likelihood: a small LM measures how likely a summary is after its article, and what the summary tells of it.
+    # module:Class: a judge of yours, see `judges.base.Judge` and `judges.base.ScoringJudge`.
+    kind: str = "mcq"
+    # Keyword arguments of the judge's class, a built-in one or yours; mcq has settings of its own below instead.
+    settings: dict[str, Any] = Field(default_factory=dict)
+    model: str | None = None
+    served: ServedModel | None = None  # None: vLLM runs the model here
+    dtype: Dtype = "bfloat16"
+    max_model_len: Positive | None = None
+    wording: str = "plain"
+    # These replace the prompts of the wording. The first has {article}, and may have {count}, {choices} (the number of
+    # options) and {wrong} (the form of the wrong options). The second has {questions} and {passage}, and may have
+    # {count}.
+    questions_prompt: str | None = None
+    answers_prompt: str | None = None
+    questions: Positive = 5
+    options: Annotated[int, Field(ge=2, le=10)] = 5
+    question_temperature: Annotated[float, Field(ge=0)] = 0.0
+    # Keep the log-probability of each answer, and a soft score beside the count. About a tenth slower.
+    logprobs: bool = False
+
+    @property
+    def name(self) -> str:
+        """What records and reports call the judge."""
+        if self.kind == "mcq":
+            return str(self.model)
+        return f"{self.kind} with {self.model}" if self.model else self.kind
+
+    @property
+    def is_user_class(self) -> bool:
+        return self.kind not in JUDGES
+
+    @property
+    def asks_questions(self) -> bool | None:
+        """Whether it is a built-in judge that asks questions; None for a class of yours, whose methods decide."""
+        return None if self.is_user_class else JUDGES[self.kind].asks_questions
+
+    @field_validator("kind")
+    @classmethod
+    def _is_a_judge(cls, value: str) -> str:
+        if value not in JUDGES and not re.fullmatch(USER_CODE, value):
+            raise ValueError(f"judge.kind is {value!r}; there are {', '.join(JUDGES)}, or module:Class of your own")
+        return value
+
+    @field_validator("settings")
+    @classmethod
+    def _are_plain_values(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, setting in value.items():
+            try:
+                json.dumps(setting, allow_nan=False)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"judge.settings.{name} is {setting!s:.80}: it should be text, a finite number, true, false, null, "
+                    "or a list or section of these; put a date in quotes"
+                ) from None
+            if re.fullmatch(r"(?i)(.*_)?(api_?key|password|secret|token|credentials?)", name):
+                raise ValueError(
+                    f"judge.settings has {name!r}: settings are written into the run folder, so a judge must read keys "
+                    "and passwords from the environment"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _has_its_model(self) -> "JudgeSettings":
+        kind = JUDGES.get(self.kind)
+        if kind and kind.needs_model and not self.model:
+            raise ValueError(
+                f"judge.kind is {self.kind} and judge.model is missing: name a model, or use judge.kind=cloze"
+            )
+        if kind and not kind.needs_model and self.model:
+            raise ValueError(
+                f"judge.kind is {self.kind}, which needs no model, and judge.model is set: remove one of them"
+            )
+        if self.served and (self.dtype != "bfloat16" or self.max_model_len):
+            raise ValueError(
+                "judge.served is set, and its server decides dtype and max_model_len: remove them (on the command line "
+                "judge.dtype=bfloat16 judge.max_model_len=null)"
+            )
+        if kind and not kind.needs_model and self.served:
+            raise ValueError(
+                f"judge.kind is {self.kind}, which needs no model, and judge.served is set: remove one of them"
+            )
+        if kind and self.served and not kind.served:
+            raise ValueError(
+                f"judge.kind is {self.kind}, whose model runs here and not at a server: remove judge.served"
+            )
+        if self.served and not self.model:
+            raise ValueError("judge.served is set and judge.model is missing: set the name that the server has for it")
+        if self.logprobs and self.kind != "mcq" and kind:
+            why = "which is always sure" if self.kind == "cloze" else "which answers no questions"
+            raise ValueError(f"judge.logprobs is true, and judge.kind is {self.kind}, {why}: remove it")
+        if self.logprobs and not self.model:
+            raise ValueError(
+                "judge.logprobs is true, and without judge.model no answer has a log-probability: remove it"
+            )
+        if self.logprobs and self.served and self.served.structured_outputs == "json_schema":
+            raise ValueError(
+                "judge.logprobs is true, and replies in json_schema consist of JSON's tokens, not the answers': set "
+                "judge.served.structured_outputs to regex or null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_no_setting_without_effect(self) -> "JudgeSettings":
+        prompts = ("wording", "questions_prompt", "answers_prompt", "question_temperature")
+        if kind := JUDGES.get(self.kind):
+            if not kind.has_prompts:
+                does = "makes its own prompts" if kind.needs_model else "asks no model"
+                self._refuse(*prompts, why=f"judge.kind is {self.kind}, which {does}: remove it")
+            if not kind.needs_model:
+                self._refuse("dtype", "max_model_len", why=f"judge.kind is {self.kind}, which asks no model: remove it")
+            if not kind.asks_questions:
+                self._refuse(
+                    "questions", "options", why=f"judge.kind is {self.kind}, which asks no questions: remove it"
+                )
+            if self.kind == "mcq" and self.settings:
+                raise ValueError(
+                    f"judge.settings is for other kinds of judges, and judge.kind is mcq, which has no such settings "
+                    f"({', '.join(self.settings)}): remove it"
+                )
+            return self
+        why = "a class of yours that makes its own prompts: remove it, or give the class such a setting"
+        self._refuse(*prompts, why=f"judge.kind is {self.kind}, {why} under judge.settings")
+        if not self.model:
+            self._refuse("dtype", "max_model_len", why="judge.model is not: name a model, or remove it")
+        return self
+
+    def _refuse(self, *names: str, why: str) -> None:
+        for name in names:
+            if getattr(self, name) != JudgeSettings.model_fields[name].default:
+                raise ValueError(f"judge.{name} is set, and {why}")
+
+    @model_validator(mode="after")
+    def _has_complete_prompts(self) -> "JudgeSettings":
+        for name, places in (("questions_prompt", ("{article}",)), ("answers_prompt", ("{questions}", "{passage}"))):
+            if (prompt := getattr(self, name)) is None:
+                continue
+            if missing := [place for place in places if place not in prompt]:
+                raise ValueError(f"judge.{name} must say where these go: {', '.join(missing)}")
+        if self.wording not in WORDINGS:
+            raise ValueError(f"judge.wording is {self.wording!r}; there are {', '.join(WORDINGS)}")
+        return self
+
+
+class Questions(Settings):
+    """Which questions are used, and how many an article needs."""
+
+    min_questions: Positive = 4  # an article with fewer good questions is skipped
+    check: bool = True  # keep only questions that the judge answers correctly with the article and not without it
+    max_skipped: Share = 0.5  # largest share of articles skipped; a larger one ends the run
+
+
+class Scores(Settings):
+    """How summaries are scored."""
+
+    max_unread: Share = 0.1  # largest share of answers that could not be parsed; a larger one ends the run
+
+
+class Pairs(Settings):
+    """Which of two summaries is preferred, and which pairs of an article are trained on."""
+
+    # The default is accuracy_then_length, and higher_score for a judge that gives scores and asks no questions.
+    # accuracy_then_length: if both have `threshold` right answers or more, the shorter wins; else more right wins.
+    # accuracy_only: more right wins.
+    # length_matched: more right wins, among summaries of about equal length; all others tie.
+    # higher_score: the higher value of the judge wins.
+    # accuracy_then_any_length: as accuracy_then_length, but without min_word_gap, and fewer words break ties below
+    # `threshold` too.
+    # module:function: the user's own function.
+    preference: str = "accuracy_then_length"
+    threshold: Natural = 3  # right answers
+    min_word_gap: Positive = 3  # accuracy_then_length: the shorter must be shorter by this many words
+    min_margin: Annotated[float, Field(ge=0)] = 0.0  # higher_score: the difference in value must be larger than this
+    max_length_ratio: Annotated[float, Field(ge=1)] = 1.2  # length_matched: words of the longer by those of the shorter
+    min_words: Natural = 5  # a shorter summary is never paired
+    max_words: Positive = 200  # a summary of this many words or more is never paired
+    # random: up to max_per_article pairs. best_worst: one pair. widest_margin: up to max_per_article pairs, those with
+    # the largest differences. all: every pair that is not a tie; together they weigh as much as one pair.
+    selection: Literal["random", "best_worst", "widest_margin", "all"] = "random"
+    max_per_article: Positive = 3
+    # none: an article's pairs weigh the same. margin: a pair weighs more if the judge is surer of the right answers of
+    # the chosen than of the rejected; the mean weight stays the same. Needs judge.logprobs=true.
+    weighting: Literal["none", "margin"] = "none"
+    # `rejected` and `replay` are remedies for pairs that become alike from round to round. Both make training partly
+    # off-policy; the records count such pairs.
+    # policy: chosen and rejected are both the policy's. base: the rejected is the base's summary, in each pair.
+    rejected: Literal["policy", "base"] = "policy"
+    # Articles with pairs replayed from earlier rounds, per article with pairs of this round. 0.25: a quarter as many.
+    replay: Annotated[float, Field(ge=0)] = 0.0
+
+    @field_validator("preference")
+    @classmethod
+    def _check_preference(cls, value: str) -> str:
+        if value not in PREFERENCES and not re.fullmatch(USER_CODE, value):
+            raise ValueError(
+                f"pairs.preference is {value!r}: it should be one of {', '.join(PREFERENCES)}, or your own "
+                "module:function"
+            )
+        return value

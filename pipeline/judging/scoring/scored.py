@@ -1,0 +1,88 @@
+"""Scores summaries with a judge that asks no questions (`judges.base.ScoringJudge`)."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from judges.base import Judgement, Sample, ScoringJudge, Skip
+from pipeline.inference.base import Engine, Reply, count_tokens
+from pipeline.judging import tallies
+from pipeline.judging.text_counts import count_invalid_chars, count_words
+from pipeline.storage.schema import Outcome, Row, is_drawn
+
+
+def score_by_judge(judge: ScoringJudge, engine: Engine, rows: list[Row], again: float = 0.0) -> list[Outcome]:
+    """Score every summary of every row. This is the step of the judge's engine pool.
+
+    Equal summaries of an article are judged once.
+
+    Args:
+        again: share of the rows, chosen by a hash of article and writer, that are judged a second time in another
+            order. How often both prefer the same of two summaries is tallied; the scores do not change.
+
+    Returns:
+        for each row `scores`, aligned with its `summaries`, and `tally`; a Skip if it has no summary.
+    """
+    jobs: list[tuple[int, list[str], int]] = []  # row number, distinct summaries, order
+    for number, row in enumerate(rows):
+        if texts := list(dict.fromkeys(summary["text"].strip() for summary in row["summaries"])):
+            jobs.append((number, texts, 0))
+            if is_drawn(f"{row['article_id']}\n{row.get('writer')}", again):
+                jobs.append((number, texts, 1))
+    prompts = [judge.ask_scores(rows[number]["article"], texts, order) for number, texts, order in jobs]
+    # One call for all of them: the more prompts an engine has at once, the fuller its batches.
+    replies = iter(engine.generate([prompt for of_job in prompts for prompt in of_job]))
+    judged: dict[tuple[int, int], dict[str, Judgement]] = {}
+    tallies_of_rows: dict[int, Counter[str]] = {}
+    for (number, texts, order), of_job in zip(jobs, prompts, strict=True):
+        own = [next(replies) for _ in of_job]
+        judgements = judge.read_scores(rows[number]["article"], texts, [_samples(reply) for reply in own], order)
+        judged[number, order] = dict(zip(texts, judgements, strict=True))
+        tally = tallies_of_rows.setdefault(number, Counter())
+        tally.update(count_tokens(own))
+        tally.update(f"no reply: {reply.error}" for reply in own if reply.error)
+        tally[tallies.JUDGED_AGAIN if order else tallies.JUDGED] += len(texts)
+    outcomes: list[Outcome] = []
+    for number, row in enumerate(rows):
+        if (number, 0) not in judged:
+            outcomes.append(Skip("no summary"))
+            continue
+        first = judged[number, 0]
+        scores = [_score(summary["text"].strip(), first, row["article"]) for summary in row["summaries"]]
+        tally = tallies_of_rows[number]
+        tally.update({tallies.ANSWERS: len(scores), tallies.UNREAD: sum(score["unread"] for score in scores)})
+        if (number, 1) in judged:
+            tally.update(_count_agreement(first, judged[number, 1]))
+        outcomes.append({"scores": scores, "tally": dict(tally)})
+    return outcomes
+
+
+def _samples(reply: Reply) -> Sequence[Sample]:
+    return reply.samples
+
+
+def _score(text: str, judged: dict[str, Judgement], article: str) -> Row:
+    """A row of the column `scores`. A summary without a value counts as one unread answer."""
+    judgement = judged[text]
+    return {
+        "answers": [],
+        "correct": 0,
+        "unread": int(judgement.value is None),
+        "words": count_words(text),
+        "invalid_chars": count_invalid_chars(text, article),
+        "answer_logps": None,
+        "soft": None,
+        "value": judgement.value,
+        "items": list(judgement.items),
+    }
+
+
+def _count_agreement(first: dict[str, Judgement], second: dict[str, Judgement]) -> dict[str, int]:
+    """How often two scorings prefer the same of two summaries, among the pairs that both decide."""
+    values = [(first[text].value, second[text].value) for text in first]
+    read = [(a, b) for a, b in values if a is not None and b is not None]
+    signs = [((a > c) - (a < c), (b > d) - (b < d)) for i, (a, b) in enumerate(read) for c, d in read[i + 1 :]]
+    decided = [(one, other) for one, other in signs if one and other]
+    return {
+        tallies.PAIRS_AGAIN: len(decided),
+        tallies.SAME_PAIRS_AGAIN: sum(one == other for one, other in decided),
+    }
