@@ -4,20 +4,25 @@ Prompts that share a beginning are branches of one tree, so an article is read o
 (`training/modeling/logprobs.py`).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from judges.base import Prompt, Sample
 from pipeline.inference.base import Reply
+from pipeline.inference.special_tokens import break_special_tokens, special_tokens_of
 
 _TOKENS_PER_BATCH = 4096  # of a packed row
+# Marks of special tokens in a text that is scored are plain text.
+_AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True}
+_Tree = tuple[list[int], list[list[int]]]  # a prompt and its continuations, as token ids
 
 
 class LikelihoodEngine:
-    """Answers a prompt with one sample for each of its continuations, with `logp` and without `token_logps`.
+    """Answers a prompt with one sample for each of its continuations, with `logp` and `token_logps`.
 
     The prompt is written with the model's chat template. A continuation is tokenized by itself, so its tokens do not
-    depend on the prompt.
+    depend on the prompt. A prompt that is longer than the model's context with one of its continuations is an error.
 
     Args:
         model: a Hugging Face model by folder or name.
@@ -39,27 +44,33 @@ class LikelihoodEngine:
         self.max_model_len = getattr(loaded.config, "max_position_embeddings", None)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        from pipeline.inference.vllm import encode_messages
-        from pipeline.training.modeling.logprobs import frozen_logps
+        from pipeline.training.modeling.logprobs import frozen_token_logps
 
-        replies: list[Reply] = []
-        scored: list[tuple[int, list[list[int]]]] = []
-        for prompt in prompts:
-            prompt_ids = encode_messages(self.tokenizer, prompt.messages)
-            texts = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompt.continuations]
-            longest = len(prompt_ids) + max(map(len, texts), default=0)
-            if not texts or (self.max_model_len is not None and longest > self.max_model_len):
-                replies.append(Reply(prompt_ids, error="prompt too long" if texts else "prompt without continuations"))
-                continue
-            scored.append((len(replies), texts))
-            replies.append(Reply(prompt_ids))
-        filled = [(i, [text for text in texts if text]) for i, texts in scored]
-        logps = frozen_logps(
-            self.model, [(replies[i].prompt_ids, texts) for i, texts in filled if texts], _TOKENS_PER_BATCH
-        )
-        values = iter(logps)
-        for (i, texts), (_, nonempty) in zip(scored, filled, strict=True):
-            own = iter(next(values)) if nonempty else iter(())
-            for text, ids in zip(prompts[i].continuations, texts, strict=True):
-                replies[i].samples.append(Sample(text, ids, "stop", next(own) if ids else 0.0))
-        return replies
+        trees = [self._tokenize(prompt) for prompt in prompts]
+        errors = [self._fault(tree) for tree in trees]
+        scorable = [tree for tree, error in zip(trees, errors, strict=True) if error is None]
+        logps = iter(frozen_token_logps(self.model, scorable, _TOKENS_PER_BATCH))
+        return [
+            Reply(tree[0], error=error) if error else self._reply(prompt, tree, next(logps))
+            for prompt, tree, error in zip(prompts, trees, errors, strict=True)
+        ]
+
+    def _tokenize(self, prompt: Prompt) -> _Tree:
+        from pipeline.inference.vllm import encode_messages
+
+        texts = [self.tokenizer(text, **_AS_TEXT)["input_ids"] for text in prompt.continuations]
+        return encode_messages(self.tokenizer, break_special_tokens(prompt, special_tokens_of(self.tokenizer))), texts
+
+    def _fault(self, tree: _Tree) -> str | None:
+        prompt_ids, texts = tree
+        if not texts or not all(texts):
+            return "empty continuation" if texts else "prompt without continuations"
+        longest = len(prompt_ids) + max(map(len, texts))
+        return "prompt too long" if self.max_model_len is not None and longest > self.max_model_len else None
+
+    def _reply(self, prompt: Prompt, tree: _Tree, logps: list[list[float]]) -> Reply:
+        samples = []
+        for text, ids, values in zip(prompt.continuations, tree[1], logps, strict=True):
+            token_logps = list(zip(self.tokenizer.convert_ids_to_tokens(ids), values, strict=True))
+            samples.append(Sample(text, ids, "stop", math.fsum(values), token_logps))
+        return Reply(tree[0], samples)

@@ -55,14 +55,7 @@ def completion_logps(model: PreTrainedModel, tree: ArticleTree) -> Tensor:
     check_supported(model, tree.longest)
     if model.config._attn_implementation != tree_attention.NAME:
         return torch.cat([plain_logps(model, *article) for article in tree.unpack()])
-    hidden = model.base_model(
-        input_ids=tree.input_ids,
-        attention_mask=tree.placeholder_mask,
-        position_ids=tree.position_ids,
-        use_cache=False,
-        tree=tree,
-    ).last_hidden_state[0, tree.predictors]
-    return _sum_by_completion(model, hidden, tree.targets, tree.owner, len(tree.completions))
+    return _sum_by_completion(model, _tree_hidden(model, tree), tree.targets, tree.owner, len(tree.completions))
 
 
 @torch.no_grad()
@@ -83,6 +76,45 @@ def frozen_logps(model: PreTrainedModel, articles: Sequence[Article], tokens_per
         for (article, completion), value in zip(tree.completions, values, strict=True):
             logps[article][completion] = value
     return logps
+
+
+@torch.no_grad()
+def frozen_token_logps(
+    model: PreTrainedModel, articles: Sequence[Article], tokens_per_batch: int
+) -> list[list[list[float]]]:
+    """Like `frozen_logps`, for every token of each completion instead of their sum.
+
+    Args:
+        model: a causal LM with `attn_implementation="article_tree"`.
+        articles, tokens_per_batch: see `frozen_logps`.
+
+    Returns:
+        For each article and each of its completions, the log-probability of each token, in nats.
+
+    Raises:
+        ValueError: as `completion_logps`.
+    """
+    logps: list[list[list[float]]] = [[[] for _ in completions] for _, completions in articles]
+    for tree in pack_rows(articles, tokens_per_batch):
+        on_device = tree.to(model.device)
+        check_supported(model, on_device.longest)
+        head = model.get_output_embeddings()
+        values = lm_head.token_logps(_tree_hidden(model, on_device), on_device.targets, head.weight, head.bias)
+        by_completion = values.split(list(tree.lengths))
+        for (article, completion), of_completion in zip(tree.completions, by_completion, strict=True):
+            logps[article][completion] = of_completion.tolist()
+    return logps
+
+
+def _tree_hidden(model: PreTrainedModel, tree: ArticleTree) -> Tensor:
+    """(N, d): the hidden states that predict the N completion tokens of a tree."""
+    return model.base_model(
+        input_ids=tree.input_ids,
+        attention_mask=tree.placeholder_mask,
+        position_ids=tree.position_ids,
+        use_cache=False,
+        tree=tree,
+    ).last_hidden_state[0, tree.predictors]
 
 
 def plain_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids]) -> Tensor:
