@@ -3,7 +3,7 @@
 A judge writes prompts and reads replies; an engine runs the model. It turns an article into a prompt for questions,
 turns a passage into a prompt for answers, and parses the replies. Or it asks for no questions and scores summaries
 (`ScoringJudge`). It knows nothing about engines, batches or files, so
-it can be tested by hand. Standard library only.
+it can be tested by hand. No Ray, torch or pipeline.
 """
 
 import random

@@ -1,0 +1,96 @@
+"""Splits text into sentences in any language, and takes datelines off."""
+
+from itertools import pairwise
+
+import regex
+import sentencex
+
+from judges.text.languages import detect_language
+
+_LINE_END = regex.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_ENDS_SENTENCE = regex.compile(r"[\p{Sentence_Terminal}…:;][\p{Pe}\p{Pf}\p{Pi}\"'*_]*$")
+
+# sentencex (1.0.24) ends a sentence at "5 p.m. Tuesday".
+_ENDS_IN_TIME = regex.compile(r"(?i)\b[ap]\.\s?m\.$")
+_GOES_ON_AFTER_TIME = regex.compile(
+    r"(?:(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z.]*\s\d"
+    r"|[ECMP][SD]?T|GMT|UTC|BST|CEST|CET|Eastern|Central|Mountain|Pacific|Greenwich|[Ll]ocal)\b|\("
+)
+
+_DASHES = r"(?:--?|[‐-―−])"
+_PLACE = r"\p{Lu}[\p{L}\p{M}'’.-]*(?:,? \p{Lu}[\p{L}\p{M}'’.-]*){0,3}(?:, [\p{L}\d. ]{2,25})?"
+_AGENCY = "CNN|CNN Student News|Reuters|Рейтер|ТАСС|AP|AFP|dpa|DPA|EFE|ANSA|UPI|PTI|IANS|Xinhua|Bloomberg|KNA|SID"
+_DATELINES = (
+    # "(CNN)Share", "(CNN) -- A man", "(Reuters) - Oil": the agency alone.
+    regex.compile(rf"\((?:{_AGENCY})\)\s*(?:{_DASHES}\s*)?"),
+    # "LONDON, England (CNN) --", "Berlin (dpa) -": a place and an agency that we know.
+    regex.compile(rf"{_PLACE}\s?\((?:{_AGENCY})\)\s*{_DASHES}\s*"),
+    # "МОСКВА, 5 мая (ТАСС) -", "WASHINGTON — The": a place in capitals, perhaps an agency, a dash, a new sentence.
+    regex.compile(
+        r"\p{Lu}{2}[\p{Lu}'’.-]+(?: [\p{Lu}'’.-]+){0,3}(?:, [\p{L}\d. ]{2,25})?(?:\s?\([\p{L}\d ./&-]{2,30}\))?"
+        rf"\s+{_DASHES}\s+(?=[\p{{Lu}}\p{{Pi}}\"'\d])"
+    ),
+    # "新华社北京5月1日电", "【ロンドン＝共同】"
+    regex.compile(r"[（(]?新[华華]社[^，。]{2,20}[电電][）)]?[\s\u3000]*"),
+    regex.compile(r"[【［][^】］。]{2,20}[】］][\s\u3000]*"),
+)
+
+
+def split_sentences(text: str, language: str | None = None) -> list[str]:
+    """Split a text into sentences.
+
+    No character but white space is lost or added, and sentences keep their order. A line end ends a sentence, except
+    in text that is wrapped at a fixed width: a next line that begins with a small letter goes on, and if most do, only
+    blank lines end paragraphs. A line end inside a sentence becomes a space.
+
+    Args:
+        text: plain text in any language.
+        language: ISO 639-1 code of its language, for the abbreviations; None detects it, and falls back to English.
+
+    Returns:
+        the sentences, without white space at their ends, and none empty.
+    """
+    language = language or detect_language(text) or "en"
+    return [sentence for paragraph in _paragraphs(text) for sentence in _split_paragraph(paragraph, language)]
+
+
+def strip_dateline(sentence: str) -> str:
+    """Take the dateline off an article's first sentence: "(CNN)", "LONDON (Reuters) -", "【ロンドン＝共同】".
+
+    Returns:
+        the rest of the sentence: all of it if it has no dateline, and "" if it is one.
+    """
+    for dateline in _DATELINES:
+        if match := dateline.match(sentence):
+            return sentence[match.end() :].strip()
+    return sentence
+
+
+def _paragraphs(text: str) -> list[str]:
+    lines = [line.strip() for line in _LINE_END.split(text)]
+    pairs = [(line, following) for line, following in pairwise(lines) if line and following]
+    wrapped = 2 * sum(_goes_on(*pair) for pair in pairs) > len(pairs)
+    paragraphs: list[str] = []
+    before = ""
+    for line in lines:
+        if line and before and (wrapped or _goes_on(before, line)):
+            paragraphs[-1] += f" {line}"
+        elif line:
+            paragraphs.append(line)
+        before = line
+    return paragraphs
+
+
+def _goes_on(line: str, following: str) -> bool:
+    return following[0].islower() and not _ENDS_SENTENCE.search(line)
+
+
+def _split_paragraph(paragraph: str, language: str) -> list[str]:
+    sentences: list[str] = []
+    for part in sentencex.segment(language, paragraph):
+        sentence = part.strip()
+        if sentences and _ENDS_IN_TIME.search(sentences[-1]) and _GOES_ON_AFTER_TIME.match(sentence):
+            sentences[-1] += f" {sentence}"
+        elif sentence:
+            sentences.append(sentence)
+    return sentences

@@ -1,0 +1,1 @@
+"""Tests of judges/text: sentences, words, tokens, scripts and languages."""
