@@ -1,0 +1,110 @@
+"""Scores candidate summaries of articles with a configuration's judge, in this process and without Ray."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.execution.preflight import check_judges
+from pipeline.execution.progress import Display, StageProgress
+from pipeline.execution.resources import provide_resources
+from pipeline.inference.base import Engine
+from pipeline.inference.server.server_check import check_server
+from pipeline.judging.factory import AnyJudge, asks_questions, make_judge
+from pipeline.judging.question_generation import generate_questions
+from pipeline.judging.scoring.step import scoring_step
+
+Score = dict[str, Any]  # a row of the column `scores`
+
+# Articles per call of the engine. An engine that generates text fills its batches with many prompts. The others fill
+# theirs with the summaries of one article, and small batches show how fast they are.
+_BATCH = {"text": 64}
+_SMALL_BATCH = 2
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """An article and texts that a judge scores as its summaries."""
+
+    article_id: str
+    article: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a judge says about the candidates of one article.
+
+    Attributes:
+        scores: one row of the column `scores` for each candidate. Empty if the article could not be used.
+        left_out: why the article could not be used, such as "under 4 good questions".
+    """
+
+    scores: list[Score]
+    left_out: str | None = None
+
+
+def open_judge(settings: Config) -> tuple[AnyJudge, Engine]:
+    """Make the judge of the settings and its engine, here and not in a Ray actor.
+
+    Raises:
+        UserError: the judge, its model or its server cannot be used.
+    """
+    check_judges(settings, ["judge"])
+    if settings.judge.served and settings.judge.model:
+        served, logprobs = settings.judge.served, settings.judge.logprobs
+        check_server("judge", settings.judge.model, served, settings.hardware, logprobs)
+    hidden_progress = StageProgress(Display().console, None, "", None, "")
+    resources = provide_resources(("judge_engine",), settings, {}, "", "judge-eval", hidden_progress)
+    return make_judge(settings.judge, settings.seed), resources["judge_engine"].make_engine()
+
+
+def score_articles(
+    settings: Config, judge: AnyJudge, engine: Engine, articles: Sequence[Candidates], display: Display | None = None
+) -> list[Scored]:
+    """Score all candidates of all articles. A judge that asks questions asks them about each article first.
+
+    Args:
+        settings: `judge` and `questions` are used.
+        judge: a judge of either kind, see `open_judge`.
+        engine: answers the judge's prompts.
+        articles: each with its candidates; equal candidates get equal scores.
+        display: shows the progress with its rate and the time left. None: nothing is shown.
+    """
+    batch_size = _BATCH.get(getattr(judge, "engine", "text"), _SMALL_BATCH)
+    if settings.judge.model is None:
+        batch_size = _SMALL_BATCH  # the judge replies itself, one prompt after the other
+    scored: list[Scored] = []
+    with display.working(["judge"], len(articles), "articles") if display else nullcontext([None]) as (bar,):
+        for begin in range(0, len(articles), batch_size):
+            batch = articles[begin : begin + batch_size]
+            scored += _score_batch(settings, judge, engine, batch)
+            if bar:
+                bar.advance(len(batch))
+    return scored
+
+
+def _score_batch(settings: Config, judge: AnyJudge, engine: Engine, batch: Sequence[Candidates]) -> list[Scored]:
+    rows: list[dict[str, Any]] = [
+        {
+            "article_id": candidates.article_id,
+            "article": candidates.article,
+            "summaries": [{"text": text} for text in candidates.texts],
+        }
+        for candidates in batch
+    ]
+    results: list[Scored | None] = [None] * len(batch)
+    if asks_questions(judge):
+        replies = generate_questions(judge, settings.judge.questions, settings.questions, engine, rows)  # type: ignore[arg-type]
+        for i, reply in enumerate(replies):
+            assert isinstance(reply, dict)
+            if reply.get("skipped"):
+                results[i] = Scored([], str(reply["skipped"]))
+            else:
+                rows[i] |= reply
+    to_score = [i for i, result in enumerate(results) if result is None]
+    outcomes = scoring_step(judge)(engine, [rows[i] for i in to_score])
+    for i, outcome in zip(to_score, outcomes, strict=True):
+        results[i] = Scored(outcome["scores"]) if isinstance(outcome, dict) else Scored([], outcome.reason)
+    return [result for result in results if result is not None]
