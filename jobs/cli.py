@@ -137,6 +137,31 @@ def judge_card(config: ConfigFile, overrides: Overrides = None) -> None:
     make_judge_card(config, overrides or [])
 
 
+@app.command("judge-eval")
+def judge_eval(
+    config: ConfigFile,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Articles, summaries, and ratings or choices by people.")],
+    overrides: Overrides = None,
+    ratings: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,…", help="Columns with ratings. Default: relevance, consistency and other names."),
+    ] = None,
+    articles: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only the first N articles.")] = None,
+    out: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the figures.")] = None,
+) -> None:
+    """Compare the configuration's judge with people who rated the same summaries, or chose between two.
+
+    FILE is JSONL, JSON or Parquet by path or URI, or hf:OWNER/NAME:SPLIT, such as hf:mteb/summeval:test. Correlations
+    are per article, pooled and by system, with bootstrap intervals, and beside them those of words alone and of one
+    rater with the others.
+    """
+    from jobs.judge.evaluate import evaluate_judge
+
+    names = [name.strip() for name in (ratings or "").split(",") if name.strip()]
+    evaluate_judge(config, file, overrides or [], names, articles, out, plot)
+
+
 @app.command()
 def status(folder: RunFolder, overrides: Overrides = None) -> None:
     """Show what is made, what is stale, and what comes next.

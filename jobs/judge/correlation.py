@@ -5,7 +5,6 @@ Evaluation Metrics Using Resampling Methods". A resample draws whole articles, s
 together. It is held as the number of times that each article was drawn, and all resamples are computed at once.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,34 +16,38 @@ Estimate = dict[str, Any]  # value, low, high (None if undefined), n
 Measure = Callable[[Array, Array], float | None]
 
 _CELLS = 4_000_000  # of a matrix in memory
+_RANKED = 2_000  # resamples of which all summaries are ranked: each costs as much as all other figures
 
 
 def pearson(a: Array, b: Array) -> float | None:
     """Pearson's r of two (n,). None if a side is constant or has fewer than two values."""
-    return _coefficient(stats.pearsonr, a, b)
+    # scipy's pearsonr and spearmanr also test for significance, which takes ten times as long as the rest.
+    if _is_constant(a) or _is_constant(b):
+        return None
+    with np.errstate(invalid="ignore", divide="ignore"):  # where a side's variance is rounded to 0
+        return _finite(np.corrcoef(a, b)[0, 1])
 
 
 def spearman(a: Array, b: Array) -> float | None:
     """Spearman's rho of two (n,); equal values share a rank. None if a side is constant or has fewer than two."""
-    return _coefficient(stats.spearmanr, a, b)
+    return pearson(stats.rankdata(a), stats.rankdata(b))
 
 
 def kendall(a: Array, b: Array) -> float | None:
     """Kendall's tau-b of two (n,), which corrects for ties (Kendall, 1945). None if a side is constant."""
-    return _coefficient(stats.kendalltau, a, b)
+    return None if _is_constant(a) or _is_constant(b) else _finite(stats.kendalltau(a, b).statistic)
 
 
 MEASURES: dict[str, Measure] = {"pearson": pearson, "spearman": spearman, "kendall": kendall}
 
 
-def _coefficient(function: Callable[..., Any], a: Array, b: Array) -> float | None:
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns of p-values, which are not used, and of nearly constant sides
-        value = float(function(a, b).statistic)
-    return value if np.isfinite(value) else None
+def _is_constant(side: Array) -> bool:
+    return len(side) < 2 or bool(np.ptp(side) == 0)
+
+
+def _finite(value: float) -> float | None:
+    """None for what rounding makes of a nearly constant side."""
+    return float(value) if np.isfinite(value) else None
 
 
 class Bootstrap:
@@ -60,8 +63,10 @@ class Bootstrap:
     def __init__(self, articles: int, resamples: int, confidence: float = 0.95, seed: int = 0):
         self.confidence = confidence
         rng = np.random.default_rng(seed)
-        # (resamples, articles): how often each article was drawn
-        self.counts = rng.multinomial(articles, np.full(articles, 1 / articles), size=resamples) if articles else None
+        self.counts: Array | None = None  # (resamples, articles): how often each article was drawn
+        if articles:
+            drawn = rng.multinomial(articles, np.full(articles, 1 / articles), size=resamples)
+            self.counts = drawn.astype(float)  # products of floats are faster than those of integers
 
     def mean(self, values: Sequence[float | None]) -> Estimate:
         """The mean over articles (None: the article has no value), with its interval."""
@@ -87,10 +92,13 @@ class Bootstrap:
             return estimate(None, len(a))
         article = np.repeat(np.arange(len(sides)), [len(side[0]) for side in sides])
         assert self.counts is not None
-        if name == "kendall":
-            drawn = _drawn_kendall(a, b, article, self.counts)
-        else:
-            drawn = _drawn_moments(a, b, article, self.counts, by_rank=name == "spearman")
+        match name:
+            case "pearson":
+                drawn = _drawn_pearson(a, b, article, self.counts)
+            case "spearman":
+                drawn = _drawn_spearman(a, b, article, self.counts[:_RANKED])
+            case _:
+                drawn = _drawn_kendall(a, b, article, self.counts)
         return estimate(value, len(a), self._interval(drawn))
 
     def system_level(self, name: str, sums: tuple[Array, Array], summaries: Array) -> Estimate:
@@ -111,8 +119,9 @@ class Bootstrap:
         drawn_total = self.counts @ summaries
         complete = (drawn_total > 0).all(1)  # a resample without any summary of some system is left out
         a, b = ((self.counts @ side)[complete] / drawn_total[complete] for side in sums)
-        drawn = [MEASURES[name](*means) for means in zip(a, b, strict=True)] if name == "kendall" else _rows(a, b, name)
-        return estimate(value, int(present.sum()), self._interval(np.array(drawn, float)))
+        if not len(a):
+            return estimate(value, int(present.sum()))
+        return estimate(value, int(present.sum()), self._interval(_of_rows(name, a, b)))
 
     def _interval(self, drawn: Array) -> tuple[float, float] | None:
         drawn = drawn[np.isfinite(drawn)]
@@ -153,14 +162,24 @@ def one_rater_and_the_others(ratings: Array, measure: Measure) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _drawn_moments(a: Array, b: Array, article: Array, counts: Array, by_rank: bool) -> Array:
-    """Pearson's r of values or of ranks in each resample."""
+def _drawn_pearson(a: Array, b: Array, article: Array, counts: Array) -> Array:
+    """Pearson's r in each resample, from sums over the summaries of each article."""
+    a, b = a - a.mean(), b - b.mean()  # keeps the differences below precise
+    articles = counts.shape[1]
+    n, x, y, xx, yy, xy = (
+        counts @ np.bincount(article, values, articles) for values in (np.ones(len(a)), a, b, a * a, b * b, a * b)
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
+
+
+def _drawn_spearman(a: Array, b: Array, article: Array, counts: Array) -> Array:
+    """Spearman's rho in each resample, whose values are ranked anew."""
     drawn = []
-    rows = max(1, _CELLS // max(1, len(a)))
+    rows = max(1, _CELLS // len(a))
     for begin in range(0, len(counts), rows):
-        weights = counts[begin : begin + rows, article].astype(float)
-        x, y = (_drawn_ranks(side, weights) if by_rank else side for side in (a, b))
-        drawn.append(_weighted_pearson(x, y, weights))
+        weights = counts[begin : begin + rows, article]
+        drawn.append(_weighted_pearson(_drawn_ranks(a, weights), _drawn_ranks(b, weights), weights))
     return np.concatenate(drawn)
 
 
@@ -199,8 +218,17 @@ def _drawn_kendall(a: Array, b: Array, article: Array, counts: Array) -> Array:
         return concordance / np.sqrt(untied_a * untied_b)
 
 
-def _rows(a: Array, b: Array, name: str) -> Array:
-    """Pearson's or Spearman's coefficient of each row of two (resamples, systems)."""
+def _of_rows(name: str, a: Array, b: Array) -> Array:
+    """The correlation of each row of two (resamples, systems); NaN if it is undefined."""
+    if name == "kendall":
+        rows = max(1, _CELLS // a.shape[1] ** 2)
+        return np.concatenate([_kendall_of_rows(a[i : i + rows], b[i : i + rows]) for i in range(0, len(a), rows)])
     if name == "spearman":
         a, b = stats.rankdata(a, axis=1), stats.rankdata(b, axis=1)
     return _weighted_pearson(a, b, np.ones_like(a))
+
+
+def _kendall_of_rows(a: Array, b: Array) -> Array:
+    x, y = (np.sign(side[:, :, None] - side[:, None, :]) for side in (a, b))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (x * y).sum((1, 2)) / np.sqrt((x * x).sum((1, 2)) * (y * y).sum((1, 2)))
