@@ -12,7 +12,8 @@ ARTICLES (JSONL, JSON, Parquet or hf:NAME:SPLIT) has articles with a human summa
   compares with each damaged one as the unchanged version does (`order kept`).
 - damaged 0 to 4 times: Spearman's rho of the value and the number of damages, with its sign turned.
 - extracts of the article (its first sentences, random sentences): Spearman's rho of the value and ROUGE with the human
-  summary, a stand-in for relevance. The second line includes the human summary itself.
+  summary, a stand-in for relevance. The second line includes the human summary itself. The third has a model's
+  summaries, where ARTICLES has them: `summaries` (or `samples`), a list of texts, or of lists that begin with a text.
 
 Intervals are bootstrap intervals over articles (95 %). Articles with too few questions are left out and counted. The
 damages are written for English.
@@ -36,6 +37,7 @@ from bench.judge_quality.damages import DAMAGES, HARMLESS, Material, apply, dama
 from bench.print_table import print_table
 from jobs.judge.correlation import Bootstrap, Estimate, spearman
 from jobs.judge.scored_articles import Candidates, Score, open_judge, score_articles
+from judges.text.sentences import strip_dateline
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
 from pipeline.data import readers
@@ -55,6 +57,7 @@ class Case:
         damaged, harmless: index in `texts` by the name of the change.
         often: indices of the summary with 0, 1, … damages.
         extracts: indices of extracts of the article.
+        samples: indices of a model's summaries; empty if there are none.
     """
 
     article_id: str
@@ -64,6 +67,7 @@ class Case:
     harmless: dict[str, int] = field(default_factory=dict)
     often: list[int] = field(default_factory=list)
     extracts: list[int] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
 
     def add(self, text: str) -> int:
         if text not in self.texts:
@@ -80,7 +84,7 @@ def main() -> None:
     scored = score_articles(settings, judge, engine, articles, Display())
     used = [(case, found.scores) for case, found in zip(cases, scored, strict=True) if found.scores]
     left_out = Counter(found.left_out for found in scored if found.left_out)
-    result = {"judge": settings.judge.name, "articles": len(used), "left_out": dict(left_out)}
+    result: dict[str, Any] = {"judge": settings.judge.name, "articles": len(used), "left_out": dict(left_out)}
     result |= measure([case for case, _ in used], [values(scores) for _, scores in used], settings.seed)
     result["preference"] = settings.pairs.preference
     for name, share in preferred(used, settings).items():
@@ -104,6 +108,7 @@ def read_cases(place: str, number: int, max_words: int | None = None, seed: int 
     """
     columns: Counter[str] = Counter()
     references: list[tuple[str, str, str]] = []
+    samples: list[list[str]] = []
     for i, row in enumerate(readers.read_rows(place, "ARTICLES"), 1):
         columns.update(row.keys())
         article, summary = row.get("text") or row.get("article"), row.get("highlights") or row.get("summary")
@@ -113,6 +118,7 @@ def read_cases(place: str, number: int, max_words: int | None = None, seed: int 
             continue
         if max_words is None or len(article.split()) <= max_words:
             references.append((str(row.get("id", i)), article, summary))
+            samples.append(_texts(row.get("summaries") or row.get("samples")))
         if len(references) > number:  # one more, from which the last one takes what is foreign to it
             break
     if len(references) < 2:
@@ -121,16 +127,31 @@ def read_cases(place: str, number: int, max_words: int | None = None, seed: int 
             "with text (or article) and highlights (or summary)"
         )
     others = references[1:] + references[:1]
-    pairs = zip(references, others, strict=True)
-    return [make_case(*own, other[1], other[2], seed) for own, other in islice(pairs, number)]
+    return [
+        make_case(*own, other[1], other[2], seed, texts)
+        for own, other, texts in islice(zip(references, others, samples, strict=True), number)
+    ]
+
+
+def _texts(cell: Any) -> list[str]:
+    """The distinct texts of a cell that holds texts, or lists that begin with a text."""
+    items = cell if isinstance(cell, list) else []
+    texts = [item[0] if isinstance(item, list) and item else item for item in items]
+    return list(dict.fromkeys(text for text in texts if isinstance(text, str) and text.strip()))
 
 
 def make_case(
-    article_id: str, article: str, summary: str, other_article: str, other_summary: str, seed: int = 0
+    article_id: str,
+    article: str,
+    summary: str,
+    other_article: str,
+    other_summary: str,
+    seed: int = 0,
+    samples: Sequence[str] = (),
 ) -> Case:
-    """Make the changed versions of an article's summary."""
+    """Make the changed versions of an article's summary. `samples` are a model's summaries of it."""
     summary = " ".join(summary.split())
-    material = Material(re.sub(r"^\W*\(?CNN\)?\W*", "", article), other_article, other_summary)
+    material = Material(strip_dateline(article), strip_dateline(other_article), other_summary)
     case = Case(article_id, article, [summary])
     for changes, indices in ((DAMAGES, case.damaged), (HARMLESS, case.harmless)):
         for name, change in changes.items():
@@ -138,6 +159,7 @@ def make_case(
                 indices[name] = case.add(changed)
     case.often = [case.add(text) for text in damage_often(summary, material, str(seed), TIMES)]
     case.extracts = [case.add(text) for text in _extracts(material.article, seed)]
+    case.samples = [case.add(text) for text in samples]
     return case
 
 
@@ -167,7 +189,8 @@ def measure(cases: Sequence[Case], value_lists: Sequence[Sequence[float | None]]
         figures with intervals. `damaged`: by name of the damage, and `mean` over damages: `wins`, `ties` and `score`
         (wins + ties / 2) of the values, and the scores of `longer`, `shorter` and `chance`. `harmless`: by name:
         `same`, `higher` and `order_kept` (shares). `often`: rho with the number of damages, for the values and for
-        `words`. `rouge`: by name of the measure: `extracts` and `with_summary`, each for `judge` and `words`.
+        `words`. `rouge`: by name of the measure: `extracts`, `with_summary` and `samples`, each for `judge` and
+        `words`.
     """
     bootstrap = Bootstrap(len(cases), RESAMPLES, seed=seed)
     scorers: dict[str, list[Sequence[float | None]]] = {
@@ -254,10 +277,11 @@ def _rouge(
     result: dict[str, Any] = {}
     for name, rouge in (("ROUGE-1", rouge_1), ("ROUGE-2", rouge_2), ("ROUGE-L", rouge_l)):
         result[name] = {}
-        for among, with_summary in (("extracts", False), ("with_summary", True)):
+        for among in ("extracts", "with_summary", "samples"):
             rhos: dict[str, list[float | None]] = {"judge": [], "longer": []}
             for i, case in enumerate(cases):
-                indices = [*([0] if with_summary else []), *case.extracts]
+                texts = {"extracts": case.extracts, "with_summary": [0, *case.extracts], "samples": case.samples}
+                indices = texts[among]
                 stand_in = {j: rouge(case.texts[j], case.texts[0]) for j in indices}
                 for scorer, found in rhos.items():
                     read = [(value, stand_in[j]) for j in indices if (value := scorers[scorer][i][j]) is not None]
@@ -345,6 +369,8 @@ def print_result(result: Mapping[str, Any]) -> None:
     for name, among in result["rouge"].items():
         lines.append({"with": f"{name}, extracts", **among["extracts"]})
         lines.append({"with": f"{name}, extracts and the human summary", **among["with_summary"]})
+        if among["samples"]["words"]["n"]:
+            lines.append({"with": f"{name}, a model's summaries", **among["samples"]})
     print_table(
         "Spearman's rho per article",
         [

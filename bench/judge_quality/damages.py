@@ -2,7 +2,7 @@
 
 Each function takes a summary, the material that it may draw from, and a source of chance. It returns the changed
 summary, or None if the change does not apply. A damaged summary must lose to the undamaged one. A harmless change must
-not matter. `compare` in `judge_damage.py` measures both for a judge.
+not matter. `measure` in `bench/judge_damage.py` counts both for a judge.
 """
 
 import random
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sentencex import segment
+from judges.text.sentences import split_sentences
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def sentences(text: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _sentences(text: str) -> tuple[str, ...]:
-    return tuple(stripped for sentence in segment("en", text) if (stripped := sentence.strip()))
+    return tuple(split_sentences(text, "en"))
 
 
 @lru_cache(maxsize=4096)
@@ -177,9 +177,7 @@ def lower_case(summary: str, material: Material, rng: random.Random) -> str | No
 def typographic_signs(summary: str, material: Material, rng: random.Random) -> str | None:
     """Write typographic apostrophes, quotation marks, dashes and dots instead of those of ASCII; or the reverse."""
     if not summary.isascii():
-        plain = summary.translate(
-            str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "..."})
-        )
+        plain = summary.translate(str.maketrans("‘’“”–—", "''\"\"--")).replace("…", "...")
         if plain != summary:
             return plain
     text = re.sub(r'(?<!\w)"', "“", summary).replace('"', "”").replace("...", "…")

@@ -155,11 +155,13 @@ def test_the_command_prints_and_writes_results(tmp_path, monkeypatch, capsys):
             facts = [
                 f"In {1950 + i + 7 * n} the mayor {person} came." for n, person in enumerate(rng.sample(people, 9))
             ]
-            file.write(json.dumps({"id": i, "text": " ".join(facts), "highlights": facts[:2]}) + "\n")
+            row = {"id": i, "text": " ".join(facts), "highlights": facts[:2]}
+            file.write(json.dumps(row | {"samples": [[facts[0], "stop"], ["No.", "stop"], [facts[2], "stop"]]}) + "\n")
     config = str(ROOT / "configs/articles_cpu.yaml")
     monkeypatch.setattr(sys, "argv", ["judge_damage", config, str(path), "--articles", "2", "--json", str(out)])
     judge_damage.main()
     result = json.loads(out.read_text())
     assert result["judge"] == "cloze" and result["articles"] == 2
     assert result["damaged"]["mean"]["preferred"]["n"] == 2
+    assert result["rouge"]["ROUGE-1"]["samples"]["words"]["n"] == 2
     assert "Spearman's rho per article" in capsys.readouterr().out
