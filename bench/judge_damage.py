@@ -36,7 +36,7 @@ import numpy as np
 from bench.judge_quality.damages import DAMAGES, HARMLESS, Material, apply, damage_often, sentences
 from bench.print_table import print_table
 from jobs.judge.correlation import Bootstrap, Estimate, spearman
-from jobs.judge.scored_articles import Candidates, Score, open_judge, score_articles
+from jobs.judge.scored_articles import Candidates, Score, open_judge, score_articles, value_of
 from judges.text.sentences import strip_dateline
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
@@ -85,7 +85,9 @@ def main() -> None:
     used = [(case, found.scores) for case, found in zip(cases, scored, strict=True) if found.scores]
     left_out = Counter(found.left_out for found in scored if found.left_out)
     result: dict[str, Any] = {"judge": settings.judge.name, "articles": len(used), "left_out": dict(left_out)}
-    result |= measure([case for case, _ in used], [values(scores) for _, scores in used], settings.seed)
+    result |= measure(
+        [case for case, _ in used], [[value_of(score) for score in scores] for _, scores in used], settings.seed
+    )
     result["preference"] = settings.pairs.preference
     for name, share in preferred(used, settings).items():
         result["damaged"][name]["preferred"] = share
@@ -173,11 +175,6 @@ def _extracts(article: str, seed: int) -> list[str]:
     )
 
 
-def values(scores: Sequence[Score]) -> list[float | None]:
-    """The judge's value of each text; None if the judge's reply could not be read."""
-    return [None if score["unread"] else score.get("value", float(score["correct"])) for score in scores]
-
-
 def measure(cases: Sequence[Case], value_lists: Sequence[Sequence[float | None]], seed: int = 0) -> dict[str, Any]:
     """Compute the figures from the values of all texts, whatever gave the values.
 
@@ -225,7 +222,7 @@ def measure(cases: Sequence[Case], value_lists: Sequence[Sequence[float | None]]
 def _signs(case: Case, own: Sequence[float | None]) -> dict[str, int]:
     """For each damage 1 if the undamaged summary has the higher value, -1 if the lower, 0 if they tie."""
     return {
-        name: int(np.sign(whole - part))
+        name: (whole > part) - (whole < part)
         for name, i in case.damaged.items()
         if (whole := own[0]) is not None and (part := own[i]) is not None
     }
@@ -262,7 +259,9 @@ def _harmless(
         others = [value for i in case.damaged.values() if (value := own[i]) is not None]
         same.append(float(changed == plain))
         higher.append(float(changed > plain))
-        kept.append(float(np.mean([np.sign(changed - v) == np.sign(plain - v) for v in others])) if others else None)
+        kept.append(
+            float(np.mean([(changed > v, changed < v) == (plain > v, plain < v) for v in others])) if others else None
+        )
     return {"same": bootstrap.mean(same), "higher": bootstrap.mean(higher), "order_kept": bootstrap.mean(kept)}
 
 

@@ -152,9 +152,8 @@ def judge_eval(
 ) -> None:
     """Compare the configuration's judge with people who rated the same summaries, or chose between two.
 
-    FILE is JSONL, JSON or Parquet by path or URI, or hf:OWNER/NAME:SPLIT, such as hf:mteb/summeval:test. Correlations
-    are per article, pooled and by system, with bootstrap intervals, and beside them those of words alone and of one
-    rater with the others.
+    FILE is JSONL, JSON or Parquet by path or URI, or hf:OWNER/NAME:SPLIT, such as hf:mteb/summeval:test. The judge is
+    shown beside the number of words alone, and beside one rater compared with the others.
     """
     from jobs.judge.evaluate import evaluate_judge
 

@@ -16,7 +16,7 @@ from jobs.judge.correlation import (
     partial_spearman,
 )
 from jobs.judge.ratings import CROWD, PeoplesView, RatedArticle
-from jobs.judge.scored_articles import Score
+from jobs.judge.scored_articles import Score, value_of
 from pipeline.config.judging import Pairs
 from pipeline.judging.preference import Rule
 
@@ -65,12 +65,13 @@ def judged_article(
     article: RatedArticle, scores: Sequence[Score], view: PeoplesView, rule: Rule, pairs: Pairs
 ) -> JudgedArticle:
     """Put the scores of an article beside what people think, without the summaries whose score could not be read."""
-    read = [i for i, score in enumerate(scores) if not score["unread"]]
+    read = [i for i, score in enumerate(scores) if value_of(score) is not None]
     rows = [scores[i] for i in read]
+    values = [value for score in scores if (value := value_of(score)) is not None]
     verdicts = np.array([[rule(a, b, pairs) for b in rows] for a in rows], float).reshape(len(rows), len(rows))
     columns = {
         # A share: articles with more questions would dominate when pooled. A judge that gives scores asks none.
-        JUDGE: np.array([_value(row) / max(1, len(row["answers"])) for row in rows], float),
+        JUDGE: np.array([value / max(1, len(row["answers"])) for value, row in zip(values, rows, strict=True)]),
         WORDS: np.array([row["words"] for row in rows], float),
         PREFERENCE: verdicts.sum(1) / max(1, len(rows) - 1),
     }
@@ -84,11 +85,6 @@ def judged_article(
     choices = [(new_index[a], new_index[b]) for a, b in article.choices if a in new_index and b in new_index]
     signs = {name: np.sign(column[:, None] - column) for name, column in columns.items() if name != PREFERENCE}
     return JudgedArticle(columns, signs | {PREFERENCE: verdicts}, [article.systems[i] for i in read], ratings, choices)
-
-
-def _value(row: Score) -> float:
-    value = row.get("value")  # tables of older versions have right answers only
-    return float(row["correct"] if value is None else value)
 
 
 def measure_agreement(articles: Sequence[JudgedArticle], names: Sequence[str], bootstrap: Bootstrap) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from jobs.judge.agreement import JUDGE, PREFERENCE, WORDS, judged_article, measure_agreement
 from jobs.judge.correlation import MEASURES, Bootstrap, Estimate
 from jobs.judge.ratings import PeoplesView, read_peoples_view
-from jobs.judge.scored_articles import Candidates, open_judge, score_articles
+from jobs.judge.scored_articles import Candidates, open_judge, score_articles, value_of
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
 from pipeline.execution.progress import Display
@@ -93,7 +93,7 @@ def evaluate(
     scored = score_articles(settings, judge, engine, candidates, display)
     left_out = Counter(view.left_out)
     left_out.update(f"articles: {found.left_out}" for found in scored if found.left_out)
-    left_out[_UNREAD] += sum(bool(score["unread"]) for found in scored for score in found.scores)
+    left_out[_UNREAD] += sum(value_of(score) is None for found in scored for score in found.scores)
     rule = load_preference(settings.pairs)
     articles = [
         judged_article(article, found.scores, view, rule, settings.pairs)

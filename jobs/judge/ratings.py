@@ -6,7 +6,7 @@ A row has one of three forms; a file may mix them. Where several names are given
   `model_ids`) names the writers. This is the form of `hf:mteb/summeval:test`.
 - A summary: `decoded` (or `summary`), and each rating as a number, or as a list of one number for each rater.
   `system` (or `model_id`) names the writer. With a column `rater`, each row has the ratings of one rater. SummEval's
-  own `expert_annotations` and `crowd_annotations` are lists of ratings, one for each rater.
+  own `expert_annotations` and `turker_annotations` (or `crowd_annotations`) are lists of ratings, one for each rater.
 - A choice: `chosen` and `rejected`, two summaries, as in TRL.
 
 The article is `article`, `text`, `document`, `source` or, in a choice, `prompt`. Rows of one article have the same `id`
@@ -35,7 +35,7 @@ KNOWN_RATINGS = (
     "quality",
     "rating",
 )
-CROWD = " (crowd)"  # ends the name of a rating of `crowd_annotations`
+CROWD = " (crowd)"  # ends the name of a rating of a crowd's annotations
 _ARTICLE = ("article", "text", "document", "source")
 _ID = ("id", "article_id")
 _SUMMARIES = ("machine_summaries", "summaries")
@@ -43,6 +43,7 @@ _SUMMARY = ("decoded", "summary")
 _SYSTEM = ("system", "model_id")
 _SYSTEMS = ("systems", "model_ids")
 _RATER = ("rater", "annotator", "worker_id")
+_ANNOTATIONS = (("expert_annotations", ""), ("crowd_annotations", CROWD), ("turker_annotations", CROWD))
 _EXPECTED = (
     "each row needs an article (article, text, document or source) and machine_summaries or a summary (decoded or "
     "summary) with ratings, or chosen and rejected (with prompt, or an article)"
@@ -122,6 +123,9 @@ def read_peoples_view(place: str, wanted: Sequence[str] = (), limit: int | None 
         reader.add(row)
     found_columns = ", ".join(name for name in columns if name != readers.UNREADABLE) or "none"
     articles = list(reader.articles.values())
+    annotated = any(name in columns for name, _ in _ANNOTATIONS)
+    if wanted and columns and not annotated and not any(name in columns for name in wanted):
+        raise UserError(f"--ratings names {', '.join(wanted)}, which no row of {place} has: it has {found_columns}")
     if not articles:
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in reader.left_out.most_common(3))
         raise UserError(
@@ -212,7 +216,7 @@ class _Reader:
             raise _BadRow("rows without a summary")
         system = None if system is None else str(system)
         ratings: RatingsByRater = {}
-        for column, suffix in (("expert_annotations", ""), ("crowd_annotations", CROWD)):
+        for column, suffix in _ANNOTATIONS:
             ratings |= self._annotations(row.get(column), suffix)
         for name in self.wanted:
             if name not in ratings and (rated := _by_rater(row.get(name), rater)):

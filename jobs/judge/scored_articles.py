@@ -1,5 +1,6 @@
 """Scores candidate summaries of articles with a configuration's judge, in this process and without Ray."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,13 @@ Score = dict[str, Any]  # a row of the column `scores`
 # theirs with the summaries of one article, and small batches show how fast they are.
 _BATCH = {"text": 64}
 _SMALL_BATCH = 2
+
+
+def value_of(score: Score) -> float | None:
+    """The judge's value of a text; None if the judge's reply could not be read, or the value is no number."""
+    value = score.get("value")  # tables of older versions have right answers only
+    value = float(score["correct"] if value is None else value)
+    return None if score["unread"] or math.isnan(value) else value
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ CONFIG = ROOT / "configs/articles_cpu.yaml"
 
 
 class OddWords:
-    """A scoring judge without a model: the number of words, but no value for a text that ends in "?"."""
+    """A scoring judge without a model: the number of words, but no value for text that ends in "?", NaN for "!"."""
 
     engine = "none"
 
@@ -33,7 +33,8 @@ class OddWords:
         return []
 
     def read_scores(self, article, summaries, replies, order=0):
-        return [Judgement(None if text.endswith("?") else float(len(text.split()))) for text in summaries]
+        special = {"?": None, "!": float("nan")}
+        return [Judgement(special.get(text[-1], float(len(text.split())))) for text in summaries]
 
 
 def no_engine():
@@ -103,11 +104,11 @@ def test_a_scoring_judge_agrees_with_raters_by_system_and_in_pairs():
 
 
 def test_unread_summaries_and_their_choices_are_left_out():
-    article = rated(0, [(1,), (3,), (2,)])
-    article.texts[1] = "Is this a summary?"
+    article = rated(0, [(1,), (3,), (2,), (2,)])
+    article.texts[1], article.texts[3] = "Is this a summary?", "It is!"
     article.choices = [(0, 1), (2, 0), (0, 2)]
     result = judge_words([article])
-    assert result["summaries"] == 2 and result["left_out"] == {"summaries whose score could not be read": 1}
+    assert result["summaries"] == 2 and result["left_out"] == {"summaries whose score could not be read": 2}
     choices = result["choices"]["judge"]  # of (2, 0) and (0, 2) the judge ranks one as people did
     assert (choices["alike"]["value"], choices["ties"]["n"]) == (0.5, 2)
     assert result["ratings"]["overall"]["scores"]["judge"]["per_article"]["pearson"]["n"] == 1

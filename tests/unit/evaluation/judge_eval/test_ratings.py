@@ -44,7 +44,7 @@ def test_systems_crowd_and_lists_of_raters_are_read(tmp_path):
             "decoded": "x",
             "model_id": "M1",
             "expert_annotations": [{"relevance": 4, "fluency": 5}, {"relevance": 2, "fluency": 3}],
-            "crowd_annotations": [{"relevance": 1}, {"relevance": 2}, {"relevance": 3}],
+            "turker_annotations": [{"relevance": 1}, {"relevance": 2}, {"relevance": 3}],
         },
         {"id": 1, "text": "A.", "summary": "y", "system": "M2", "relevance": [1, None, 3]},
         {"id": 2, "article": "B.", "summaries": ["p", "q"], "systems": ["M1", "M2"], "relevance": [[1, 2], [3, 4]]},
@@ -85,6 +85,8 @@ def test_other_columns_are_named(tmp_path):
     assert read(tmp_path, rows, wanted=["helpfulness"]).names == ["helpfulness"]
     with pytest.raises(UserError, match="--ratings names charm, which no row of .* has: it has article, summary, help"):
         read(tmp_path, rows, wanted=["charm", "relevance"])
+    with pytest.raises(UserError, match="--ratings names charm, which no row of .* has: it has article, summary, help"):
+        read(tmp_path, rows, wanted=["charm"])
 
 
 def test_only_the_first_articles_are_used(tmp_path):
