@@ -61,7 +61,7 @@ def _draw_points(axes: "Axes", name: str, points: Sequence[Sequence[float]], rho
         # Many values and ratings are equal; a little noise shows how many points lie on one another.
         rng = np.random.default_rng(0)
         noise = [rng.uniform(-0.01, 0.01, len(side)) * max(float(np.ptp(side)), 1e-9) for side in (x, y)]
-        axes.scatter(x + noise[0], y + noise[1], s=7, alpha=max(0.12, min(0.6, 60 / len(x))), color=_GREY, linewidths=0)
+        axes.scatter(x + noise[0], y + noise[1], s=7, alpha=max(0.2, min(0.7, 200 / len(x))), color=_GREY, linewidths=0)
         means = _binned(x, y)
         if means:
             centres, heights, errors = map(list, zip(*means, strict=True))
