@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from pipeline.config import Config
+from pipeline.config import Config, UserError
 from pipeline.evaluation.champion import assess_round
+from pipeline.evaluation.reliability import coin_message, measure_table
 from pipeline.evaluation.round_result import Assessment, Round
 from pipeline.evaluation.stopping import RoundFigures, stop_reasons
 from pipeline.execution.executor import NOT_MADE, Executor
@@ -22,6 +23,7 @@ from pipeline.stages.questions import ask_questions, ask_second_questions
 from pipeline.stages.references import reference_logprobs
 from pipeline.stages.scores import score_heldout, score_leads, score_samples, score_second
 from pipeline.stages.summaries import (
+    add_extracts,
     lead_baseline,
     sample_beside_base,
     sample_summaries,
@@ -105,6 +107,8 @@ def run_round(rounds_so_far: Sequence[Round], articles: RoundArticles, run: Exec
     if replayed:
         references = make(reference_logprobs, replayed, reference)
     assert references is not None, "references are made in the pipeline or from the replayed pairs"
+    if last.number == 0:
+        _refuse_coin(scores, references, f"{folder}/{train_policy.name}", run)
 
     drift = make(drift_from_base, summaries, start, base) if start_number > 0 else None
     policy = make(train_policy, references, start, *([base] if keeps_base_reference else []))
@@ -161,9 +165,9 @@ def next_articles(articles: RoundArticles, folder: str, run: Executor) -> RoundA
 
 
 def judge_only(run: Executor) -> tuple[Artifact, Artifact]:
-    """Run the judge without a policy: it asks questions, and answers them from the lead of each article."""
+    """Run the judge without a policy: it asks questions, and scores the lead and other extracts of each article."""
     _, questions = _ask_about_articles(run)
-    links = (lead_baseline, questions), (score_leads,)
+    links = (lead_baseline, questions), (add_extracts,), (score_leads,)
     return questions, run.produce_chain(*links, into="judge-card")[-1]
 
 
@@ -200,6 +204,25 @@ def assess(rounds_so_far: Sequence[Round], run: Executor) -> Round:
     reasons = stop_reasons(run.setting("stop"), [each for each in figures if each])
     ended = f"Stopped after round {last.number}: {'; '.join(reasons)}" if reasons else None
     return replace(last, assessment=assessment, ended=ended)
+
+
+def _refuse_coin(scores: Artifact, references: Artifact, policy: str, run: Executor) -> None:
+    """Stop before the first training if the score is shown to be a coin.
+
+    A policy that was already trained on these pairs, or begun, is left alone: older versions had no such limit.
+
+    Raises:
+        UserError: less than `scores.min_same_winner` of the pairs would be confirmed by another set of questions.
+    """
+    least, earlier = run.setting("scores.min_same_winner"), run.ledger.find(policy)
+    recipe = (earlier.record if earlier else run.ledger.begun(policy) or {}).get("recipe", {})
+    is_begun = recipe.get("inputs", {}).get(references.address) == references.build
+    if least is None or is_begun:
+        return
+    assert isinstance(run.config, Config), "only a run of rounds scores summaries"
+    reliability = measure_table(scores, run.config, run.ledger)
+    if reliability and (message := coin_message(reliability, least)):
+        raise UserError(f"{scores.address}: {message}")
 
 
 def _end_without_pairs(last: Round, pairs: Artifact, run: Executor) -> Round:

@@ -40,6 +40,7 @@ def make_judge_card(path: str, overrides: Sequence[str]) -> None:
     warn_of_removed_folders(settings, display)
     ledger = open_run_folder(settings)
     from pipeline.evaluation.judge_card import card_lines, card_notes, measure_card
+    from pipeline.evaluation.reliability import measure_table
     from pipeline.evaluation.report.render import terminal_tables
     from pipeline.execution.ray_cluster import connected_ray
     from pipeline.execution.runner import Runner
@@ -51,8 +52,9 @@ def make_judge_card(path: str, overrides: Sequence[str]) -> None:
     with ledger.lock(display.warn):
         with connected_ray(settings.hardware) as hardware:
             runner = Runner(settings.model_copy(update={"hardware": hardware}), ledger, display)
-            questions, leads = judge_only(runner)
-        card = measure_card(questions.record, [leads.record], [leads.record], settings.judge.options)
+            questions, extracts = judge_only(runner)
+        reliability = measure_table(extracts, settings, ledger)
+        card = measure_card(questions.record, [extracts.record], [extracts.record], settings.judge.options, reliability)
         ledger.write("judge_card.json", json.dumps(card, indent=2) + "\n")
     for table in terminal_tables(card_lines(card)):
         display.say("")

@@ -200,6 +200,10 @@ class Scores(Settings):
     """How summaries are scored."""
 
     max_unread: Share = 0.1  # largest share of answers that could not be parsed; a larger one ends the run
+    # Before the first training: the share of pairs whose winner another set of as many questions would pick as well
+    # (0.5: a coin; 0.6: a reliability of about 0.3). If the share's whole interval lies below it, the run stops. None:
+    # it never stops.
+    min_same_winner: Annotated[float, Field(ge=0.5, le=1)] | None = 0.6
 
 
 class Pairs(Settings):
@@ -217,6 +221,9 @@ class Pairs(Settings):
     threshold: Natural = 3  # right answers
     min_word_gap: Positive = 3  # accuracy_then_length: the shorter must be shorter by this many words
     min_margin: Annotated[float, Field(ge=0)] = 0.0  # higher_score: the difference in value must be larger than this
+    # A pair that the score decides needs a difference of this many of its own standard errors, by the questions (items)
+    # that differ. 0: any difference is enough. 1 to 2 drops the pairs that may be chance.
+    min_standard_errors: Annotated[float, Field(ge=0)] = 0.0
     max_length_ratio: Annotated[float, Field(ge=1)] = 1.2  # length_matched: words of the longer by those of the shorter
     min_words: Natural = 5  # a shorter summary is never paired
     max_words: Positive = 200  # a summary of this many words or more is never paired

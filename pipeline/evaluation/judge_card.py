@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from judges.base import LETTERS
+from pipeline.evaluation.reliability import Reliability, reliability_lines, reliability_notes
 from pipeline.evaluation.win_rate import homogeneity_p
 from pipeline.inference.base import ENGINE_MS, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
 from pipeline.judging import tallies
@@ -18,7 +19,11 @@ Record = Mapping[str, Any]
 
 
 def measure_card(
-    questions: Record, scoring_records: Sequence[Record], all_records: Sequence[Record], options: int
+    questions: Record,
+    scoring_records: Sequence[Record],
+    all_records: Sequence[Record],
+    options: int,
+    reliability: Reliability | None = None,
 ) -> dict[str, Any]:
     """Compute the card from the records of stages.
 
@@ -28,6 +33,7 @@ def measure_card(
             the scored leads in `rondo judge-card`.
         all_records: records of all stages in which the judge scored summaries: `scoring_records`, and any evaluations.
         options: number of options of each question.
+        reliability: that of scores of several summaries per article; None if there are none yet.
 
     Returns:
         shares from 0 to 1, which are None if nothing was counted, and the counts that they are shares of:
@@ -41,6 +47,7 @@ def measure_card(
           if the judge favours no letter.
         - `confidence_right`, `confidence_wrong`, only with `judge.logprobs`: the mean probability of right and of wrong
           answers from the whole article, each with the number of answers.
+        - `reliability`: see `reliability.Reliability`; None if there are no such scores yet.
         - `…_per_summary`: the mean cost of judging a summary once. Seconds are the time in which an engine had
           summaries to judge, added up over engines, without the time that engines took to start.
     """
@@ -66,6 +73,7 @@ def measure_card(
         "keys": {letter: _share(count, sum(keys.values())) for letter, count in keys.items()},
         "letters_p": homogeneity_p(list(letters.values()), list(keys.values())),
         **_mean_confidences(asked),
+        "reliability": reliability and reliability.as_dict(),
         "questions_asked": asked.get(tallies.QUESTIONS_ASKED, 0),
         "questions_used": asked.get(tallies.QUESTIONS, 0),
         "questions_dropped": {
@@ -127,6 +135,7 @@ def card_lines(card: Mapping[str, Any]) -> list[list[str]]:
         ["answers that can be read", _percent(card["parse_rate"]), f"{card['answers']:,} answers"],
         ["unsure from a summary", _percent(card["unsure"]), "answers"],
         *_confidence_lines(card),
+        *reliability_lines(card.get("reliability")),
         ["letters of its answers", letters, chance],
         ["letters of the right options", keys, checked],
         ["questions used", used, f"dropped: {dropped or 'none'}"],
@@ -175,4 +184,4 @@ def card_notes(card: Mapping[str, Any]) -> list[str]:
                 f"The judge favours the letter {letter}: it is {share:.0%} of the judge's answers and {key_share:.0%} "
                 "of the right options."
             )
-    return notes
+    return notes + reliability_notes(card.get("reliability"))

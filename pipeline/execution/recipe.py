@@ -22,7 +22,7 @@ from pipeline.storage.ledger import Artifact
 
 _MIB = 1 << 20
 # Settings that stop a run and change no row: raising one must not make anything stale.
-_LIMITS = ("max_skipped", "max_unread", "check_articles", "max_difference")
+_LIMITS = ("max_skipped", "max_unread", "min_same_winner", "check_articles", "max_difference")
 _USER_CODE_SETTINGS = ("kind", "preference")  # a built-in name, or a user's `module:name`
 _ABSENT = object()
 

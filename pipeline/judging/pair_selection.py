@@ -2,14 +2,19 @@
 
 Every selection is called as `select(pairs, scores, max_pairs, rng)`. `pairs` are the article's pairs without a tie, as
 (chosen, rejected) indices into `scores`, the article's scores. `max_pairs` is `pairs.max_per_article`, and `rng` a
-generator that is seeded for this article. `stages/pairs.py` decides which summaries may be paired at all.
+generator that is seeded for this article. Before the selection, `beyond_noise` drops pairs whose difference may be
+chance. `stages/pairs.py` decides which summaries may be paired at all.
 """
 
+import math
 import random
+import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from pipeline.judging.preference import Score, judged_value
+from pipeline.config.judging import Pairs
+from pipeline.judging.preference import Score, decided_by_score, judged_value, score_items
 
 Pair = tuple[int, int]
 Selection = Callable[[Sequence[Pair], Sequence[Score], int, random.Random], list[Pair]]
@@ -52,6 +57,43 @@ def widest_margin(pairs: Sequence[Pair], scores: Sequence[Score], max_pairs: int
 def all_pairs(pairs: Sequence[Pair], scores: Sequence[Score], max_pairs: int, rng: random.Random) -> list[Pair]:
     """All pairs. Each weighs 1 / (number of pairs), so that every article weighs the same in training."""
     return list(pairs)
+
+
+def beyond_noise(
+    pairs: Sequence[Pair], scores: Sequence[Score], questions: Sequence[Mapping[str, Any]], settings: Pairs
+) -> list[Pair]:
+    """The pairs whose difference is `pairs.min_standard_errors` standard errors or more: see `standard_errors`.
+
+    Pairs that the score did not decide are kept, because its noise says nothing about them.
+    """
+    if not settings.min_standard_errors:
+        return list(pairs)
+
+    def is_clear(chosen: int, rejected: int) -> bool:
+        if not decided_by_score(scores[chosen], scores[rejected], settings):
+            return True
+        difference = standard_errors(*(score_items(scores[i], questions) for i in (chosen, rejected)))
+        return difference is not None and difference >= settings.min_standard_errors
+
+    return [pair for pair in pairs if is_clear(*pair)]
+
+
+def standard_errors(chosen: Sequence[float | None], rejected: Sequence[float | None]) -> float | None:
+    """By how many of its standard errors the chosen summary's mean item is above the rejected one's.
+
+    This is Student's paired t over the items that were read for both: the mean of the differences by their standard
+    deviation (with n - 1) over the square root of n. It is infinite if all items differ by the same amount. None if
+    fewer than two items were read for both, because then there is no standard deviation, or if they are other items.
+
+    >>> standard_errors([1, 1, 1, 0, 0], [0, 0, 0, 0, 0])
+    2.449489742783178
+    """
+    differences = [a - b for a, b in zip(chosen, rejected, strict=False) if a is not None and b is not None]
+    if len(chosen) != len(rejected) or len(differences) < 2:
+        return None
+    mean = statistics.fmean(differences)
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
 
 
 def soft_margin(chosen: Score, rejected: Score) -> float | None:

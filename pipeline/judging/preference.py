@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
+from judges.base import LETTERS
 from pipeline.config import UserError
 from pipeline.config.judging import Pairs
 from pipeline.judging.user_code.loading import load_user_code
@@ -75,6 +76,33 @@ def judged_value(score: Score) -> float:
     return score["correct"] if value is None else value
 
 
+def score_items(score: Score, questions: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """The parts of a score in the order of its article's questions or criteria; None for an unread part.
+
+    Tables of older versions have answers only: 1 for a right answer, 0 for any other.
+
+    Args:
+        questions: the article's questions, rows of the column `questions`.
+    """
+    if (items := score.get("items")) is not None:
+        return list(items)
+    keys = (LETTERS[question["answer"]] for question in questions)
+    return [
+        None if answer is None else float(answer == key) for answer, key in zip(score["answers"], keys, strict=True)
+    ]
+
+
+def decided_by_score(chosen: Score, rejected: Score, settings: Pairs) -> bool:
+    """Whether the judge's score decided a pair. Otherwise its length did, or something else that a rule looks at.
+
+    Two summaries that both reach `threshold` are compared by length, if the preference does so. In any other pair the
+    score decided if the chosen summary has the higher value.
+    """
+    if settings.preference in _LENGTH_RULES and min(chosen["correct"], rejected["correct"]) >= settings.threshold:
+        return False
+    return judged_value(chosen) > judged_value(rejected)
+
+
 def _sign(number: float) -> int:
     return (number > 0) - (number < 0)
 
@@ -83,6 +111,7 @@ RULES: dict[str, Rule] = {
     rule.__name__: rule
     for rule in (accuracy_then_length, accuracy_only, length_matched, accuracy_then_any_length, higher_score)
 }
+_LENGTH_RULES = (accuracy_then_length.__name__, accuracy_then_any_length.__name__)
 
 
 def evaluation_rules(settings: Pairs) -> dict[str, Rule]:

@@ -21,7 +21,7 @@ from ray.data import Dataset
 from judges.base import Skip
 from pipeline.config.judging import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
-from pipeline.judging.pair_selection import SELECTIONS, pair_weights
+from pipeline.judging.pair_selection import SELECTIONS, beyond_noise, pair_weights
 from pipeline.judging.preference import Rule, load_preference
 from pipeline.judging.tallies import PAIRS, PAIRS_AGAINST_BASE, PAIRS_FOUND, REPLAYED_ARTICLES, REPLAYED_PAIRS
 from pipeline.stages.base import stage
@@ -29,6 +29,7 @@ from pipeline.storage.parts import MERGED
 from pipeline.storage.schema import COLUMNS, Outcome, Row, map_rows
 
 _REPLAY_PARTITIONS = 8  # of the shuffle: rows with pairs are few beside a corpus
+_WITHIN_NOISE = "difference within the score's noise"
 _THIS_ROUND = -1  # the source of this round's own rows; earlier rounds' tables are numbered from 0
 
 _pairs = partial(
@@ -61,12 +62,15 @@ def make_pairs_with_base(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
 
 def pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
     """The pairs of one article with scored summaries; a Skip if there is none."""
-    scores, usable = row["scores"], _usable_summaries(row, settings)
+    scores, usable = row["scores"], usable_summaries(row, settings)
     if len(usable) < 2:
         return Skip("under two usable summaries")
     verdicts = {(a, b): rule(scores[a], scores[b], settings) for a, b in combinations(usable, 2)}
     decided = [(a, b) if verdict > 0 else (b, a) for (a, b), verdict in verdicts.items() if verdict]
-    return _select_pairs(decided, settings, seed, row) if decided else Skip("all ties")
+    if not decided:
+        return Skip("all ties")
+    clear = beyond_noise(decided, scores, row.get("questions") or (), settings)
+    return _select_pairs(clear, settings, seed, row) if clear else Skip(_WITHIN_NOISE)
 
 
 def pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
@@ -74,14 +78,17 @@ def pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> 
     base = {"writer": row["base_writer"], "summaries": row["base_summaries"], "scores": row["base_scores"]}
     merged = merge_rows(row, row | base)
     scores, policy_count = merged["scores"], len(row["summaries"])
-    usable = _usable_summaries(merged, settings)
+    usable = usable_summaries(merged, settings)
     by_policy, by_base = [i for i in usable if i < policy_count], [i for i in usable if i >= policy_count]
     if not by_policy or not by_base:
         return Skip(f"no usable summary {'of the base' if by_policy else 'of the policy'}")
     decided = [(a, b) for a, b in product(by_policy, by_base) if rule(scores[a], scores[b], settings) > 0]
     if not decided:
         return Skip("none better than the base's")
-    selected = _select_pairs(decided, settings, seed, merged)
+    clear = beyond_noise(decided, scores, row.get("questions") or (), settings)
+    if not clear:
+        return Skip(_WITHIN_NOISE)
+    selected = _select_pairs(clear, settings, seed, merged)
     selected["tally"][PAIRS_AGAINST_BASE] = len(selected["pairs"])
     return selected | {"summaries": merged["summaries"], "scores": scores, "base_summaries": None, "base_scores": None}
 
@@ -101,7 +108,7 @@ def _select_pairs(decided: list[tuple[int, int]], settings: Pairs, seed: int, ro
     return {"pairs": pairs, "tally": {PAIRS: len(pairs), PAIRS_FOUND: len(decided)}}
 
 
-def _usable_summaries(row: Row, settings: Pairs) -> list[int]:
+def usable_summaries(row: Row, settings: Pairs) -> list[int]:
     """The indices of the summaries that may be paired."""
     return [
         i

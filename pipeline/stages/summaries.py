@@ -1,4 +1,4 @@
-"""The stages `summaries`, `exam` and `leads`: summaries of articles, by a policy or without one.
+"""The stages `summaries`, `exam`, `leads` and `extracts`: summaries of articles, by a policy or without one.
 
 For training it samples several summaries of each article, from one prompt with one prefill. For evaluation it writes
 one greedy summary of each held-out article. The base policy's evaluation also has two baselines that learned nothing:
@@ -137,13 +137,36 @@ def _lead_as_summary(sentences: int, row: Row) -> Row:
     return {"writer": BASELINES[0], "prompt_ids": [], "summaries": [_unsampled(lead)]}
 
 
+@stage("extracts", version=1, inputs=("rows",), settings=("baselines.lead_sentences",), writes=("summaries",))
+def add_extracts(rows: Dataset, *, lead_sentences: int) -> Dataset:
+    """Add other extracts to each article's lead: shorter leads, and sentences of its second, middle and last part.
+
+    A judge that is tried without a policy must tell them apart.
+    """
+    return map_rows(rows, partial(_with_extracts, lead_sentences), add_extracts.writes)
+
+
+def _with_extracts(count: int, row: Row) -> Row:
+    sentences = split_sentences(row["article"])
+    last = max(0, len(sentences) - count)
+    parts = [sentences[:length] for length in range(1, count)]
+    parts += [sentences[start : start + count] for start in (min(count, last), last // 2, last)]
+    texts = dict.fromkeys([row["summaries"][0]["text"], *(" ".join(part) for part in parts)])
+    return {"summaries": [_unsampled(text) for text in texts], "tally": {SUMMARIES: len(texts)}}
+
+
 def _unsampled(text: str) -> Row:
     return {"text": text, "token_ids": [], "finish_reason": "stop"}
 
 
 def first_sentences(article: str, sentences: int) -> str:
     """The first sentences of an article, a baseline that is hard to beat in news."""
-    return " ".join(re.split(r"(?<=[.!?])\s+", article.strip())[:sentences])
+    return " ".join(split_sentences(article)[:sentences])
+
+
+def split_sentences(article: str) -> list[str]:
+    """The sentences of an article, in order."""
+    return re.split(r"(?<=[.!?])\s+", article.strip())
 
 
 def shorten(summary: str, share: float) -> str:

@@ -27,7 +27,7 @@ MERGED = "merged"  # in a tally: how many rows went into this one, beside its ow
 
 SKIPPED = "skipped"  # the folder of rows that were set aside
 _COUNTS_KEY = b"rondo"  # key in a part's footer; the value is its `PartCounts` as JSON
-_THREADS = 16  # files read at the same time: on an object store each one costs a round trip
+THREADS = 16  # files read at the same time: on an object store each one costs a round trip
 
 
 @dataclass
@@ -227,7 +227,7 @@ def count_rows(uri: str, names: Sequence[str]) -> PartCounts:
             raise _damaged_part(uri, name, error) from None
 
     total = PartCounts()
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         for footer in pool.map(read_footer, names):
             total.add(footer)
     return total
@@ -249,6 +249,35 @@ def read_part(uri: str, name: str, columns: Sequence[str] | None = None) -> pa.T
         return read_parquet(fs, f"{base}/{name}", columns)
     except (OSError, pa.ArrowException) as error:
         raise _damaged_part(uri, name, error) from None
+
+
+def read_fields(uri: str, name: str, fields: Sequence[str]) -> pa.Table:
+    """Read some fields of the rows of one part. Fields that the part does not have are left out.
+
+    Args:
+        uri: the table's folder.
+        name: the part's name, relative to `uri`.
+        fields: columns, or fields of the structs in a column of lists, such as `summaries.text`.
+
+    Raises:
+        UserError: the part is damaged or missing.
+    """
+    fs, base = open_location(uri)
+    try:
+        with fs.open_input_file(f"{base}/{name}") as stream:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            # The path of such a field has two parts in between, whose names depend on the version that wrote them.
+            leaves = [file.schema.column(index).path for index in range(len(file.schema))]
+            wanted = [path for path in leaves if not {path.split(".")[0], _field(path)}.isdisjoint(fields)]
+            return file.read(columns=wanted).replace_schema_metadata()
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged_part(uri, name, error) from None
+
+
+def _field(path: str) -> str:
+    """`summaries.text` for the path `summaries.list.element.text` of a leaf."""
+    column, *inner = path.split(".")
+    return ".".join((column, *inner[2:3]))
 
 
 def read_parquet(fs: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -290,7 +319,7 @@ def check_parts(
         except (UserError, KeyError):
             return None
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         for name, ids in zip(names, pool.map(read_ids, names), strict=True):
             is_allowed = ids is not None and (allowed is None or allowed.issuperset(ids))
             if ids is not None and is_allowed and usable_ids.isdisjoint(ids):

@@ -6,6 +6,8 @@ exactly once. `parts.py` reads and writes single parts, `streams.py` moves rows 
 """
 
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +16,7 @@ import pyarrow as pa
 from pipeline.config import UserError
 from pipeline.storage import parts
 from pipeline.storage.ledger import Artifact, Ledger
-from pipeline.storage.schema import Row
+from pipeline.storage.schema import Row, is_drawn
 
 
 @dataclass(frozen=True)
@@ -100,3 +102,26 @@ def read_table(ledger: Ledger, table: Artifact) -> list[Row]:
     """
     uri = f"{ledger.root}/{table.address}"
     return [row for name in table.record["parts"] for row in parts.read_part(uri, name).to_pylist()]
+
+
+def read_some_rows(ledger: Ledger, table: Artifact, most: int, fields: Sequence[str]) -> list[Row]:
+    """Read about `most` kept rows of a table at most, and only some fields of them.
+
+    A hash of the article id draws the rows, so that the same articles are drawn in every run.
+
+    Args:
+        fields: columns, or fields of the structs in a column of lists, such as `summaries.text`. Those that the table
+            does not have are left out. `article_id` is always read.
+
+    Raises:
+        UserError: a part is damaged or missing.
+    """
+    uri, share = f"{ledger.root}/{table.address}", most / max(1, table.record["kept"])
+
+    def read_drawn(name: str) -> list[Row]:
+        rows = parts.read_fields(uri, name, ("article_id", *fields))
+        drawn = [is_drawn(article_id, share) for article_id in rows["article_id"].to_pylist()]
+        return rows.filter(pa.array(drawn, pa.bool_())).to_pylist()
+
+    with ThreadPoolExecutor(parts.THREADS) as pool:
+        return [row for rows in pool.map(read_drawn, table.record["parts"]) for row in rows]

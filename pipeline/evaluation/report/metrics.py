@@ -16,6 +16,7 @@ from pipeline.evaluation.comparison import (
     single_summary_rows,
     verdicts_by_article,
 )
+from pipeline.evaluation.reliability import measure_table
 from pipeline.evaluation.round_result import Round
 from pipeline.judging.tallies import PAIRS, PAIRS_AGAINST_BASE, REPLAYED_PAIRS
 from pipeline.stages.summaries import BASELINES
@@ -204,7 +205,9 @@ def _measure_judge(rounds_so_far: Sequence[Round], config: Config, ledger: Ledge
     questions = ledger.find("questions")
     assert questions is not None, "judged summaries have questions"
     all_records = [*scoring_records, *evaluations.values()]
-    return judge_card.measure_card(questions.record, scoring_records, all_records, config.judge.options)
+    first = ledger.find(f"{round_folder(1)}/scores") if rounds_so_far[1:] else None
+    reliability = measure_table(first, config, ledger) if first else None
+    return judge_card.measure_card(questions.record, scoring_records, all_records, config.judge.options, reliability)
 
 
 def _notes(rounds_so_far: Sequence[Round], metrics: dict[str, Any], config: Config) -> list[str]:
