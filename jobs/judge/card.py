@@ -53,7 +53,7 @@ def make_judge_card(path: str, overrides: Sequence[str]) -> None:
         with connected_ray(settings.hardware) as hardware:
             runner = Runner(settings.model_copy(update={"hardware": hardware}), ledger, display)
             questions, extracts = judge_only(runner)
-        reliability = measure_table(extracts, settings, ledger)
+        reliability = measure_table(extracts, settings, ledger, start=1)  # the lead is no random extract
         card = measure_card(questions.record, [extracts.record], [extracts.record], settings.judge.options, reliability)
         ledger.write("judge_card.json", json.dumps(card, indent=2) + "\n")
     for table in terminal_tables(card_lines(card)):

@@ -116,16 +116,20 @@ class _Article:
     products: tuple[float, float, float]
 
 
-def measure_table(scores: Artifact, config: Config, ledger: Ledger) -> Reliability | None:
+def measure_table(scores: Artifact, config: Config, ledger: Ledger, start: int = 0) -> Reliability | None:
     """Measure the reliability of a table of scored summaries, from up to about `MAX_ARTICLES` of its articles.
 
     None if the table is not made yet, as in a dry run.
+
+    Args:
+        start: index of the first summary of an article that counts.
     """
     if "parts" not in scores.record:
         return None
     fields = ("summaries.text", "summaries.finish_reason", "scores", "questions.answer")
     rows = read_some_rows(ledger, scores, MAX_ARTICLES, fields)
-    return measure_reliability(sorted(rows, key=lambda row: row["article_id"]), CountingSettings.from_config(config))
+    counted = [row | {name: row[name][start:] for name in ("summaries", "scores")} for row in rows]
+    return measure_reliability(sorted(counted, key=lambda row: row["article_id"]), CountingSettings.from_config(config))
 
 
 def measure_reliability(rows: Iterable[Row], counting: CountingSettings) -> Reliability:
@@ -141,7 +145,9 @@ def measure_reliability(rows: Iterable[Row], counting: CountingSettings) -> Reli
 
     Another set of k items gives a pair a difference that is bivariate normal with the present one. Their correlation is
     the reliability r, and T is the variance of a difference. If the present difference is d, the chance of the same
-    sign is Phi(r d / sqrt(T (1 - r^2))). `same_winner` is the mean of it over the pairs of the preference.
+    sign is Phi(r d / sqrt(T (1 - r^2))). `same_winner` is the mean of it over the pairs of the preference. Items that
+    disagree with each other (a summary that answers one question has no room for the next) do not disagree more in a
+    longer score. If c is negative, r is therefore the correlation of the halves.
 
     Args:
         rows: with `article_id`, `summaries`, `scores`, and `questions` if scores have no items.
@@ -262,7 +268,8 @@ def _estimate(articles: Sequence[_Article], counts: Reliability, counting: Count
 
     def same_winner(sums: np.ndarray) -> np.ndarray:
         """Interpolated over the grid: another variance of a difference acts as another correlation."""
-        r = np.clip(_lengthen(agreement(sums), size), -0.995, 0.995)
+        of_items = agreement(sums)
+        r = np.where(of_items > 0, _lengthen(of_items, size), _lengthen(of_items, size / 2)).clip(-0.995, 0.995)
         slopes = r / np.sqrt(1 - r**2) * np.sqrt(variance_of_difference / (sums[:, 2] / sums[:, 3]))
         correlations = slopes / np.sqrt(1 + slopes**2)
         shares = sums[:, 7:] / sums[:, 6:7]
@@ -390,12 +397,12 @@ def reliability_lines(reliability: Mapping[str, Any] | None) -> list[list[str]]:
         return []
     unit = reliability["unit"]
     if reliability["items"] is None:
-        return [[f"same winner by another set of {unit}", "–", reliability["reason"]]]
+        return [[f"same winner by other {unit}", "–", reliability["reason"]]]
     of_summaries = f"{reliability['summaries']:,} summaries of {reliability['articles']:,} articles"
     lines = [
-        (f"same winner by another set of {unit}", "same_winner", f"{reliability['pairs']:,} pairs"),
+        (f"same winner by other {unit}", "same_winner", f"{reliability['pairs']:,} pairs"),
         (
-            f"same winner by the other half of the {unit}",
+            "same winner by the other half",
             "same_winner_by_halves",
             f"{reliability['half_pairs']:,} pairs",
         ),
@@ -403,13 +410,13 @@ def reliability_lines(reliability: Mapping[str, Any] | None) -> list[list[str]]:
     needed = reliability["items_needed"]
     return [
         *([label, percent_interval(reliability[key]), of] for label, key, of in lines),
-        ["correlation of both halves", _number_interval(reliability["half_correlation"]), of_summaries],
+        ["correlation of the halves", _number_interval(reliability["half_correlation"]), of_summaries],
         [
             "reliability of the score",
             _number_interval(reliability["reliability"]),
             f"{reliability['items']:.3g} {unit}",
         ],
-        [f"{unit} for a reliability of {TARGET}", _count_interval(needed), reliability["reason"] or ""],
+        [f"{unit} for reliability {TARGET}", _count_interval(needed), reliability["reason"] or ""],
     ]
 
 

@@ -5,6 +5,7 @@ one greedy summary of each held-out article. The base policy's evaluation also h
 the article's lead, and the base's own summary cut short. `inference/sampling.py` samples from a policy.
 """
 
+import random
 import re
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.stages.base import stage
 from pipeline.storage.schema import Outcome, Row, map_rows
 
 BASELINES = ("lead", "shorten-only")  # they follow the base's summary in this order
+EXTRACTS = 6  # random extracts of an article, on which a judge is tried without a policy
 _BASE_COLUMNS = ("base_writer", "base_summaries", "base_scores")
 
 _summaries = partial(
@@ -137,21 +139,23 @@ def _lead_as_summary(sentences: int, row: Row) -> Row:
     return {"writer": BASELINES[0], "prompt_ids": [], "summaries": [_unsampled(lead)]}
 
 
-@stage("extracts", version=1, inputs=("rows",), settings=("baselines.lead_sentences",), writes=("summaries",))
-def add_extracts(rows: Dataset, *, lead_sentences: int) -> Dataset:
-    """Add other extracts to each article's lead: shorter leads, and sentences of its second, middle and last part.
+@stage("extracts", version=1, inputs=("rows",), settings=("baselines.lead_sentences", "seed"), writes=("summaries",))
+def add_extracts(rows: Dataset, *, lead_sentences: int, seed: int) -> Dataset:
+    """Add `EXTRACTS` random extracts to each article's lead, so that a judge without a policy has summaries to compare.
 
-    A judge that is tried without a policy must tell them apart.
+    Each sentence of the article is in an extract with the same probability, independently of the others, so that an
+    extract has as many sentences as the lead on average. Then two questions about different sentences agree by chance
+    only. A score that counts sentences is a coin, and a score is better if its questions agree about what matters.
     """
-    return map_rows(rows, partial(_with_extracts, lead_sentences), add_extracts.writes)
+    return map_rows(rows, partial(_with_extracts, lead_sentences, seed), add_extracts.writes)
 
 
-def _with_extracts(count: int, row: Row) -> Row:
+def _with_extracts(count: int, seed: int, row: Row) -> Row:
     sentences = split_sentences(row["article"])
-    last = max(0, len(sentences) - count)
-    parts = [sentences[:length] for length in range(1, count)]
-    parts += [sentences[start : start + count] for start in (min(count, last), last // 2, last)]
-    texts = dict.fromkeys([row["summaries"][0]["text"], *(" ".join(part) for part in parts)])
+    rng = random.Random(f"{seed}\n{row['article_id']}")
+    share = min(0.5, count / len(sentences))  # of a short article, at most half
+    drawn = (" ".join(each for each in sentences if rng.random() < share) for _ in range(EXTRACTS))
+    texts = [row["summaries"][0]["text"], *filter(None, drawn)]
     return {"summaries": [_unsampled(text) for text in texts], "tally": {SUMMARIES: len(texts)}}
 
 

@@ -40,6 +40,7 @@ def test_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path):
 
     make_judge_card(*cloze(tmp_path, "judge.questions=20", "questions.min_questions=20"))
     card = json.loads((tmp_path / "judge_card.json").read_text())
+    assert card["reliability"]["reason"] == "no article has two different summaries to pair"
     assert card["summaries_judged"] == 0 and card["questions_asked"] > 0 and card["ceiling"] == 1
 
 
@@ -49,7 +50,12 @@ def test_judge_card_command(ray_cluster, tmp_path, capsys):
     make_judge_card(*cloze(tmp_path))
     card = json.loads((tmp_path / "judge_card.json").read_text())
     assert card["floor"] == 0 and card["floor_unsure"] == 1 and card["parse_rate"] == card["agreement"] == 1
-    assert 20 < card["summaries_judged"] <= 40
-    assert card["asked_again"] + card["unsure_twice"] >= 3 * card["summaries_judged"] > card["asked_again"] > 0
+    reliability = card["reliability"]
+    assert 20 < reliability["articles"] <= 40 and reliability["summaries"] > 3 * reliability["articles"]
+    assert reliability["summaries"] <= card["summaries_judged"] and reliability["unit"] == "questions"
+    assert reliability["reliability"]["low"] < reliability["reliability"]["value"] < reliability["reliability"]["high"]
+    # The lead of each article is judged twice, by three questions at least.
+    assert card["asked_again"] + card["unsure_twice"] >= 3 * reliability["articles"] > card["asked_again"] > 0
     assert not (tmp_path / "config.yaml").exists(), "the card does not write the settings of a run"
-    assert "same with options reordered" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "same with options reordered" in output and "same winner by other questions" in output

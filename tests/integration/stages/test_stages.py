@@ -24,9 +24,12 @@ from pipeline.stages.pairs import make_pairs
 from pipeline.stages.questions import ask_questions
 from pipeline.stages.scores import score_heldout, score_samples
 from pipeline.stages.summaries import (
+    add_extracts,
     first_sentences,
+    lead_baseline,
     sample_summaries,
     shorten,
+    split_sentences,
     summarize_heldout,
     summarize_heldout_with_baselines,
 )
@@ -367,6 +370,26 @@ def test_a_question_cut_off_is_not_used():
         engine.generate.return_value = [Reply([1], [Sample(lines, [1], finish)])]
         (outcome,) = generate_questions(make_judge(JUDGE, 0), count, settings, engine, [{"article": "Ana."}])
         assert outcome["dropped"] == [reason]
+
+
+def test_a_judge_without_a_policy_scores_random_extracts():
+    """The lead comes first. A sentence is in every third extract, whichever other sentences are there."""
+    sentences = [f"Sentence {i}." for i in range(9)]
+    rows = [{"article_id": str(i), "article": " ".join(sentences), "split": "train"} for i in range(40)]
+    made = add_extracts(lead_baseline(to_dataset(rows), lead_sentences=3), lead_sentences=3, seed=0).take_all()
+    texts = [[summary["text"] for summary in row["summaries"]] for row in made]
+    assert {of_article[0] for of_article in texts} == {"Sentence 0. Sentence 1. Sentence 2."}
+    extracts = [set(split_sentences(text)) for of_article in texts for text in of_article[1:]]
+    assert 220 < len(extracts) <= 240 and set().union(*extracts) == set(sentences), "an empty extract is none"
+    held = np.array([[sentence in extract for sentence in sentences] for extract in extracts])
+    assert np.abs(held.mean(0) - 1 / 3).max() < 0.1
+    assert np.abs(np.corrcoef(held.T) - np.eye(9)).max() < 0.25
+    (short,) = add_extracts(
+        lead_baseline(to_dataset([{"article_id": "a", "article": "One", "split": "train"}]), lead_sentences=3),
+        lead_sentences=3,
+        seed=0,
+    ).take_all()
+    assert {summary["text"] for summary in short["summaries"]} == {"One"}
 
 
 def test_lead_and_shorten():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.judging import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
-from pipeline.judging.preference import accuracy_then_length
+from pipeline.judging.preference import accuracy_then_length, higher_score
 from pipeline.stages.pairs import _hash_share, merge_rounds, pair_article_with_base
 from tests.helpers.tables import row_with_pairs
 
@@ -90,6 +90,17 @@ def test_an_article_on_which_the_base_is_as_good_gives_no_pair():
     own["scores"] = [score | {"correct": 0} for score in own["scores"]]
     rule, settings = accuracy_then_length, Pairs(threshold=5)
     assert pair_article_with_base(rule, settings, 0, with_base(own, base)).reason == "none better than the base's"
+    better = {"scores": [score | {"items": [1.0, i], "value": 1.0 + i} for i, score in enumerate(own["scores"])]}
+    worse = {"scores": [score | {"items": [0.0, 1.0], "value": 1.0, "correct": 0} for score in base["scores"]]}
+    for least, pairs in ((1.0, 5), (1.1, 0)):
+        margin = Pairs(preference="higher_score", max_per_article=99, min_standard_errors=least)
+        outcome = pair_article_with_base(higher_score, margin, 0, with_base(own | better, base | worse))
+        if pairs:
+            assert len(outcome["pairs"]) == pairs
+        else:
+            assert outcome.reason == "difference within the score's noise", (
+                "the items differ by 1 and 0: one standard error"
+            )
     cut = [summary | {"finish_reason": "length"} for summary in base["summaries"]]
     skip = pair_article_with_base(rule, settings, 0, with_base(own, base | {"summaries": cut}))
     assert skip.reason == "no usable summary of the base"

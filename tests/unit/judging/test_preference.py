@@ -13,7 +13,7 @@ from judges.base import Skip
 from pipeline.config import UserError
 from pipeline.config.judging import PREFERENCES, Pairs
 from pipeline.execution.recipe import fingerprint, fingerprint_user_code
-from pipeline.judging.pair_selection import SELECTIONS, pair_weights
+from pipeline.judging.pair_selection import SELECTIONS, pair_weights, standard_errors
 from pipeline.judging.preference import (
     RULES,
     accuracy_only,
@@ -23,6 +23,7 @@ from pipeline.judging.preference import (
     evaluation_rules,
     length_matched,
     load_preference,
+    score_items,
 )
 from pipeline.stages import pairs as stage
 
@@ -326,3 +327,72 @@ def test_pairs_with_equal_margins_are_drawn_at_random_by_article():
     score_rows = [score(5, 20), score(5, 20), score(1, 20), score(1, 20)]
     drawn = Counter(selected("widest_margin", score_rows, 1, seed)[0] for seed in range(60))
     assert set(drawn) == {(0, 2), (0, 3), (1, 2), (1, 3)}
+
+
+# A margin in standard errors of the score
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        ([1, 1, 1, 0, 0], [0, 0, 0, 0, 0], 6**0.5),  # mean 3/5, standard deviation sqrt(3/10)
+        ([1, 1, 0, 0], [0, 0, 0, 1], 1 / 4 / (0.25 + 2 / 3) ** 0.5 * 2),  # mean 1/4, variance 11/12
+        ([1, 0], [0, 1], 0),
+        ([0, 0, 0], [1, 1, 0], -2),
+        ([1, 1], [0, 0], float("inf")),
+        ([1, None, 1, 0], [0, 1, 0, 0], 2),  # items that were not read for both do not count
+        ([1], [0], None),
+        ([1, None], [0, 0], None),
+        ([], [], None),
+        ([1, 1], [0, 0, 0], None),
+    ],
+)
+def test_difference_in_standard_errors(chosen, rejected, expected):
+    assert standard_errors(chosen, rejected) == (expected if expected is None else pytest.approx(expected))
+
+
+def answered(*patterns, **settings):
+    """The outcome of an article whose summaries answer four questions so: r right, w wrong."""
+    scores = [
+        score(pattern.count("r"), 40) | {"items": [float(letter == "r") for letter in pattern]} for pattern in patterns
+    ]
+    return _pair(
+        Pairs(preference="accuracy_only", max_per_article=99, **settings), 0, row([(each, {}) for each in scores])
+    )
+
+
+def test_pairs_within_the_noise_are_not_made():
+    everything = answered("rrww", "wwww", "rrrr")
+    assert sorted((p["chosen"], p["rejected"]) for p in everything["pairs"]) == [(0, 1), (2, 0), (2, 1)]
+    clear = answered("rrww", "wwww", "rrrr", min_standard_errors=2)
+    assert [(p["chosen"], p["rejected"]) for p in clear["pairs"]] == [(2, 1)]
+    assert clear["tally"] == {"pairs": 1, "pairs found": 1}
+    assert answered("rrww", "wwww", min_standard_errors=2) == Skip("difference within the score's noise")
+    assert answered("rrww", "rrww", min_standard_errors=2) == Skip("all ties")
+
+
+def test_noise_says_nothing_about_pairs_that_length_decides():
+    """Both summaries reach the threshold, and the shorter one is preferred, whichever has more right answers."""
+    scores = [
+        score(correct, words) | {"items": [1.0] * correct + [0.0] * (5 - correct)}
+        for correct, words in ((4, 20), (3, 40), (5, 60))
+    ]
+    margin = Pairs(preference="accuracy_then_length", threshold=3, min_standard_errors=9)
+    assert len(_pair(margin, 0, row([(each, {}) for each in scores]))["pairs"]) == 3
+
+
+@given(score_rows=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=2, max_size=6))
+def test_a_larger_margin_only_drops_pairs(score_rows):
+    def pairs(least):
+        patterns = ["".join("r" if right else "w" for right in answers) for answers in score_rows]
+        outcome = answered(*patterns, min_standard_errors=least)
+        return set() if isinstance(outcome, Skip) else {(p["chosen"], p["rejected"]) for p in outcome["pairs"]}
+
+    assert pairs(0) >= pairs(1) >= pairs(2.5)
+
+
+def test_answers_without_items_are_compared_with_the_keys():
+    """Tables of older versions have no items."""
+    questions = [{"question_id": "q", "question": "?", "options": ["x", "y"], "answer": key} for key in (1, 0, 1)]
+    assert score_items({"answers": ["B", "unsure", None]}, questions) == [1.0, 0.0, None]
+    assert score_items({"answers": ["A"], "items": [0.5]}, questions) == [0.5]
