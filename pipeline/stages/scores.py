@@ -69,7 +69,7 @@ def score_heldout(
     workload="judging",
 )
 def score_leads(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: EnginePool) -> Dataset:
-    """Score the articles' leads, each of them twice. This tries a judge without any policy."""
+    """Score the articles' extracts, the first of each article twice. This tries a judge without any policy."""
     return score_heldout(rows, ask_again=1.0, judge=judge, seed=seed, judge_engine=judge_engine)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from ray.data import Dataset
 
 from judges.base import Prompt, Skip, user
+from judges.text.sentences import split_sentences
 from pipeline.config.run import Baselines, PolicySettings, Summaries
 from pipeline.inference.base import SUMMARIES, Engine
 from pipeline.inference.pool import EnginePool
@@ -153,7 +154,7 @@ def add_extracts(rows: Dataset, *, lead_sentences: int, seed: int) -> Dataset:
 def _with_extracts(count: int, seed: int, row: Row) -> Row:
     sentences = split_sentences(row["article"])
     rng = random.Random(f"{seed}\n{row['article_id']}")
-    share = min(0.5, count / len(sentences))  # of a short article, at most half
+    share = min(0.5, count / max(1, len(sentences)))  # of a short article, at most half
     drawn = (" ".join(each for each in sentences if rng.random() < share) for _ in range(EXTRACTS))
     texts = [row["summaries"][0]["text"], *filter(None, drawn)]
     return {"summaries": [_unsampled(text) for text in texts], "tally": {SUMMARIES: len(texts)}}
@@ -165,12 +166,7 @@ def _unsampled(text: str) -> Row:
 
 def first_sentences(article: str, sentences: int) -> str:
     """The first sentences of an article, a baseline that is hard to beat in news."""
-    return " ".join(split_sentences(article)[:sentences])
-
-
-def split_sentences(article: str) -> list[str]:
-    """The sentences of an article, in order."""
-    return re.split(r"(?<=[.!?])\s+", article.strip())
+    return " ".join(re.split(r"(?<=[.!?])\s+", article.strip())[:sentences])
 
 
 def shorten(summary: str, share: float) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jobs.show import show_rows
 from judges.base import LETTERS, UNSURE, Question, Sample
+from judges.text.sentences import split_sentences
 from pipeline.config import run
 from pipeline.config.hardware import EngineHardware
 from pipeline.evaluation.comparison import CountingSettings, compare_writers, single_summary_rows
@@ -29,7 +30,6 @@ from pipeline.stages.summaries import (
     lead_baseline,
     sample_summaries,
     shorten,
-    split_sentences,
     summarize_heldout,
     summarize_heldout_with_baselines,
 )
