@@ -93,9 +93,10 @@ class _Article:
 
     Attributes:
         asked: the items are answers to questions.
-        items, summaries: their numbers.
+        items: mean number of items of a summary that were read.
+        summaries: their number.
         covariance, variance: of two items, and of one, over the summaries: sums of products of deviations from the
-            article's mean, means over (pairs of) items.
+            article's mean of the item, means over (pairs of) items.
         score_variance: sum of squared deviations of the mean item.
         half_pairs, same_by_halves: pairs that both halves decide, and those with the same winner, means over splits.
         differences: for each pair that the score decides, the chosen summary's mean item less the rejected one's.
@@ -104,7 +105,7 @@ class _Article:
     """
 
     asked: bool
-    items: int
+    items: float
     summaries: int
     covariance: float
     variance: float
@@ -176,29 +177,35 @@ def _with_reason(reliability: Reliability, reason: str) -> Reliability:
 
 
 def _measure_article(row: Row, counting: CountingSettings) -> _Article | None:
-    """None if the article has fewer than two different summaries that may be paired, or none with all its items."""
+    """None if the article has fewer than two different summaries that may be paired.
+
+    An item that was not read is left out: a summary is not compared with itself, for example.
+    """
     scores, questions = row["scores"], row.get("questions") or ()
     first_of_text = {row["summaries"][i]["text"].strip(): i for i in reversed(usable_summaries(row, counting.pairs))}
-    indices = sorted(first_of_text.values())
-    items = {i: parts for i in indices if None not in (parts := score_items(scores[i], questions))}
-    lengths = {len(parts) for parts in items.values()}
-    if len(items) < 2 or len(lengths) > 1 or 0 in lengths:
+    # A score without items, such as a reward, is one item.
+    parts = {i: score_items(scores[i], questions) or [judged_value(scores[i])] for i in sorted(first_of_text.values())}
+    items = {i: of_summary for i, of_summary in parts.items() if any(part is not None for part in of_summary)}
+    if len(items) < 2 or len({len(of_summary) for of_summary in items.values()}) > 1:
         return None
-    matrix = np.array(list(items.values()), float)
-    count, size = matrix.shape
-    centred = matrix - matrix.mean(0)
-    sums, squares = centred.sum(1), float((centred**2).sum())
-    values = np.array([judged_value(scores[i]) for i in items], float)
-    values, means = values - values.mean(), sums / size
+    matrix = np.array(list(items.values()), float)  # (summaries, items); NaN: not read
+    count, is_read = len(items), ~np.isnan(matrix)
+    matrix = np.where(is_read, matrix, 0.0)
+    centred = np.where(is_read, matrix - matrix.sum(0) / np.maximum(is_read.sum(0), 1), 0.0)
+    read = is_read.sum(1)  # items of each summary
+    products, squares = float((centred.sum(1) ** 2 - (centred**2).sum(1)).sum()), float((centred**2).sum())
+    values, means = np.array([judged_value(scores[i]) for i in items], float), matrix.sum(1) / read
+    values, means = values - values.mean(), means - means.mean()
     by_score, by_length = _preferred_pairs(row, list(items), counting)
     place = {i: position for position, i in enumerate(items)}
-    half_pairs, same = _compare_halves(matrix, np.random.default_rng(_article_seed(row["article_id"], counting.seed)))
+    rng = np.random.default_rng(_article_seed(row["article_id"], counting.seed))
+    half_pairs, same = _compare_halves(matrix, is_read, rng)
     return _Article(
         asked=any(scores[i]["answers"] for i in items),
-        items=size,
+        items=float(read.mean()),
         summaries=count,
-        covariance=(float((sums**2).sum()) - squares) / (size * (size - 1)) if size > 1 else 0.0,
-        variance=squares / size,
+        covariance=count * _ratio(products, float((read * (read - 1)).sum())),
+        variance=count * squares / float(read.sum()),
         score_variance=float((means**2).sum()),
         half_pairs=half_pairs,
         same_by_halves=same,
@@ -222,22 +229,25 @@ def _preferred_pairs(row: Row, indices: Sequence[int], counting: CountingSetting
     return by_score, len(clear) - len(by_score)
 
 
-def _compare_halves(items: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+def _compare_halves(items: np.ndarray, is_read: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
     """The number of pairs that both halves of the items decide, and of those with the same winner.
 
     Both are means over random splits. If the number of items is odd, one half has one more.
 
     Args:
-        items: shape (summaries, items).
+        items: shape (summaries, items); 0 where `is_read`, of the same shape, is False.
     """
     count, size = items.shape
     if size < 2:
         return 0.0, 0.0
     ranks = rng.random((_SPLITS, size)).argsort(1).argsort(1)
     first = (ranks < size // 2).astype(float)  # (splits, items): which items are in the first half
-    halves = [items @ half.T / half.sum(1) for half in (first, 1 - first)]  # (summaries, splits) each
     a, b = np.triu_indices(count, 1)
-    signs = [np.sign(np.round(half[a] - half[b], _DIGITS)) for half in halves]
+    signs = []
+    for half in (first, 1 - first):
+        read = is_read @ half.T  # (summaries, splits)
+        means = items @ half.T / np.where(read > 0, read, np.nan)
+        signs.append(np.nan_to_num(np.sign(np.round(means[a] - means[b], _DIGITS))))  # a half without items ties
     products = signs[0] * signs[1]
     return float(np.abs(products).sum() / _SPLITS), float((products > 0).sum() / _SPLITS)
 

@@ -22,7 +22,7 @@ from judges.base import Skip
 from pipeline.config.judging import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
 from pipeline.judging.pair_selection import SELECTIONS, beyond_noise, pair_weights
-from pipeline.judging.preference import Rule, load_preference
+from pipeline.judging.preference import Rule, load_preference, score_items
 from pipeline.judging.tallies import PAIRS, PAIRS_AGAINST_BASE, PAIRS_FOUND, REPLAYED_ARTICLES, REPLAYED_PAIRS
 from pipeline.stages.base import stage
 from pipeline.storage.parts import MERGED
@@ -69,8 +69,8 @@ def pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
     decided = [(a, b) if verdict > 0 else (b, a) for (a, b), verdict in verdicts.items() if verdict]
     if not decided:
         return Skip("all ties")
-    clear = beyond_noise(decided, scores, row.get("questions") or (), settings)
-    return _select_pairs(clear, settings, seed, row) if clear else Skip(_WITHIN_NOISE)
+    clear = _clear_pairs(decided, row, scores, settings)
+    return clear if isinstance(clear, Skip) else _select_pairs(clear, settings, seed, row)
 
 
 def pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
@@ -85,12 +85,23 @@ def pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> 
     decided = [(a, b) for a, b in product(by_policy, by_base) if rule(scores[a], scores[b], settings) > 0]
     if not decided:
         return Skip("none better than the base's")
-    clear = beyond_noise(decided, scores, row.get("questions") or (), settings)
-    if not clear:
-        return Skip(_WITHIN_NOISE)
+    clear = _clear_pairs(decided, row, scores, settings)
+    if isinstance(clear, Skip):
+        return clear
     selected = _select_pairs(clear, settings, seed, merged)
     selected["tally"][PAIRS_AGAINST_BASE] = len(selected["pairs"])
     return selected | {"summaries": merged["summaries"], "scores": scores, "base_summaries": None, "base_scores": None}
+
+
+def _clear_pairs(
+    decided: list[tuple[int, int]], row: Row, scores: Sequence[Row], settings: Pairs
+) -> list[tuple[int, int]] | Skip:
+    """The pairs whose difference exceeds the score's noise; a Skip if there is none."""
+    questions = row.get("questions") or ()
+    if clear := beyond_noise(decided, scores, questions, settings):
+        return clear
+    most_items = max(len(score_items(scores[i], questions)) for pair in decided for i in pair)
+    return Skip(_WITHIN_NOISE if most_items > 1 else "score of one item, which has no standard error")
 
 
 def _select_pairs(decided: list[tuple[int, int]], settings: Pairs, seed: int, row: Row) -> Row:

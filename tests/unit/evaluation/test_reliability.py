@@ -189,11 +189,48 @@ def test_what_is_not_defined_says_why(items, reason):
     assert any(reason in line for line in reliability_lines(found.as_dict()))
 
 
+def test_a_score_without_items_says_why():
+    row = article([[1], [0]], value=0.5)
+    for score, value in zip(row["scores"], (0.5, -0.5), strict=True):
+        score |= {"items": [], "value": value}
+    assert measure_reliability([row], counting()).reason == "a score is one item, so that it has no halves to compare"
+
+
 def test_a_value_that_is_not_made_of_its_items_is_refused():
     row = article([[1, 1], [0, 0], [1, 0]])
     for score, value in zip(row["scores"], (0.0, 1.0, 0.9), strict=True):
         score["value"] = value
     assert measure_reliability([row], counting()).reason == "the value is not the sum of its items"
+
+
+def round_robin(verdict, summaries=6):
+    """Each summary against each other one, as the pairwise judge compares them: none against itself."""
+    items = np.full((summaries, summaries), np.nan)
+    for i in range(summaries):
+        for j in range(i):
+            items[i, j] = verdict(i, j)
+            items[j, i] = 1 - items[i, j]
+    row = article(np.nan_to_num(items))
+    for score, of_summary in zip(row["scores"], items, strict=True):
+        score |= {
+            "items": [None if np.isnan(item) else float(item) for item in of_summary],
+            "value": float(np.nanmean(of_summary)),
+        }
+    return row
+
+
+def test_items_that_are_not_there_are_left_out():
+    rng = np.random.default_rng(4)
+    skill = rng.normal(0, 1, (80, 6))
+    clear = [
+        round_robin(lambda i, j, k=k: float(skill[k, i] > skill[k, j])) | {"article_id": str(k)} for k in range(80)
+    ]
+    found = measure_reliability(clear, counting())
+    assert (found.articles, found.items) == (80, 5)
+    assert found.same_winner.low > 0.8 and found.same_winner_by_halves.low > 0.8
+    coins = [round_robin(lambda i, j: float(rng.integers(2))) | {"article_id": str(k)} for k in range(80)]
+    found = measure_reliability(coins, counting())
+    assert found.same_winner.low < 0.5 and found.same_winner.high < 0.6
 
 
 @settings(max_examples=60, deadline=None)

@@ -369,6 +369,7 @@ def test_pairs_within_the_noise_are_not_made():
     assert clear["tally"] == {"pairs": 1, "pairs found": 1}
     assert answered("rrww", "wwww", min_standard_errors=2) == Skip("difference within the score's noise")
     assert answered("rrww", "rrww", min_standard_errors=2) == Skip("all ties")
+    assert answered("r", "w", min_standard_errors=2) == Skip("score of one item, which has no standard error")
 
 
 def test_noise_says_nothing_about_pairs_that_length_decides():
