@@ -1,5 +1,6 @@
 """Splits text into sentences in any language, and takes datelines off."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import regex
@@ -10,7 +11,9 @@ from judges.text.languages import detect_language
 _LINE_END = regex.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _ENDS_SENTENCE = regex.compile(r"[\p{Sentence_Terminal}…:;][\p{Pe}\p{Pf}\p{Pi}\"'*_]*$")
 
-# sentencex (1.0.24) ends a sentence at "5 p.m. Tuesday".
+_NO_SPACE = regex.compile(r"[。．！？｡」』】）]$|[\p{Han}\p{Hiragana}\p{Katakana}]\p{P}+$")
+
+# sentencex (1.0.32) ends a sentence at "5 p.m. Tuesday".
 _ENDS_IN_TIME = regex.compile(r"(?i)\b[ap]\.\s?m\.$")
 _GOES_ON_AFTER_TIME = regex.compile(
     r"(?:(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z.]*\s\d"
@@ -52,6 +55,11 @@ def split_sentences(text: str, language: str | None = None) -> list[str]:
     """
     language = language or detect_language(text) or "en"
     return [sentence for paragraph in _paragraphs(text) for sentence in _split_paragraph(paragraph, language)]
+
+
+def join_sentences(sentences: Sequence[str]) -> str:
+    """Join sentences by a space; by nothing after Chinese and Japanese ones, which have no space between them."""
+    return "".join(sentence if _NO_SPACE.search(sentence) else f"{sentence} " for sentence in sentences).rstrip()
 
 
 def strip_dateline(sentence: str) -> str:

@@ -104,7 +104,9 @@ def _scale_word(match: regex.Match[str]) -> str:
 
 def _split_word(word: str) -> list[str]:
     """A word of dotted parts, such as a date or an address, becomes its parts; a number stays whole."""
-    return [word] if len(word) == 1 or _is_number(word) else [part for part in _PUNCTUATION.split(word) if part]
+    if len(word) == 1 or word.isalpha() or _is_number(word):
+        return [word]
+    return [part for part in _PUNCTUATION.split(word) if part]
 
 
 def _is_number(token: str) -> bool:
@@ -116,10 +118,14 @@ def _join_numbers(tokens: list[str]) -> list[str]:
     joined: list[str] = []
     at = 0
     while at < len(tokens):
-        length, number = _read_number(tokens, at)
+        length, number = _read_number(tokens, at) if _may_begin_number(tokens[at]) else (0, "")
         joined.append(number if length else tokens[at])
         at += length or 1
     return joined
+
+
+def _may_begin_number(token: str) -> bool:
+    return token in _UNITS or token == "a" or token[0].isdecimal()
 
 
 def _read_number(tokens: list[str], start: int) -> tuple[int, str]:

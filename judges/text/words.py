@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import regex
 
-WORD_UNIT = "words (characters for Chinese, Japanese, Thai, Lao, Khmer and Burmese)"  # for reports
+WORD_UNIT = "separated by white space, and characters in Chinese, Japanese, Thai, Lao, Khmer and Burmese"  # for reports
 
 _SPACELESS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー&&\p{L}]"
 _IS_SPACELESS = regex.compile(_SPACELESS, regex.V1)

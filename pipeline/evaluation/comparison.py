@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from judges.text.words import count_words
 from pipeline.config import Config
 from pipeline.config.judging import Pairs
 from pipeline.config.run import Report
@@ -142,7 +143,7 @@ def describe_writer(rows: Sequence[Row], counting: CountingSettings) -> dict[str
         return {"n": 0, "unread": len(rows)}
     correct = np.array([score["correct"] for score in scores])
     words = np.array([score["words"] for score in scores])
-    compression = words / np.array([max(1, len(row["article"].split())) for row in read_rows])
+    compression = words / np.array([max(1, count_words(row["article"])) for row in read_rows])
     return {
         "n": len(scores),
         "unread": len(rows) - len(read_rows),

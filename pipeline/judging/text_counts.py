@@ -1,19 +1,6 @@
-"""Counts words and invalid characters in a summary."""
+"""Counts what the column `scores` says about a summary's text in any language: words and characters of gibberish."""
 
-import re
+from judges.text.gibberish import count_gibberish as count_invalid_chars
+from judges.text.words import count_words
 
-# Printable ASCII, white space, typographic quotation marks, dashes and the ellipsis.
-_PLAIN_TEXT = re.compile(r"[ -~\s‘’“”–—…]")
-
-
-def count_words(text: str) -> int:
-    """Number of words separated by white space, as the reference setting counts them."""
-    return len(text.split())
-
-
-def count_invalid_chars(summary: str, article: str) -> int:
-    """Number of characters that are neither in the article nor plain printable text.
-
-    This finds gibberish. The reference setting looks for it in the same way: by characters that no article has.
-    """
-    return sum(c not in article for c in _PLAIN_TEXT.sub("", summary))
+__all__ = ["count_invalid_chars", "count_words"]

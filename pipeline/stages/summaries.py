@@ -6,14 +6,14 @@ the article's lead, and the base's own summary cut short. `inference/sampling.py
 """
 
 import random
-import re
 from functools import partial
 from typing import Any
 
 from ray.data import Dataset
 
 from judges.base import Prompt, Skip, user
-from judges.text.sentences import split_sentences
+from judges.text.sentences import join_sentences, split_sentences
+from judges.text.words import count_words, first_words
 from pipeline.config.run import Baselines, PolicySettings, Summaries
 from pipeline.inference.base import SUMMARIES, Engine
 from pipeline.inference.pool import EnginePool
@@ -155,7 +155,7 @@ def _with_extracts(count: int, seed: int, row: Row) -> Row:
     sentences = split_sentences(row["article"])
     rng = random.Random(f"{seed}\n{row['article_id']}")
     share = min(0.5, count / max(1, len(sentences)))  # of a short article, at most half
-    drawn = (" ".join(each for each in sentences if rng.random() < share) for _ in range(EXTRACTS))
+    drawn = (join_sentences([each for each in sentences if rng.random() < share]) for _ in range(EXTRACTS))
     texts = [row["summaries"][0]["text"], *filter(None, drawn)]
     return {"summaries": [_unsampled(text) for text in texts], "tally": {SUMMARIES: len(texts)}}
 
@@ -166,10 +166,9 @@ def _unsampled(text: str) -> Row:
 
 def first_sentences(article: str, sentences: int) -> str:
     """The first sentences of an article, a baseline that is hard to beat in news."""
-    return " ".join(re.split(r"(?<=[.!?])\s+", article.strip())[:sentences])
+    return join_sentences(split_sentences(article)[:sentences])
 
 
 def shorten(summary: str, share: float) -> str:
     """The first `share` of a summary's words, at least one word. The result is shorter, but not better."""
-    words = summary.split()
-    return " ".join(words[: max(1, int(len(words) * share))])
+    return first_words(summary, max(1, int(count_words(summary) * share)))

@@ -39,8 +39,8 @@ _SCORE = pa.struct(
         "answers": pa.list_(pa.string()),  # per question: an option's letter, "unsure", or null (unread)
         "correct": pa.int32(),  # number of right answers
         "unread": pa.int32(),  # number of answers that could not be parsed
-        "words": pa.int32(),  # words of the summary
-        "invalid_chars": pa.int32(),  # characters that are in neither the article nor plain printable ASCII
+        "words": pa.int32(),  # words of the summary, as judges.text.words counts them
+        "invalid_chars": pa.int32(),  # characters of gibberish (judges.text.gibberish)
         # Per answer: log-probability of its line among all lines that were possible, in nats; null: unread.
         # The whole list is null if the judge keeps no log-probabilities.
         "answer_logps": pa.list_(pa.float32()),

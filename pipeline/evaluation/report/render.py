@@ -8,6 +8,7 @@ import jinja2
 from rich.table import Table
 from rich.text import Text
 
+from judges.text.words import WORD_UNIT
 from pipeline.config import Config
 from pipeline.config.messages import escape_markdown, printable
 from pipeline.evaluation import judge_card
@@ -139,6 +140,7 @@ def write_report(metrics: dict[str, Any], examples: list[dict[str, Any]], config
     report = template.render(
         metrics=metrics,
         config=config,
+        word_unit=WORD_UNIT,
         tables=result_tables(metrics, second=bool(config.second_judge)),
         judge_card=judge_card.card_lines(metrics["judge"]),
         examples=examples,
