@@ -28,10 +28,15 @@ class Articles(Settings):
     path: str
     id_column: str = "id"
     text_column: str = "text"
+    group_column: str | None = None  # articles with the same value, such as a document's id, are all held out or none
     limit: Positive | None = None  # use only the first `limit` articles of the file; None: all
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share that is held out, chosen by a hash of the id
+    # Words are counted by white space, and in Chinese, Japanese, Thai, Lao, Khmer and Burmese by characters.
     min_words: Natural = 20  # shorter articles are skipped
     max_words: Positive = 4000  # longer articles are skipped
+    # An article is skipped if it shares this much with an earlier one, from 0 to 1: of all runs of 5 words of both, the
+    # share that both have. None: only if all its words are the same.
+    near_copies: Annotated[float, Field(ge=0.2, le=1)] | None = 0.8
     # same: every round uses the same articles. new: each round takes `limit` articles that no earlier round
     # had, from a corpus that may have grown meanwhile; the held-out articles stay those of the first round.
     each_round: Literal["same", "new"] = "same"

@@ -1,12 +1,12 @@
 """The stage `articles`: a file or a Hugging Face dataset becomes one row per article.
 
 The corpus is read once per run, or each round reads new articles. A bad row is skipped with its reason; a bad file is
-refused with a message of one line. An article that is too long is skipped, never cut. The hash of an article's id
-decides whether it is for training or held out, so its position never matters. `data/readers.py` opens the files.
+refused with a message of one line. An article that is too long is skipped, never cut. The hash of an article's id,
+or of its group, decides whether it is for training or held out, so its position never matters. `data/readers.py` opens
+the files, and `data/dedup.py` finds near-copies.
 """
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -16,16 +16,16 @@ from typing import Any
 import pyarrow as pa
 from ray.data import Dataset
 
+from judges.text.words import count_words
 from pipeline.config import UserError
 from pipeline.config.run import Articles
 from pipeline.data import readers
-from pipeline.data.dedup import SeenTexts
+from pipeline.data.dedup import SeenArticles, SeenTexts
 from pipeline.data.readers import UNREADABLE, replace_surrogates
 from pipeline.stages.base import stage
 from pipeline.storage.schema import COLUMNS
 
 _ROWS_PER_TABLE = 1000
-_OPENING_WORDS = 40  # two articles with the same first words, this many, are near-copies
 _COLUMNS = ("article_id", "article", "split")
 
 _articles = partial(stage, "articles", version=1, settings=("articles",), writes=_COLUMNS, workload="reading")
@@ -48,7 +48,9 @@ def read_articles(*, articles: Articles) -> Iterator[pa.Table]:
     """
     source = iter(_check_columns(_open_corpus(articles), articles))
     counts: Counter[str] = Counter()
-    yield from _make_tables(_check_rows(islice(source, articles.limit), articles, SeenTexts()), counts)
+    yield from _make_tables(
+        _check_rows(islice(source, articles.limit), articles, SeenArticles(articles.near_copies)), counts
+    )
     for split in ("train", "eval"):
         if not counts[split]:
             summary = ", ".join(f"{what}: {count:,}" for what, count in counts.most_common())
@@ -73,8 +75,8 @@ def read_first_articles(*, articles: Articles) -> Iterator[pa.Table]:
 def read_new_articles(*earlier: Dataset, articles: Articles) -> Iterator[pa.Table]:
     """Read up to `articles.limit` articles that no earlier round read.
 
-    The id decides the split, as in the first round. Held-out articles are read but not used, because the evaluation
-    keeps the held-out articles of the first round. A near-copy of an article that was read before is skipped.
+    The id or the group decides the split, as in the first round. Held-out articles are read but not used, because the
+    evaluation keeps those of the first round. A near-copy of an article that was read before is skipped.
 
     Args:
         earlier: the tables of articles of the rounds before.
@@ -84,17 +86,17 @@ def read_new_articles(*earlier: Dataset, articles: Articles) -> Iterator[pa.Tabl
         NoNewArticles: the corpus has none to train on.
         UserError: as `read_articles`.
     """
-    ids, openings = SeenTexts(), SeenTexts()
+    ids, seen = SeenTexts(), SeenArticles(articles.near_copies)
     for table in earlier:
         for batch in table.select_columns(["article_id", "article"]).iter_batches(batch_format="pyarrow"):
             for article_id, article in zip(*(batch[name].to_pylist() for name in batch.column_names), strict=True):
                 ids.add(article_id)
-                openings.add(_opening(article))
+                seen.add(article)
     source = _check_columns(_open_corpus(articles), articles)
     new = (row for row in source if replace_surrogates(str(row.get(articles.id_column))) not in ids)
     counts: Counter[str] = Counter()
     held_back: list[pa.Table] = []  # until there is a training article: a round without one must write nothing
-    for table in _make_tables(_take_kept(_check_rows(new, articles, openings), articles.limit), counts):
+    for table in _make_tables(_take_kept(_check_rows(new, articles, seen), articles.limit), counts):
         held_back.append(table)
         if counts["train"]:
             yield from held_back
@@ -110,9 +112,9 @@ def check_corpus(settings: Articles) -> None:
     raise UserError(f"{settings.path} is empty: there is no article in it")
 
 
-def is_held_out(article_id: str, fraction: float) -> bool:
-    """Whether an article is held out. Only its id decides, so an article never moves to the other split."""
-    digest = hashlib.sha256(article_id.encode("utf-8", "surrogatepass")).digest()
+def is_held_out(name: str, fraction: float) -> bool:
+    """Whether an article is held out. Only its id or group decides, so an article never moves to the other split."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
@@ -134,49 +136,47 @@ def _take_kept(rows: Iterator[dict[str, Any]], limit: int | None) -> Iterator[di
             return
 
 
-def _opening(article: str) -> str:
-    """The first words of an article. Near-copies have the same first words."""
-    return " ".join(re.findall(r"\w+", article.casefold())[:_OPENING_WORDS])
-
-
-def _check_rows(source: Iterable[dict[str, Any]], settings: Articles, openings: SeenTexts) -> Iterator[dict[str, Any]]:
+def _check_rows(source: Iterable[dict[str, Any]], settings: Articles, seen: SeenArticles) -> Iterator[dict[str, Any]]:
     """Turn the corpus's rows into rows of the table, each kept or with the reason why it is skipped.
 
     Args:
-        openings: the first words of the articles of earlier rounds. Those of this round's articles are added.
+        seen: the articles of earlier rounds. Those of this round are added.
     """
     ids = SeenTexts()
     for number, row in enumerate(source, 1):
-        raw_id, text = _get_id(row, settings), row.get(settings.text_column)
+        raw_id, text = _get_name(row, settings.id_column), row.get(settings.text_column)
         article_id = f"row {number}" if raw_id in (None, "") else str(raw_id)
         article = replace_surrogates(text) if isinstance(text, str) else ""
         is_new = ids.add(article_id)
-        skipped = row.get(UNREADABLE) or _fault(raw_id, text)
+        group = article_id if settings.group_column is None else _get_name(row, settings.group_column)
+        skipped = row.get(UNREADABLE) or _fault(raw_id, text, group)
         if skipped is None:
             skipped = "duplicate id" if not is_new else _length_fault(article, settings)
-        if skipped is None and not openings.add(_opening(article)):
+        if skipped is None and not seen.add(article):
             # With a copy in train and another in eval, the held-out figures would be wrong.
             skipped = "near-copy of another article"
-        split = "eval" if is_held_out(article_id, settings.eval_fraction) else "train"
+        split = "eval" if is_held_out(str(group), settings.eval_fraction) else "train"
         yield {"article_id": replace_surrogates(article_id), "article": article, "split": split, "skipped": skipped}
 
 
-def _get_id(row: dict[str, Any], settings: Articles) -> Any:
-    article_id = row.get(settings.id_column)
-    return None if article_id != article_id else article_id  # NaN stands for a missing number
+def _get_name(row: dict[str, Any], column: str) -> Any:
+    """The row's id, or its group."""
+    name = row.get(column)
+    return None if name != name else name  # NaN stands for a missing number
 
 
-def _fault(article_id: Any, text: Any) -> str | None:
+def _fault(article_id: Any, text: Any, group: Any) -> str | None:
     """Why a row cannot be used, judged by the types of its columns; None if it can."""
-    if article_id is None or article_id == "":
-        return "no id"
-    if isinstance(article_id, bool | list | dict | bytes):
-        return "id of a wrong type"
+    for what, name in (("id", article_id), ("group", group)):
+        if name is None or name == "":
+            return f"no {what}"
+        if isinstance(name, bool | list | dict | bytes):
+            return f"{what} of a wrong type"
     return None if isinstance(text, str) else "no text"
 
 
 def _length_fault(article: str, settings: Articles) -> str | None:
-    words = len(article.split())
+    words = count_words(article)
     if not words:
         return "empty"
     if words < settings.min_words:
@@ -188,8 +188,9 @@ def _check_columns(rows: Iterator[dict[str, Any]], settings: Articles) -> Iterat
     """Yield the same rows. Raise UserError if the first readable one lacks a column that the settings name."""
     for row in rows:
         if UNREADABLE not in row:
-            for setting, name in (("id_column", settings.id_column), ("text_column", settings.text_column)):
-                if name not in row:
+            for setting in ("id_column", "text_column", "group_column"):
+                name = getattr(settings, setting)
+                if name is not None and name not in row:
                     raise UserError(
                         f"{settings.path} has no column {name!r}; it has {', '.join(map(str, row))}: "
                         f"name the right one as articles.{setting}=…"
@@ -201,4 +202,5 @@ def _check_columns(rows: Iterator[dict[str, Any]], settings: Articles) -> Iterat
 
 
 def _open_corpus(settings: Articles) -> Iterator[dict[str, Any]]:
-    return readers.read_rows(settings.path, "articles.path", (settings.id_column, settings.text_column))
+    names = (settings.id_column, settings.text_column, settings.group_column)
+    return readers.read_rows(settings.path, "articles.path", [name for name in names if name is not None])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pipeline.config import UserError
+from pipeline.config.loader import load_config
 from pipeline.config.run import Articles
 from pipeline.data.dedup import SeenTexts
 from pipeline.execution.progress import Display
@@ -26,9 +27,15 @@ from pipeline.stages.articles import (
 from pipeline.storage import tables
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.schema import to_dataset
+from tests.helpers.paths import ROOT
 from tests.helpers.scripted_rounds import settings
 
 WORDS = " ".join(f"word{i}" for i in range(30))
+
+
+def article(name):
+    """30 words that no article of another name has."""
+    return " ".join(f"word{name}x{i}" for i in range(30))
 
 
 def rows(path, **settings):
@@ -63,6 +70,8 @@ def write(tmp_path):
         ({"id": "", "text": WORDS}, "no id"),
         ({"id": "x", "text": "five words are too few"}, "under 20 words"),
         ({"id": "x", "text": "word " * 200_000}, "over 4000 words"),
+        ({"id": "x", "text": "北京今天下雨。"}, "under 20 words"),
+        ({"id": "x", "text": "北京今天下雨。" * 1000}, "over 4000 words"),
         ({"id": "first", "text": "Another text. " + WORDS}, "duplicate id"),
         ({"id": "x", "text": "A first text. " + WORDS}, "near-copy of another article"),
         ({"id": "x", "text": "a FIRST text –  " + WORDS + "!"}, "near-copy of another article"),
@@ -73,7 +82,7 @@ def write(tmp_path):
     ],
 )
 def test_a_bad_row_is_set_aside_and_the_others_are_kept(write, line, reason):
-    path = write({"id": "first", "text": "A first text. " + WORDS}, line, {"id": "last", "text": "Last. " + WORDS})
+    path = write({"id": "first", "text": "A first text. " + WORDS}, line, {"id": "last", "text": article("last")})
     found = rows(path)
     assert [row["skipped"] for row in found] == [None, reason, None]
 
@@ -116,7 +125,7 @@ def test_a_json_array_is_read_like_json_lines(tmp_path):
 
 
 def test_the_limit_counts_rows_of_the_file(write):
-    path = write(*({"id": i, "text": f"{i} {WORDS}"} for i in range(9)))
+    path = write(*({"id": i, "text": article(i)} for i in range(9)))
     assert [row["article_id"] for row in rows(path, limit=4)] == ["0", "1", "2", "3"]
 
 
@@ -181,7 +190,7 @@ def reading_on(path, *taken, **settings):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_later_round_takes_what_no_round_before_it_had(write):
-    texts = {f"a{i}": f"{i} {WORDS}" for i in range(40)}
+    texts = {f"a{i}": article(i) for i in range(40)}
     path = write(*({"id": i, "text": text} for i, text in texts.items()))
     first, second = [list(texts.items())[some] for some in (slice(0, 12), slice(12, 20))]
     rows = reading_on(path, first, second, limit=8)
@@ -193,14 +202,14 @@ def test_a_later_round_takes_what_no_round_before_it_had(write):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_corpus_may_have_grown_at_its_head_and_bad_rows_do_not_use_up_the_limit(write):
-    long = f"1 {WORDS} {WORDS}"
+    long = f"{article(1)} {WORDS}"
     old = [("a1", long)]
     path = write(
         {"id": "bad", "text": "short"},
         {"id": "copy", "text": f"{long} and more"},
-        {"id": "new", "text": f"2 {WORDS}"},
+        {"id": "new", "text": article(2)},
         {"id": "a1", "text": long},
-        {"id": "newer", "text": f"3 {WORDS}"},
+        {"id": "newer", "text": article(3)},
     )
     found = [(row["article_id"], row["skipped"]) for row in reading_on(path, old, limit=2)]
     assert found == [
@@ -213,11 +222,77 @@ def test_the_corpus_may_have_grown_at_its_head_and_bad_rows_do_not_use_up_the_li
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_nothing_new_to_train_on_is_said(write):
-    texts = {f"a{i}": f"{i} {WORDS}" for i in range(9)}
+    texts = {f"a{i}": article(i) for i in range(9)}
     held_out = next(f"b{i}" for i in range(100) if is_held_out(f"b{i}", 0.3))
-    path = write(*({"id": i, "text": text} for i, text in texts.items()), {"id": held_out, "text": f"b {WORDS}"})
+    path = write(*({"id": i, "text": text} for i, text in texts.items()), {"id": held_out, "text": article("b")})
     with pytest.raises(NoNewArticles, match="has no new article to train on"):
         reading_on(path, texts.items())
+
+
+def test_a_chinese_article_is_as_long_as_its_characters(write):
+    text = "北京市政府周一宣布，将在未来三年内修建五条新的地铁线路，总长度超过一百公里。"
+    assert rows(write({"id": "x", "text": text}))[0]["skipped"] is None
+
+
+def questions_about_documents():
+    """Six questions about each of 10 documents, in the form of configs/document_qa.yaml."""
+    return [
+        {
+            "id": f"{d}-{q}",
+            "document": f"d{d}",
+            "text": f"{article(d)} {article(d + 100)}\n\nQuestion: What is word {q}?",
+        }
+        for d in range(10)
+        for q in range(6)
+    ]
+
+
+def test_six_questions_about_a_document_are_six_articles_and_on_one_side_of_the_split(write):
+    config = load_config(ROOT / "configs" / "document_qa.yaml").articles
+    path = write(*questions_about_documents())
+    found = rows(path, **config.model_dump(exclude={"path", "eval_fraction"}), eval_fraction=0.3)
+    assert [row["skipped"] for row in found] == [None] * 60
+    sides = {(row["article_id"].split("-")[0], row["split"]) for row in found}
+    assert len(sides) == 10, "a document is never in both"
+    assert {side for _, side in sides} == {"train", "eval"}
+
+
+def test_with_the_default_questions_about_a_document_are_near_copies_and_counted_as_such(write):
+    found = [row["skipped"] for row in rows(write(*questions_about_documents()))]
+    assert found.count("near-copy of another article") == 50
+
+
+def test_the_same_text_is_skipped_even_if_near_copies_are_kept(write):
+    path = write({"id": 1, "text": WORDS}, {"id": 2, "text": WORDS.upper()}, {"id": 3, "text": f"{WORDS} more"})
+    assert [row["skipped"] for row in rows(path, near_copies=None)] == [None, "near-copy of another article", None]
+
+
+def test_articles_with_one_cover_page_are_different_articles(write):
+    cover = " ".join(f"cover{i}" for i in range(40))
+    path = write(*({"id": i, "text": f"{cover} {article(i)} {article(i + 50)}"} for i in range(8)))
+    assert [row["skipped"] for row in rows(path)] == [None] * 8
+
+
+@pytest.mark.parametrize(
+    ("group", "reason"), [(None, "no group"), ("", "no group"), (["d"], "group of a wrong type"), (7, None)]
+)
+def test_a_row_without_a_group_is_skipped(write, group, reason):
+    path = write({"id": 1, "document": group, "text": WORDS}, {"id": 2, "document": "d", "text": article(2)})
+    assert [row["skipped"] for row in rows(path, group_column="document")] == [reason, None]
+
+
+def test_a_group_column_that_is_not_there_is_refused(write):
+    path = write({"id": 1, "text": WORDS})
+    with pytest.raises(UserError, match=r"has no column 'document'.*articles\.group_column=…"):
+        check_corpus(Articles(path=str(path), group_column="document"))
+
+
+def test_a_group_column_of_parquet_is_read(tmp_path):
+    path = tmp_path / "a.parquet"
+    groups = ["g1", "g2"] * 10
+    pq.write_table(pa.table({"id": list(range(20)), "text": list(map(article, range(20))), "group": groups}), path)
+    found = rows(path, group_column="group", eval_fraction=0.5)
+    assert [row["split"] == "eval" for row in found] == [is_held_out(group, 0.5) for group in groups]
 
 
 @given(st.lists(st.text(max_size=3), max_size=60))
@@ -232,7 +307,7 @@ def test_seen_is_a_set(texts):
 def test_round_without_new_articles_leaves_no_artifact(ray_cluster, tmp_path):
     """Real stages in a real run: without new articles there is no artifact, and with later ones there is."""
     corpus = tmp_path / "a.jsonl"
-    lines = [json.dumps({"id": f"a{i}", "text": f"{i} " + " ".join(f"word{k}" for k in range(30))}) for i in range(60)]
+    lines = [json.dumps({"id": f"a{i}", "text": article(i)}) for i in range(60)]
     corpus.write_text("\n".join(lines[:40]))
     overrides = (f"articles.path={corpus}", "articles.each_round=new", "articles.eval_fraction=0.3")
     config = settings(tmp_path / "run", [0, 0], *overrides)
