@@ -122,9 +122,9 @@ def _mojibake(text: str, article: str) -> set[int]:
 
 
 def _ends_capitals(text: str, match: regex.Match[str]) -> bool:
-    """Whether this is the last letter of a word in capitals, and a quotation mark: “AMANHÃ”."""
+    """Whether this is the last letter of a word in capitals, and a quotation mark: “AMANHÃ”, „Ä“."""
     before, after = text[: match.start()][-1:], text[match.end() :][:1]
-    return before.isupper() and not after.isalpha()
+    return match[0][-1] in "»”“’‘›" and (before.isupper() or not before.isalnum()) and not after.isalpha()
 
 
 def _as_utf8(text: str) -> str | None:

@@ -13,7 +13,8 @@ _ENDS_SENTENCE = regex.compile(r"[\p{Sentence_Terminal}…:;][\p{Pe}\p{Pf}\p{Pi}
 
 _NO_SPACE = regex.compile(r"[。．！？｡」』】）]$|[\p{Han}\p{Hiragana}\p{Katakana}]\p{P}+$")
 
-# sentencex (1.0.32) ends a sentence at "5 p.m. Tuesday".
+# sentencex (1.0.32) ends a sentence at "5 p.m. Tuesday" and at "No 1. in".
+_ENDS_IN_NUMBER = regex.compile(r"\d\.$")
 _ENDS_IN_TIME = regex.compile(r"(?i)\b[ap]\.\s?m\.$")
 _GOES_ON_AFTER_TIME = regex.compile(
     r"(?:(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z.]*\s\d"
@@ -23,6 +24,7 @@ _GOES_ON_AFTER_TIME = regex.compile(
 _DASHES = r"(?:--?|[‐-―−])"
 _PLACE = r"\p{Lu}[\p{L}\p{M}'’.-]*(?:,? \p{Lu}[\p{L}\p{M}'’.-]*){0,3}(?:, [\p{L}\d. ]{2,25})?"
 _AGENCY = "CNN|CNN Student News|Reuters|Рейтер|ТАСС|AP|AFP|dpa|DPA|EFE|ANSA|UPI|PTI|IANS|Xinhua|Bloomberg|KNA|SID"
+_GLUED_AGENCY = regex.compile(rf"\((?:{_AGENCY})\)(?=\S)")
 _DATELINES = (
     # "(CNN)Share", "(CNN) -- A man", "(Reuters) - Oil": the agency alone.
     regex.compile(rf"\((?:{_AGENCY})\)\s*(?:{_DASHES}\s*)?"),
@@ -94,11 +96,21 @@ def _goes_on(line: str, following: str) -> bool:
 
 
 def _split_paragraph(paragraph: str, language: str) -> list[str]:
+    if glued := _GLUED_AGENCY.match(paragraph):  # "(CNN)Dr. Smith": sentencex would not see the abbreviation
+        first, *others = _split_paragraph(paragraph[glued.end() :], language)
+        return [glued[0] + first, *others]
     sentences: list[str] = []
     for part in sentencex.segment(language, paragraph):
         sentence = part.strip()
-        if sentences and _ENDS_IN_TIME.search(sentences[-1]) and _GOES_ON_AFTER_TIME.match(sentence):
+        if sentences and sentence and _is_one(sentences[-1], sentence):
             sentences[-1] += f" {sentence}"
         elif sentence:
             sentences.append(sentence)
     return sentences
+
+
+def _is_one(part: str, following: str) -> bool:
+    """Whether the parts are of one sentence: "at 5 p.m. Tuesday", and "was No 1. in" if the text writes capitals."""
+    if _ENDS_IN_TIME.search(part):
+        return bool(_GOES_ON_AFTER_TIME.match(following))
+    return bool(_ENDS_IN_NUMBER.search(part)) and following[0].islower() and any(map(str.isupper, part))

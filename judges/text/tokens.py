@@ -4,15 +4,16 @@
 
 - case, Unicode normalization (NFC, NFD, full width, ligatures), white space and line ends, soft hyphens and other
   characters of no width, punctuation, hyphens, apostrophes (straight or typographic), a possessive 's or s';
-- the writing of a number: 1,000, 1 000, 1.000, 1'000, 1000, ١٬٠٠٠ and "one thousand"; 2.5 million, $2.5m and 2,500,000;
-  2,50 and 2.5; 5% and 5 percent. A currency sign is dropped;
+- the writing of a number: 1,000, 1 000, 1.000, 1'000, 1000, ١٬٠٠٠ and "one thousand"; 2.5 million, $2.5m, 250万 and
+  2,500,000; 2,50 and 2.5; 5% and 5 percent. A currency sign is dropped;
 - the points in initials: U.N. and UN. U.S., USA and "US" in capitals are all "usa", for "us" is a word;
 - Arabic and Hebrew vowel marks and tatweel, Cyrillic stress marks and ё for е.
 
 A number is one token: "14,000" holds neither "14" nor "000", and "2.5 million" holds no "2" and no "2.5". A comma or
 point before exactly three digits groups thousands ("1.000" is 1000, as in German; "0.125" is not), else it is a
-decimal point. Number words are read in English, whatever the text's language, so that a name has the same tokens alone
-and in its sentence. "one" alone stays a word, because it is rarely a number.
+decimal point. Number words are read in English, and scales ("млрд", "Millionen", "万", "लाख") in some languages more.
+The text's language does not matter, so that a name has the same tokens alone and in its sentence. "one" alone stays a
+word, because it is rarely a number.
 
 Han, Hiragana, Thai, Lao, Khmer and Burmese letters are one token each, for these scripts write no spaces: a name is
 found as consecutive letters. Katakana runs are one token. All other words end at Unicode word boundaries (UAX 29).
@@ -59,7 +60,23 @@ _SMALL = (
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _UNITS = {word: value for value, word in enumerate(_SMALL)} | {w: 10 * n for n, w in enumerate(_TENS, 2)}
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# What multiplies the number before it. English first, in the order of _CURRENCY_SCALE.
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12} | {
+    unicodedata.normalize("NFKC", word): scale
+    for scale, words in {
+        10**3: "tausend тыс тысяча тысячи тысяч ألف آلاف الف हजार हज़ार 千",
+        10**4: "万 萬",
+        10**5: "लाख lakh",
+        10**6: "millionen mio млн миллион миллиона миллионов مليون ملايين millions millón millones milione milioni",
+        10**7: "करोड़ crore",
+        10**8: "亿 億",
+        10**9: "milliarde milliarden mrd млрд миллиард миллиарда миллиардов مليار مليارات milliard milliards miliardi",
+        10**12: "billionen трлн триллион триллиона триллионов تريليون 兆",
+    }.items()
+    for word in words.split()
+}
+_DENSE_SCALES = set("千万萬亿億兆")  # a further number may follow: 2億5000万
+_PERCENT_WORDS = set("prozent процент процента процентов प्रतिशत फीसदी パーセント".split())
 _LARGEST = Decimal(10**18)  # a longer number is a serial number, and stays as it is written
 
 
@@ -75,6 +92,7 @@ def normalized_tokens(text: str) -> list[str]:
     text = _INITIALS.sub(lambda match: match[0].replace(".", ""), text)
     text = _ELISION.sub(r"\1 ", _POSSESSIVE.sub("", text))
     tokens = _join_numbers([token for word in _WORDS.findall(text) for token in _split_word(word)])
+    tokens = ["percent" if token in _PERCENT_WORDS else token for token in tokens]
     return [token for token in tokens if token[0].isalnum() or token[-1].isalnum()]
 
 
@@ -150,7 +168,12 @@ def _read_number(tokens: list[str], start: int) -> tuple[int, str]:
         ):
             total += (1 if below_thousand is None else below_thousand) * _SCALES[token]
             smallest_scale, below_thousand, room = Decimal(_SCALES[token]), None, 1000
-        elif at == start and _is_number(token) and len(token) <= 18:
+        elif (
+            (at == start or tokens[at - 1] in _DENSE_SCALES)
+            and _is_number(token)
+            and len(token) <= 18
+            and Decimal(token) < smallest_scale
+        ):
             below_thousand, room = Decimal(token), 0
         elif not _joins_number(tokens, at, start):
             break
