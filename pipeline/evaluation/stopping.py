@@ -108,8 +108,8 @@ def _gibberish(stop: Stop, last: RoundFigures) -> str | None:
     if stop.max_invalid_chars is None or last.invalid_chars is None or last.invalid_chars <= stop.max_invalid_chars:
         return None
     return (
-        f"stop.max_invalid_chars={stop.max_invalid_chars}: {last.invalid_chars:.1%} of the summaries have characters "
-        "that are neither in their article nor plain text"
+        f"stop.max_invalid_chars={stop.max_invalid_chars}: {last.invalid_chars:.1%} of the summaries have "
+        "characters that are gibberish"
     )
 
 
