@@ -152,17 +152,18 @@ def _read_number(tokens: list[str], start: int) -> tuple[int, str]:
     Returns:
         how many tokens it takes, 0 if none begins there; and the number in digits.
     """
-    total, below_thousand = Decimal(0), None  # the whole scales read so far, and the number before the next scale
+    total = Decimal(0)  # the whole scales read so far
+    below_thousand: Decimal | None = None  # the number before the next scale
     smallest_scale = _LARGEST
     room = 1000  # a unit must be smaller: after "twenty" only 1 to 9 go on
     at = end = start
     while at < len(tokens):
         token = tokens[at]
         if token in _UNITS and _UNITS[token] < room and (_UNITS[token] or at == start):
-            below_thousand = (below_thousand or 0) + _UNITS[token]
+            below_thousand = (below_thousand or Decimal(0)) + Decimal(_UNITS[token])
             room = 10 if token in _TENS else 0
         elif token == "hundred" and _precedes_hundred(tokens, at, start, below_thousand):
-            below_thousand, room = (below_thousand or 1) * 100, 100
+            below_thousand, room = (below_thousand or Decimal(1)) * 100, 100
         elif (
             token in _SCALES and _SCALES[token] < smallest_scale and _precedes_scale(tokens, at, start, below_thousand)
         ):

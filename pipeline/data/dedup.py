@@ -16,6 +16,7 @@ from judges.text.tokens import normalized_tokens
 
 _SHINGLE = 5  # tokens
 _HASHES = 128  # of a signature; the standard error of a share of 0.8 is 0.035
+_COMPARED_AT_ONCE = 1000
 _MIN_RECALL = 0.98  # chance that two texts at the threshold are compared at all
 
 
@@ -67,19 +68,25 @@ class SeenArticles:
             return True
         signature = _signature(tokens)
         keys = self._band_keys(signature)
-        marks = ", ".join("?" * len(keys))
-        candidates = self.database.execute(
-            f"select signature from signatures where id in (select id from bands where key in ({marks}))", keys
-        )
-        if any(
-            np.mean(np.frombuffer(other, signature.dtype) == signature) >= self.threshold for (other,) in candidates
-        ):
+        if self._has_near_copy(signature, keys, self.threshold):
             return False
         number = self.database.execute(
             "insert into signatures (signature) values (?)", (signature.tobytes(),)
         ).lastrowid
         self.database.executemany("insert into bands values (?, ?)", ((key, number) for key in keys))
         return True
+
+    def _has_near_copy(self, signature: np.ndarray, keys: list[bytes], threshold: float) -> bool:
+        """Whether a text that has a band in common also has the share of equal hashes."""
+        marks = ", ".join("?" * len(keys))
+        candidates = self.database.execute(
+            f"select signature from signatures where id in (select id from bands where key in ({marks}))", keys
+        )
+        while some := candidates.fetchmany(_COMPARED_AT_ONCE):
+            signatures = np.frombuffer(b"".join(blob for (blob,) in some), signature.dtype).reshape(len(some), _HASHES)
+            if (signatures == signature).mean(axis=1).max() >= threshold:
+                return True
+        return False
 
     def _band_keys(self, signature: np.ndarray) -> list[bytes]:
         """A key of 8 bytes for each band: texts with a common key are compared."""

@@ -394,6 +394,13 @@ def test_a_judge_without_a_policy_scores_random_extracts():
 
 def test_lead_and_shorten():
     assert first_sentences("One. Two! Three? Four.", 3) == "One. Two! Three?"
+    assert (
+        first_sentences("He met Dr. Lee in the U.S. on Monday. It rained.\nThen", 1)
+        == "He met Dr. Lee in the U.S. on Monday."
+    )
+    assert first_sentences("今天下雨。你去吗？不去。", 2) == "今天下雨。你去吗？"
+    assert first_sentences("आज बारिश है। कल धूप होगी। फिर", 2) == "आज बारिश है। कल धूप होगी।"
     assert shorten("a b c d e", 0.8) == "a b c d"
+    assert shorten("今天下雨，不去。", 0.5) == "今天下"
     assert shorten("word", 0.5) == "word"
     assert shorten("", 0.5) == ""
