@@ -8,6 +8,7 @@ The caller (`stages/articles.py`) decides what happens to a near-copy.
 
 import hashlib
 import sqlite3
+import zlib
 
 import numpy as np
 from datasketch import MinHash
@@ -38,7 +39,7 @@ class SeenTexts:
 class SeenArticles:
     """A set of articles without near-copies, in a temporary database.
 
-    It takes 2.6 seconds of one core (two-core virtual machine, 2026-11-27) for 1,000 CNN/DailyMail validation articles
+    It takes 2.0 seconds of CPU time (two-core virtual machine, 2026-11-27) for 1,000 CNN/DailyMail validation articles
     of 640 words, and 0.9 kB of disk for each article.
     """
 
@@ -101,7 +102,7 @@ class SeenArticles:
 def _signature(tokens: list[str]) -> np.ndarray:
     """The MinHash signature (_HASHES,) of the text's shingles. A text of fewer tokens is one shingle."""
     starts = range(max(1, len(tokens) - _SHINGLE + 1))
-    hashes = MinHash(_HASHES, seed=1)
+    hashes = MinHash(_HASHES, seed=1, hashfunc=zlib.crc32)  # it mixes these 32 bits; SHA-1, its default, costs more
     hashes.update_batch(
         {" ".join(tokens[start : start + _SHINGLE]).encode("utf-8", "surrogatepass") for start in starts}
     )

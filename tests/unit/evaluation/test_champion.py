@@ -305,3 +305,4 @@ def test_report_has_the_rounds_the_champion_and_the_reason_to_stop(walk):
     assert "The champion is the policy of round 1. " in text
     assert "The champion was chosen on the same articles that its win rates are measured on, in 3 comparisons." in text
     assert escape_markdown(rounds_so_far[-1].ended) in text
+    assert "- **words** are separated by white space, and characters in Chinese, Japanese, Thai" in text
