@@ -17,6 +17,7 @@ from pipeline.config.messages import one_line, printable
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.progress import Display, summarize_record
 from pipeline.execution.recipe import Change
+from pipeline.judging.scoring.text_faults import describe_faults
 from pipeline.stages.base import Stage
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.run_folder import CONFIG, read_settings
@@ -152,4 +153,6 @@ def _summary_heading(number: int, summary: dict[str, Any], row: dict[str, Any]) 
         heading.append(f", written by {summary['writer']}", style="yellow")
     if summary["finish_reason"] != "stop":
         heading.append(f", finish reason {summary['finish_reason']}", style="yellow")
+    for fault in describe_faults(scores[number].get("faults")) if scores else ():
+        heading.append(f", {printable(fault)}", style="yellow")
     return heading

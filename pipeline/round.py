@@ -14,6 +14,7 @@ from pipeline.evaluation.reliability import coin_message, measure_table
 from pipeline.evaluation.round_result import Assessment, Round
 from pipeline.evaluation.stopping import RoundFigures, stop_reasons
 from pipeline.execution.executor import NOT_MADE, Executor
+from pipeline.judging.tallies import describe_unusable
 from pipeline.stages.articles import NoNewArticles, read_articles, read_first_articles, read_new_articles
 from pipeline.stages.base import Stage
 from pipeline.stages.drift import drift_from_base
@@ -230,7 +231,8 @@ def _end_without_pairs(last: Round, pairs: Artifact, run: Executor) -> Round:
     number = last.number + 1
     if run.setting("articles.each_round") == "same":
         reasons = ", ".join(f"{reason}: {count}" for reason, count in pairs.record["skipped"].items())
-        return _end_without_round(last, f"gave no pairs ({reasons or 'no summaries'})")
+        why = "; ".join(filter(None, (reasons, describe_unusable(pairs.record["tally"]))))
+        return _end_without_round(last, f"gave no pairs ({why or 'no summaries'})")
     figures = RoundFigures(number, pair_yield=0.0)
     assessment = last.assessment and replace(last.assessment, figures=figures, drift=None, challenge=None)
     return replace(last, number=number, pairs=pairs, assessment=assessment, trained=False)

@@ -227,6 +227,16 @@ class Pairs(Settings):
     max_length_ratio: Annotated[float, Field(ge=1)] = 1.2  # length_matched: words of the longer by those of the shorter
     min_words: Natural = 5  # a shorter summary is never paired
     max_words: Positive = 200  # a summary of this many words or more is never paired
+    # Limits of faults (`judging/scoring/text_faults.py`). A summary beyond one of them is never chosen, and wins no
+    # comparison. None: no limit.
+    max_repeated: Share | None = None  # largest share of a summary's words that it said before
+    max_copied: Share | None = None  # largest share of its 8-grams that are the article's
+    max_lead_copied: Share | None = None  # largest share of its 8-grams that are the article's first sentences'
+    max_off_topic_end: Share | None = None  # largest share of its last sentence's content that the article lacks
+    same_language: bool = False  # a summary that is surely in another language than its article has a fault
+    # never: a summary beyond a limit is in no pair. rejected: it is rejected against a summary within the limits, also
+    # if the preference calls them a tie; if it prefers the one with the fault, they make no pair.
+    faulty: Literal["never", "rejected"] = "never"
     # random: up to max_per_article pairs. best_worst: one pair. widest_margin: up to max_per_article pairs, those with
     # the largest differences. all: every pair that is not a tie; together they weigh as much as one pair.
     selection: Literal["random", "best_worst", "widest_margin", "all"] = "random"
@@ -250,3 +260,18 @@ class Pairs(Settings):
                 "module:function"
             )
         return value
+
+    @property
+    def limits_faults(self) -> bool:
+        """Whether some summaries can be beyond a limit of faults."""
+        limits = (self.max_repeated, self.max_copied, self.max_lead_copied, self.max_off_topic_end)
+        return self.same_language or any(limit is not None for limit in limits)
+
+    @model_validator(mode="after")
+    def _check_faulty(self) -> "Pairs":
+        if self.faulty == "rejected" and not self.limits_faults:
+            raise ValueError(
+                "pairs.faulty is rejected, and no setting says what a fault is: set pairs.max_repeated, "
+                "pairs.max_copied, pairs.max_lead_copied, pairs.max_off_topic_end or pairs.same_language, or remove it"
+            )
+        return self

@@ -27,6 +27,14 @@ class Stop(Settings):
     max_words: Positive | None = None  # largest median of words per summary
     max_words_ratio: PositiveFloat | None = None  # largest median of words per summary, over the base's median
     max_invalid_chars: Share | None = None  # largest share of summaries that contain gibberish
+    # Faults of the text, as `judging/scoring/text_faults.py` measures them. A base that copies much is no fault of
+    # training, so there is a bound for the share of copied 8-grams and one for its rise.
+    max_repeated: Share | None = None  # largest mean share of a summary's words that it said before
+    max_copied: Share | None = None  # largest mean share of a summary's 8-grams that are its article's
+    max_copied_rise: Share | None = None  # largest rise of this share over the base's. 0.05: by 5 percentage points
+    max_lead_copied: Share | None = None  # largest mean share of 8-grams that are the article's first sentences'
+    max_off_topic: Share | None = None  # largest share of summaries whose last sentence leaves the article's topic
+    max_other_language: Share | None = None  # largest share of summaries that are in another language than the article
 
     @model_validator(mode="after")
     def _check_word_limits(self) -> "Stop":

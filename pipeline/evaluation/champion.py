@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from pipeline.config import Config
 from pipeline.evaluation.comparison import CountingSettings, compare_writers, describe_writer
+from pipeline.evaluation.fault_figures import FAULTS
 from pipeline.evaluation.kl import estimate_kl
 from pipeline.evaluation.round_result import Assessment, Round
 from pipeline.evaluation.stopping import RoundFigures, bounds_exceeded
@@ -45,7 +46,7 @@ def assess_round(rounds_so_far: Sequence[Round], config: Config, ledger: Ledger)
     def strict_win_rate(opponent: Round) -> WinRate | None:
         return compare_writers(rows[current.number], rows[opponent.number], counting)["strict"]
 
-    description = describe_writer(rows[current.number], counting)
+    description, base_description = (describe_writer(rows[number], counting) for number in (current.number, 0))
     drift = estimate_kl(tables.read_table(ledger, current.drift)) if current.drift else None
     assert current.pairs is not None, "a trained round has pairs"
     figures = RoundFigures(
@@ -54,8 +55,10 @@ def assess_round(rounds_so_far: Sequence[Round], config: Config, ledger: Ledger)
         pair_yield=current.pairs.record["kept"] / current.pairs.record["in"],
         kl=0.0 if current.start == 0 else drift.per_summary if drift else None,
         words=description.get("words_median"),
-        base_words=describe_writer(rows[0], counting).get("words_median"),
+        base_words=base_description.get("words_median"),
         invalid_chars=description.get("invalid_chars"),
+        base_copied=base_description.get("copied"),
+        **{name: description.get(name) for name in FAULTS},
     )
     challenge = strict_win_rate(champion)
     if challenge is not None and challenge.better and not bounds_exceeded(config.stop, figures):

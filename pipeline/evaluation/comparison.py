@@ -14,8 +14,9 @@ from judges.text.words import count_words
 from pipeline.config import Config
 from pipeline.config.judging import Pairs
 from pipeline.config.run import Report
+from pipeline.evaluation.fault_figures import mean_faults
 from pipeline.evaluation.win_rate import WinRate, win_rate
-from pipeline.judging.preference import Rule, evaluation_rules
+from pipeline.judging.preference import Rule, Score, evaluation_rules, faults_beyond_limits, scores_to_compare
 from pipeline.storage.schema import Row
 
 
@@ -79,7 +80,8 @@ def verdicts_by_article(ours: Sequence[Row], theirs: Sequence[Row], pairs: Pairs
     """1 (win), 0 (tie) or -1 (loss) for each article that both have, by article id.
 
     Articles with an unread answer on either side are left out. A summary that was cut off by the token limit never
-    wins: it is short because it is unfinished.
+    wins: it is short because it is unfinished. A summary with a fault beyond a limit of `pairs` never wins either, as
+    training never chooses it. If it would win, the verdict is a tie.
 
     Args:
         ours, theirs: rows of evaluations, one per article, of which the first summary counts.
@@ -91,16 +93,19 @@ def verdicts_by_article(ours: Sequence[Row], theirs: Sequence[Row], pairs: Pairs
         if row["article_id"] in theirs_by_article
     ]
     return {
-        a["article_id"]: _without_unfinished_winner(rule(a["scores"][0], b["scores"][0], pairs), a, b)
+        a["article_id"]: _compare(scores_to_compare(a, pairs)[0], scores_to_compare(b, pairs)[0], pairs, rule)
         for a, b in both
         if a["scores"][0]["unread"] == b["scores"][0]["unread"] == 0
     }
 
 
-def _without_unfinished_winner(verdict: int, ours: Row, theirs: Row) -> int:
-    """The verdict, or a tie if the winner was cut off."""
+def _compare(ours: Score, theirs: Score, pairs: Pairs, rule: Rule) -> int:
+    """The verdict of the rule, or a tie if the winner cannot win."""
+    verdict = rule(ours, theirs, pairs)
     winner = {1: ours, -1: theirs}.get(verdict)
-    return 0 if winner is not None and _is_cut_off(winner) else verdict
+    if winner is None:
+        return verdict
+    return 0 if winner["finish_reason"] == "length" or faults_beyond_limits(winner, pairs) else verdict
 
 
 def _is_cut_off(row: Row) -> bool:
@@ -134,8 +139,8 @@ def describe_writer(rows: Sequence[Row], counting: CountingSettings) -> dict[str
     Returns:
         `unread`, the number of articles with an unread answer, and figures of the `n` other articles. `accuracy` is the
         share of summaries with at least `counting.threshold` right answers, `accuracy_above` the share with more.
-        Compression is the number of words of the summary divided by that of the article. If `n` is 0, there are no
-        figures beside `n` and `unread`.
+        Compression is the number of words of the summary divided by that of the article. `fault_figures.mean_faults`
+        has the faults of the text, which older tables lack. If `n` is 0, there are no figures beside `n` and `unread`.
     """
     read_rows = [row for row in rows if row["scores"][0]["unread"] == 0]
     scores = [row["scores"][0] for row in read_rows]
@@ -158,4 +163,5 @@ def describe_writer(rows: Sequence[Row], counting: CountingSettings) -> dict[str
         "cut_off": float(np.mean([_is_cut_off(row) for row in read_rows])),
         "empty": float((words == 0).mean()),
         "invalid_chars": float(np.mean([score["invalid_chars"] > 0 for score in scores])),
+        **mean_faults(read_rows),
     }

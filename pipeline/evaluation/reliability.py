@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.config import Config
 from pipeline.evaluation.comparison import CountingSettings
 from pipeline.judging.pair_selection import beyond_noise
-from pipeline.judging.preference import decided_by_score, judged_value, score_items
+from pipeline.judging.preference import decided_by_score, judged_value, score_items, scores_to_compare
 from pipeline.stages.pairs import usable_summaries
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.schema import Row
@@ -127,7 +127,7 @@ def measure_table(scores: Artifact, config: Config, ledger: Ledger, start: int =
     """
     if "parts" not in scores.record:
         return None
-    fields = ("summaries.text", "summaries.finish_reason", "scores", "questions.answer")
+    fields = ("article", "summaries.text", "summaries.finish_reason", "scores", "questions.answer")
     rows = read_some_rows(ledger, scores, MAX_ARTICLES, fields)
     counted = [row | {name: row[name][start:] for name in ("summaries", "scores")} for row in rows]
     return measure_reliability(sorted(counted, key=lambda row: row["article_id"]), CountingSettings.from_config(config))
@@ -151,7 +151,7 @@ def measure_reliability(rows: Iterable[Row], counting: CountingSettings) -> Reli
     longer score. If c is negative, r is therefore the correlation of the halves.
 
     Args:
-        rows: with `article_id`, `summaries`, `scores`, and `questions` if scores have no items.
+        rows: with `article_id`, `article`, `summaries`, `scores`, and `questions` if scores have no items.
         counting: the preference with its parameters, and the bootstrap's.
     """
     measured = [article for row in rows if (article := _measure_article(row, counting)) is not None]
@@ -221,7 +221,8 @@ def _article_seed(article_id: str, seed: int) -> list[int]:
 
 def _preferred_pairs(row: Row, indices: Sequence[int], counting: CountingSettings) -> tuple[list[tuple[int, int]], int]:
     """The pairs (chosen, rejected) that the score decides, and the number of those that something else decides."""
-    scores, pairs, rule = row["scores"], counting.pairs, counting.rules["strict"]
+    pairs, rule = counting.pairs, counting.rules["strict"]
+    scores = scores_to_compare(row, pairs)
     verdicts = {(a, b): rule(scores[a], scores[b], pairs) for a, b in combinations(indices, 2)}
     decided = [(a, b) if verdict > 0 else (b, a) for (a, b), verdict in verdicts.items() if verdict]
     clear = beyond_noise(decided, scores, row.get("questions") or (), pairs)

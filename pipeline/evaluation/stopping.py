@@ -26,6 +26,9 @@ class RoundFigures:
         words: median length of the new policy's held-out summaries, in words.
         base_words: the same of the base policy.
         invalid_chars: share of the new policy's held-out summaries with invalid characters, from 0 to 1.
+        repeated, copied, lead_copied, off_topic_end, other_language: faults of the new policy's held-out summaries,
+            from 0 to 1 (`fault_figures.mean_faults`).
+        base_copied: `copied` of the base policy.
     """
 
     number: int
@@ -35,6 +38,22 @@ class RoundFigures:
     words: float | None = None
     base_words: float | None = None
     invalid_chars: float | None = None
+    repeated: float | None = None
+    copied: float | None = None
+    base_copied: float | None = None
+    lead_copied: float | None = None
+    off_topic_end: float | None = None
+    other_language: float | None = None
+
+
+# Setting of `stop`, field of RoundFigures, and what is said of a value above the setting.
+_FAULT_BOUNDS = (
+    ("max_repeated", "repeated", "on average, a summary said {:.1%} of its words before"),
+    ("max_copied", "copied", "on average, {:.1%} of a summary's 8-grams are copied from its article"),
+    ("max_lead_copied", "lead_copied", "on average, {:.1%} of a summary's 8-grams are copied from its article's lead"),
+    ("max_off_topic", "off_topic_end", "{:.1%} of the summaries end off topic"),
+    ("max_other_language", "other_language", "{:.1%} of the summaries are in another language than their article"),
+)
 
 
 def stop_reasons(stop: Stop, history: Sequence[RoundFigures]) -> list[str]:
@@ -51,7 +70,8 @@ def stop_reasons(stop: Stop, history: Sequence[RoundFigures]) -> list[str]:
 
 def bounds_exceeded(stop: Stop, last: RoundFigures) -> list[str]:
     """Why the new policy's summaries are out of bounds. Such a policy never becomes champion."""
-    reasons = (_too_short(stop, last), _too_long(stop, last), _longer_than_base(stop, last), _gibberish(stop, last))
+    rules = (_too_short, _too_long, _longer_than_base, _gibberish, _copies_more_than_base)
+    reasons = [*(rule(stop, last) for rule in rules), *_too_many_faults(stop, last)]
     return [reason for reason in reasons if reason is not None]
 
 
@@ -111,6 +131,26 @@ def _gibberish(stop: Stop, last: RoundFigures) -> str | None:
         f"stop.max_invalid_chars={stop.max_invalid_chars}: {last.invalid_chars:.1%} of the summaries have "
         "characters that are gibberish"
     )
+
+
+def _copies_more_than_base(stop: Stop, last: RoundFigures) -> str | None:
+    if stop.max_copied_rise is None or last.copied is None or last.base_copied is None:
+        return None
+    if last.copied - last.base_copied <= stop.max_copied_rise:
+        return None
+    return (
+        f"stop.max_copied_rise={stop.max_copied_rise}: on average, {last.copied:.1%} of a summary's 8-grams are copied "
+        f"from its article, and {last.base_copied:.1%} of the base's"
+    )
+
+
+def _too_many_faults(stop: Stop, last: RoundFigures) -> list[str]:
+    reasons = []
+    for setting, name, said in _FAULT_BOUNDS:
+        bound, value = getattr(stop, setting), getattr(last, name)
+        if bound is not None and value is not None and value > bound:
+            reasons.append(f"stop.{setting}={bound}: {said.format(value)}")
+    return reasons
 
 
 def _format_rate(rate: "WinRate") -> str:

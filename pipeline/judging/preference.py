@@ -1,24 +1,60 @@
 """Decides which of two scored summaries is better, by rules that have names. Training and evaluation both use them.
 
 Every rule is called as `rule(a, b, settings)`. `a` and `b` are rows of the column `scores` (`correct`, `words`,
-`answers`, `unread`, `invalid_chars`, `answer_logps`, `soft`, `value`, `items`), and `settings` is the section `pairs`.
-A rule is a pure function. It returns 1 if `a` is better, -1 if `b` is better and 0 for a tie.
+`answers`, `unread`, `invalid_chars`, `answer_logps`, `soft`, `value`, `items`, `faults`) with the texts `text` and
+`article` and with `finish_reason` (`scores_to_compare`). `settings` is the section `pairs`. A rule is a pure function.
+It returns 1 if `a` is better, -1 if `b` is better and 0 for a tie.
 
-The callers decide which summaries can be compared: they leave out or correct for summaries that were cut off and unread
-answers. Which pairs are trained on is in `pair_selection.py`.
+The callers decide which summaries can be compared: they leave out or correct for summaries that were cut off, unread
+answers, and faults beyond the limits of `pairs`. Which pairs are trained on is in `pair_selection.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from itertools import cycle, islice, product
 from typing import Any
 
 from judges.base import LETTERS
 from pipeline.config import UserError
 from pipeline.config.judging import Pairs
+from pipeline.judging.scoring.text_faults import exceeded_limits, measure_faults
 from pipeline.judging.user_code.loading import load_user_code
 
-Score = Mapping[str, Any]  # a row of the column `scores`
+Score = Mapping[str, Any]  # a row of the column `scores`, with the texts where a rule is called
 Rule = Callable[[Score, Score, Pairs], int]
+
+# The article of the examples on which a user's rule is tried.
+_EXAMPLE_ARTICLE = (
+    "The Nordholm council has voted to close the old swimming hall in March. Mayor Ida Lund said that repairs would "
+    "cost 4.2 million crowns, which is more than a new hall. Swimmers have collected 1,800 signatures against the plan."
+)
+
+
+def scores_to_compare(row: Mapping[str, Any], settings: Pairs) -> list[Score]:
+    """The scores of a row's summaries as rules get them: with the texts, which are stored elsewhere in the row.
+
+    Returns:
+        the row's `scores`, each with `text` (the summary as it was judged, without white space at its ends), `article`
+        and `finish_reason` ("stop", or "length" if the token limit cut it off). If the settings may use `faults`, those
+        that an older version did not measure are measured now.
+    """
+    needs_faults = settings.limits_faults or settings.preference not in RULES
+    scores = []
+    for score, summary in zip(row["scores"], row["summaries"], strict=True):
+        text, faults = summary["text"].strip(), score.get("faults")
+        if faults is None and needs_faults:
+            faults = measure_faults(text, row["article"])
+        texts = {"text": text, "article": row["article"], "finish_reason": summary["finish_reason"]}
+        scores.append({**score, **texts, "faults": faults})
+    return scores
+
+
+def faults_beyond_limits(score: Score, settings: Pairs) -> list[str]:
+    """The faults of a summary that are beyond the limits of `pairs`, by names of `text_faults.py`.
+
+    Args:
+        score: one of `scores_to_compare`.
+    """
+    return exceeded_limits(score["faults"], settings) if settings.limits_faults else []
 
 
 def accuracy_then_length(a: Score, b: Score, settings: Pairs) -> int:
@@ -198,8 +234,16 @@ def _find_cycle(verdicts: Mapping[tuple[int, int], int], count: int) -> Sequence
 
 
 def _example_score(correct: int, words: int, questions: int, logprobs: bool) -> dict[str, Any]:
-    """A score with every field of the column `scores` (`storage/schema.py`), by a judge that is sure of its answers."""
+    """A score as `scores_to_compare` gives it, with every field, by a judge that is sure of its answers.
+
+    The text has as many words as the score says.
+    """
+    text = " ".join(islice(cycle(_EXAMPLE_ARTICLE.split()), words))
     return {
+        "text": text,
+        "article": _EXAMPLE_ARTICLE,
+        "finish_reason": "stop",
+        "faults": measure_faults(text, _EXAMPLE_ARTICLE),
         "answers": ["A"] * correct + ["unsure"] * (questions - correct),
         "correct": correct,
         "unread": 0,

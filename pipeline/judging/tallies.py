@@ -5,6 +5,8 @@ sums into `tally` of its `record.json`. Records lie on users' disks, so these st
 engines have their names in `inference/base.py`, and that of merged rows in `storage/parts.py`.
 """
 
+from collections.abc import Mapping
+
 # Questions (`question_generation.py`):
 QUESTIONS_ASKED = "questions asked"
 QUESTIONS = "questions"  # questions that are used
@@ -42,6 +44,27 @@ UNSURE_TWICE = "unsure twice"  # answers that were "unsure" both times
 # Pairs (`stages/pairs.py`, `stages/external_pairs.py`):
 PAIRS = "pairs"  # pairs to train on
 PAIRS_FOUND = "pairs found"  # pairs without a tie, before the selection
+TO_PAIR = "summaries to pair"  # all summaries of the articles
+UNUSABLE_PREFIX = "unusable: "  # + why a summary could not be in any pair; each summary counts once
+REJECTED_ONLY_PREFIX = "only rejected: "  # + the fault because of which a summary could only be rejected
 PAIRS_AGAINST_BASE = "pairs against the base"  # pairs whose rejected summary is the base policy's
 REPLAYED_PAIRS = "replayed pairs"  # pairs from earlier rounds
 REPLAYED_ARTICLES = "replayed articles"  # articles with such pairs
+
+
+def describe_unusable(tally: Mapping[str, int]) -> str:
+    """Why summaries could not be paired: `unusable summaries: cut off 240, too short 3, of 384`.
+
+    Args:
+        tally: of a table `pairs`.
+
+    Returns:
+        the most frequent reason first; an empty text if all were usable, or if an older version did not count them.
+    """
+    counts = {
+        name.removeprefix(UNUSABLE_PREFIX): count for name, count in tally.items() if name.startswith(UNUSABLE_PREFIX)
+    }
+    if not counts:
+        return ""
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items(), key=lambda item: -item[1]))
+    return f"unusable summaries: {reasons}, of {tally[TO_PAIR]:,}"

@@ -1,8 +1,9 @@
 """The stages `pairs` and `replay`: scored summaries of an article become chosen and rejected.
 
 A tie makes no pair. A summary that the token limit cut off is never paired: it has no stop token, and it is short only
-because it is unfinished. `judging/preference.py` decides which summary is better, and `judging/pair_selection.py`
-decides which pairs are kept.
+because it is unfinished. A summary with a fault beyond a limit of the setting `pairs` is never chosen.
+`judging/preference.py` decides which summary is better, and `judging/pair_selection.py` decides which pairs are kept.
+The tally counts why summaries could not be paired.
 
 `replay` adds pairs of earlier rounds to those of this round. From round to round, chosen and rejected become more
 alike, and old pairs still show old mistakes. The summaries of these pairs are off-policy, so the pairs are counted.
@@ -11,25 +12,33 @@ Their reference log-probabilities are computed again, together with all others.
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import combinations, product
+from typing import Any
 
 import pyarrow as pa
 from ray.data import Dataset
 
-from judges.base import Skip
 from pipeline.config.judging import Pairs
 from pipeline.data.merge_rows import mark_writer, merge_rows
+from pipeline.judging import tallies
 from pipeline.judging.pair_selection import SELECTIONS, beyond_noise, pair_weights
-from pipeline.judging.preference import Rule, load_preference, score_items
-from pipeline.judging.tallies import PAIRS, PAIRS_AGAINST_BASE, PAIRS_FOUND, REPLAYED_ARTICLES, REPLAYED_PAIRS
+from pipeline.judging.preference import (
+    Rule,
+    Score,
+    faults_beyond_limits,
+    load_preference,
+    score_items,
+    scores_to_compare,
+)
 from pipeline.stages.base import stage
 from pipeline.storage.parts import MERGED
 from pipeline.storage.schema import COLUMNS, Outcome, Row, map_rows
 
 _REPLAY_PARTITIONS = 8  # of the shuffle: rows with pairs are few beside a corpus
-_WITHIN_NOISE = "difference within the score's noise"
 _THIS_ROUND = -1  # the source of this round's own rows; earlier rounds' tables are numbered from 0
 
 _pairs = partial(
@@ -60,51 +69,85 @@ def make_pairs_with_base(rows: Dataset, pairs: Pairs, seed: int = 0) -> Dataset:
     )
 
 
+@dataclass(frozen=True)
+class _Usable:
+    """Which summaries of an article may be in a pair, as indices, and how often they may not.
+
+    Attributes:
+        clean: those that may be chosen or rejected.
+        faulty: those that may only be rejected, against a clean one, with their faults.
+        tally: counts of all summaries, and of those that may not be chosen by reason.
+    """
+
+    clean: list[int]
+    faulty: dict[int, list[str]]
+    tally: dict[str, int]
+
+
 def pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
-    """The pairs of one article with scored summaries; a Skip if there is none."""
-    scores, usable = row["scores"], usable_summaries(row, settings)
-    if len(usable) < 2:
-        return Skip("under two usable summaries")
-    verdicts = {(a, b): rule(scores[a], scores[b], settings) for a, b in combinations(usable, 2)}
+    """The pairs of one article with scored summaries. Without a pair, `skipped` says why."""
+    scores = scores_to_compare(row, settings)
+    usable = _find_usable(row, scores, settings)
+    if len(usable.clean) + len(usable.faulty) < 2:
+        return _skip("under two usable summaries", usable)
+    if not usable.clean:
+        return _skip("no usable summary without a fault", usable)
+    verdicts = {(a, b): rule(scores[a], scores[b], settings) for a, b in combinations(usable.clean, 2)}
     decided = [(a, b) if verdict > 0 else (b, a) for (a, b), verdict in verdicts.items() if verdict]
-    if not decided:
-        return Skip("all ties")
-    clear = _clear_pairs(decided, row, scores, settings)
-    return clear if isinstance(clear, Skip) else _select_pairs(clear, settings, seed, row)
+    against_faulty = _against_faulty(usable.clean, usable.faulty, rule, scores, settings)
+    if not decided and not against_faulty:
+        return _skip("all ties", usable)
+    # The noise of the score says nothing about a fault.
+    clear = beyond_noise(decided, scores, row.get("questions") or (), settings) + against_faulty
+    if not clear:
+        return _skip(_why_unclear(decided, row, scores), usable)
+    return _select_pairs(clear, settings, seed, row, usable)
 
 
 def pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
     """Like `pair_article`, for a row that also has scored summaries by the base."""
     base = {"writer": row["base_writer"], "summaries": row["base_summaries"], "scores": row["base_scores"]}
     merged = merge_rows(row, row | base)
-    scores, policy_count = merged["scores"], len(row["summaries"])
-    usable = usable_summaries(merged, settings)
-    by_policy, by_base = [i for i in usable if i < policy_count], [i for i in usable if i >= policy_count]
-    if not by_policy or not by_base:
-        return Skip(f"no usable summary {'of the base' if by_policy else 'of the policy'}")
+    scores, policy_count = scores_to_compare(merged, settings), len(row["summaries"])
+    usable = _find_usable(merged, scores, settings)
+    by_policy, by_base = ([i for i in usable.clean if (i < policy_count) == own] for own in (True, False))
+    faulty_by_base = [i for i in usable.faulty if i >= policy_count]
+    if not by_policy or not (by_base or faulty_by_base):
+        return _skip(f"no usable summary {'of the base' if by_policy else 'of the policy'}", usable)
     decided = [(a, b) for a, b in product(by_policy, by_base) if rule(scores[a], scores[b], settings) > 0]
-    if not decided:
-        return Skip("none better than the base's")
-    clear = _clear_pairs(decided, row, scores, settings)
-    if isinstance(clear, Skip):
-        return clear
-    selected = _select_pairs(clear, settings, seed, merged)
-    selected["tally"][PAIRS_AGAINST_BASE] = len(selected["pairs"])
-    return selected | {"summaries": merged["summaries"], "scores": scores, "base_summaries": None, "base_scores": None}
+    against_faulty = _against_faulty(by_policy, faulty_by_base, rule, scores, settings)
+    if not decided and not against_faulty:
+        return _skip("none better than the base's", usable)
+    clear = beyond_noise(decided, scores, row.get("questions") or (), settings) + against_faulty
+    if not clear:
+        return _skip(_why_unclear(decided, row, scores), usable)
+    selected = _select_pairs(clear, settings, seed, merged, usable)
+    selected["tally"][tallies.PAIRS_AGAINST_BASE] = len(selected["pairs"])
+    unpaired = {"base_summaries": None, "base_scores": None}
+    return selected | {"summaries": merged["summaries"], "scores": merged["scores"]} | unpaired
 
 
-def _clear_pairs(
-    decided: list[tuple[int, int]], row: Row, scores: Sequence[Row], settings: Pairs
-) -> list[tuple[int, int]] | Skip:
-    """The pairs whose difference exceeds the score's noise; a Skip if there is none."""
-    questions = row.get("questions") or ()
-    if clear := beyond_noise(decided, scores, questions, settings):
-        return clear
-    most_items = max(len(score_items(scores[i], questions)) for pair in decided for i in pair)
-    return Skip(_WITHIN_NOISE if most_items > 1 else "score of one item, which has no standard error")
+def _skip(reason: str, usable: _Usable) -> Row:
+    """Set an article aside. Unlike `Skip`, this keeps the tally."""
+    return {"skipped": reason, "tally": usable.tally}
 
 
-def _select_pairs(decided: list[tuple[int, int]], settings: Pairs, seed: int, row: Row) -> Row:
+def _why_unclear(decided: Sequence[tuple[int, int]], row: Row, scores: Sequence[Score]) -> str:
+    """Why no difference exceeds the score's noise."""
+    most_items = max(len(score_items(scores[i], row.get("questions") or ())) for pair in decided for i in pair)
+    return "difference within the score's noise" if most_items > 1 else "score of one item, which has no standard error"
+
+
+def _against_faulty(
+    clean: Iterable[int], faulty: Iterable[int], rule: Rule, scores: Sequence[Score], settings: Pairs
+) -> list[tuple[int, int]]:
+    """Pairs of a summary within the limits and one beyond them, except where the rule prefers the one beyond them."""
+    return [(a, b) for a, b in product(clean, faulty) if rule(scores[a], scores[b], settings) >= 0]
+
+
+def _select_pairs(
+    decided: list[tuple[int, int]], settings: Pairs, seed: int, row: Row, usable: _Usable
+) -> dict[str, Any]:
     """Select the pairs to train on, out of all (chosen, rejected) that are no ties."""
     scores = row["scores"]
     # Seeded by the article's id, not by its place in the table, so that a resumed run draws the same pairs.
@@ -113,32 +156,61 @@ def _select_pairs(decided: list[tuple[int, int]], settings: Pairs, seed: int, ro
     mean_weight = 1 / len(selected) if settings.selection == "all" else 1.0
     weights = pair_weights(selected, scores, mean_weight, settings.weighting)
     pairs = [
-        {"chosen": c, "rejected": r, "reason": _describe_pair(scores[c], scores[r]), "weight": weight}
+        {"chosen": c, "rejected": r, "reason": _describe_pair(scores, c, r, usable.faulty), "weight": weight}
         for (c, r), weight in zip(selected, weights, strict=True)
     ]
-    return {"pairs": pairs, "tally": {PAIRS: len(pairs), PAIRS_FOUND: len(decided)}}
+    return {
+        "pairs": pairs,
+        "tally": usable.tally | {tallies.PAIRS: len(pairs), tallies.PAIRS_FOUND: len(decided)},
+    }
 
 
 def usable_summaries(row: Row, settings: Pairs) -> list[int]:
-    """The indices of the summaries that may be paired."""
-    return [
-        i
-        for i, (summary, score) in enumerate(zip(row["summaries"], row["scores"], strict=True))
-        if summary["finish_reason"] == "stop"
-        and settings.min_words <= score["words"] < settings.max_words
-        and score["invalid_chars"] == 0
-        and score["unread"] == 0
-    ]
+    """The indices of the summaries that may be chosen: finished, read, of a usable length, without a fault."""
+    return _find_usable(row, scores_to_compare(row, settings), settings).clean
 
 
-def _describe_pair(chosen: Row, rejected: Row) -> str:
-    by_questions = chosen["answers"] or chosen.get("value") is None
+def _find_usable(row: Row, scores: Sequence[Score], settings: Pairs) -> _Usable:
+    clean: list[int] = []
+    faulty: dict[int, list[str]] = {}
+    tally = Counter({tallies.TO_PAIR: len(scores)})
+    for i, score in enumerate(scores):
+        faults = faults_beyond_limits(score, settings)
+        if reason := _why_unusable(score, settings):
+            tally[f"{tallies.UNUSABLE_PREFIX}{reason}"] += 1
+        elif not faults:
+            clean.append(i)
+        elif settings.faulty == "rejected":
+            faulty[i] = faults
+            tally[f"{tallies.REJECTED_ONLY_PREFIX}{faults[0]}"] += 1
+        else:
+            tally[f"{tallies.UNUSABLE_PREFIX}{faults[0]}"] += 1
+    return _Usable(clean, faulty, dict(tally))
+
+
+def _why_unusable(score: Score, settings: Pairs) -> str | None:
+    """Why a summary may be in no pair, whatever its faults; None if it may."""
+    if score["finish_reason"] != "stop":
+        return "cut off"
+    if score["unread"]:
+        return "unread"
+    if score["words"] < settings.min_words:
+        return "too short"
+    if score["words"] >= settings.max_words:
+        return "too long"
+    return "gibberish" if score["invalid_chars"] else None
+
+
+def _describe_pair(scores: Sequence[Row], chosen: int, rejected: int, faulty: Mapping[int, list[str]]) -> str:
+    better, worse = scores[chosen], scores[rejected]
+    by_questions = better["answers"] or better.get("value") is None
     judged = (
-        f"{chosen['correct']} against {rejected['correct']} right"
+        f"{better['correct']} against {worse['correct']} right"
         if by_questions
-        else f"score {chosen['value']:.3g} against {rejected['value']:.3g}"
+        else f"score {better['value']:.3g} against {worse['value']:.3g}"
     )
-    return f"{judged}, {chosen['words']} against {rejected['words']} words"
+    described = f"{judged}, {better['words']} against {worse['words']} words"
+    return f"{described}; the rejected {' and '.join(faulty[rejected])}" if rejected in faulty else described
 
 
 @stage(
@@ -178,6 +250,11 @@ def _draw_rows(rows: Dataset, columns: list[str], source: int, share: float, see
 
 def _draw_from_table(columns: list[str], source: int, share: float, seed: str, table: pa.Table) -> pa.Table:
     table = table.select(columns)
+    # Tables of older versions lack fields of `scores`, and Ray joins only tables of one type.
+    for name in columns:
+        if table.schema.field(name).type != COLUMNS[name]:
+            values = pa.array(table[name].to_pylist(), COLUMNS[name])
+            table = table.set_column(table.schema.get_field_index(name), name, values)
     if share < 1:
         is_drawn = [_hash_share(seed, source, article_id) < share for article_id in table["article_id"].to_pylist()]
         table = table.filter(pa.array(is_drawn, pa.bool_()))
@@ -210,8 +287,8 @@ def merge_rounds(own: Sequence[Row], earlier: Sequence[Row]) -> tuple[Row, dict[
     first, *others = [*own, *earlier]
     merged = reduce(merge_rows, others, first if own else mark_writer(first))
     return merged, {
-        PAIRS: len(merged["pairs"]),
-        REPLAYED_PAIRS: sum(len(row["pairs"]) for row in earlier),
-        REPLAYED_ARTICLES: int(bool(earlier)),
+        tallies.PAIRS: len(merged["pairs"]),
+        tallies.REPLAYED_PAIRS: sum(len(row["pairs"]) for row in earlier),
+        tallies.REPLAYED_ARTICLES: int(bool(earlier)),
         MERGED: len(others),
     }

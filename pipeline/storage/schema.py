@@ -34,6 +34,15 @@ _SUMMARY = pa.struct(
         "writer": pa.string(),  # build id of the policy that wrote it, if it is not the row's writer; else null
     }
 )
+_FAULTS = pa.struct(  # what each share is a share of: `judging/scoring/text_faults.measure_faults`
+    {
+        "repeated": pa.float64(),  # share of the summary that it said before
+        "copied": pa.float64(),  # share of its 8-grams that the article has; null: under 8 tokens
+        "lead_copied": pa.float64(),  # share of its 8-grams that the article's lead has; null: under 8 tokens
+        "off_topic_end": pa.float64(),  # share of its last sentence's content that the article lacks; null: too short
+        "other_language": pa.string(),  # ISO code of its language, if that is surely not the article's; else null
+    }
+)
 _SCORE = pa.struct(
     {
         "answers": pa.list_(pa.string()),  # per question: an option's letter, "unsure", or null (unread)
@@ -51,6 +60,7 @@ _SCORE = pa.struct(
         "value": pa.float32(),
         # The parts of the value, in one order for all summaries of an article; null: unread. 1 and 0 for answers.
         "items": pa.list_(pa.float32()),
+        "faults": _FAULTS,  # null: written by an older version, which did not measure them
     }
 )
 _COUNT = pa.struct({"what": pa.string(), "count": pa.int64()})

@@ -16,9 +16,10 @@ from pipeline.evaluation.comparison import (
     single_summary_rows,
     verdicts_by_article,
 )
+from pipeline.evaluation.fault_figures import FAULTS, clear_rises
 from pipeline.evaluation.reliability import measure_table
 from pipeline.evaluation.round_result import Round
-from pipeline.judging.tallies import PAIRS, PAIRS_AGAINST_BASE, REPLAYED_PAIRS
+from pipeline.judging.tallies import PAIRS, PAIRS_AGAINST_BASE, REPLAYED_PAIRS, describe_unusable
 from pipeline.stages.summaries import BASELINES
 from pipeline.storage import tables
 from pipeline.storage.ledger import Ledger
@@ -111,6 +112,7 @@ def _round_metrics(
             "vs_base": _win_rates(rows, base, counting),
             "vs_previous": _win_rates(rows, previous, counting),
             **_round_progress(current),
+            "fault_rises": clear_rises(rows, base),
             "training": current.policy.record["training"],
         }
         if second_scores is not None:
@@ -141,6 +143,7 @@ def _round_progress(current: Round) -> dict[str, Any]:
         "yield": assessment.figures.pair_yield,
         "pairs": tally[PAIRS],
         "pairs_against_base": tally.get(PAIRS_AGAINST_BASE, 0),
+        "unusable": describe_unusable(tally),
         "replayed_pairs": replay_tally.get(REPLAYED_PAIRS, 0),
         "kl": assessment.drift and vars(assessment.drift),
         "vs_start": {"strict": assessment.figures.gained and assessment.figures.gained.as_dict()},
@@ -219,7 +222,10 @@ def _notes(rounds_so_far: Sequence[Round], metrics: dict[str, Any], config: Conf
                 f"Round {current.number}: {warning}." for warning in current.policy.record["training"]["warnings"]
             ]
         elif current.pairs:
-            notes.append(f"Round {current.number} gave no pairs, so nothing was trained.")
+            unusable = describe_unusable(current.pairs.record["tally"])
+            notes.append(
+                f"Round {current.number} gave no pairs{f' ({unusable})' if unusable else ''}, so nothing was trained."
+            )
     if metrics["base"]["n"] < _FEW_ARTICLES:
         notes.append(
             f"Only {metrics['base']['n']} held-out articles could be compared. With so few, intervals are not reliable."
@@ -227,6 +233,7 @@ def _notes(rounds_so_far: Sequence[Round], metrics: dict[str, Any], config: Conf
     if metrics["stopped"]:
         notes.append(f"{metrics['stopped']}.")
     notes += judge_card.card_notes(metrics["judge"])
+    notes += risen_faults(metrics)
     notes += unconfirmed_wins(metrics)
     notes += _wins_by_shortening(metrics, config.baselines.shorten_to)
     return notes
@@ -244,6 +251,18 @@ def unconfirmed_wins(metrics: dict[str, Any]) -> list[str]:
                 "please the first judge."
             )
     return notes
+
+
+def risen_faults(metrics: dict[str, Any]) -> list[str]:
+    """A note for each round and fault that training has clearly made more frequent than it is in the base's summaries.
+
+    The judge does not see these faults, so a round can win by its rules and be worse for a reader.
+    """
+    return [
+        f"Round {entry['round']} {FAULTS[name]}: {ours:.1%}, and the base {base:.1%} on the same articles."
+        for entry in metrics["rounds"]
+        for name, (ours, base) in entry["fault_rises"].items()
+    ]
 
 
 def _wins_by_shortening(metrics: dict[str, Any], shorten_to: float) -> list[str]:

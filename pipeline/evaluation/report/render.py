@@ -29,7 +29,13 @@ _METRICS = (
     ("invalid_chars", "invalid characters", "{:.1%}"),
     ("cut_off", "cut off", "{:.1%}"),
     ("empty", "empty", "{:.1%}"),
+    ("copied", "copied 8-grams, mean", "{:.1%}"),
+    ("lead_copied", "… from the lead, mean", "{:.1%}"),
+    ("repeated", "words said twice, mean", "{:.1%}"),
+    ("off_topic_end", "ends off topic", "{:.1%}"),
+    ("other_language", "another language", "{:.1%}"),
 )
+_SHOWN_IF_FOUND = ("repeated", "off_topic_end", "other_language")  # these lines are left out where all are 0
 
 TableLines = list[list[str]]  # a heading, then lines
 
@@ -58,6 +64,8 @@ def _summary_table(metrics: dict[str, Any]) -> TableLines:
         ["  with an unread answer", *(str(figures["unread"]) for figures in columns)],
     ]
     for key, name, form in _METRICS:
+        if key in _SHOWN_IF_FOUND and all(figures.get(key) == 0 for figures in columns):
+            continue
         label = name.format(threshold=metrics["threshold"], above=metrics["threshold"] + 1)
         lines.append([label, *(form.format(figures[key]) if key in figures else "–" for figures in columns)])
     return lines

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from judges.base import LETTERS, UNSURE, Answer, Judge, Question, Skip, line_logps, shuffled
 from pipeline.inference.base import Engine, Reply, count_tokens
 from pipeline.judging import tallies
+from pipeline.judging.scoring.text_faults import measure_faults
 from pipeline.judging.text_counts import count_invalid_chars, count_words
 from pipeline.storage.schema import Outcome, Row, is_drawn
 
@@ -150,6 +151,7 @@ def _score(passage: _Passage, answered: Answered, article: str) -> Row:
         "soft": None if answered.logps is None else soft_score(right, answered.logps),
         "value": float(sum(right)),
         "items": [None if answer is None else float(r) for answer, r in zip(answered.answers, right, strict=True)],
+        "faults": measure_faults(passage.text, article),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from judges.base import Judgement, Sample, ScoringJudge, Skip
 from pipeline.inference.base import Engine, Reply, count_tokens
 from pipeline.judging import tallies
+from pipeline.judging.scoring.text_faults import measure_faults
 from pipeline.judging.text_counts import count_invalid_chars, count_words
 from pipeline.storage.schema import Outcome, Row, is_drawn
 
@@ -73,6 +74,7 @@ def _score(text: str, judged: dict[str, Judgement], article: str) -> Row:
         "soft": None,
         "value": judgement.value,
         "items": list(judgement.items),
+        "faults": measure_faults(text, article),
     }
 
 

@@ -89,7 +89,8 @@ def test_an_article_on_which_the_base_is_as_good_gives_no_pair():
     own, base = row_with_pairs("now", 2, []), row_with_pairs("base", 5, [])
     own["scores"] = [score | {"correct": 0} for score in own["scores"]]
     rule, settings = accuracy_then_length, Pairs(threshold=5)
-    assert pair_article_with_base(rule, settings, 0, with_base(own, base)).reason == "none better than the base's"
+    skipped = pair_article_with_base(rule, settings, 0, with_base(own, base))
+    assert skipped == {"skipped": "none better than the base's", "tally": {"summaries to pair": 7}}
     better = {"scores": [score | {"items": [1.0, i], "value": 1.0 + i} for i, score in enumerate(own["scores"])]}
     worse = {"scores": [score | {"items": [0.0, 1.0], "value": 1.0, "correct": 0} for score in base["scores"]]}
     for least, pairs in ((1.0, 5), (1.1, 0)):
@@ -98,12 +99,13 @@ def test_an_article_on_which_the_base_is_as_good_gives_no_pair():
         if pairs:
             assert len(outcome["pairs"]) == pairs
         else:
-            assert outcome.reason == "difference within the score's noise", (
+            assert outcome["skipped"] == "difference within the score's noise", (
                 "the items differ by 1 and 0: one standard error"
             )
     cut = [summary | {"finish_reason": "length"} for summary in base["summaries"]]
-    skip = pair_article_with_base(rule, settings, 0, with_base(own, base | {"summaries": cut}))
-    assert skip.reason == "no usable summary of the base"
+    skipped = pair_article_with_base(rule, settings, 0, with_base(own, base | {"summaries": cut}))
+    assert skipped["skipped"] == "no usable summary of the base"
+    assert skipped["tally"] == {"summaries to pair": 7, "unusable: cut off": 5}
 
 
 def test_replayed_articles_are_drawn_by_id_and_not_by_position():

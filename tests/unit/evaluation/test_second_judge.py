@@ -11,7 +11,8 @@ from pipeline.judging.preference import accuracy_only
 
 def row(article, writer, correct, words=10, unread=0):
     scores = [{"correct": correct, "words": words, "unread": unread, "answers": ["A"]}]
-    return {"article_id": article, "writer": writer, "scores": scores, "summaries": [{"finish_reason": "stop"}]}
+    summaries = [{"text": "", "finish_reason": "stop"}]
+    return {"article_id": article, "article": "", "writer": writer, "scores": scores, "summaries": summaries}
 
 
 def test_agreement_counts_articles_that_both_judged():

@@ -1,0 +1,206 @@
+"""Measures faults of a summary that a judge may not see, and that training may reward.
+
+Five figures: how much of the summary it says twice, how much of it is copied from the article and from the article's
+lead, whether its end has to do with the article, and whether it is in the article's language. They need no model. The
+column `scores` has them as `faults`. The report shows them, `stop` and `pairs` can limit them, and a user's preference
+function gets them.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from judges.text.languages import detect_language
+from judges.text.sentences import split_sentences
+from judges.text.tokens import normalized_tokens
+from pipeline.config.judging import Pairs
+
+Faults = Mapping[str, Any]  # see `measure_faults`
+
+LEAD_SENTENCES = 3
+COPIED_GRAM = 8  # tokens; the length that is common in work on how extractive summaries are
+REPEATED_GRAM = 5  # tokens; in 202 human summaries of CNN articles no 4 tokens come twice
+_NEAR_IDENTICAL = 0.8  # Jaccard similarity of the token sets of two sentences
+_STEM = 5  # letters by which inflected forms of a word are matched
+_MIN_CONTENT = 3  # content words; with fewer in the last sentence, their share says nothing
+# Share of content words of the last sentence that the article lacks. Of CNN's human summaries 2 % reach it, and 92 % if
+# their last sentence is from another article's summary (`tests/unit/judging/test_text_faults.py` has smaller samples).
+OFF_TOPIC = 0.7
+
+# What a summary with a fault is called, in tallies, in reasons of pairs and by `rondo show`.
+REPEATED, COPIED, LEAD_COPIED = "repeats itself", "copies its article", "copies the lead"
+OFF_TOPIC_END, OTHER_LANGUAGE = "ends off topic", "is in another language"
+
+# From these shares on, a reader is told of a fault. `pairs` has limits of its own.
+_NOTICEABLE = {"repeated": 0.1, "copied": 0.5, "lead_copied": 0.5, "off_topic_end": OFF_TOPIC}
+
+# Scripts that are written without spaces, so that a token is one character or a few.
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+_HANGUL = re.compile(r"[\uac00-\ud7a3]")
+_CASED = re.compile(r"[A-Za-z\u00c0-\u024f\u0370-\u03ff\u0400-\u052f\u0530-\u058f]")
+_ARABIC_ARTICLE = re.compile(r"^[وفبك]?ال(?=\w{2})")
+
+
+@dataclass(frozen=True)
+class _Article:
+    """What is compared with a summary.
+
+    Attributes:
+        text: the article's tokens, joined by spaces.
+        grams, lead_grams: the 8-grams of the article and of its first sentences.
+        language: ISO code; None: not sure.
+    """
+
+    text: str
+    grams: frozenset[tuple[str, ...]]
+    lead_grams: frozenset[tuple[str, ...]]
+    language: str | None
+
+
+@lru_cache(maxsize=1024)
+def measure_faults(summary: str, article: str) -> dict[str, Any]:
+    """Measure the faults of a summary.
+
+    Tokens are `judges.text.tokens.normalized_tokens`. For scripts without spaces, whose tokens are shorter, n-grams are
+    twice as long as stated here.
+
+    Returns:
+        shares from 0 to 1, None if there is nothing to measure:
+
+        - `repeated`: share of the summary's tokens that lie in a 5-gram that began earlier in the summary, or in a
+          sentence of which an earlier one has nearly the same tokens (Jaccard similarity of 0.8 or more). The first
+          time that something is said does not count. 0 for an empty summary.
+        - `copied`: share of the summary's 8-grams that the article has too. None if the summary has fewer than 8
+          tokens.
+        - `lead_copied`: share of the summary's 8-grams that the article's first 3 sentences have too. None as above.
+        - `off_topic_end`: share of the content words of the summary's last sentence that the article lacks. A content
+          word has a digit, or at least 4 letters (3 in scripts without capitals); the article has it if its first 5
+          letters (2 syllables in Korean) are somewhere in the article. In scripts without spaces it is a pair of
+          characters. None if there are fewer than 3.
+        - `other_language`: ISO code of the summary's language if it and the article's language are certain and
+          differ; else None.
+    """
+    source = _read_article(article)
+    language = detect_language(summary)
+    by_sentence = _tokens_by_sentence(summary, language or source.language)
+    tokens = [token for sentence in by_sentence for token in sentence]
+    size = _gram_size(tokens, COPIED_GRAM)
+    grams = _grams(tokens, size)
+    return {
+        "repeated": _repeated_share(by_sentence),
+        "copied": sum(gram in source.grams for gram in grams) / len(grams) if grams else None,
+        "lead_copied": sum(gram in source.lead_grams for gram in grams) / len(grams) if grams else None,
+        "off_topic_end": _unknown_share(by_sentence[-1], source.text) if by_sentence else None,
+        "other_language": language if source.language and language != source.language else None,
+    }
+
+
+@lru_cache(maxsize=16)
+def _read_article(article: str) -> _Article:
+    language = detect_language(article)
+    by_sentence = _tokens_by_sentence(article, language)
+    # Tokens by sentence here too: "1990. Two" gives other tokens as a whole, and a copied text must have the same ones.
+    tokens = [token for sentence in by_sentence for token in sentence]
+    lead = [token for sentence in by_sentence[:LEAD_SENTENCES] for token in sentence]
+    size = _gram_size(tokens, COPIED_GRAM)
+    return _Article(" ".join(tokens), frozenset(_grams(tokens, size)), frozenset(_grams(lead, size)), language)
+
+
+def _tokens_by_sentence(text: str, language: str | None) -> list[list[str]]:
+    """The tokens of each sentence that has any."""
+    return [tokens for sentence in split_sentences(text, language) if (tokens := normalized_tokens(sentence))]
+
+
+def _gram_size(tokens: Sequence[str], size: int) -> int:
+    """The length of n-grams in tokens. A character of Chinese says less than a word."""
+    unspaced = sum(_UNSPACED.match(token) is not None for token in tokens)
+    return 2 * size if 2 * unspaced > len(tokens) else size
+
+
+def _grams(tokens: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    return [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
+
+
+def _repeated_share(by_sentence: Sequence[Sequence[str]]) -> float:
+    tokens = [token for sentence in by_sentence for token in sentence]
+    if not tokens:
+        return 0.0
+    is_repeated = [False] * len(tokens)
+    size = _gram_size(tokens, REPEATED_GRAM)
+    seen: set[tuple[str, ...]] = set()
+    for start, gram in enumerate(_grams(tokens, size)):
+        if gram in seen:
+            is_repeated[start : start + size] = [True] * size
+        seen.add(gram)
+    begin = 0
+    earlier: list[frozenset[str]] = []
+    for sentence in by_sentence:
+        distinct = frozenset(sentence)
+        if any(len(distinct & other) >= _NEAR_IDENTICAL * len(distinct | other) for other in earlier):
+            is_repeated[begin : begin + len(sentence)] = [True] * len(sentence)
+        earlier.append(distinct)
+        begin += len(sentence)
+    return sum(is_repeated) / len(tokens)
+
+
+def _unknown_share(sentence: Sequence[str], article: str) -> float | None:
+    stems = _content_stems(sentence)
+    if len(stems) < _MIN_CONTENT:
+        return None
+    return sum(stem not in article for stem in stems) / len(stems)
+
+
+def _content_stems(tokens: Sequence[str]) -> list[str]:
+    """The beginnings of the words that carry the content; for scripts without spaces, pairs of adjacent characters."""
+    stems = []
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+        if _UNSPACED.match(token):
+            if len(token) > 1:
+                stems.append(token)
+            elif following and _UNSPACED.match(following):
+                stems.append(f"{token} {following[0]}")
+            continue
+        if any(character.isdigit() for character in token):
+            stems.append(token)
+            continue
+        word = _ARABIC_ARTICLE.sub("", token)
+        if _HANGUL.match(word):  # a noun of two syllables, then particles
+            stems += [word[:2]] if len(word) > 1 else []
+        elif len(word) >= (4 if _CASED.match(word) else 3):
+            stems.append(word[:_STEM])
+    return stems
+
+
+def exceeded_limits(faults: Faults, limits: Pairs) -> list[str]:
+    """The faults of a summary that are beyond the limits of `pairs`."""
+    bounds = {
+        REPEATED: (faults["repeated"], limits.max_repeated),
+        COPIED: (faults["copied"], limits.max_copied),
+        LEAD_COPIED: (faults["lead_copied"], limits.max_lead_copied),
+        OFF_TOPIC_END: (faults["off_topic_end"], limits.max_off_topic_end),
+    }
+    exceeded = [
+        name for name, (share, limit) in bounds.items() if share is not None and limit is not None and share > limit
+    ]
+    return [*exceeded, OTHER_LANGUAGE] if limits.same_language and faults["other_language"] else exceeded
+
+
+def describe_faults(faults: Faults | None) -> list[str]:
+    """The noticeable faults of a summary in words, with figures; empty if there are none, or if they are unknown."""
+    if faults is None:
+        return []
+    texts = {
+        "repeated": "says {:.0%} of its words twice",
+        "copied": "{:.0%} of its 8-grams are the article's",
+        "lead_copied": "{:.0%} of its 8-grams are the lead's",
+        "off_topic_end": "ends off topic (the article lacks {:.0%} of its last words)",
+    }
+    described = [
+        texts[name].format(faults[name])
+        for name, share in _NOTICEABLE.items()
+        if faults[name] is not None and faults[name] >= share
+    ]
+    other = faults["other_language"]
+    return [*described, f"is in another language ({other})"] if other else described
