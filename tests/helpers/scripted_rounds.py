@@ -1,7 +1,7 @@
 """Runs rounds with the real control flow and ledger, where a script decides the results of every stage."""
 
 import uuid
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class ScriptedRounds(DryRun):
         dry: rounds for which the corpus has no new article.
         drift: log-ratios of policy and base per summary, from round 2 on.
         remake: as in `DryRun`.
+        faults: faults of every held-out summary in each round, from round 0 on; unknown if left out.
+        unusable: in the tally of each table `pairs`, why summaries could not be paired.
 
     Attributes:
         made: addresses of the artifacts made so far, each with the addresses of its inputs.
@@ -56,8 +58,11 @@ class ScriptedRounds(DryRun):
         dry: Container[int] = (),
         drift: Sequence[float] = (),
         remake: str | None = None,
+        faults: Sequence[dict[str, Any]] = (),
+        unusable: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(config, ledger, remake)
+        self.faults, self.unusable = faults, unusable or {}
         self.skills, self.yields, self.words, self.dry, self.drift = skills, yields, words, dry, drift
         self.made: dict[str, tuple[str, ...]] = {}
 
@@ -74,6 +79,7 @@ class ScriptedRounds(DryRun):
                 result = self.write(address, [drift_row(ratio) for ratio in self.drift[number - 2 : number - 1]])
             case "pairs":
                 result = self.count(100, self.yields[number - 1] if self.yields else 60)
+                result["tally"] |= self.unusable
             case _:
                 result = self.count(100, 100)
         self.made[address] = tuple(artifact.address for artifact in inputs)
@@ -90,6 +96,7 @@ class ScriptedRounds(DryRun):
         words = self.words[number] if self.words else 20
         for i in range(ARTICLES):
             score = {"answers": ["A"] * 4, "correct": int(i < self.skills[number]), "unread": 0}
+            score |= {"faults": self.faults[number]} if self.faults else {}
             yield {
                 "article_id": f"a{i:03d}",
                 "article": "Some text.",

@@ -344,7 +344,8 @@ def test_a_cut_off_summary_made_shorter_is_cut_off_too():
 def test_a_summary_cut_off_never_wins():
     def row(finish_reason, correct, words):
         scores = [{"correct": correct, "words": words, "unread": 0}]
-        return {"article_id": "a", "summaries": [{"finish_reason": finish_reason}], "scores": scores}
+        summaries = [{"text": "", "finish_reason": finish_reason}]
+        return {"article_id": "a", "article": "", "summaries": summaries, "scores": scores}
 
     long, short = row("stop", 4, 30), row("length", 4, 5)
     for ours, theirs, wins, losses in ((short, long, 0, 0), (long, short, 0, 0), (row("stop", 4, 5), long, 1, 0)):
@@ -353,7 +354,7 @@ def test_a_summary_cut_off_never_wins():
 
 
 def test_an_unread_answer_leaves_its_article_out_of_the_comparison():
-    read = {"article_id": "a", "summaries": [{"finish_reason": "stop"}]}
+    read = {"article_id": "a", "article": "", "summaries": [{"text": "", "finish_reason": "stop"}]}
     ours = read | {"scores": [{"correct": 4, "words": 9, "unread": 1}]}
     theirs = read | {"scores": [{"correct": 0, "words": 9, "unread": 0}]}
     assert compare_writers([ours], [theirs], CountingSettings(run.Pairs(), run.Report(), 0)) == {

@@ -9,6 +9,8 @@ from pipeline.evaluation.stopping import RoundFigures, bounds_exceeded, stop_rea
 from pipeline.evaluation.win_rate import WinRate
 
 HEALTHY = {"pair_yield": 0.6, "kl": 5.0, "words": 30.0, "base_words": 28.0, "invalid_chars": 0.0}
+HEALTHY |= {"repeated": 0.0, "copied": 0.3, "base_copied": 0.25, "lead_copied": 0.1}
+HEALTHY |= {"off_topic_end": 0.0, "other_language": 0.0}
 
 
 def rate(low: float, high: float) -> WinRate:
@@ -25,6 +27,7 @@ def history(*gained: WinRate | None, **last: float | None) -> list[RoundFigures]
 
 def test_without_settings_no_rule_stops():
     bad = {"pair_yield": 0.0, "kl": 1e9, "words": 0.0, "invalid_chars": 1.0}
+    bad |= dict.fromkeys(("repeated", "copied", "lead_copied", "off_topic_end", "other_language"), 1.0)
     assert stop_reasons(Stop(), history(LOSS, LOSS, None, **bad)) == []
 
 
@@ -58,6 +61,12 @@ def test_patience_counts_rounds_in_a_row_without_a_gain(patience, gained, stops)
         (Stop(max_words=60), "words", 60.0, 61.0),
         (Stop(max_words_ratio=2.0), "words", 56.0, 57.0),
         (Stop(max_invalid_chars=0.02), "invalid_chars", 0.02, 0.03),
+        (Stop(max_repeated=0.05), "repeated", 0.05, 0.06),
+        (Stop(max_copied=0.5), "copied", 0.5, 0.51),
+        (Stop(max_copied_rise=0.25), "copied", 0.5, 0.51),
+        (Stop(max_lead_copied=0.2), "lead_copied", 0.2, 0.21),
+        (Stop(max_off_topic=0.1), "off_topic_end", 0.1, 0.11),
+        (Stop(max_other_language=0.0), "other_language", 0.0, 0.01),
     ],
 )
 def test_each_bound_allows_its_own_value_and_stops_beyond(stop, name, goes_on, stops):
@@ -74,6 +83,23 @@ def test_reasons_contain_the_figures():
         "comparable)",
         "stop.min_yield=0.5: only 12.5% of the judged articles gave a pair",
     ]
+
+
+def test_reasons_about_faults_contain_the_figures():
+    stop = Stop(max_repeated=0.1, max_copied=0.5, max_copied_rise=0.05, max_off_topic=0.1, max_other_language=0.01)
+    bad = {"repeated": 0.2, "copied": 0.75, "base_copied": 0.5, "off_topic_end": 0.25, "other_language": 0.5}
+    (last,) = history(GAIN, **bad)
+    assert stop_reasons(stop, [last]) == bounds_exceeded(stop, last), "a policy beyond a bound is no champion"
+    assert bounds_exceeded(stop, last) == [
+        "stop.max_copied_rise=0.05: on average, 75.0% of a summary's 8-grams are copied from its article, and 50.0% of "
+        "the base's",
+        "stop.max_repeated=0.1: on average, a summary said 20.0% of its words before",
+        "stop.max_copied=0.5: on average, 75.0% of a summary's 8-grams are copied from its article",
+        "stop.max_off_topic=0.1: 25.0% of the summaries end off topic",
+        "stop.max_other_language=0.01: 50.0% of the summaries are in another language than their article",
+    ]
+    (unknown,) = history(GAIN, **bad | {"base_copied": None})
+    assert len(bounds_exceeded(stop, unknown)) == 4, "without the base's figure there is no rise"
 
 
 def test_bounds_look_at_the_summaries_of_the_policy_alone():

@@ -23,6 +23,7 @@ from pipeline.judging.preference import (
     length_matched,
     load_preference,
     score_items,
+    scores_to_compare,
 )
 from pipeline.stages import pairs as stage
 
@@ -245,6 +246,101 @@ def test_summary_that_was_cut_off_is_never_paired():
     skipped = _pair(Pairs(), 0, row([(score(5, 6), {}), (score(5, 30), {})], finish="length"))
     assert skipped["skipped"] == "under two usable summaries"
     assert skipped["tally"] == {"summaries to pair": 2, "unusable: cut off": 2}
+
+
+SOUND = {"repeated": 0.0, "copied": 0.1, "lead_copied": 0.0, "off_topic_end": 0.2, "other_language": None}
+REPEATS, FOREIGN = SOUND | {"repeated": 0.5}, SOUND | {"other_language": "de"}
+
+
+def faulty_row(*correct_and_faults):
+    return row([(score(correct, 20), {"faults": faults}) for correct, faults in correct_and_faults])
+
+
+def pairs_of(outcome):
+    return sorted((pair["chosen"], pair["rejected"]) for pair in outcome["pairs"])
+
+
+def test_a_summary_with_a_fault_is_never_chosen():
+    article = faulty_row((5, REPEATS), (2, SOUND), (1, SOUND), (0, FOREIGN))
+    everything = Pairs(max_per_article=9)
+    assert len(pairs_of(_pair(everything, 0, article))) == 6, "without a limit nothing is a fault"
+    outcome = _pair(Pairs(max_per_article=9, max_repeated=0.2, same_language=True), 0, article)
+    assert pairs_of(outcome) == [(1, 2)]
+    assert outcome["tally"] == {
+        "summaries to pair": 4,
+        "unusable: repeats itself": 1,
+        "unusable: is in another language": 1,
+        "pairs": 1,
+        "pairs found": 1,
+    }
+
+
+def test_a_summary_with_a_fault_may_be_rejected_even_if_the_scores_tie():
+    article = faulty_row((5, REPEATS), (2, SOUND), (2, SOUND), (2, FOREIGN), (0, REPEATS))
+    limits = Pairs(max_per_article=9, max_repeated=0.2, same_language=True, faulty="rejected")
+    outcome = _pair(limits, 0, article)
+    # Never against summary 0: the judge prefers it, so the pair would teach that fewer right answers are better.
+    assert pairs_of(outcome) == [(1, 3), (1, 4), (2, 3), (2, 4)]
+    assert {pair["reason"] for pair in outcome["pairs"]} == {
+        "2 against 2 right, 20 against 20 words; the rejected is in another language",
+        "2 against 0 right, 20 against 20 words; the rejected repeats itself",
+    }
+    assert outcome["tally"]["only rejected: repeats itself"] == 2 and not any(
+        name.startswith("unusable") for name in outcome["tally"]
+    )
+    assert _pair(limits, 0, faulty_row((5, REPEATS), (0, FOREIGN)))["skipped"] == "no usable summary without a fault"
+    assert _pair(limits, 0, faulty_row((5, REPEATS), (2, SOUND)))["skipped"] == "all ties"
+
+
+def test_a_fault_does_not_save_a_summary_that_is_never_paired():
+    article = faulty_row((2, REPEATS), (2, SOUND))
+    article["summaries"][0]["finish_reason"] = "length"
+    skipped = _pair(Pairs(max_repeated=0.2, faulty="rejected"), 0, article)
+    assert skipped["tally"] == {"summaries to pair": 2, "unusable: cut off": 1}
+
+
+def test_faults_of_a_table_without_them_are_measured_when_a_limit_needs_them():
+    said_twice = "The roof of the hall is red. The roof of the hall is red. "
+    article = row([(score(5, 20), {}), (score(2, 20), {}), (score(1, 20), {})])
+    article["summaries"][0]["text"] = said_twice
+    assert pairs_of(_pair(Pairs(max_repeated=0.2), 0, article)) == [(1, 2)]
+    assert len(pairs_of(_pair(Pairs(), 0, article))) == 3
+
+
+def test_a_fault_of_the_base_may_be_rejected():
+    article = faulty_row((2, SOUND), (2, REPEATS)) | {"writer": "now", "prompt_ids": [1]}
+    base = faulty_row((2, SOUND), (2, REPEATS), (5, REPEATS))
+    article |= {"base_writer": "base", "base_summaries": base["summaries"], "base_scores": base["scores"]}
+    limits = Pairs(max_repeated=0.2, faulty="rejected")
+    outcome = stage.pair_article_with_base(accuracy_then_length, limits, 0, article)
+    assert pairs_of(outcome) == [(0, 3)]
+    assert outcome["scores"] == [*article["scores"], *base["scores"]], "the texts are not stored a second time"
+
+
+def test_faulty_without_a_limit_is_refused():
+    with pytest.raises(ValueError, match="faulty is rejected, and no setting says what a fault is: set pairs.max_repe"):
+        Pairs(faulty="rejected")
+    assert not Pairs().limits_faults and Pairs(max_copied=0.0).limits_faults and Pairs(same_language=True).limits_faults
+
+
+def test_user_function_sees_the_texts(write_preference):
+    pairs = write_preference(
+        "text_preference",
+        """
+        def prefer(a, b, settings):
+            assert a['article'] == b['article'] and {a['finish_reason'], b['finish_reason']} <= {'stop', 'length'}
+            found = [len(set(s['text'].split()) & set(s['article'].split())) - s['faults']['repeated'] for s in (a, b)]
+            return (found[0] > found[1]) - (found[0] < found[1])
+        """,
+    )
+    check_preference(pairs, 5, logprobs=False)
+    article = row([(score(5, 20), {}), (score(5, 20), {})]) | {"article": "The roof is red."}
+    for summary, text in zip(article["summaries"], ("A hall.", " The roof is red. "), strict=True):
+        summary["text"] = text
+    assert pairs_of(_pair(pairs, 0, article)) == [(1, 0)]
+    seen = scores_to_compare(article, pairs)[1]
+    assert (seen["text"], seen["article"], seen["finish_reason"]) == ("The roof is red.", "The roof is red.", "stop")
+    assert "text" not in article["scores"][1], "texts are not stored in scores"
 
 
 def test_random_pairs_depend_on_the_article_and_not_on_its_position():
