@@ -49,7 +49,7 @@ def scores_to_compare(row: Mapping[str, Any], settings: Pairs) -> list[Score]:
 
 
 def faults_beyond_limits(score: Score, settings: Pairs) -> list[str]:
-    """The faults of a summary that are beyond the limits of `pairs`, by names of `text_faults.py`.
+    """The faults of a summary that are beyond the limits of `pairs`, by the names in `judging/scoring/text_faults.py`.
 
     Args:
         score: one of `scores_to_compare`.

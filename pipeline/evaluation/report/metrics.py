@@ -45,8 +45,8 @@ def collect_metrics(rounds_so_far: Sequence[Round], config: Config, ledger: Ledg
         With a second judge, each round and baseline also has `second`: the same win rates by that judge as `rate`, and
         its `agreement` with the first judge (`comparison.judge_agreement`). `fault_rises` of a round are the faults of
         the text that it has clearly more often than the base (`fault_figures.clear_rises`), and `unusable` says why
-        summaries could not be paired. `champion` is the number of the round whose
-        policy is champion. `stopped` says why the run stopped early, or is None. `notes` are sentences for the reader.
+        summaries could not be paired. `champion` is the number of the round whose policy is champion. `stopped` says
+        why the run stopped early, or is None. `notes` are sentences for the reader.
     """
     last = rounds_so_far[-1]
     assert last.assessment is not None, "a finished round has an assessment"

@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 
+import pyarrow as pa
 import pytest
 
 from pipeline.config.judging import Pairs
@@ -44,3 +45,19 @@ def test_replay_gives_each_article_once_and_a_share_of_the_earlier_rounds():
         marks = [summary["writer"] for summary in one["summaries"]]
         assert marks[:3] == [None] * 3 or one["writer"] in ("r1", "r2")
         assert set(COLUMNS) >= set(one)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_pairs_of_a_table_without_the_newer_fields_of_scores_are_replayed():
+    now, old = (to_dataset([row_with_pairs("w", 2, [(1, 0)], article)]) for article in ("now", "old"))
+    names = ("answers", "correct", "unread", "words", "invalid_chars")
+    older_type = pa.list_(pa.struct({name: COLUMNS["scores"].value_type.field(name).type for name in names}))
+
+    def to_older(table: pa.Table) -> pa.Table:
+        scores = pa.array(table["scores"].to_pylist(), older_type)
+        return table.set_column(table.schema.get_field_index("scores"), "scores", scores)
+
+    older = old.map_batches(to_older, batch_format="pyarrow")
+    found = replay_pairs(now, older, pairs=Pairs(replay=1.0), seed=0).take_all()
+    assert {one["article_id"]: one["scores"][1]["faults"] for one in found} == {"now": None, "old": None}
+    assert all(one["scores"][1]["correct"] == 1 and len(one["pairs"]) == 1 for one in found)

@@ -105,8 +105,8 @@ def test_a_policy_that_copies_more_is_no_champion_and_ends_the_run(tmp_path):
     faults = [SOUND, SOUND | {"copied": 0.5}, SOUND]
     rounds_so_far, _ = run_rounds(tmp_path / "a", [0, 40, 80], "stop.max_copied_rise=0.05", faults=faults)
     assert rounds_so_far[-1].ended == (
-        "Stopped after round 1: stop.max_copied_rise=0.05: on average, 50.0% of a summary's 8-grams are copied from its "
-        "article, and 25.0% of the base's"
+        "Stopped after round 1: stop.max_copied_rise=0.05: on average, 50.0% of a summary's 8-grams are copied from "
+        "its article, and 25.0% of the base's"
     )
     assert rounds_so_far[-1].assessment.champion == 0
     rounds_so_far, _ = run_rounds(tmp_path / "b", [0, 40, 80], faults=faults)
