@@ -38,7 +38,7 @@ def scores_to_compare(row: Mapping[str, Any], settings: Pairs) -> list[Score]:
         that an older version did not measure are measured now.
     """
     needs_faults = settings.limits_faults or settings.preference not in RULES
-    scores = []
+    scores: list[Score] = []
     for score, summary in zip(row["scores"], row["summaries"], strict=True):
         text, faults = summary["text"].strip(), score.get("faults")
         if faults is None and needs_faults:

@@ -250,11 +250,6 @@ def _draw_rows(rows: Dataset, columns: list[str], source: int, share: float, see
 
 def _draw_from_table(columns: list[str], source: int, share: float, seed: str, table: pa.Table) -> pa.Table:
     table = table.select(columns)
-    # Tables of older versions lack fields of `scores`, and Ray joins only tables of one type.
-    for name in columns:
-        if table.schema.field(name).type != COLUMNS[name]:
-            values = pa.array(table[name].to_pylist(), COLUMNS[name])
-            table = table.set_column(table.schema.get_field_index(name), name, values)
     if share < 1:
         is_drawn = [_hash_share(seed, source, article_id) < share for article_id in table["article_id"].to_pylist()]
         table = table.filter(pa.array(is_drawn, pa.bool_()))
