@@ -36,13 +36,13 @@ import numpy as np
 from bench.judge_quality.damages import DAMAGES, HARMLESS, Material, apply, damage_often, sentences
 from bench.print_table import print_table
 from jobs.judge.correlation import Bootstrap, Estimate, spearman
-from jobs.judge.scored_articles import Candidates, Score, open_judge, score_articles, value_of
+from jobs.judge.scored_articles import Candidates, open_judge, score_articles, value_of
 from judges.text.sentences import strip_dateline
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
 from pipeline.data import readers
 from pipeline.execution.progress import Display
-from pipeline.judging.preference import load_preference
+from pipeline.judging.preference import Score, load_preference
 
 TIMES = 4  # damages on one summary
 RESAMPLES = 2000

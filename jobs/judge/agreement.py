@@ -16,9 +16,9 @@ from jobs.judge.correlation import (
     partial_spearman,
 )
 from jobs.judge.ratings import CROWD, PeoplesView, RatedArticle
-from jobs.judge.scored_articles import Score, value_of
+from jobs.judge.scored_articles import value_of
 from pipeline.config.judging import Pairs
-from pipeline.judging.preference import Rule
+from pipeline.judging.preference import Rule, Score
 
 MEAN = "mean"  # the name of the mean of all ratings but those of a crowd
 JUDGE, SOFT, WORDS, PREFERENCE = "judge", "soft", "words", "preference"

@@ -13,10 +13,9 @@ from pipeline.execution.resources import provide_resources
 from pipeline.inference.base import Engine
 from pipeline.inference.server.server_check import check_server
 from pipeline.judging.factory import AnyJudge, asks_questions, make_judge
+from pipeline.judging.preference import Score, scores_to_compare
 from pipeline.judging.question_generation import generate_questions
 from pipeline.judging.scoring.step import scoring_step
-
-Score = dict[str, Any]  # a row of the column `scores`
 
 # Articles per call of the engine. An engine that generates text fills its batches with many prompts. The others fill
 # theirs with the summaries of one article, and small batches show how fast they are.
@@ -45,7 +44,8 @@ class Scored:
     """What a judge says about the candidates of one article.
 
     Attributes:
-        scores: one row of the column `scores` for each candidate. Empty if the article could not be used.
+        scores: one row of the column `scores` for each candidate, with the texts, as a preference gets it
+            (`preference.scores_to_compare`). Empty if the article could not be used.
         left_out: why the article could not be used, such as "under 4 good questions".
     """
 
@@ -74,7 +74,7 @@ def score_articles(
     """Score all candidates of all articles. A judge that asks questions asks them about each article first.
 
     Args:
-        settings: `judge` and `questions` are used.
+        settings: `judge`, `questions` and `pairs` are used.
         judge: a judge of either kind, see `open_judge`.
         engine: answers the judge's prompts.
         articles: each with its candidates; equal candidates get equal scores.
@@ -98,7 +98,7 @@ def _score_batch(settings: Config, judge: AnyJudge, engine: Engine, batch: Seque
         {
             "article_id": candidates.article_id,
             "article": candidates.article,
-            "summaries": [{"text": text} for text in candidates.texts],
+            "summaries": [{"text": text, "finish_reason": "stop"} for text in candidates.texts],
         }
         for candidates in batch
     ]
@@ -114,5 +114,8 @@ def _score_batch(settings: Config, judge: AnyJudge, engine: Engine, batch: Seque
     to_score = [i for i, result in enumerate(results) if result is None]
     outcomes = scoring_step(judge)(engine, [rows[i] for i in to_score])
     for i, outcome in zip(to_score, outcomes, strict=True):
-        results[i] = Scored(outcome["scores"]) if isinstance(outcome, dict) else Scored([], outcome.reason)
+        if isinstance(outcome, dict):
+            results[i] = Scored(scores_to_compare(rows[i] | outcome, settings.pairs))
+        else:
+            results[i] = Scored([], outcome.reason)
     return [result for result in results if result is not None]

@@ -103,6 +103,20 @@ def test_a_scoring_judge_agrees_with_raters_by_system_and_in_pairs():
     assert result["systems"] == 4 and result["raters"] == 2
 
 
+def shorter_text(a, b, settings):
+    """A user's preference that reads the texts."""
+    assert a["article"].startswith("Article") and a["finish_reason"] == "stop" and a["faults"]["copied"] is None
+    return (len(a["text"]) < len(b["text"])) - (len(a["text"]) > len(b["text"]))
+
+
+def test_a_preference_of_ones_own_reads_the_texts():
+    articles = [rated(number, [(1,), (2,), (3,)]) for number in range(3)]
+    result = judge_words(articles, [f"pairs.preference={__name__}:shorter_text"])
+    scores = result["ratings"]["overall"]["scores"]
+    assert scores["preference"]["per_article"]["spearman"]["value"] == -1
+    assert scores["judge"]["per_article"]["spearman"]["value"] == 1
+
+
 def test_unread_summaries_and_their_choices_are_left_out():
     article = rated(0, [(1,), (3,), (2,), (2,)])
     article.texts[1], article.texts[3] = "Is this a summary?", "It is!"
