@@ -25,8 +25,8 @@ REPEATED_GRAM = 5  # tokens; in 202 human summaries of CNN articles no 4 tokens 
 _NEAR_IDENTICAL = 0.8  # Jaccard similarity of the token sets of two sentences
 _STEM = 5  # letters by which inflected forms of a word are matched
 _MIN_CONTENT = 3  # content words; with fewer in the last sentence, their share says nothing
-# Share of content words of the last sentence that the article lacks. Of CNN's human summaries 2 % reach it, and 92 % if
-# their last sentence is from another article's summary (`tests/unit/judging/test_text_faults.py` has smaller samples).
+# Share of content words of the last sentence that the article lacks. Of 202 human summaries of CNN articles 2 % reach
+# it; 84 % do if their last sentence is another summary's, and 93 % if it is a phrase such as "In conclusion, …".
 OFF_TOPIC = 0.7
 
 # What a summary with a fault is called, in tallies, in reasons of pairs and by `rondo show`.
