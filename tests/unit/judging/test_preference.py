@@ -317,6 +317,16 @@ def test_a_fault_of_the_base_may_be_rejected():
     assert outcome["scores"] == [*article["scores"], *base["scores"]], "the texts are not stored a second time"
 
 
+def test_noise_of_the_score_says_nothing_about_a_fault():
+    article = faulty_row((2, SOUND), (3, SOUND), (2, REPEATS))
+    for i, items in enumerate(([1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0])):
+        article["scores"][i] |= {"items": [float(item) for item in items], "value": float(sum(items))}
+    limits = Pairs(preference="accuracy_only", max_per_article=9, min_standard_errors=2)
+    assert _pair(limits, 0, article)["skipped"] == "difference within the score's noise"
+    limits = limits.model_copy(update={"max_repeated": 0.2, "faulty": "rejected"})
+    assert pairs_of(_pair(limits, 0, article)) == [(0, 2), (1, 2)]
+
+
 def test_faulty_without_a_limit_is_refused():
     with pytest.raises(ValueError, match="faulty is rejected, and no setting says what a fault is: set pairs.max_repe"):
         Pairs(faulty="rejected")
@@ -473,10 +483,10 @@ def test_pairs_within_the_noise_are_not_made():
     assert sorted((p["chosen"], p["rejected"]) for p in everything["pairs"]) == [(0, 1), (2, 0), (2, 1)]
     clear = answered("rrww", "wwww", "rrrr", min_standard_errors=2)
     assert [(p["chosen"], p["rejected"]) for p in clear["pairs"]] == [(2, 1)]
-    assert clear["tally"] == {"pairs": 1, "pairs found": 1}
-    assert answered("rrww", "wwww", min_standard_errors=2) == Skip("difference within the score's noise")
-    assert answered("rrww", "rrww", min_standard_errors=2) == Skip("all ties")
-    assert answered("r", "w", min_standard_errors=2) == Skip("score of one item, which has no standard error")
+    assert clear["tally"] == {"summaries to pair": 3, "pairs": 1, "pairs found": 1}
+    assert answered("rrww", "wwww", min_standard_errors=2)["skipped"] == "difference within the score's noise"
+    assert answered("rrww", "rrww", min_standard_errors=2)["skipped"] == "all ties"
+    assert answered("r", "w", min_standard_errors=2)["skipped"] == "score of one item, which has no standard error"
 
 
 def test_noise_says_nothing_about_pairs_that_length_decides():
@@ -494,7 +504,7 @@ def test_a_larger_margin_only_drops_pairs(score_rows):
     def pairs(least):
         patterns = ["".join("r" if right else "w" for right in answers) for answers in score_rows]
         outcome = answered(*patterns, min_standard_errors=least)
-        return set() if isinstance(outcome, Skip) else {(p["chosen"], p["rejected"]) for p in outcome["pairs"]}
+        return {(p["chosen"], p["rejected"]) for p in outcome.get("pairs", ())}
 
     assert pairs(0) >= pairs(1) >= pairs(2.5)
 
