@@ -8,9 +8,12 @@ it can be tested by hand. No Ray, torch or pipeline.
 
 import random
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
+
+from judges.text.tokens import normalized_tokens
 
 LETTERS = "ABCDEFGHIJ"
 UNSURE = "unsure"
@@ -231,15 +234,14 @@ _OTHERS = re.compile(
 def vet(questions: Sequence[Question | Skip]) -> list[Question | Skip]:
     """Replace each malformed or repeated question by a `Skip` with the reason. The result is as long as `questions`.
 
-    A well-formed question has 2 to 10 options that are distinct (ignoring case and punctuation around them), and one of
-    them is the right one. No option is a letter or begins with one as a label. Neither the question nor an option
-    refers to other options.
+    A well-formed question has 2 to 10 options that are distinct (by `option_key`), and one of them is the right one. No
+    option is a letter or begins with one as a label. Neither the question nor an option refers to other options.
     """
     vetted: list[Question | Skip] = []
     seen = set()
     for question in questions:
         if isinstance(question, Question):
-            words = " ".join(re.findall(r"\w+", question.question.casefold())) or question.question
+            words = " ".join(normalized_tokens(question.question)) or question.question
             if fault := _fault(question):
                 question = Skip(fault)
             elif words in seen:
@@ -250,12 +252,33 @@ def vet(questions: Sequence[Question | Skip]) -> list[Question | Skip]:
     return vetted
 
 
+# A leading article, which writers put before a name or leave out.
+_ARTICLES = frozenset("the a an der die das ein eine le la les l un une el los las una il lo gli".split())
+
+
+def option_key(text: str) -> tuple[str, ...]:
+    """Return what an option says, however it is written: two options with equal keys are the same to a reader.
+
+    The key has the normalized tokens of the text (`judges.text.tokens`) without a leading article, and its symbols, for
+    5, -5 and €5 are different options. It is empty if the text says nothing.
+    """
+    tokens = normalized_tokens(text)
+    if len(tokens) > 1 and tokens[0] in _ARTICLES:
+        tokens = tokens[1:]
+    text = unicodedata.normalize("NFKC", text)
+    if not tokens:
+        rest = text.casefold().strip(" .,;:!?'\"‘’“”")
+        return (rest,) if rest else ()
+    symbols = (c for c in re.sub(r"^\W*[-−](?=\d)", "−", text) if c in "#−" or unicodedata.category(c)[0] == "S")
+    return (*tokens, *symbols)
+
+
 def _fault(question: Question) -> str | None:
     """Return why a question is malformed; None if it is not."""
-    options = [option.casefold().strip(" .,;:!?'\"‘’“”") for option in question.options]
+    options = [option_key(option) for option in question.options]
     if not 2 <= len(options) <= len(LETTERS):
         return f"question has not 2 to {len(LETTERS)} options"
-    if "" in options or len(set(options)) < len(options):
+    if () in options or len(set(options)) < len(options):
         return "options not distinct"
     if not 0 <= question.answer < len(options):
         return "no key among the options"

@@ -17,11 +17,13 @@ class Wording:
 
     Attributes:
         question: `{options}` in it is every filled `option`, joined by `between`.
+        questions_prompt: `{language}` in it is the language's English name. `{in_language}` is a sentence that asks for
+            questions in this language, or nothing for an English article.
         restate: each answer repeats the question and the option before the letter.
     """
 
-    questions_prompt: str  # {count} {choices} {wrong} {article}
-    answers_prompt: str  # {count} {questions} {passage}
+    questions_prompt: str  # {count} {choices} {wrong} {article} {language} {in_language}
+    answers_prompt: str  # {count} {questions} {passage} {language}
     question: str  # {number} {question} {options}
     option: str  # {letter} {option}
     between: str
@@ -33,7 +35,7 @@ PLAIN = Wording(
 Read the article and write {count} multiple-choice questions about its most important facts.
 
 Each question must be answerable from the article alone, and must not be answerable without it. Each has {choices} \
-short options: the right answer first, then wrong ones of the same kind that the article does not support.
+short options: the right answer first, then wrong ones of the same kind that the article does not support.{in_language}
 
 Write one line for each question, in exactly this form:
 Q1 <question>? Answer <right answer>{wrong}
@@ -59,6 +61,24 @@ Q2 Unsure
     between="\n",
     restate=False,
 )
+
+# Asks for ratings of questions (`questions.more_checks: [important]`). Filled with {count} {questions} {article}.
+IMPORTANCE_PROMPT = """\
+Below are {count} multiple-choice questions about an article, and then the article. Rate how important each question \
+is for somebody who will read only a short summary of the article:
+3: it asks what the article is mainly about.
+2: it asks for something that a good summary of a few sentences tells.
+1: it asks for a detail that a good summary leaves out.
+
+{questions}
+
+Write one line for each question: its number, then 1, 2 or 3. For example:
+Q1 2
+Q2 1
+
+<article>
+{article}
+</article>"""
 
 NEWSROOM = Wording(
     questions_prompt="Write questions.\n{article}",
