@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from judges.mcq.languages import LANGUAGES
 from judges.prompts import WORDINGS
 from pipeline.config.base import Dtype, Natural, Positive, Settings, Share
 from pipeline.config.servers import ServedModel
 
 USER_CODE = r"[\w.]+:\w+"  # module:name of the user's own code
+MoreCheck = Literal["single_key", "important", "no_overlap"]
 PREFERENCES = ("accuracy_then_length", "accuracy_only", "length_matched", "accuracy_then_any_length", "higher_score")
 
 
@@ -54,9 +56,11 @@ class JudgeSettings(Settings):
     dtype: Dtype = "bfloat16"
     max_model_len: Positive | None = None
     wording: str = "plain"
+    # The language of mcq's questions and options, by its ISO 639-1 code. auto: that of each article.
+    language: str = "auto"
     # These replace the prompts of the wording. The first has {article}, and may have {count}, {choices} (the number of
-    # options) and {wrong} (the form of the wrong options). The second has {questions} and {passage}, and may have
-    # {count}.
+    # options), {wrong} (the form of the wrong options) and {language} (its name in English). The second has {questions}
+    # and {passage}, and may have {count} and {language}.
     questions_prompt: str | None = None
     answers_prompt: str | None = None
     questions: Positive = 5
@@ -148,7 +152,7 @@ class JudgeSettings(Settings):
 
     @model_validator(mode="after")
     def _has_no_setting_without_effect(self) -> "JudgeSettings":
-        prompts = ("wording", "questions_prompt", "answers_prompt", "question_temperature")
+        prompts = ("wording", "language", "questions_prompt", "answers_prompt", "question_temperature")
         if kind := JUDGES.get(self.kind):
             if not kind.has_prompts:
                 does = "makes its own prompts" if kind.needs_model else "asks no model"
@@ -176,6 +180,17 @@ class JudgeSettings(Settings):
             if getattr(self, name) != JudgeSettings.model_fields[name].default:
                 raise ValueError(f"judge.{name} is set, and {why}")
 
+    @field_validator("language")
+    @classmethod
+    def _is_a_language(cls, value: str) -> str:
+        if value != "auto" and value not in LANGUAGES:
+            close = [code for code, name in LANGUAGES.items() if name.casefold() == value.casefold()]
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ValueError(
+                f"judge.language is {value!r}{hint}: it should be auto or the ISO 639-1 code of a language, such as de"
+            )
+        return value
+
     @model_validator(mode="after")
     def _has_complete_prompts(self) -> "JudgeSettings":
         for name, places in (("questions_prompt", ("{article}",)), ("answers_prompt", ("{questions}", "{passage}"))):
@@ -185,6 +200,11 @@ class JudgeSettings(Settings):
                 raise ValueError(f"judge.{name} must say where these go: {', '.join(missing)}")
         if self.wording not in WORDINGS:
             raise ValueError(f"judge.wording is {self.wording!r}; there are {', '.join(WORDINGS)}")
+        if self.language != "auto" and WORDINGS[self.wording].restate:
+            raise ValueError(
+                f"judge.language is {self.language}, and judge.wording is {self.wording}, which its model learned in "
+                "one language: remove judge.language"
+            )
         return self
 
 
@@ -193,7 +213,44 @@ class Questions(Settings):
 
     min_questions: Positive = 4  # an article with fewer good questions is skipped
     check: bool = True  # keep only questions that the judge answers correctly with the article and not without it
+    # Further checks, each off unless it is listed.
+    # single_key: without the right option, the judge answers "unsure" from the whole article. Otherwise another option
+    #   fits too. One more reply per article; a judge of yours may do it, cloze may not.
+    # important: the judge rates the questions, and those about details are dropped. One more reply per article; only
+    #   for mcq.
+    # no_overlap: no two questions ask for the same, and none gives away the answer to another. No reply.
+    # A second judge that cannot do a check leaves it out.
+    more_checks: tuple[MoreCheck, ...] = ()
+    # Ask for this many questions and keep the best `judge.questions` of them: the most important ones if `important` is
+    # checked, else the first. None: ask for no more than are kept.
+    draft: Positive | None = None
     max_skipped: Share = 0.5  # largest share of articles skipped; a larger one ends the run
+
+    @field_validator("more_checks")
+    @classmethod
+    def _in_one_order(cls, value: tuple[MoreCheck, ...]) -> tuple[MoreCheck, ...]:
+        return tuple(sorted(set(value)))
+
+    def drafting(self, judge: JudgeSettings) -> JudgeSettings:
+        """The settings of a judge that asks as many questions as are drafted."""
+        return judge if self.draft is None else judge.model_copy(update={"questions": self.draft})
+
+    def for_judge(self, judge: JudgeSettings) -> "Questions":
+        """These settings without the further checks that a judge cannot do."""
+        possible = tuple(name for name in self.more_checks if not refusal_of_check(name, judge))
+        return self.model_copy(update={"more_checks": possible})
+
+
+def refusal_of_check(check: str, judge: JudgeSettings) -> str | None:
+    """Why a judge cannot do one of `Questions.more_checks`; None if it can."""
+    if check == "single_key" and judge.kind == "cloze":
+        return "judge.kind is cloze, which looks for words and so finds every option that the article has"
+    if check == "single_key" and judge.options < 3:
+        return f"judge.options is {judge.options}: no two options are left without the right one"
+    if check == "important" and (judge.kind != "mcq" or WORDINGS[judge.wording].restate):
+        kind = f"wording is {judge.wording}" if judge.kind == "mcq" else f"kind is {judge.kind}"
+        return f"judge.{kind}, which cannot rate questions"
+    return None
 
 
 class Scores(Settings):

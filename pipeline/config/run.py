@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Dtype, Natural, Positive, Settings, Share, check_locations
 from pipeline.config.hardware import Hardware
-from pipeline.config.judging import JUDGES, PREFERENCES, JudgeSettings, Pairs, Questions, Scores
+from pipeline.config.judging import JUDGES, PREFERENCES, JudgeSettings, Pairs, Questions, Scores, refusal_of_check
 from pipeline.config.servers import ComparedModel, check_served_models
 from pipeline.config.stopping import Stop
 from pipeline.config.training import References, Training, check_references
@@ -57,6 +57,7 @@ class PolicySettings(Settings):
     model: str
     dtype: Dtype = "bfloat16"  # for sampling, references and training alike
     max_model_len: Positive | None = None  # longest prompt and summary together, in tokens; None: the model's limit
+    # Has {article}, and may have {language}: the English name of the article's language.
     instruction: str = (
         "Write a very short summary of the article in at most two sentences, keeping its most important facts."
         "\n\n{article}"
@@ -181,6 +182,16 @@ class Config(Settings):
                     f"questions.min_questions is {self.questions.min_questions} and {name}.questions is only "
                     f"{judge.questions}: {consequence}"
                 )
+            draft = self.questions.draft
+            if judge and asks and draft is not None and draft < judge.questions:
+                raise ValueError(
+                    f"questions.draft is {draft} and {name}.questions is {judge.questions}, which are kept of those "
+                    "that are drafted: raise questions.draft, or remove it"
+                )
+        if self.judge.asks_questions is not False:
+            for check in self.questions.more_checks:
+                if refusal := refusal_of_check(check, self.judge):
+                    raise ValueError(f"questions.more_checks has {check}, and {refusal}: remove it")
         return self
 
     @model_validator(mode="after")

@@ -48,6 +48,10 @@ def measure_card(
         - `confidence_right`, `confidence_wrong`, only with `judge.logprobs`: the mean probability of right and of wrong
           answers from the whole article, each with the number of answers.
         - `reliability`: see `reliability.Reliability`; None if there are no such scores yet.
+        - `telling`: questions that were answered right from some summaries of their article and not from others, of the
+          `compared` questions. Only these tell which summary is better.
+        - `checks`: for each check of questions that ran, how many it was `asked` about and `dropped`, and its `prompts`
+          and `tokens`.
         - `…_per_summary`: the mean cost of judging a summary once. Seconds are the time in which an engine had
           summaries to judge, added up over engines, without the time that engines took to start.
     """
@@ -81,6 +85,9 @@ def measure_card(
             for name, count in sorted(asked.items(), key=lambda item: -item[1])
             if name.startswith(tallies.DROPPED_PREFIX)
         },
+        "checks": _measure_checks(asked),
+        "telling": _share(scored[tallies.TELLING], scored[tallies.COMPARED]),
+        "compared": scored[tallies.COMPARED],
         "summaries_judged": cost[tallies.JUDGED],
         "tokens_in_per_summary": _share(cost[TOKENS_IN], times_judged),
         "tokens_out_per_summary": _share(cost[TOKENS_OUT], times_judged),
@@ -108,6 +115,20 @@ def _mean_confidences(asked: Mapping[str, int]) -> dict[str, Any]:
         return {}
     sums = {key: asked.get(f"{tallies.CONFIDENCE_PREFIX}{name}", 0) / 1e6 for key, name in names.items()}
     return {key: (_share(sums[key], count), count) for key, count in counts.items()}
+
+
+def _measure_checks(asked: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """What each check of questions dropped and cost; only of checks that ran."""
+    prefixes = {
+        "asked": tallies.CHECK_ASKED_PREFIX,
+        "dropped": tallies.CHECK_DROPPED_PREFIX,
+        "prompts": tallies.CHECK_PROMPTS_PREFIX,
+        "tokens": tallies.CHECK_TOKENS_PREFIX,
+    }
+    measured = {
+        check: {what: asked.get(f"{prefix}{check}", 0) for what, prefix in prefixes.items()} for check in tallies.CHECKS
+    }
+    return {check: counts for check, counts in measured.items() if counts["asked"]}
 
 
 def _share(part: float, whole: float) -> float | None:
@@ -139,10 +160,27 @@ def card_lines(card: Mapping[str, Any]) -> list[list[str]]:
         ["letters of its answers", letters, chance],
         ["letters of the right options", keys, checked],
         ["questions used", used, f"dropped: {dropped or 'none'}"],
+        *_check_lines(card.get("checks", {})),
+        *(
+            [["questions that tell summaries apart", _percent(card["telling"]), f"{card['compared']:,} questions"]]
+            if card.get("compared")
+            else []
+        ),
         ["tokens read per summary", _number(card["tokens_in_per_summary"]), judged],
         ["found in the prefix cache", _percent(card["prefix_cache_hit_rate"]), "tokens read"],
         ["tokens written per summary", _number(card["tokens_out_per_summary"]), judged],
         ["seconds per summary", _number(card["seconds_per_summary"], 4), judged],
+    ]
+
+
+def _check_lines(checks: Mapping[str, Mapping[str, int]]) -> list[list[str]]:
+    return [
+        [
+            "dropped as more than needed" if check == "draft" else f"dropped by {check}",
+            _percent(_share(counts["dropped"], counts["asked"])),
+            f"{counts['asked']:,} questions; {counts['prompts']:,} prompts, {counts['tokens']:,} tokens",
+        ]
+        for check, counts in checks.items()
     ]
 
 

@@ -55,6 +55,7 @@ def stage_recipe(stage: Stage, inputs: Sequence[Artifact], config: Config | Alig
 
 def _recipe_value(setting: Any) -> Any:
     value = setting.model_dump(mode="json") if isinstance(setting, BaseModel) else setting
+    value = list(value) if isinstance(value, tuple) else value  # as a record has it
     return {name: part for name, part in value.items() if name not in _LIMITS} if isinstance(value, dict) else value
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ray.data import Dataset
 
 from judges.base import Prompt, Skip, fill, user
+from judges.mcq.languages import article_language, language_name
 from pipeline.inference.base import SUMMARIES, Engine, count_tokens
 from pipeline.inference.pool import EnginePool
 from pipeline.storage.schema import Outcome, Row
@@ -23,7 +24,7 @@ def sample_dataset(rows: Dataset, prompt: Prompt, writer: str, pool: EnginePool)
 
     Args:
         rows: a dataset of articles.
-        prompt: its message has `{article}` where the article goes.
+        prompt: its message has `{article}` where the article goes, and may have `{language}`.
         writer: the build id of the policy.
         pool: engines of the policy.
     """
@@ -63,6 +64,13 @@ def sample_rows(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) ->
 
 
 def fill_article(prompt: Prompt, article: str) -> Prompt:
-    """Put the article into the prompt's first message, and mark it as quoted text."""
-    messages = user(fill(prompt.messages[0]["content"], {"article": article}))
+    """Put the article into the prompt's first message, and mark it as quoted text.
+
+    `{language}` in the message becomes the English name of the article's language, which is "English" if the article is
+    too short to tell.
+    """
+    template, values = prompt.messages[0]["content"], {"article": article}
+    if "{language}" in template:
+        values["language"] = language_name(article_language(article))
+    messages = user(fill(template, values))
     return replace(prompt, messages=messages, quotes=(article,))

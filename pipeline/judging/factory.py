@@ -47,6 +47,7 @@ def make_judge(settings: JudgeSettings, seed: int, section: str = "judge") -> An
         ),
         question_temperature=settings.question_temperature,
         logprobs=settings.logprobs,
+        language=settings.language,
     )
 
 

@@ -12,6 +12,13 @@ QUESTIONS_ASKED = "questions asked"
 QUESTIONS = "questions"  # questions that are used
 DROPPED_PREFIX = "question dropped: "  # + the reason
 
+# What each check of questions did. The names are these prefixes with one of CHECKS.
+CHECK_ASKED_PREFIX = "check asked: "  # questions that it looked at
+CHECK_DROPPED_PREFIX = "check dropped: "  # questions that failed it and no check before it
+CHECK_PROMPTS_PREFIX = "check prompts: "
+CHECK_TOKENS_PREFIX = "check tokens: "  # tokens that its prompts and replies had
+CHECKS = ("answerable", "unguessable", "single_key", "important", "no_overlap", "draft")
+
 # The two checks of a question: the judge answers it from the whole article, and from nothing (an empty text).
 CHECKED = "checked"  # questions that were checked
 RIGHT_FROM_ARTICLE = "right from the whole article"
@@ -33,6 +40,8 @@ UNREAD = "unread"  # answers that could not be parsed
 UNSURE = "unsure"  # answers "unsure"; counted in scoring only
 
 # Scoring (`scoring/exam.py`):
+COMPARED = "questions compared"  # questions of an article that were answered from two or more distinct summaries
+TELLING = "questions that tell apart"  # of these, the questions answered right from some summaries and not from others
 JUDGED = "judged"  # distinct summaries
 JUDGED_AGAIN = "judged again"  # summaries that were judged a second time, with the options in another order
 ASKED_AGAIN = "asked again"  # answers that were read both times and chose an option at least once

@@ -33,7 +33,7 @@ def ask_questions(
     rows: Dataset, *, judge: JudgeSettings, questions: Questions, seed: int, judge_engine: EnginePool
 ) -> Dataset:
     """Add the usable `questions` to each article, and the reason for each question that was `dropped`."""
-    asking = make_judge(judge, seed)
+    asking = make_judge(questions.drafting(judge), seed)
     if not asks_questions(asking):
         return map_rows(rows, _without_questions, ask_questions.writes)
     step = partial(generate_questions, asking, judge.questions, questions)
@@ -60,7 +60,8 @@ def ask_second_questions(
     rows: Dataset, *, second_judge: JudgeSettings, questions: Questions, seed: int, second_judge_engine: EnginePool
 ) -> Dataset:
     """Add `second_questions` to each held-out article. An article with too few usable questions gets none and stays."""
-    asking = make_judge(second_judge, seed)
+    questions = questions.for_judge(second_judge)
+    asking = make_judge(questions.drafting(second_judge), seed)
     if not asks_questions(asking):
         return map_rows(rows, lambda row: {"second_questions": []}, ask_second_questions.writes)
     step = partial(_generate_second_questions, asking, second_judge.questions, questions)

@@ -104,7 +104,7 @@ def _measure_judge(
     tokenizer = _load_tokenizer(section, settings.model, notes)
     if tokenizer is None:
         return None
-    judge = make_judge(settings, config.seed)
+    judge = make_judge(config.questions.drafting(settings), config.seed)
     if not asks_questions(judge):
         return None  # its prompts are not counted: records of earlier runs give its rate
     length_without_questions = _count_prompt(tokenizer, judge.ask_answers("", []).messages)
@@ -118,7 +118,7 @@ def _measure_judge(
         answers=length_without_questions,
         questions=question_tokens,
         question_limit=judge.ask_questions("").max_tokens,
-        answer_limit=judge.ask_answers("", []).max_tokens,
+        answer_limit=make_judge(settings, config.seed).ask_answers("", []).max_tokens,
     )
 
 

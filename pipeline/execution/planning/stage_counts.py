@@ -120,15 +120,20 @@ class StageCounts:
         return kept, tally
 
     def _questions(self, stage: Stage, rows: int, reply: "_ReplyTokens", estimate: StageEstimate) -> dict[str, float]:
-        """Questions about each article, and answers to them from the whole article and from nothing."""
-        section, check = _judge_section(stage), self.settings.questions.check
-        if getattr(self.settings, section).model:
-            estimate.prompts = rows * (3 if check else 1)
+        """Questions about each article, and the replies that check them."""
+        section = _judge_section(stage)
+        judge = getattr(self.settings, section)
+        questions = self.settings.questions.for_judge(judge)
+        # From the whole article and from nothing; and from the whole article for each further check that asks.
+        from_article = int(questions.check) + len({"single_key", "important"} & set(questions.more_checks))
+        checks = from_article + int(questions.check)
+        if judge.model:
+            estimate.prompts = rows * (1 + checks)
         lengths: JudgePromptLengths | None = getattr(self.lengths, section)
         if lengths is None:
             return {}
-        max_reply = lengths.question_limit + (2 * lengths.answer_limit if check else 0)
-        check_tokens = 2 * (lengths.answers + self._question_tokens(lengths)) + lengths.passage if check else 0
+        max_reply = lengths.question_limit + checks * lengths.answer_limit
+        check_tokens = checks * (lengths.answers + self._question_tokens(lengths)) + from_article * lengths.passage
         return {TOKENS_IN: rows * (lengths.article + check_tokens), TOKENS_OUT: rows * reply.tokens(max_reply)}
 
     def _samples(

@@ -60,7 +60,13 @@ def answer_questions(
         text = reply.samples[0].text if reply.samples else ""
         errors = {f"no reply: {reply.error}": 1} if reply.error else {}
         answers = judge.read_answers(text, questions[i])
-        answered[i] = Answered(answers, count_tokens([reply]) | errors, _answer_logps(reply, answers))
+        # The log-probability of an answer is that of its line, so it is known only for answers in the strict form.
+        strict = getattr(judge, "strict_answers", None)
+        in_lines = answers
+        if strict is not None:
+            own = strict(text, questions[i])
+            in_lines = [answer if answer == line else None for answer, line in zip(answers, own, strict=True)]
+        answered[i] = Answered(answers, count_tokens([reply]) | errors, _answer_logps(reply, in_lines))
     return answered
 
 
@@ -96,6 +102,7 @@ def score_summaries(judge: Judge, engine: Engine, rows: list[Row], again: float 
         scores = [_score(passages[i], answered[i], row["article"]) for i in indices]
         judged = set(indices)
         tally = Counter(_count_answers(scores) | {tallies.JUDGED: len(judged)})
+        tally.update(_count_telling([score["items"] for score in scores]))
         if (repeat := repeat_indices.get(number)) is not None:
             judged.add(repeat)
             first = _chosen_options(passages[indices[0]], answered[indices[0]])
@@ -161,6 +168,13 @@ def _count_answers(scores: Sequence[Row]) -> dict[str, int]:
         tallies.UNREAD: sum(score["unread"] for score in scores),
         tallies.UNSURE: sum(score["answers"].count(UNSURE) for score in scores),
     }
+
+
+def _count_telling(items: Sequence[Sequence[float | None]]) -> dict[str, int]:
+    """How many questions are answered right from some summaries and not from others; unread answers do not count."""
+    right = [[r for r in of_question if r is not None] for of_question in zip(*items, strict=True)]
+    compared = [r for r in right if len(r) > 1] if len(items) > 1 else []
+    return {tallies.COMPARED: len(compared), tallies.TELLING: sum(len(set(r)) > 1 for r in compared)}
 
 
 def _chosen_options(passage: _Passage, answered: Answered) -> list[str | None]:

@@ -1,16 +1,18 @@
 """Recipes: which changes are found, how they read, and which of an older version's recipes still match."""
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.loader import parse_config
 from pipeline.execution.recipe import Change, compare_recipes, fingerprint, stage_recipe
+from pipeline.stages.questions import ask_questions
 from pipeline.stages.scores import score_heldout
 from pipeline.storage.ledger import Artifact
 
-CONFIG = parse_config(
-    {"run": "runs/x", "articles": {"path": "a.jsonl"}, "policy": {"model": "m"}, "judge": {"kind": "cloze"}}
-)
+SETTINGS = {"run": "runs/x", "articles": {"path": "a.jsonl"}, "policy": {"model": "m"}, "judge": {"kind": "cloze"}}
+CONFIG = parse_config(SETTINGS)
 
 
 def compare(was, now):
@@ -57,6 +59,7 @@ def recipe():
 def test_a_setting_that_an_older_version_did_not_have_is_no_change_at_its_default():
     was, now = recipe(), recipe()
     del was["settings"]["judge"]["logprobs"]
+    del was["settings"]["judge"]["language"]
     del was["settings"]["evaluation.ask_again"]
     assert compare(was, now) == []
     now["settings"]["judge"]["logprobs"] = True
@@ -106,3 +109,11 @@ def test_a_fingerprint_follows_the_contents(tmp_path):
     file.write_text("two")
     assert before != fingerprint(str(file))
     assert fingerprint(None) is fingerprint("hf:owner/name") is fingerprint(str(tmp_path / "nothing")) is None
+
+
+def test_a_list_that_an_older_version_did_not_have_is_no_change_while_it_is_empty():
+    was, now = (stage_recipe(ask_questions, [], CONFIG) for _ in range(2))
+    del was["settings"]["questions"]["more_checks"], was["settings"]["questions"]["draft"]
+    assert compare(json.loads(json.dumps(was)), now) == []
+    more = stage_recipe(ask_questions, [], parse_config(SETTINGS | {"questions": {"more_checks": ["no_overlap"]}}))
+    assert list(map(str, compare(was, more))) == ['settings.questions.more_checks: was null, now ["no_overlap"]']
