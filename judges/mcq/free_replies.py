@@ -250,25 +250,27 @@ _WRONG_LABEL = re.compile(
 )
 
 
-def read_free_questions(reply: str, options: int) -> list[DraftQuestion | None]:
-    """Read questions in any form that a person could not mistake; None for each that cannot be read.
+def read_free_questions(reply: str, options: int) -> list[tuple[str, DraftQuestion | None]]:
+    """Read questions in any form that a person could not mistake.
 
     Args:
         options: the number of options that was asked for. It tells where the last question ends.
 
     Returns:
-        the questions of the reply, without its introduction; empty if nothing in it looks like a question.
+        for each question of the reply the text that was read, with its number, and the question, None if it cannot be
+        read. Empty if nothing in the reply looks like a question.
     """
     text = _FENCE.sub("", after_thought(reply).replace("\r\n", "\n").replace("\r", "\n"))
     for start in (_Q_START, _NUMBER_START):
         if marks := list(start.finditer(text)):
             ends = [mark.start() for mark in marks[1:]] + [len(text)]
-            bodies = [text[mark.end() : end] for mark, end in zip(marks, ends, strict=True)]
-            break
-    else:
-        lines = [re.sub(r"^\s*Q[.:)\s]+", "", line) for line in text.split("\n")]
-        bodies = [line for line in lines if _ANSWER_LABEL.search(line) and re.search(r"[|｜]", line)]
-    return [_read_free_question(body, options) for body in bodies]
+            return [
+                (text[mark.start() : end].strip(), _read_free_question(text[mark.end() : end], options))
+                for mark, end in zip(marks, ends, strict=True)
+            ]
+    lines = [re.sub(r"^\s*Q[.:)\s]+", "", line) for line in text.split("\n")]
+    bodies = [line for line in lines if _ANSWER_LABEL.search(line) and re.search(r"[|｜]", line)]
+    return [(body, _read_free_question(body, options)) for body in bodies]
 
 
 def _read_free_question(body: str, count: int) -> DraftQuestion | None:

@@ -99,9 +99,19 @@ class McqJudge(Judge):
 
     def read_questions(self, reply: str) -> list[Question | Skip]:
         lines = [line.strip() for line in reply.strip().split("\n")]
-        if not all(map(_strict_question, lines)) and (free := read_free_questions(reply, self.options)):
-            return vet([self._draft((draft.text, draft.options) if draft else None) for draft in free])
-        return vet([self._draft(_strict_question(line)) for line in lines])
+        read = [_strict_question(line) for line in lines]
+        if None in read[:-1] or len(lines) == 1:
+            read = self._free_questions(reply) or read
+        elif read[-1] is None:  # the lines before it are in the form, so it was cut off, or is in another form
+            read = [*read[:-1], *(self._free_questions(lines[-1]) or [None])]
+        return vet([self._draft(question) for question in read])
+
+    def _free_questions(self, text: str) -> list[tuple[str, tuple[str, ...]] | None]:
+        """Read questions in any form; but a segment in the strict form as ever, with its Markdown if it has any."""
+        return [
+            _strict_question(segment) or ((draft.text, draft.options) if draft else None)
+            for segment, draft in read_free_questions(text, self.options)
+        ]
 
     def _draft(self, read: tuple[str, tuple[str, ...]] | None) -> Question | Skip:
         """A question, with its options shuffled, from its text and its options as the reply has them."""
@@ -163,8 +173,12 @@ class McqJudge(Judge):
 
     def read_answers(self, reply: str, questions: Sequence[Question]) -> list[Answer]:
         lines = reply.strip().split("\n")
-        strict = self.strict_answers(reply, questions)
-        if len(lines) == len(questions) and None not in strict:
+        strict, last = self.strict_answers(reply, questions), len(lines) - 1
+        in_form = None not in strict[:last] and len(lines) <= len(questions)
+        if in_form and (
+            (last + 1 == len(questions) and strict[last])
+            or self._is_cut(lines[last].strip(), last + 1, questions[last])
+        ):
             return strict
         return read_free_answers(self._without_cut_line(reply, questions), questions)
 
@@ -183,17 +197,18 @@ class McqJudge(Judge):
                 return answer
         return None
 
+    def _is_cut(self, line: str, number: int, question: Question) -> bool:
+        """Return whether a line is the start of a line in the strict form."""
+        answers = (UNSURE, *LETTERS[: len(question.options)])
+        wholes = (self.answer_line(number, question, answer) for answer in answers)
+        return any(len(line) < len(whole) and whole.startswith(line) for whole in wholes)
+
     def _without_cut_line(self, reply: str, questions: Sequence[Question]) -> str:
         """Leave out a last line in which a restated option was cut off: it may end in a letter by chance."""
         before, _, last = reply.rstrip().rpartition("\n")
         if not self.wording.restate or not last.strip():
             return reply
-        is_cut = any(
-            len(last.strip()) < len(line) and line.startswith(last.strip())
-            for number, question in enumerate(questions, 1)
-            for answer in (UNSURE, *LETTERS[: len(question.options)])
-            if (line := self.answer_line(number, question, answer))
-        )
+        is_cut = any(self._is_cut(last.strip(), number, question) for number, question in enumerate(questions, 1))
         return before if is_cut else reply
 
     def ask_importance(self, article: str, questions: Sequence[Question]) -> Prompt:

@@ -93,6 +93,8 @@ def test_a_reply_that_was_cut_off_gives_no_other_answers(wording, answers, cut):
     judge = McqJudge(options=4, wording=WORDINGS[wording])
     whole = "\n".join(judge.answer_line(i, q, a) for i, (q, a) in enumerate(zip(ASKED, answers, strict=True), 1))
     read = judge.read_answers(whole[:cut], ASKED)
+    lines = whole[:cut].count("\n")  # whole lines
+    assert read[:lines] == answers[:lines]
     assert all(got in (None, answer) for got, answer in zip(read, answers, strict=True))
     assert judge.strict_answers(whole, ASKED) == judge.read_answers(whole, ASKED) == answers
 
@@ -109,7 +111,7 @@ def test_any_text_is_read_or_not_and_nothing_raises(text, count):
     assert len(read) == 3 and all(answer in (None, UNSURE, *LETTERS[:4]) for answer in read)
     ratings = read_free_ratings(text, count, 3)
     assert len(ratings) == count and all(rating in (None, 1, 2, 3) for rating in ratings)
-    for question in read_free_questions(text, 3):
+    for _, question in read_free_questions(text, 3):
         assert question is None or (question.text and isinstance(question.options, tuple))
     for item in McqJudge(options=3).read_questions(text):
         assert isinstance(item, Skip) or len(item.options) == 3
@@ -183,6 +185,15 @@ def test_each_usual_form_of_questions_gives_the_same_questions(reply):
 def test_questions_of_other_languages(line, text):
     (question,) = McqJudge(options=3).read_questions(line)
     assert question.question == text
+
+
+@given(cut=st.integers(0, 300))
+def test_questions_before_a_cut_are_those_of_the_whole_reply(cut):
+    lines = [f"Q{n} Who __{n}__ is **it**? Answer *Ann* | Q{n + 1} | `Cy`" for n in range(1, 5)]
+    read = McqJudge(options=3).read_questions
+    whole, before = read("\n".join(lines)), "\n".join(lines)[:cut].count("\n")
+    assert whole[0].question == "Who __1__ is **it**?"
+    assert read("\n".join(lines)[:cut])[:before] == whole[:before]
 
 
 @pytest.mark.parametrize("language", ["ar", "zh", "ja", "el", "hy", "am", "de", "fa"])

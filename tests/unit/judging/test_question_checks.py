@@ -1,6 +1,7 @@
 """Checks of questions: what each drops, what it asks, and what the card shows of it. The model is scripted."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
