@@ -1,6 +1,6 @@
 """Makes training examples for the judge and the policy: chat messages with the reply to learn.
 
-`judges/mcq.py` makes every prompt of the judge and every line of its answers, so training and use cannot differ.
+`judges/mcq/judge.py` makes every prompt of the judge and every line of its answers, so training and use cannot differ.
 `recipe/make_models.py` trains on these examples.
 """
 

@@ -6,6 +6,7 @@ ambiguous is not: two letters for one question, a letter beside the words of ano
 nobody asked. Nothing here raises, whatever the reply is.
 """
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -128,6 +129,9 @@ def _read_in_order(text: str, readers: Sequence["_AnswerReader"]) -> list[Answer
     return answers
 
 
+_LONGEST_ANSWER = 4000  # characters, with its reason
+
+
 class _AnswerReader:
     """Reads the answer to one question from the text that follows its number."""
 
@@ -139,6 +143,8 @@ class _AnswerReader:
 
     def read(self, text: str) -> Answer:
         """Read a letter, `UNSURE`, or an option's words, with or without the question or "Answer:" before it."""
+        if len(text) > _LONGEST_ANSWER:
+            return None
         text = re.sub(r"^\W*is\s+", "", _without_prefix(text, self.question))  # "The answer to Q1 is A"
         if (answer := self._read_part(text)) is not None:
             return answer
@@ -152,6 +158,7 @@ class _AnswerReader:
 
     def _read_part(self, text: str) -> Answer:
         text = text.strip(_EDGES)
+        text = re.sub(r"^(?:option|choice|letter)\s+(?=\W*[A-J](?!\w))", "", text, flags=re.IGNORECASE).lstrip(_EDGES)
         if len(text) == 1 and text.isascii() and text.isalpha():
             return text.upper() if text.upper() in self.letters else None
         if match := re.match(r"(unsure)(?!\w)(\W*)(.*)", text, re.IGNORECASE | re.DOTALL):
@@ -209,9 +216,19 @@ def _holds(tokens: Sequence[str], part: Sequence[str]) -> bool:
 def _plain_text(text: str) -> str:
     """Undo what does not change what a reader sees or means: full-width letters, odd spaces, Markdown."""
     text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) not in ("Cf", "Cs"))
-    text = _FENCE.sub("", _LINE_END.sub("\n", text))
+    text = _without_runs(_FENCE.sub("", _LINE_END.sub("\n", text)), "\n")
     text = re.sub(r"</?(?:answers?|reply|output|result)>|\\boxed|\\text", " ", text, flags=re.IGNORECASE)
     return re.sub(r"[*`_|~#<>]", " ", text)
+
+
+def _without_runs(text: str, blank: str) -> str:
+    """Put `blank` for each run of blank lines, and one space for other white space.
+
+    A weak model may write white space until its limit, and regexes take long on long runs.
+    """
+    lines = [re.sub(r"\s+", " ", line).strip() for line in text.split("\n")]
+    paragraphs = ["\n".join(group) for is_text, group in itertools.groupby(lines, bool) if is_text]
+    return blank.join(paragraphs)
 
 
 def _without_prefix(text: str, prefix: str) -> str:
@@ -261,6 +278,7 @@ def read_free_questions(reply: str, options: int) -> list[tuple[str, DraftQuesti
         read. Empty if nothing in the reply looks like a question.
     """
     text = _FENCE.sub("", after_thought(reply).replace("\r\n", "\n").replace("\r", "\n"))
+    text = _without_runs(text, "\n\n")
     for start in (_Q_START, _NUMBER_START):
         if marks := list(start.finditer(text)):
             ends = [mark.start() for mark in marks[1:]] + [len(text)]
@@ -275,7 +293,7 @@ def read_free_questions(reply: str, options: int) -> list[tuple[str, DraftQuesti
 
 def _read_free_question(body: str, count: int) -> DraftQuestion | None:
     body = body.replace("**", "")
-    for label in _ANSWER_LABEL.finditer(body):
+    for label in itertools.islice(_ANSWER_LABEL.finditer(body), 20):
         head, tail = body[: label.start()], body[label.end() :]
         lines = [_clean(line).strip("| ") for line in head.split("\n")]
         if (last := next((i for i, line in enumerate(lines) if is_question(line)), None)) is None:

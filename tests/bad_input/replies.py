@@ -85,6 +85,7 @@ ANSWERS = [
     ("the questions and options again", "Q1 Who won?\nA. Ann\nB. Bob\nC. Cy\nAnswer: A\n\nQ2: B", ["A", "B"]),
     ("letters and their options", "Q1 A. Ann\nQ2 B) ed.", ["A", "B"]),
     ("options and their letters", "Q1 Ann (A)\nQ2 Ed B", ["A", "B"]),
+    ("letters called options", "Q1: Option A\nQ2: choice (B)", ["A", "B"]),
     ("options alone", "Q1 Ann\nQ2 Ed", ["A", "B"]),
     ("an option of no question", "Q1 Eve\nQ2 Ed", [None, "B"]),
     ("a letter and another option", "Q1 A. Bob\nQ2 B. Ed", [None, "B"]),

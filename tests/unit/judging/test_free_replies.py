@@ -1,6 +1,7 @@
 """Free replies are read as a person reads them, replies in the strict form as ever. Cases are in tests/bad_input/."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -244,3 +245,15 @@ def test_which_options_are_the_same(one, other, same):
 def test_every_language_has_a_name():
     assert LANGUAGES["de"] == "German" and LANGUAGES["ht"] == "Haitian Creole"
     assert all(re.fullmatch(r"[a-z]{2,3}", code) and name[0].isupper() for code, name in LANGUAGES.items())
+
+
+@pytest.mark.parametrize(
+    "piece", ["\n", "\n \n", " ", "-", "*", "the answer ", "Q1 A ", "1. A, ", "| ", "a? ", "Q1 who? Answer: "]
+)
+@pytest.mark.parametrize("start", ["", "Q1 ", "Q1 a? Answer "])
+def test_a_reply_that_repeats_itself_is_read_soon(start, piece):
+    judge, reply = McqJudge(options=4), start + piece * (20_000 // len(piece)) + "x"
+    before = time.process_time()
+    judge.read_answers(reply, ASKED)
+    judge.read_questions(reply)
+    assert time.process_time() - before < 3
