@@ -100,7 +100,7 @@ class McqJudge(Judge):
     def read_questions(self, reply: str) -> list[Question | Skip]:
         lines = [line.strip() for line in reply.strip().split("\n")]
         read = [_strict_question(line) for line in lines]
-        if None in read[:-1] or len(lines) == 1:
+        if None in read[:-1] or read == [None]:
             read = self._free_questions(reply) or read
         elif read[-1] is None:  # the lines before it are in the form, so it was cut off, or is in another form
             read = [*read[:-1], *(self._free_questions(lines[-1]) or [None])]

@@ -140,6 +140,17 @@ def test_a_pipeline_holds_the_gpus_of_all_its_tables(tmp_path):
         assert stages["round-01/exam"].gpus == min(gpus, 2) and stages["round-01/policy"].gpus == 1
 
 
+def test_each_check_of_questions_that_asks_the_judge_is_a_prompt(tmp_path):
+    settings = (f"run={tmp_path}/none", "articles.limit=120", "rounds=1", "second_judge={kind: cloze}")
+    few, more = (
+        estimate_stages(config(*settings, f"questions.more_checks=[{checks}]"))
+        for checks in ("no_overlap", "single_key, no_overlap")
+    )
+    assert (few["questions"].prompts, more["questions"].prompts) == (360, 480)
+    assert few["questions"].tally["tokens_in"] < more["questions"].tally["tokens_in"]
+    assert more["second_questions"].prompts == 0
+
+
 def test_the_prompts_and_the_cost_of_a_served_second_judge_are_estimated(tmp_path):
     prices = "prices: {newsroom/models/judge: {input: 1, output: 1}}"
     second = "second_judge={model: newsroom/models/judge, wording: newsroom, served: {server: o}}"
