@@ -16,10 +16,9 @@ from pipeline.execution.planning.estimator import Estimator
 from pipeline.execution.planning.gpu_memory import GIB, MemoryNeed, PackedRow
 from pipeline.execution.planning.stage_counts import StageEstimate
 from pipeline.execution.planning.throughput import Throughput, open_measured_run
-from pipeline.execution.preflight import installed_gpu_memory, memory_needs, open_run_folder
+from pipeline.execution.preflight import check_preference, installed_gpu_memory, memory_needs, open_run_folder
 from pipeline.execution.progress import format_duration
 from pipeline.inference.base import TOKENS_IN, TOKENS_OUT
-from pipeline.judging import preference
 from pipeline.judging.user_code.judge_trial import check_judge
 from pipeline.stages.base import JUDGE_ENGINES
 from pipeline.storage.model_files import hub
@@ -51,13 +50,13 @@ def plan(
         UserError: a run would refuse the settings, a model cannot fit, or a folder of `rates` has no run.
     """
     settings = load_config(path, overrides)
-    for section in ("policy", *JUDGE_ENGINES):
-        model = getattr(settings, section)
-        if model and model.model and not getattr(model, "served", None):
-            hub.check_name(f"{section}.model", model.model)
+    hub.check_name("policy.model", settings.policy.model)
+    for name, judge in settings.judges.items():
+        if judge.model and not judge.served:
+            hub.check_name(f"{name}.model", judge.model)
     for section in JUDGE_ENGINES:
         check_judge(getattr(settings, section), settings.seed, section)
-    preference.check_preference(settings.pairs, settings.judge.questions, settings.judge.logprobs)
+    check_preference(settings)
     ledger = open_run_folder(settings)
     throughput = Throughput([open_measured_run(name) for name in rates] or [ledger], settings)
     estimator = Estimator(settings, ledger, throughput, price)

@@ -137,14 +137,24 @@ def _question_line(number: int, question: dict[str, Any]) -> Text:
     return line
 
 
+def _describe_score(score: dict[str, Any]) -> str:
+    """The answers of a judge that asks questions, or the value of another judge with its items."""
+    value, items = score.get("value"), score.get("items") or []
+    by_questions = score["answers"] or (value is None and not score["unread"])
+    if by_questions:
+        answers = " ".join(answer or "unread" for answer in score["answers"])
+        soft = "" if score.get("soft") is None else f", soft {score['soft']:.2f}"
+        return f"{score['correct']} right ({answers}){soft}"
+    parts = " ".join("–" if item is None else f"{item:.3g}" for item in items)
+    return ("score unread" if value is None else f"score {value:.3g}") + (f" ({parts})" if parts else "")
+
+
 def _summary_heading(number: int, summary: dict[str, Any], row: dict[str, Any]) -> Text:
     """The summary's number, its score, its log-probabilities, and what is unusual about it."""
     heading = Text(f"summary {number}", style="cyan")
     if scores := row.get("scores"):
         score = scores[number]
-        answers = " ".join(answer or "unread" for answer in score["answers"])
-        soft = "" if score.get("soft") is None else f", soft {score['soft']:.2f}"
-        heading.append(f"  {score['correct']} right ({answers}){soft}, {score['words']} words", style="")
+        heading.append(f"  {_describe_score(score)}, {score['words']} words", style="")
     for policy in ("reference", "policy", "base"):
         logps = row.get(f"{policy}_logps")
         if logps and logps[number] is not None:

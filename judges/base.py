@@ -107,10 +107,12 @@ class Judgement:
         items: the parts that the value is made of, such as one number for each criterion; None for an unread part.
             Every summary of an article has the same items in the same order. The judge card compares halves of them to
             tell how reliable the value is.
+        reason: why there is no value, if the judge knows. Reasons are counted, as those of `Skip` are.
     """
 
     value: float | None
     items: tuple[float | None, ...] = ()
+    reason: str | None = None
 
 
 class Judge(Protocol):
@@ -161,9 +163,13 @@ class ScoringJudge(Protocol):
             `reply`. `likelihood` gives log-probabilities of `Prompt.continuations` under a causal LM. `reward` gives
             the number that a sequence-classification model has for a conversation, as text. `none`: it makes no
             prompts.
+        reorders: whether `order` changes the prompts. If not, the judge is never asked again in another order.
+        compares: it is a `ComparingJudge`.
     """
 
     engine: ClassVar[str] = "text"
+    reorders: ClassVar[bool] = True
+    compares: ClassVar[bool] = False
 
     def ask_scores(self, article: str, summaries: Sequence[str], order: int = 0) -> Sequence[Prompt]:
         """Make the prompts that ask for scores of an article's summaries. No two summaries are equal.
@@ -183,6 +189,40 @@ class ScoringJudge(Protocol):
             replies: the samples of each prompt, in order; none for a prompt that the engine could not serve. A reply
                 may be anything.
         """
+        ...
+
+
+class ComparingJudge(ScoringJudge, Protocol):
+    """A scoring judge that compares summaries with each other, so its values depend on what it compares with.
+
+    In training it compares an article's samples with each other. In an evaluation it compares the summary of each
+    writer with one and the same summary of the article, the base policy's (`anchor`). So values of different writers
+    can be compared.
+    """
+
+    compares: ClassVar[bool] = True
+
+    def ask_scores(
+        self, article: str, summaries: Sequence[str], order: int = 0, anchor: str | None = None
+    ) -> Sequence[Prompt]:
+        """As `ScoringJudge.ask_scores`. With an anchor, compare each summary with it and with nothing else."""
+        ...
+
+    def read_scores(
+        self,
+        article: str,
+        summaries: Sequence[str],
+        replies: Sequence[Sequence[Sample]],
+        order: int = 0,
+        anchor: str | None = None,
+    ) -> list[Judgement]:
+        """As `ScoringJudge.read_scores`. A summary that equals the anchor is as good as it, without a prompt."""
+        ...
+
+    def count_places(
+        self, article: str, summaries: Sequence[str], replies: Sequence[Sequence[Sample]], anchor: str | None = None
+    ) -> dict[str, int]:
+        """Count for the judge card what the place in the prompt did, by names of `judging/tallies.py`."""
         ...
 
 
@@ -215,6 +255,24 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     'Read: a {article} b {x}'
     """
     return re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), template)
+
+
+def closing_tags(*templates: str) -> re.Pattern[str]:
+    """A pattern that finds the tags of prompt templates, such as `</article>`, in text from somebody else."""
+    tags = "|".join(sorted(set(re.findall(r"</(\w+)>", " ".join(templates)))))
+    return re.compile(rf"<(\s*/?\s*({tags})\b[^<>]*)>" if tags else r"(?!)()", re.IGNORECASE)
+
+
+def untagged(text: str, tags: re.Pattern[str]) -> str:
+    """Make the brackets of a prompt's own tags round in `text`, so that the text cannot close its tag early.
+
+    Args:
+        tags: from `closing_tags`.
+
+    >>> untagged("a </article> b", closing_tags("<article>{article}</article>"))
+    'a (/article) b'
+    """
+    return tags.sub(r"(\1)", text)
 
 
 # Judges shuffle the options, so a letter inside a question or an option would point to the wrong option. These patterns

@@ -14,6 +14,7 @@ from pipeline.evaluation.reliability import coin_message, measure_table
 from pipeline.evaluation.round_result import Assessment, Round
 from pipeline.evaluation.stopping import RoundFigures, stop_reasons
 from pipeline.execution.executor import NOT_MADE, Executor
+from pipeline.judging.factory import compares_with_base
 from pipeline.judging.tallies import describe_unusable
 from pipeline.stages.articles import NoNewArticles, read_articles, read_first_articles, read_new_articles
 from pipeline.stages.base import Stage
@@ -28,6 +29,7 @@ from pipeline.stages.summaries import (
     lead_baseline,
     sample_beside_base,
     sample_summaries,
+    summarize_beside_base,
     summarize_heldout,
     summarize_heldout_with_baselines,
 )
@@ -75,7 +77,7 @@ def prepare(run: Executor) -> tuple[RoundArticles, Round]:
     policy = run.produce(register_base, into=round_folder(0))
     evaluate = (summarize_heldout_with_baselines, heldout, policy), (score_heldout,)
     _, results = run.produce_chain(*evaluate, into=round_folder(0))
-    compared = {name: _evaluate_external(name, heldout, run) for name in run.setting("compare")}
+    compared = {name: _evaluate_external(name, results, heldout, run) for name in run.setting("compare")}
     second = second_opinion(results, run, round_folder(0))
     base = Round(0, policy, results, compared=compared, second_results=second, assessment=Assessment())
     return RoundArticles(questions, heldout, (articles,)), base
@@ -113,7 +115,7 @@ def run_round(rounds_so_far: Sequence[Round], articles: RoundArticles, run: Exec
 
     drift = make(drift_from_base, summaries, start, base) if start_number > 0 else None
     policy = make(train_policy, references, start, *([base] if keeps_base_reference else []))
-    _, results = make_chain((summarize_heldout, articles.heldout, policy), (score_heldout,))
+    _, results = make_chain((*choose_exam(rounds_so_far[0].results, articles.heldout, run), policy), (score_heldout,))
     second = second_opinion(results, run, folder)
     return Round(last.number + 1, policy, results, start_number, scores, pairs, replayed, drift, second_results=second)
 
@@ -182,11 +184,21 @@ def _ask_about_articles(run: Executor) -> tuple[Artifact, Artifact]:
     return articles, run.produce(ask_questions, articles)
 
 
-def _evaluate_external(name: str, heldout: Artifact, run: Executor) -> Artifact:
+def choose_exam(by_base: Artifact, heldout: Artifact, run: Executor) -> tuple[Stage, Artifact]:
+    """Choose the stage that writes held-out summaries, and the articles for it.
+
+    A judge that compares summaries needs the base's beside each, so the articles come with the base's evaluation.
+    """
+    assert isinstance(run.config, Config), "only a run of rounds has an exam"
+    return (summarize_beside_base, by_base) if compares_with_base(run.config) else (summarize_heldout, heldout)
+
+
+def _evaluate_external(name: str, by_base: Artifact, heldout: Artifact, run: Executor) -> Artifact:
     """Evaluate `compare.NAME`, a model at a server."""
     folder = f"compare/{name}"
     policy = run.produce(external_policy(name), into=folder)
-    return run.produce_chain((summarize_heldout, heldout, policy), (score_heldout,), into=folder)[-1]
+    exam = *choose_exam(by_base, heldout, run), policy
+    return run.produce_chain(exam, (score_heldout,), into=folder)[-1]
 
 
 # The end of a run

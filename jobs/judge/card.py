@@ -39,7 +39,7 @@ def make_judge_card(path: str, overrides: Sequence[str]) -> None:
     display = Display()
     warn_of_removed_folders(settings, display)
     ledger = open_run_folder(settings)
-    from pipeline.evaluation.judge_card import card_lines, card_notes, measure_card
+    from pipeline.evaluation.judge_card import card_lines, card_notes, measure_card, measure_members
     from pipeline.evaluation.reliability import measure_table
     from pipeline.evaluation.report.render import terminal_tables
     from pipeline.execution.ray_cluster import connected_ray
@@ -54,7 +54,8 @@ def make_judge_card(path: str, overrides: Sequence[str]) -> None:
             runner = Runner(settings.model_copy(update={"hardware": hardware}), ledger, display)
             questions, extracts = judge_only(runner)
         reliability = measure_table(extracts, settings, ledger, start=1)  # the lead is no random extract
-        card = measure_card(questions.record, [extracts.record], [extracts.record], settings.judge.options, reliability)
+        records = questions.record, [extracts.record], [extracts.record]
+        card = measure_card(*records, settings.judge.options, reliability) | measure_members(*records, settings.judge)
         ledger.write("judge_card.json", json.dumps(card, indent=2) + "\n")
     for table in terminal_tables(card_lines(card)):
         display.say("")

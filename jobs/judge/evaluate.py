@@ -12,12 +12,10 @@ from rich.text import Text
 from jobs.judge.agreement import JUDGE, PREFERENCE, WORDS, judged_article, measure_agreement
 from jobs.judge.correlation import MEASURES, Bootstrap, Estimate
 from jobs.judge.ratings import PeoplesView, read_peoples_view
-from jobs.judge.scored_articles import Candidates, open_judge, score_articles, value_of
+from jobs.judge.scored_articles import Candidates, OpenEngine, OpenJudge, open_judge, score_articles, value_of
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
 from pipeline.execution.progress import Display
-from pipeline.inference.base import Engine
-from pipeline.judging.factory import AnyJudge
 from pipeline.judging.preference import check_preference, load_preference
 
 _WIDTH = 150  # of a table outside a terminal
@@ -51,7 +49,8 @@ def evaluate_judge(
     settings = load_config(path, overrides)
     for option, name in (("--json", out), ("--plot", plot)):
         _check_target(option, name)
-    check_preference(settings.pairs, settings.judge.questions, settings.judge.logprobs)
+    weights = [member.weight for member in settings.judge.members.values()]
+    check_preference(settings.pairs, settings.judge.questions, settings.judge.logprobs, weights)
     view = read_peoples_view(file, ratings, limit)
     display = Display()
     judge, engine = open_judge(settings)
@@ -76,7 +75,7 @@ def _check_target(option: str, name: str | None) -> None:
 
 
 def evaluate(
-    view: PeoplesView, settings: Config, judge: AnyJudge, engine: Engine, display: Display | None = None
+    view: PeoplesView, settings: Config, judge: OpenJudge, engine: OpenEngine, display: Display | None = None
 ) -> dict[str, Any]:
     """Judge all summaries and compute the figures.
 

@@ -1,12 +1,14 @@
 """Scores candidate summaries of articles with a configuration's judge, in this process and without Ray."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from judges.base import Skip
 from pipeline.config import Config
+from pipeline.config.judging import JudgeSettings
 from pipeline.execution.preflight import check_judges
 from pipeline.execution.progress import Display, StageProgress
 from pipeline.execution.resources import provide_resources
@@ -15,7 +17,13 @@ from pipeline.inference.server.server_check import check_server
 from pipeline.judging.factory import AnyJudge, asks_questions, make_judge
 from pipeline.judging.preference import Score, scores_to_compare
 from pipeline.judging.question_generation import generate_questions
+from pipeline.judging.scoring.jury import judge_rows
 from pipeline.judging.scoring.step import scoring_step
+from pipeline.storage.schema import Outcome
+
+# A judge and its engine. A jury is given by its settings, with an engine for each member.
+OpenJudge = AnyJudge | JudgeSettings
+OpenEngine = Engine | Mapping[str, Engine]
 
 # Articles per call of the engine. An engine that generates text fills its batches with many prompts. The others fill
 # theirs with the summaries of one article, and small batches show how fast they are.
@@ -53,23 +61,30 @@ class Scored:
     left_out: str | None = None
 
 
-def open_judge(settings: Config) -> tuple[AnyJudge, Engine]:
-    """Make the judge of the settings and its engine, here and not in a Ray actor.
+def open_judge(settings: Config) -> tuple[OpenJudge, OpenEngine]:
+    """Make the judge of the settings and its engine, or the engines of a jury, here and not in a Ray actor.
 
     Raises:
         UserError: the judge, its model or its server cannot be used.
     """
     check_judges(settings, ["judge"])
-    if settings.judge.served and settings.judge.model:
-        served, logprobs = settings.judge.served, settings.judge.logprobs
-        check_server("judge", settings.judge.model, served, settings.hardware, logprobs)
+    for name, single in settings.judge.single_judges("judge").items():
+        if single.served and single.model:
+            check_server(name, single.model, single.served, settings.hardware, single.logprobs)
     hidden_progress = StageProgress(Display().console, None, "", None, "")
     resources = provide_resources(("judge_engine",), settings, {}, "", "judge-eval", hidden_progress)
-    return make_judge(settings.judge, settings.seed), resources["judge_engine"].make_engine()
+    pools = resources["judge_engine"]
+    if isinstance(pools, Mapping):
+        return settings.judge, {name: pool.make_engine() for name, pool in pools.items()}
+    return make_judge(settings.judge, settings.seed), pools.make_engine()
 
 
 def score_articles(
-    settings: Config, judge: AnyJudge, engine: Engine, articles: Sequence[Candidates], display: Display | None = None
+    settings: Config,
+    judge: OpenJudge,
+    engine: OpenEngine,
+    articles: Sequence[Candidates],
+    display: Display | None = None,
 ) -> list[Scored]:
     """Score all candidates of all articles. A judge that asks questions asks them about each article first.
 
@@ -93,7 +108,7 @@ def score_articles(
     return scored
 
 
-def _score_batch(settings: Config, judge: AnyJudge, engine: Engine, batch: Sequence[Candidates]) -> list[Scored]:
+def _score_batch(settings: Config, judge: OpenJudge, engine: OpenEngine, batch: Sequence[Candidates]) -> list[Scored]:
     rows: list[dict[str, Any]] = [
         {
             "article_id": candidates.article_id,
@@ -102,6 +117,10 @@ def _score_batch(settings: Config, judge: AnyJudge, engine: Engine, batch: Seque
         }
         for candidates in batch
     ]
+    if isinstance(judge, JudgeSettings) or isinstance(engine, Mapping):
+        assert isinstance(judge, JudgeSettings) and isinstance(engine, Mapping), "a jury has an engine for each member"
+        judged = judge_rows(judge, settings.questions, settings.seed, engine, rows)
+        return [_read_outcome(row, outcome, settings) for row, outcome in zip(rows, judged, strict=True)]
     results: list[Scored | None] = [None] * len(batch)
     if asks_questions(judge):
         replies = generate_questions(judge, settings.judge.questions, settings.questions, engine, rows)  # type: ignore[arg-type]
@@ -114,8 +133,11 @@ def _score_batch(settings: Config, judge: AnyJudge, engine: Engine, batch: Seque
     to_score = [i for i, result in enumerate(results) if result is None]
     outcomes = scoring_step(judge)(engine, [rows[i] for i in to_score])
     for i, outcome in zip(to_score, outcomes, strict=True):
-        if isinstance(outcome, dict):
-            results[i] = Scored(scores_to_compare(rows[i] | outcome, settings.pairs))
-        else:
-            results[i] = Scored([], outcome.reason)
+        results[i] = _read_outcome(rows[i], outcome, settings)
     return [result for result in results if result is not None]
+
+
+def _read_outcome(row: dict[str, Any], outcome: Outcome, settings: Config) -> Scored:
+    if isinstance(outcome, Skip):
+        return Scored([], outcome.reason)
+    return Scored(scores_to_compare(row | outcome, settings.pairs))

@@ -10,7 +10,21 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from judges.base import LETTERS, UNSURE, Answer, Judge, Prompt, Question, Skip, fill, shuffled, user, vet
+from judges.base import (
+    LETTERS,
+    UNSURE,
+    Answer,
+    Judge,
+    Prompt,
+    Question,
+    Skip,
+    closing_tags,
+    fill,
+    shuffled,
+    untagged,
+    user,
+    vet,
+)
 from judges.mcq.free_replies import read_free_answers, read_free_questions, read_free_ratings
 from judges.mcq.languages import ANY_MARK, THE_ARTICLES_LANGUAGE, article_language, language_name, question_end
 from judges.prompts import IMPORTANCE_PROMPT, PLAIN, Wording
@@ -67,8 +81,7 @@ class McqJudge(Judge):
         # Limits of the replies: room for all options of the questions, and for answers that restate the question.
         self.max_question_tokens = max(768, 30 * questions * options)
         self.max_answer_tokens = max(256, 51 * questions)
-        tags = re.findall(r"</(\w+)>", wording.questions_prompt + wording.answers_prompt)
-        self.tags = re.compile(rf"<(\s*/?\s*({'|'.join(tags)})\b[^<>]*)>" if tags else r"(?!)()", re.IGNORECASE)
+        self.tags = closing_tags(wording.questions_prompt, wording.answers_prompt)
         self.logprobs = logprobs
 
     def ask_questions(self, article: str) -> Prompt:
@@ -148,8 +161,7 @@ class McqJudge(Judge):
         return f"Q{number} {_literal(question.question)} ({'|'.join(choices)}|Unsure)"
 
     def _untagged(self, text: str) -> str:
-        """Make the brackets of the prompt's own tags round in `text`, so that the text cannot close its tag early."""
-        return self.tags.sub(r"(\1)", text)
+        return untagged(text, self.tags)
 
     def _questions_block(self, questions: Sequence[Question]) -> str:
         return self._untagged("\n".join(self.format_question(number, q) for number, q in enumerate(questions, 1)))

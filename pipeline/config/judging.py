@@ -14,7 +14,14 @@ from pipeline.config.servers import ServedModel
 
 USER_CODE = r"[\w.]+:\w+"  # module:name of the user's own code
 MoreCheck = Literal["single_key", "important", "no_overlap"]
-PREFERENCES = ("accuracy_then_length", "accuracy_only", "length_matched", "accuracy_then_any_length", "higher_score")
+PREFERENCES = (
+    "accuracy_then_length",
+    "accuracy_only",
+    "length_matched",
+    "accuracy_then_any_length",
+    "higher_score",
+    "majority_vote",
+)
 
 
 @dataclass(frozen=True)
@@ -27,18 +34,28 @@ class JudgeKind:
         needs_model: it needs `judge.model`. A kind that needs none refuses one.
         served: its model may run at a server.
         has_prompts: the settings of prompts (`wording` and the like) are for it.
+        compares: it compares summaries with each other (`judges.base.ComparingJudge`).
+        preference: the default of `pairs.preference`. For a judge that asks no questions it is the only one, beside
+            functions of yours.
     """
 
     asks_questions: bool
     needs_model: bool
     served: bool = False
     has_prompts: bool = False
+    compares: bool = False
+    preference: str = "higher_score"
 
 
 JUDGES = {
-    "mcq": JudgeKind(asks_questions=True, needs_model=True, served=True, has_prompts=True),
-    "cloze": JudgeKind(asks_questions=True, needs_model=False),
-    "likelihood": JudgeKind(asks_questions=False, needs_model=True),
+    "mcq": JudgeKind(True, needs_model=True, served=True, has_prompts=True, preference="accuracy_then_length"),
+    "cloze": JudgeKind(True, needs_model=False, preference="accuracy_then_length"),
+    "likelihood": JudgeKind(False, needs_model=True),
+    "rubric": JudgeKind(False, needs_model=True, served=True),
+    "pairwise": JudgeKind(False, needs_model=True, served=True, compares=True),
+    "reward": JudgeKind(False, needs_model=True),
+    "verifiable": JudgeKind(False, needs_model=False),
+    "jury": JudgeKind(False, needs_model=False, preference="majority_vote"),
 }
 
 
@@ -47,6 +64,9 @@ class JudgeSettings(Settings):
 
     # mcq: an LLM writes and answers multiple-choice questions. cloze: blanks out names and numbers, without a model.
     # likelihood: a small LM measures how likely a summary is after its article, and what the summary tells of it.
+    # rubric: an LLM rates summaries by criteria. pairwise: an LLM compares two summaries, in both orders.
+    # reward: a sequence-classification model gives a number. verifiable: a function of yours does.
+    # jury: several judges vote, see `members`.
     # module:Class: a judge of yours, see `judges.base.Judge` and `judges.base.ScoringJudge`.
     kind: str = "mcq"
     # Keyword arguments of the judge's class, a built-in one or yours; mcq has settings of its own below instead.
@@ -68,12 +88,18 @@ class JudgeSettings(Settings):
     question_temperature: Annotated[float, Field(ge=0)] = 0.0
     # Keep the log-probability of each answer, and a soft score beside the count. About a tenth slower.
     logprobs: bool = False
+    # The judges of a jury by a name of your choice, each with settings as here and a weight.
+    members: dict[str, "JuryMember"] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """What records and reports call the judge."""
         if self.kind == "mcq":
             return str(self.model)
+        if self.kind == "jury":
+            return f"jury of {', '.join(f'{name} ({member.name})' for name, member in self.members.items())}"
+        if self.kind == "verifiable":
+            return str(self.function)
         return f"{self.kind} with {self.model}" if self.model else self.kind
 
     @property
@@ -84,6 +110,17 @@ class JudgeSettings(Settings):
     def asks_questions(self) -> bool | None:
         """Whether it is a built-in judge that asks questions; None for a class of yours, whose methods decide."""
         return None if self.is_user_class else JUDGES[self.kind].asks_questions
+
+    @property
+    def function(self) -> str | None:
+        """The function of a verifiable judge, as `module:function`."""
+        return self.settings.get("function") if self.kind == "verifiable" else None
+
+    def single_judges(self, section: str) -> "dict[str, JudgeSettings]":
+        """The settings of the judge, or of each member of a jury, by the name of their section."""
+        if self.kind != "jury":
+            return {section: self}
+        return {f"{section}.members.{name}": member for name, member in self.members.items()}
 
     @field_validator("kind")
     @classmethod
@@ -117,6 +154,10 @@ class JudgeSettings(Settings):
             raise ValueError(
                 f"judge.kind is {self.kind} and judge.model is missing: name a model, or use judge.kind=cloze"
             )
+        if self.kind == "jury" and (self.model or self.served):
+            raise ValueError(
+                "judge.kind is jury, whose members have the models, and judge.model or judge.served is set: remove it"
+            )
         if kind and not kind.needs_model and self.model:
             raise ValueError(
                 f"judge.kind is {self.kind}, which needs no model, and judge.model is set: remove one of them"
@@ -138,6 +179,7 @@ class JudgeSettings(Settings):
             raise ValueError("judge.served is set and judge.model is missing: set the name that the server has for it")
         if self.logprobs and self.kind != "mcq" and kind:
             why = "which is always sure" if self.kind == "cloze" else "which answers no questions"
+            why = "whose members have this setting" if self.kind == "jury" else why
             raise ValueError(f"judge.logprobs is true, and judge.kind is {self.kind}, {why}: remove it")
         if self.logprobs and not self.model:
             raise ValueError(
@@ -163,10 +205,10 @@ class JudgeSettings(Settings):
                 self._refuse(
                     "questions", "options", why=f"judge.kind is {self.kind}, which asks no questions: remove it"
                 )
-            if self.kind == "mcq" and self.settings:
+            if self.kind in ("mcq", "jury") and self.settings:
                 raise ValueError(
-                    f"judge.settings is for other kinds of judges, and judge.kind is mcq, which has no such settings "
-                    f"({', '.join(self.settings)}): remove it"
+                    f"judge.settings is for other kinds of judges, and judge.kind is {self.kind}, which has no such "
+                    f"settings ({', '.join(self.settings)}): remove it"
                 )
             return self
         why = "a class of yours that makes its own prompts: remove it, or give the class such a setting"
@@ -192,6 +234,34 @@ class JudgeSettings(Settings):
         return value
 
     @model_validator(mode="after")
+    def _has_its_function(self) -> "JudgeSettings":
+        if self.kind != "verifiable":
+            return self
+        if other := sorted(self.settings.keys() - {"function"}):
+            raise ValueError(f"judge.settings has no {other[0]!r}: judge.kind is verifiable, which has only function")
+        if not re.fullmatch(USER_CODE, str(self.function)):
+            raise ValueError(
+                f"judge.kind is verifiable and judge.settings.function is {self.function!r}: it should be "
+                "module:function of your own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_its_members(self) -> "JudgeSettings":
+        if self.kind != "jury" and self.members:
+            raise ValueError(f"judge.members is set, and judge.kind is {self.kind}: set it to jury, or remove members")
+        if self.kind == "jury" and len(self.members) < 2:
+            raise ValueError(
+                f"judge.kind is jury and judge.members has {', '.join(self.members) or 'none'}: name two judges or more"
+            )
+        for name, member in self.members.items():
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(f"judge.members has {name!r}: a name should consist of letters, digits, - and _")
+            if member.kind == "jury":
+                raise ValueError(f"judge.members.{name}.kind is jury: name its members here instead")
+        return self
+
+    @model_validator(mode="after")
     def _has_complete_prompts(self) -> "JudgeSettings":
         for name, places in (("questions_prompt", ("{article}",)), ("answers_prompt", ("{questions}", "{passage}"))):
             if (prompt := getattr(self, name)) is None:
@@ -206,6 +276,15 @@ class JudgeSettings(Settings):
                 "one language: remove judge.language"
             )
         return self
+
+
+class JuryMember(JudgeSettings):
+    """A judge of a jury."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0  # of its vote
+
+
+JudgeSettings.model_rebuild()
 
 
 class Questions(Settings):
@@ -266,18 +345,22 @@ class Scores(Settings):
 class Pairs(Settings):
     """Which of two summaries is preferred, and which pairs of an article are trained on."""
 
-    # The default is accuracy_then_length, and higher_score for a judge that gives scores and asks no questions.
+    # The default is accuracy_then_length, higher_score for a judge that gives scores and asks no questions, and
+    # majority_vote for a jury.
     # accuracy_then_length: if both have `threshold` right answers or more, the shorter wins; else more right wins.
     # accuracy_only: more right wins.
     # length_matched: more right wins, among summaries of about equal length; all others tie.
     # higher_score: the higher value of the judge wins.
+    # majority_vote: the members of a jury vote for the higher value of their own.
     # accuracy_then_any_length: as accuracy_then_length, but without min_word_gap, and fewer words break ties below
     # `threshold` too.
     # module:function: the user's own function.
     preference: str = "accuracy_then_length"
     threshold: Natural = 3  # right answers
     min_word_gap: Positive = 3  # accuracy_then_length: the shorter must be shorter by this many words
-    min_margin: Annotated[float, Field(ge=0)] = 0.0  # higher_score: the difference in value must be larger than this
+    # higher_score: the difference in value must be larger than this. majority_vote: the winner's lead, as a share of
+    # the weights that vote, must be larger.
+    min_margin: Annotated[float, Field(ge=0)] = 0.0
     # A pair that the score decides needs a difference of this many of its own standard errors, by the questions (items)
     # that differ. 0: any difference is enough. 1 to 2 drops the pairs that may be chance.
     min_standard_errors: Annotated[float, Field(ge=0)] = 0.0

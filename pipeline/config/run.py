@@ -5,12 +5,13 @@ training (`training.py`). The rules that end a run early (`stop`) are in `stoppi
 from a file.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Dtype, Natural, Positive, Settings, Share, check_locations
-from pipeline.config.hardware import Hardware
+from pipeline.config.hardware import EngineHardware, Hardware
 from pipeline.config.judging import JUDGES, PREFERENCES, JudgeSettings, Pairs, Questions, Scores, refusal_of_check
 from pipeline.config.servers import ComparedModel, check_served_models
 from pipeline.config.stopping import Stop
@@ -148,42 +149,99 @@ class Config(Settings):
     report_to: tuple[Logger, ...] = ()  # where else to log training metrics; metrics.jsonl is always written
     hardware: Hardware = Hardware()
 
+    @property
+    def judges(self) -> dict[str, JudgeSettings]:
+        """Every judge by the name of its section, such as `judge` or `second_judge.members.NAME`; no jury."""
+        second = self.second_judge.single_judges("second_judge") if self.second_judge else {}
+        return self.judge.single_judges("judge") | second
+
+    def judge_hardware(self, name: str) -> EngineHardware:
+        """The part of `hardware.judge` that a judge runs on, by the name of its section in `judges`.
+
+        All engines of a jury run at the same time, and together they take what one judge takes: each member has an
+        equal part of the CPUs, and each model that runs here an equal part of the GPUs and of their memory.
+        """
+        hardware, jury = self.hardware.judge, getattr(self, name.partition(".")[0])
+        if jury.kind != "jury":
+            return hardware
+        local = _count_local_models(jury)
+        runs_here = self.judges[name].model and not self.judges[name].served
+        return hardware.model_copy(
+            update={
+                "cpus_per_replica": max(0.01, math.floor(100 * hardware.cpus_per_replica / len(jury.members)) / 100),
+                "gpus_per_replica": hardware.gpus_per_replica / local if runs_here else 0,
+                "gpu_memory_utilization": hardware.gpu_memory_utilization / (local if runs_here else 1),
+            }
+        )
+
+    @model_validator(mode="after")
+    def _check_gpus_of_jury(self) -> "Config":
+        gpus = self.hardware.judge.gpus_per_replica
+        for section, jury in (("judge", self.judge), ("second_judge", self.second_judge)):
+            local = _count_local_models(jury) if jury else 0
+            if local and gpus / local > 1 and gpus % local:
+                raise ValueError(
+                    f"hardware.judge.gpus_per_replica is {gpus:g}, and {section}.members has {local} models that run "
+                    f"here, which share these GPUs: set it to 1, or to a multiple of {local}"
+                )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _choose_preference(cls, data: Any) -> Any:
-        """A judge that counts no right answers prefers the higher score, unless the settings name a preference."""
+        """A judge that counts no right answers has another preference, unless the settings name one."""
         if not isinstance(data, dict):
             return data
         judge, pairs = data.get("judge"), data.get("pairs", {})
         kind = JUDGES.get(str(judge.get("kind"))) if isinstance(judge, dict) else None
         if kind is None or kind.asks_questions or not isinstance(pairs, dict) or "preference" in pairs:
             return data
-        return data | {"pairs": pairs | {"preference": "higher_score"}}
+        return data | {"pairs": pairs | {"preference": kind.preference}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _give_instruction_to_reward_models(cls, data: Any) -> Any:
+        """A reward model reads the policy's own conversation, unless its settings have another instruction."""
+        if not isinstance(data, dict) or not isinstance(policy := data.get("policy"), dict):
+            return data
+        instruction = policy.get("instruction", PolicySettings.model_fields["instruction"].default)
+        given = {name: _with_instruction(data[name], instruction) for name in ("judge", "second_judge") if name in data}
+        return data | given
 
     @model_validator(mode="after")
     def _check_preference(self) -> "Config":
-        preference = self.pairs.preference
-        if self.judge.asks_questions is False and preference in PREFERENCES and preference != "higher_score":
+        preference, kind = self.pairs.preference, JUDGES.get(self.judge.kind)
+        if kind and not kind.asks_questions and preference in PREFERENCES and preference != kind.preference:
+            why = "has no value of its own" if self.judge.kind == "jury" else "asks no questions"
             raise ValueError(
-                f"pairs.preference is {preference}, which compares right answers, and judge.kind is {self.judge.kind}, "
-                "which asks no questions: remove it, or set it to higher_score"
+                f"pairs.preference is {preference}, and judge.kind is {self.judge.kind}, which {why}: remove it, or "
+                f"set it to {kind.preference}"
+            )
+        if self.pairs.min_standard_errors and self.judge.kind in ("jury", "reward"):
+            why = "whose members have scales of their own" if self.judge.kind == "jury" else "whose score has no parts"
+            raise ValueError(
+                f"pairs.min_standard_errors is set, and judge.kind is {self.judge.kind}, {why}: use pairs.min_margin"
+            )
+        if preference == "majority_vote" and self.judge.kind != "jury":
+            raise ValueError(
+                f"pairs.preference is majority_vote, which counts the votes of a jury, and judge.kind is "
+                f"{self.judge.kind}: remove it"
             )
         return self
 
     @model_validator(mode="after")
     def _check_questions(self) -> "Config":
-        for name, judge, consequence in (
-            ("judge", self.judge, "every article would be skipped"),
-            ("second_judge", self.second_judge, "no article would get a second opinion"),
-        ):
-            asks = judge and judge.asks_questions is not False
-            if judge and asks and self.questions.min_questions > judge.questions:
+        for name, judge in self.judges.items():
+            skips = name.startswith("judge")
+            consequence = "every article would be skipped" if skips else "no article would get a second opinion"
+            asks = judge.asks_questions is not False
+            if asks and self.questions.min_questions > judge.questions:
                 raise ValueError(
                     f"questions.min_questions is {self.questions.min_questions} and {name}.questions is only "
                     f"{judge.questions}: {consequence}"
                 )
             draft = self.questions.draft
-            if judge and asks and draft is not None and draft < judge.questions:
+            if asks and draft is not None and draft < judge.questions:
                 raise ValueError(
                     f"questions.draft is {draft} and {name}.questions is {judge.questions}, which are kept of those "
                     "that are drafted: raise questions.draft, or remove it"
@@ -239,13 +297,14 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_servers(self) -> "Config":
-        second = self.second_judge
         check_served_models(
-            self.judge.served,
-            second.served if second else None,
+            {f"{name}.served": judge.served for name, judge in self.judges.items() if judge.served},
             self.compare,
             self.hardware,
-            second_judge_is_local=bool(second and second.model and not second.served),
+            # A first judge without a model of its own runs on hardware.judge too.
+            has_local_judge=any(
+                not judge.served and (judge.model or name.startswith("judge")) for name, judge in self.judges.items()
+            ),
         )
         return self
 
@@ -267,11 +326,26 @@ class Config(Settings):
                 "run": self.run,
                 "articles.path": self.articles.path,
                 "policy.model": self.policy.model,
-                "judge.model": self.judge.model or "",
-                "second_judge.model": self.second_judge.model or "" if self.second_judge else "",
+                **{f"{name}.model": judge.model or "" for name, judge in self.judges.items()},
             }
         )
         return self
+
+
+def _count_local_models(judge: JudgeSettings) -> int:
+    """The number of members of a jury whose models run here."""
+    return sum(1 for member in judge.members.values() if member.model and not member.served)
+
+
+def _with_instruction(judge: Any, instruction: Any) -> Any:
+    """The raw settings of a judge, with the policy's instruction for each reward model that has none."""
+    if not isinstance(judge, dict):
+        return judge
+    if judge.get("kind") == "reward" and isinstance(own := judge.get("settings") or {}, dict):
+        return judge | {"settings": {"instruction": instruction} | own}
+    if isinstance(members := judge.get("members"), dict):
+        return judge | {"members": {name: _with_instruction(each, instruction) for name, each in members.items()}}
+    return judge
 
 
 class Alignment(Settings):

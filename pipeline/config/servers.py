@@ -58,32 +58,30 @@ class ComparedModel(ServedModel):
 
 
 def check_served_models(
-    judge: ServedModel | None,
-    second_judge: ServedModel | None,
+    judges: Mapping[str, ServedModel],
     compare: Mapping[str, ComparedModel],
     hardware: Hardware,
     *,
-    second_judge_is_local: bool,
+    has_local_judge: bool,
 ) -> None:
     """Check the models at servers against each other and against the hardware.
 
     Args:
-        judge: the first judge's model, if a server runs it.
-        second_judge: the second judge's model, if a server runs it.
+        judges: the models of judges that servers run, by the names of their settings, such as `judge.served`.
         compare: the compared models, by the names of their columns.
         hardware: settings of servers and engines.
-        second_judge_is_local: whether the second judge is a model that runs on `hardware.judge`.
+        has_local_judge: whether a judge runs on `hardware.judge`.
 
     Raises:
         ValueError: a model names an unknown server, the name of a compared model cannot be a column, or
             `hardware.judge` has GPUs or replicas that no judge uses.
     """
-    served: dict[str, ServedModel] = {f"compare.{name}": model for name, model in compare.items()}
-    served |= {f"{name}.served": model for name, model in (("judge", judge), ("second_judge", second_judge)) if model}
+    served: dict[str, ServedModel] = {f"compare.{name}": model for name, model in compare.items()} | dict(judges)
     uses_judge_engines = hardware.judge.gpus_per_replica or hardware.judge.replicas.max > 1
-    if judge and not second_judge_is_local and uses_judge_engines:
+    if judges and not has_local_judge and uses_judge_engines:
         raise ValueError(
-            "judge.served is set, so no judge runs here: remove gpus_per_replica and replicas from hardware.judge"
+            f"{next(iter(judges))} is set, so no judge runs here: remove gpus_per_replica and replicas from "
+            "hardware.judge"
         )
     for name, model in served.items():
         if model.server not in hardware.servers:

@@ -16,7 +16,17 @@ from pipeline.config.judging import Pairs
 from pipeline.config.run import Report
 from pipeline.evaluation.fault_figures import mean_faults
 from pipeline.evaluation.win_rate import WinRate, win_rate
-from pipeline.judging.preference import Rule, Score, evaluation_rules, faults_beyond_limits, scores_to_compare
+from pipeline.judging.factory import score_kind
+from pipeline.judging.preference import (
+    Rule,
+    Score,
+    ScoreKind,
+    evaluation_rules,
+    faults_beyond_limits,
+    judged_value,
+    scores_to_compare,
+    second_judge_rules,
+)
 from pipeline.storage.schema import Row
 
 
@@ -28,15 +38,20 @@ class CountingSettings:
         pairs: the section `pairs`, with the preference of the strict rule and its parameters.
         report: the section `report`, with the bootstrap's parameters and the length from which a summary is too long.
         seed: seed of the bootstrap.
+        judge, second_judge: what the scores of each judge hold.
     """
 
     pairs: Pairs
     report: Report
     seed: int
+    judge: ScoreKind = "answers"
+    second_judge: ScoreKind = "answers"
 
     @classmethod
     def from_config(cls, config: Config) -> "CountingSettings":
-        return cls(config.pairs, config.report, config.seed)
+        judge, second = config.judge, config.second_judge or config.judge
+        kinds = score_kind(judge, config.seed), score_kind(second, config.seed, "second_judge")
+        return cls(config.pairs, config.report, config.seed, *kinds)
 
     @property
     def threshold(self) -> int:
@@ -46,7 +61,12 @@ class CountingSettings:
     @property
     def rules(self) -> dict[str, Rule]:
         """The rules by which wins are counted, by name: `strict` and `reference`."""
-        return evaluation_rules(self.pairs)
+        return evaluation_rules(self.pairs, self.judge)
+
+    @property
+    def second_rules(self) -> dict[str, Rule]:
+        """The rules by which the second judge's scores are counted, by the same names, as far as they fit its kind."""
+        return second_judge_rules(self.pairs, self.judge, self.second_judge)
 
 
 def single_summary_rows(rows: Sequence[Row], place: int) -> list[Row]:
@@ -58,12 +78,14 @@ def single_summary_rows(rows: Sequence[Row], place: int) -> list[Row]:
 
 
 def compare_writers(
-    ours: Sequence[Row], theirs: Sequence[Row], counting: CountingSettings
+    ours: Sequence[Row], theirs: Sequence[Row], counting: CountingSettings, rules: Mapping[str, Rule] | None = None
 ) -> dict[str, WinRate | None]:
     """The win rate of `ours` over `theirs` by each rule; None if there is no article to compare.
 
     Args:
         ours, theirs: as for `verdicts_by_article`.
+        counting: the settings.
+        rules: the rules by name; None: those of the first judge.
     """
     return {
         name: win_rate(
@@ -72,7 +94,7 @@ def compare_writers(
             confidence=counting.report.confidence,
             seed=counting.seed,
         )
-        for name, rule in counting.rules.items()
+        for name, rule in (counting.rules if rules is None else rules).items()
     }
 
 
@@ -141,21 +163,28 @@ def describe_writer(rows: Sequence[Row], counting: CountingSettings) -> dict[str
         share of summaries with at least `counting.threshold` right answers, `accuracy_above` the share with more.
         Compression is the number of words of the summary divided by that of the article. `fault_figures.mean_faults`
         has the faults of the text, which older tables lack. If `n` is 0, there are no figures beside `n` and `unread`.
+        If the judge gives scores, `value_mean` takes the place of the figures about right answers.
     """
     read_rows = [row for row in rows if row["scores"][0]["unread"] == 0]
     scores = [row["scores"][0] for row in read_rows]
     if not scores:
         return {"n": 0, "unread": len(rows)}
-    correct = np.array([score["correct"] for score in scores])
+    if counting.judge == "answers":
+        correct = np.array([score["correct"] for score in scores])
+        judged = {
+            "questions_mean": float(np.mean([len(score["answers"]) for score in scores])),
+            "correct_mean": float(correct.mean()),
+            "accuracy": float((correct >= counting.threshold).mean()),
+            "accuracy_above": float((correct > counting.threshold).mean()),
+        }
+    else:
+        judged = {"value_mean": float(np.mean([judged_value(score) for score in scores]))}
     words = np.array([score["words"] for score in scores])
     compression = words / np.array([max(1, count_words(row["article"])) for row in read_rows])
     return {
         "n": len(scores),
         "unread": len(rows) - len(read_rows),
-        "questions_mean": float(np.mean([len(score["answers"]) for score in scores])),
-        "correct_mean": float(correct.mean()),
-        "accuracy": float((correct >= counting.threshold).mean()),
-        "accuracy_above": float((correct > counting.threshold).mean()),
+        **judged,
         "words_median": float(np.median(words)),
         "compression_median": float(np.median(compression)),
         "compression_mean": float(compression.mean()),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from judges.base import LETTERS
+from pipeline.config.judging import JudgeSettings
 from pipeline.evaluation.reliability import Reliability, reliability_lines, reliability_notes
 from pipeline.evaluation.win_rate import homogeneity_p
 from pipeline.inference.base import ENGINE_MS, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
@@ -52,6 +53,12 @@ def measure_card(
           `compared` questions. Only these tell which summary is better.
         - `checks`: for each check of questions that ran, how many it was `asked` about and `dropped`, and its `prompts`
           and `tokens`.
+        - `same_winner`: pairs of summaries with the same winner when a scoring judge judged them in another order.
+        - `unread_reasons`: why a scoring judge gave summaries no value.
+        - `first_won`: replies of a comparing judge that prefer the summary that is shown first; `winner_changed`: pairs
+          whose winner depends on the order.
+        - `longer_won`: the longer summary has the higher value, among pairs of an article's summaries whose values and
+          numbers of words differ. `length_correlation`: the mean rank correlation of value and words within articles.
         - `…_per_summary`: the mean cost of judging a summary once. Seconds are the time in which an engine had
           summaries to judge, added up over engines, without the time that engines took to start.
     """
@@ -78,6 +85,7 @@ def measure_card(
         "letters_p": homogeneity_p(list(letters.values()), list(keys.values())),
         **_mean_confidences(asked),
         "reliability": reliability and reliability.as_dict(),
+        **_measure_biases(scored),
         "questions_asked": asked.get(tallies.QUESTIONS_ASKED, 0),
         "questions_used": asked.get(tallies.QUESTIONS, 0),
         "questions_dropped": {
@@ -94,6 +102,59 @@ def measure_card(
         "seconds_per_summary": _share(cost[ENGINE_MS] / 1000, times_judged),
         "prefix_cache_hit_rate": _share(cost[TOKENS_CACHED], cost[TOKENS_IN]),
     }
+
+
+def _measure_biases(scored: Mapping[str, int]) -> dict[str, Any]:
+    """The figures about order, places and length, each with the count that it is a share of."""
+    correlations = scored.get(tallies.LENGTH_CORRELATIONS, 0)
+    figures: dict[str, Any] = {
+        "unread_reasons": {
+            name.removeprefix(tallies.UNREAD_PREFIX): count
+            for name, count in sorted(scored.items(), key=lambda item: -item[1])
+            if name.startswith(tallies.UNREAD_PREFIX)
+        },
+        "length_correlation": _share(scored.get(tallies.LENGTH_CORRELATION_SUM, 0) / 1e6, correlations),
+        "length_correlations": correlations,
+    }
+    for name, part, whole in (
+        ("same_winner", tallies.SAME_PAIRS_AGAIN, tallies.PAIRS_AGAIN),
+        ("first_won", tallies.FIRST_WON, tallies.PLACES_READ),
+        ("winner_changed", tallies.WINNER_CHANGED, tallies.SHOWN_TWICE),
+        ("longer_won", tallies.LONGER_WON, tallies.LENGTHS_DECIDED),
+    ):
+        figures[name] = _share(scored.get(part, 0), scored.get(whole, 0))
+        figures[f"{name}_of"] = scored.get(whole, 0)
+    return figures
+
+
+def measure_members(
+    questions: Record, scoring_records: Sequence[Record], all_records: Sequence[Record], judge: JudgeSettings
+) -> dict[str, Any]:
+    """The cards of a jury's members by their names, as `members`; empty for any other judge.
+
+    Seconds are known for the whole jury only.
+
+    Args:
+        questions, scoring_records, all_records: as for `measure_card`.
+        judge: the settings of the judge.
+    """
+    cards = {
+        name: measure_card(
+            _of_member(questions, name),
+            [_of_member(record, name) for record in scoring_records],
+            [_of_member(record, name) for record in all_records],
+            member.options,
+        )
+        for name, member in judge.members.items()
+    }
+    return {"members": cards} if cards else {}
+
+
+def _of_member(record: Record, name: str) -> Record:
+    """A record with only the counts of one member of a jury, under the names that a single judge's counts have."""
+    prefix = f"{tallies.MEMBER_PREFIX}{name}: "
+    counts = {what.removeprefix(prefix): n for what, n in record["tally"].items() if what.startswith(prefix)}
+    return {"tally": counts}
 
 
 def _add_tallies(records: Sequence[Record]) -> Counter[str]:
@@ -137,6 +198,28 @@ def _share(part: float, whole: float) -> float | None:
 
 def card_lines(card: Mapping[str, Any]) -> list[list[str]]:
     """The card as a table: a heading, then a line for each figure with its name, its value, and what was counted."""
+    judged = f"{card['summaries_judged']:,} summaries"
+    lines = [
+        ["", "judge", "of"],
+        *(_exam_lines(card) if counts_answers(card) else _value_lines(card)),
+        *_bias_lines(card),
+        ["tokens read per summary", _number(card["tokens_in_per_summary"]), judged],
+        ["found in the prefix cache", _percent(card["prefix_cache_hit_rate"]), "tokens read"],
+        ["tokens written per summary", _number(card["tokens_out_per_summary"]), judged],
+        ["seconds per summary", _number(card["seconds_per_summary"], 4), judged],
+    ]
+    for name, member in card.get("members", {}).items():
+        lines += [[f"{name}: {label}", *cells] for label, *cells in card_lines(member)[1:]]
+    return lines
+
+
+def counts_answers(card: Mapping[str, Any]) -> bool:
+    """Whether a card is that of a judge that asks questions: it asked some, or it did nothing at all."""
+    return bool(card["questions_asked"]) or not card["answers"]
+
+
+def _exam_lines(card: Mapping[str, Any]) -> list[list[str]]:
+    """The lines of a judge that asks questions."""
     used = f"{card['questions_used']:,} of {card['questions_asked']:,}"
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in card["questions_dropped"].items())
     letters, keys = (
@@ -146,9 +229,7 @@ def card_lines(card: Mapping[str, Any]) -> list[list[str]]:
     chance = "" if card["letters_p"] is None else f"p = {card['letters_p']:.2g} if no letter is favoured"
     checked = f"{card['checked']:,} questions"
     again = f"{card['asked_again']:,} answers; {card['unsure_twice']:,} more were unsure both times"
-    judged = f"{card['summaries_judged']:,} summaries"
     return [
-        ["", "judge", "of"],
         ["right from the whole article", _percent(card["ceiling"]), checked],
         ["right from nothing", _percent(card["floor"]), checked],
         ["unsure from nothing", _percent(card["floor_unsure"]), checked],
@@ -166,10 +247,6 @@ def card_lines(card: Mapping[str, Any]) -> list[list[str]]:
             if card.get("compared")
             else []
         ),
-        ["tokens read per summary", _number(card["tokens_in_per_summary"]), judged],
-        ["found in the prefix cache", _percent(card["prefix_cache_hit_rate"]), "tokens read"],
-        ["tokens written per summary", _number(card["tokens_out_per_summary"]), judged],
-        ["seconds per summary", _number(card["seconds_per_summary"], 4), judged],
     ]
 
 
@@ -182,6 +259,37 @@ def _check_lines(checks: Mapping[str, Mapping[str, int]]) -> list[list[str]]:
         ]
         for check, counts in checks.items()
     ]
+
+
+def _value_lines(card: Mapping[str, Any]) -> list[list[str]]:
+    """The lines of a judge that gives scores."""
+    unread = "; ".join(f"{reason} {count:,}" for reason, count in card["unread_reasons"].items())
+    return [
+        [
+            "summaries with a score",
+            _percent(card["parse_rate"]),
+            f"{card['answers']:,} summaries" + (unread and f"; {unread}"),
+        ]
+    ]
+
+
+def _bias_lines(card: Mapping[str, Any]) -> list[list[str]]:
+    """What the order and the length do. A figure of nothing is left out: not every kind of judge has each."""
+    lines = [
+        ("same winner in another order", "same_winner", "pairs that it decided both times"),
+        ("prefers the first of two", "first_won", "replies"),
+        ("winner changes with the order", "winner_changed", "pairs, which count as ties"),
+        ("prefers the longer of two", "longer_won", "pairs of unequal score and length"),
+    ]
+    shown = [
+        [label, _percent(card[key]), f"{card[f'{key}_of']:,} {what}"]
+        for label, key, what in lines
+        if card.get(f"{key}_of")
+    ]
+    if card.get("length_correlations"):
+        articles = f"{card['length_correlations']:,} articles, the mean of rank correlations within each"
+        shown.append(["score rises with length", f"{card['length_correlation']:+.2f}", articles])
+    return shown
 
 
 def _confidence_lines(card: Mapping[str, Any]) -> list[list[str]]:
@@ -222,4 +330,30 @@ def card_notes(card: Mapping[str, Any]) -> list[str]:
                 f"The judge favours the letter {letter}: it is {share:.0%} of the judge's answers and {key_share:.0%} "
                 "of the right options."
             )
-    return notes + reliability_notes(card.get("reliability"))
+    return notes + reliability_notes(card.get("reliability")) + _bias_notes(card)
+
+
+_MANY = 30  # pairs from which a share is no accident of a few
+
+
+def _bias_notes(card: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if card.get("winner_changed_of", 0) >= _MANY and card["winner_changed"] > 0.3:
+        notes.append(
+            f"In {card['winner_changed']:.0%} of pairs the judge's winner changes with the order of the summaries. "
+            "These pairs count as ties."
+        )
+    if card.get("same_winner_of", 0) >= _MANY and card["same_winner"] < 0.8:
+        notes.append(
+            f"Judged again in another order, only {card['same_winner']:.0%} of pairs have the same winner: a large "
+            "part of each score is chance."
+        )
+    if card.get("longer_won_of", 0) >= _MANY and not 0.3 < card["longer_won"] < 0.7:
+        which, share = (
+            ("longer", card["longer_won"]) if card["longer_won"] > 0.5 else ("shorter", 1 - card["longer_won"])
+        )
+        notes.append(
+            f"The {which} of two summaries has the higher score in {share:.0%} of pairs: training on this score "
+            "changes the length."
+        )
+    return notes

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.config import Alignment, Config, UserError
+from pipeline.config.judging import JudgeSettings
 from pipeline.config.loader import load_config
 from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.gpu_memory import MemoryNeed, PackedRow
 from pipeline.execution.progress import Display
 from pipeline.judging import preference
+from pipeline.judging.factory import compares_summaries, make_judge, score_kind
 from pipeline.judging.user_code.judge_trial import check_judge
 from pipeline.stages import articles
 from pipeline.stages.base import JUDGE_ENGINES, Stage
@@ -38,7 +40,7 @@ def check_rounds(path: str, overrides: Sequence[str], display: Display) -> tuple
     hub.check_lora(settings.policy.model, settings.training.lora)
     check_judges(settings)
     articles.check_corpus(settings.articles)
-    preference.check_preference(settings.pairs, settings.judge.questions, settings.judge.logprobs)
+    check_preference(settings)
     tracking.check_trackers(settings.report_to)
     check_gpu_memory(settings, installed_gpu_memory())
     warn_of_removed_folders(settings, display)
@@ -55,10 +57,32 @@ def open_run_folder(settings: Config | Alignment) -> Ledger:
 def check_judges(settings: Config, sections: Iterable[str] = tuple(JUDGE_ENGINES)) -> None:
     """Check that the models of the judges exist and are complete, and try the user's own judges. Raises UserError."""
     for section in sections:
-        judge = getattr(settings, section)
-        if judge and judge.model and not judge.served:
-            hub.check_model(f"{section}.model", judge.model)
+        if (judge := getattr(settings, section)) is None:
+            continue
+        for name, single in judge.single_judges(section).items():
+            if single.model and not single.served:
+                hub.check_model(f"{name}.model", single.model)
+                if single.kind == "reward":
+                    hub.check_reward_model(f"{name}.model", single.model)
         check_judge(judge, settings.seed, section)
+
+
+def check_preference(settings: Config) -> None:
+    """Check that preference and pairs fit the judge's scores, and try the user's own preference. Raises UserError."""
+    judge, name = settings.judge, settings.pairs.preference
+    weights = [member.weight for member in judge.members.values()]
+    preference.check_preference(settings.pairs, judge.questions, judge.logprobs, weights)
+    if settings.pairs.rejected == "base" and compares_summaries(judge, settings.seed):
+        raise UserError(
+            f"pairs.rejected is base, and judge.kind is {judge.kind}, which compares samples of one policy with each "
+            "other, so its scores of the base's samples cannot be compared with them: set pairs.rejected to policy"
+        )
+    is_scoring = judge.is_user_class and score_kind(judge, settings.seed) == "value"
+    if is_scoring and name in preference.RULES and name != "higher_score":
+        raise UserError(
+            f"pairs.preference is {name}, which compares right answers, and judge.kind is {judge.kind}, which gives "
+            "scores: set it to higher_score, or to a function of your own"
+        )
 
 
 def check_servers(settings: Config, unmade: Mapping[str, Stage]) -> None:
@@ -72,10 +96,10 @@ def check_servers(settings: Config, unmade: Mapping[str, Stage]) -> None:
     """
     from pipeline.inference.server.server_check import check_server
 
-    for section, engine in JUDGE_ENGINES.items():
-        judge = getattr(settings, section)
-        if judge and judge.served and any(engine in stage.uses for stage in unmade.values()):
-            check_server(section, judge.model, judge.served, settings.hardware, judge.logprobs)
+    for name, judge in settings.judges.items():
+        engine = JUDGE_ENGINES[name.partition(".")[0]]
+        if judge.served and any(engine in stage.uses for stage in unmade.values()):
+            check_server(name, str(judge.model), judge.served, settings.hardware, judge.logprobs)
     for name, other in settings.compare.items():
         if any(address.startswith(f"compare/{name}/") for address in unmade):
             check_server(f"compare.{name}", other.model, other, settings.hardware)
@@ -146,16 +170,23 @@ def memory_needs(
     unknown: list[str] = []
     refusals: list[str | None] = []
     for section, model, place in _engines(settings, used):
+        runs_vllm = section == "policy" or _runs_vllm(settings, section, model)
         try:
             model_shapes = shapes.read_shapes(model.model)
-            needs.append(gpu_memory.engine_memory(section, model_shapes, model.dtype, model.max_model_len, place))
+            if runs_vllm:
+                need = gpu_memory.engine_memory(section, model_shapes, model.dtype, model.max_model_len, place)
+            else:
+                need = gpu_memory.scoring_memory(section, model_shapes, model.dtype, place)
+            needs.append(need)
         except shapes.UnknownShapes as error:
             unknown.append(f"{section}: the size of {model.model} is unknown ({error})")
             continue
-        if memory is not None and place.gpus_per_replica:
+        if memory is not None and place.gpus_per_replica and runs_vllm:
             refusals.append(
                 gpu_memory.engine_refusal(section, model_shapes, model.dtype, model.max_model_len, place, memory)
             )
+        elif memory is not None and place.gpus_per_replica:
+            refusals.append(gpu_memory.scoring_refusal(need, model.dtype, memory))
     if used is None or "trainer" in used:
         policy, training, trainer = settings.policy, settings.training, settings.hardware.trainer
         try:
@@ -171,12 +202,17 @@ def memory_needs(
 
 
 def _engines(settings: Config, used: set[str] | None) -> list[tuple[str, Any, Any]]:
-    """For each model that vLLM runs here: name of its section, its settings, its hardware."""
+    """For each model of the policy and of judges that runs here: name of its section, its settings, its hardware."""
     engines: list[tuple[str, Any, Any]] = []
     if used is None or "policy_engine" in used:
         engines.append(("policy", settings.policy, settings.hardware.policy))
-    for section, engine in JUDGE_ENGINES.items():
-        judge = getattr(settings, section)
-        if judge and judge.model and not judge.served and (used is None or engine in used):
-            engines.append((section, judge, settings.hardware.judge))
+    for name, judge in settings.judges.items():
+        engine = JUDGE_ENGINES[name.partition(".")[0]]
+        if judge.model and not judge.served and (used is None or engine in used):
+            engines.append((name, judge, settings.judge_hardware(name)))
     return engines
+
+
+def _runs_vllm(settings: Config, section: str, judge: JudgeSettings) -> bool:
+    """Whether vLLM runs a judge's model. Other engines score texts and keep no key-value cache."""
+    return getattr(make_judge(judge, settings.seed, section), "engine", "text") == "text"

@@ -16,14 +16,14 @@ from pydantic import BaseModel
 
 from pipeline.config import Alignment, Config
 from pipeline.judging.user_code.loading import is_user_code, source_file
-from pipeline.stages.base import Stage
+from pipeline.stages.base import JUDGE_CONTENTS, Stage
 from pipeline.storage.files import open_location
 from pipeline.storage.ledger import Artifact
 
 _MIB = 1 << 20
 # Settings that stop a run and change no row: raising one must not make anything stale.
 _LIMITS = ("max_skipped", "max_unread", "min_same_winner", "check_articles", "max_difference")
-_USER_CODE_SETTINGS = ("kind", "preference")  # a built-in name, or a user's `module:name`
+_USER_CODE_SETTINGS = ("kind", "preference", "function")  # a built-in name, or a user's `module:name`
 _ABSENT = object()
 
 Kind = Literal["stage", "version", "settings", "contents", "inputs"]
@@ -141,8 +141,17 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
 
 
-def _fingerprint_setting(name: str, value: Any) -> str | None:
-    """Hash the contents that a setting refers to: a file, a model, or the module of a user's judge or preference."""
+def _fingerprint_setting(name: str, value: Any) -> Any:
+    """Hash the contents that a setting refers to: a file, a model, or the module of a user's judge or preference.
+
+    For the members of a jury it is a section with the hashes of each member that has any; None if there are none.
+    """
+    if isinstance(value, dict):
+        parts = {
+            member: {part: _fingerprint_setting(part, getattr(settings, part)) for part in JUDGE_CONTENTS}
+            for member, settings in value.items()
+        }
+        return {member: hashes for member, hashes in parts.items() if any(hashes.values())} or None
     is_code = name.rpartition(".")[2] in _USER_CODE_SETTINGS
     return fingerprint_user_code(value) if is_code else fingerprint(value)
 

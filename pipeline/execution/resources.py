@@ -13,6 +13,7 @@ from typing import Any
 from judges.base import Prompt
 from pipeline.config import Alignment, Config
 from pipeline.config.hardware import EngineHardware, Replicas, Server
+from pipeline.config.judging import JudgeSettings
 from pipeline.config.servers import ComparedModel, ServedModel
 from pipeline.execution.progress import StageProgress
 from pipeline.inference.base import Engine
@@ -86,16 +87,30 @@ def _policy_engine(config: Config | Alignment, policy: Mapping[str, Any], seed: 
     )
 
 
-def _judge_engine(config: Config | Alignment, section: str, seed: int) -> EnginePool:
-    """A pool of engines that run a judge. Both judges use `hardware.judge`, as they never run at the same time."""
+def _judge_engine(config: Config | Alignment, section: str, seed: int) -> EnginePool | dict[str, EnginePool]:
+    """A pool of engines that run a judge; for a jury a pool for each member, by its name.
+
+    Both judges use `hardware.judge`, as they never run at the same time.
+    """
     assert isinstance(config, Config), "only rounds have a judge"
-    judge, hardware = getattr(config, section), config.hardware.judge
+    judge: JudgeSettings = getattr(config, section)
+    if judge.kind == "jury":
+        return {
+            name: _single_judge_engine(config, member, f"{section}.members.{name}", seed)
+            for name, member in judge.members.items()
+        }
+    return _single_judge_engine(config, judge, section, seed)
+
+
+def _single_judge_engine(config: Config, judge: JudgeSettings, section: str, seed: int) -> EnginePool:
+    hardware = config.judge_hardware(section)
     made = make_judge(judge, config.seed, section)
-    if getattr(made, "engine", "text") == "likelihood":
-        assert judge.model is not None, "settings refuse a likelihood judge without a model"
-        return _likelihood_pool(locate(judge.model), judge.dtype, hardware)
+    engine = getattr(made, "engine", "text")
+    if engine in ("likelihood", "reward"):
+        assert judge.model is not None, f"settings refuse a {engine} judge without a model"
+        return _scoring_pool(engine, judge, hardware)
     if judge.model is None:
-        if getattr(made, "engine", "text") == "none":
+        if engine == "none":
             return EnginePool(_make_no_engine, hardware)
         reply = reply_method(made)
         assert reply is not None, "make_judge refuses a judge that has neither a model nor replies of its own"
@@ -106,9 +121,13 @@ def _judge_engine(config: Config | Alignment, section: str, seed: int) -> Engine
     return EnginePool(partial(_make_vllm_engine, model, judge.dtype, judge.max_model_len, seed, hardware), hardware)
 
 
-def _likelihood_pool(model: str, dtype: str, hardware: EngineHardware) -> EnginePool:
-    """A pool of causal LMs that give log-probabilities."""
-    make = partial(_make_likelihood_engine, model, dtype, bool(hardware.gpus_per_replica))
+def _scoring_pool(engine: str, judge: JudgeSettings, hardware: EngineHardware) -> EnginePool:
+    """A pool of models that score texts: causal LMs that give log-probabilities, or reward models."""
+    model, on_gpu = locate(str(judge.model)), bool(hardware.gpus_per_replica)
+    if engine == "likelihood":
+        make = partial(_make_likelihood_engine, model, judge.dtype, on_gpu)
+    else:
+        make = partial(_make_reward_engine, model, judge.dtype, judge.max_model_len, on_gpu)
     # One batch at a time: it fills the model's threads or its GPU.
     return EnginePool(make, hardware, at_once=1)
 
@@ -158,6 +177,12 @@ def _make_likelihood_engine(model: str, dtype: str, on_gpu: bool) -> Engine:
     from pipeline.judging.engines.likelihood import LikelihoodEngine
 
     return LikelihoodEngine(fetch(model), dtype, on_gpu)
+
+
+def _make_reward_engine(model: str, dtype: str, max_model_len: int | None, on_gpu: bool) -> Engine:
+    from pipeline.judging.engines.reward import RewardEngine
+
+    return RewardEngine(fetch(model), dtype, max_model_len, on_gpu)
 
 
 def _make_no_engine() -> Engine:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.config.judging import Pairs
-from pipeline.judging.preference import Score, decided_by_score, judged_value, score_items
+from pipeline.judging.preference import Score, decided_by_score, judged_value, score_items, vote_lead
 
 Pair = tuple[int, int]
 Selection = Callable[[Sequence[Pair], Sequence[Score], int, random.Random], list[Pair]]
@@ -40,15 +40,17 @@ def best_worst(pairs: Sequence[Pair], scores: Sequence[Score], max_pairs: int, r
 def widest_margin(pairs: Sequence[Pair], scores: Sequence[Score], max_pairs: int, rng: random.Random) -> list[Pair]:
     """Up to `max_pairs` pairs, those with the largest difference in right answers first.
 
-    For a judge that gives scores it is the difference in value. Pairs with the same difference are ordered by the
-    difference of the soft scores, if there are any, and then by how many words shorter the chosen summary is. A pair
-    whose chosen summary does not have more right answers was decided by length. Such pairs come after all pairs that
-    accuracy decided.
+    For a judge that gives scores it is the difference in value, and for a jury the lead in its votes. Pairs with the
+    same difference are ordered by the difference of the soft scores, if there are any, and then by how many words
+    shorter the chosen summary is. A pair whose chosen summary does not have more right answers was decided by length.
+    Such pairs come after all pairs that accuracy decided.
     """
 
     def margin(pair: Pair) -> tuple[float, ...]:
         chosen, rejected = scores[pair[0]], scores[pair[1]]
-        better, words = judged_value(chosen) - judged_value(rejected), rejected["words"] - chosen["words"]
+        is_voted = chosen.get("weights") is not None
+        better = vote_lead(chosen, rejected) if is_voted else judged_value(chosen) - judged_value(rejected)
+        words = rejected["words"] - chosen["words"]
         return (better, soft_margin(chosen, rejected) or 0.0, words) if better > 0 else (0, 0.0, words)
 
     return _widest(pairs, max_pairs, rng, margin)

@@ -1,17 +1,18 @@
 """Decides which of two scored summaries is better, by rules that have names. Training and evaluation both use them.
 
 Every rule is called as `rule(a, b, settings)`. `a` and `b` are rows of the column `scores` (`correct`, `words`,
-`answers`, `unread`, `invalid_chars`, `answer_logps`, `soft`, `value`, `items`, `faults`) with the texts `text` and
-`article` and with `finish_reason` (`scores_to_compare`). `settings` is the section `pairs`. A rule is a pure function.
-It returns 1 if `a` is better, -1 if `b` is better and 0 for a tie.
+`answers`, `unread`, `invalid_chars`, `answer_logps`, `soft`, `value`, `items`, `weights`, `faults`) with the texts
+`text` and `article` and with `finish_reason` (`scores_to_compare`). `settings` is the section `pairs`. A rule is a pure
+function. It returns 1 if `a` is better, -1 if `b` is better and 0 for a tie.
 
 The callers decide which summaries can be compared: they leave out or correct for summaries that were cut off, unread
 answers, and faults beyond the limits of `pairs`. Which pairs are trained on is in `pair_selection.py`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice, product
-from typing import Any
+from typing import Any, Literal
 
 from judges.base import LETTERS
 from pipeline.config import UserError
@@ -21,6 +22,8 @@ from pipeline.judging.user_code.loading import load_user_code
 
 Score = Mapping[str, Any]  # a row of the column `scores`, with the texts where a rule is called
 Rule = Callable[[Score, Score, Pairs], int]
+
+_ROUNDING = 1e-6  # of all weights: tables hold weights in float32
 
 # The article of the examples on which a user's rule is tried.
 _EXAMPLE_ARTICLE = (
@@ -106,6 +109,25 @@ def higher_score(a: Score, b: Score, settings: Pairs) -> int:
     return _sign(difference) if abs(difference) > settings.min_margin else 0
 
 
+def majority_vote(a: Score, b: Score, settings: Pairs) -> int:
+    """The members of a jury vote, each for the summary with the higher value of its own. Each vote has its weight.
+
+    A member that finds both equal, or could not read one of them, abstains. The winner's lead, as a share of the
+    weights that vote, must be larger than `min_margin`. Members' values are never added up, so their scales need not be
+    alike. Votes can go in a circle (Condorcet, 1785): then they decide nothing (`stages/pairs.py`).
+    """
+    lead = vote_lead(a, b)
+    return _sign(lead) if abs(lead) > max(settings.min_margin, _ROUNDING) else 0
+
+
+def vote_lead(a: Score, b: Score) -> float:
+    """The lead of `a` over `b` in the votes of a jury, from -1 to 1, as a share of the weights that vote."""
+    members = zip(a["items"], b["items"], a["weights"], strict=True)
+    votes = [(_sign(x - y), weight) for x, y, weight in members if x is not None and y is not None and x != y]
+    total = math.fsum(weight for _, weight in votes)
+    return math.fsum(vote * weight for vote, weight in votes) / total if total else 0.0
+
+
 def judged_value(score: Score) -> float:
     """What the judge thinks of a summary. Tables of older versions have right answers only."""
     value = score.get("value")
@@ -134,6 +156,8 @@ def decided_by_score(chosen: Score, rejected: Score, settings: Pairs) -> bool:
     Two summaries that both reach `threshold` are compared by length, if the preference does so. In any other pair the
     score decided if the chosen summary has the higher value.
     """
+    if chosen.get("weights") is not None:
+        return vote_lead(chosen, rejected) > 0
     if settings.preference in _LENGTH_RULES and min(chosen["correct"], rejected["correct"]) >= settings.threshold:
         return False
     return judged_value(chosen) > judged_value(rejected)
@@ -145,18 +169,49 @@ def _sign(number: float) -> int:
 
 RULES: dict[str, Rule] = {
     rule.__name__: rule
-    for rule in (accuracy_then_length, accuracy_only, length_matched, accuracy_then_any_length, higher_score)
+    for rule in (
+        accuracy_then_length,
+        accuracy_only,
+        length_matched,
+        accuracy_then_any_length,
+        higher_score,
+        majority_vote,
+    )
 }
 _LENGTH_RULES = (accuracy_then_length.__name__, accuracy_then_any_length.__name__)
+# What the scores of a kind of judge hold: right answers, a value, or the values of a jury's members.
+ScoreKind = Literal["answers", "value", "votes"]
 
 
-def evaluation_rules(settings: Pairs) -> dict[str, Rule]:
+def evaluation_rules(settings: Pairs, kind: ScoreKind = "answers") -> dict[str, Rule]:
     """The rules by which an evaluation counts wins. *strict* is the rule that training uses.
 
     There is no *reference* rule beside `higher_score`: it counts right answers, and a judge that gives scores has none.
+
+    Args:
+        settings: the section `pairs`.
+        kind: what the judge's scores hold.
     """
     strict = load_preference(settings)
-    return {"strict": strict} if strict is higher_score else {"strict": strict, "reference": accuracy_then_any_length}
+    if kind != "answers" or strict is higher_score:
+        return {"strict": strict}
+    return {"strict": strict, "reference": accuracy_then_any_length}
+
+
+def second_judge_rules(settings: Pairs, first: ScoreKind, second: ScoreKind) -> dict[str, Rule]:
+    """The rules of an evaluation, as they are applied to the scores of a second judge, maybe of another kind.
+
+    A named rule that needs what the second judge's scores do not hold would tie everything. The nearest rule takes its
+    place: the higher value, or the vote of the jury. A function of the user's is called as it is.
+
+    Args:
+        settings: the section `pairs`.
+        first, second: what the scores of the first and of the second judge hold.
+    """
+    rules = evaluation_rules(settings, first)
+    if second != first and settings.preference in RULES:
+        rules["strict"] = majority_vote if second == "votes" else higher_score
+    return rules if second == "answers" else {"strict": rules["strict"]}
 
 
 def load_preference(settings: Pairs) -> Rule:
@@ -171,12 +226,13 @@ def load_preference(settings: Pairs) -> Rule:
     return load_user_code("pairs.preference", name, "function")
 
 
-def check_preference(settings: Pairs, questions: int, logprobs: bool) -> None:
+def check_preference(settings: Pairs, questions: int, logprobs: bool, weights: Sequence[float] = ()) -> None:
     """Try the user's own rule on a grid of scores, so that its mistakes show before a run and not during it.
 
     Args:
         questions: the largest possible number of right answers.
         logprobs: whether scores have `soft` and `answer_logps`; otherwise both are None.
+        weights: of the members of a jury.
 
     Raises:
         UserError: as `load_preference`. Or the rule fails, returns something else than 1, 0 or -1, depends on the order
@@ -186,7 +242,7 @@ def check_preference(settings: Pairs, questions: int, logprobs: bool) -> None:
         return
     rule, name = load_preference(settings), settings.preference
     scores = [
-        _example_score(correct, words, questions, logprobs)
+        _example_score(correct, words, questions, logprobs, weights)
         for correct in range(questions + 1)
         for words in (0, 5, 8, 20, 60)
     ]
@@ -233,12 +289,15 @@ def _find_cycle(verdicts: Mapping[tuple[int, int], int], count: int) -> Sequence
     return list(beats)
 
 
-def _example_score(correct: int, words: int, questions: int, logprobs: bool) -> dict[str, Any]:
+def _example_score(
+    correct: int, words: int, questions: int, logprobs: bool, weights: Sequence[float]
+) -> dict[str, Any]:
     """A score as `scores_to_compare` gives it, with every field, by a judge that is sure of its answers.
 
     The text has as many words as the score says.
     """
     text = " ".join(islice(cycle(_EXAMPLE_ARTICLE.split()), words))
+    votes = {"value": correct / questions, "items": [correct / questions for _ in weights], "weights": list(weights)}
     return {
         "text": text,
         "article": _EXAMPLE_ARTICLE,
@@ -253,7 +312,8 @@ def _example_score(correct: int, words: int, questions: int, logprobs: bool) -> 
         "soft": float(correct) if logprobs else None,
         "value": float(correct),
         "items": [1.0] * correct + [0.0] * (questions - correct),
-    }
+        "weights": None,
+    } | (votes if weights else {})
 
 
 def _describe(*scores: Score) -> str:

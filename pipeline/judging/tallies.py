@@ -49,6 +49,22 @@ SAME_AGAIN = "same again"  # of these, the answers that chose the same option bo
 PAIRS_AGAIN = "pairs judged again"  # pairs of summaries that a scoring judge decided in both orders
 SAME_PAIRS_AGAIN = "same winner again"  # of these, the pairs with the same winner both times
 UNSURE_TWICE = "unsure twice"  # answers that were "unsure" both times
+UNREAD_PREFIX = "unread: "  # + why a scoring judge gave no value
+
+# Places of two summaries in a prompt, by a judge that compares them (`judges/pairwise.py` has the same strings):
+PLACES_READ = "verdicts read"  # replies that name a winner
+FIRST_WON = "first shown won"  # of these, the replies that prefer the summary in the first place
+SHOWN_TWICE = "pairs shown in both orders"  # pairs with a winner in both orders
+WINNER_CHANGED = "winner changed with the order"  # of these, the pairs with another winner
+
+# Length (`scoring/length_bias.py`), among the distinct summaries of each article:
+LENGTHS_DECIDED = "pairs of unequal length decided"  # pairs with unequal values and unequal numbers of words
+LONGER_WON = "longer won"  # of these, the pairs whose longer summary has the higher value
+LENGTH_CORRELATIONS = "correlations with words"  # articles with a rank correlation of value and words
+LENGTH_CORRELATION_SUM = "millionths of correlation with words"  # the sum of the correlations in millionths
+
+# Juries (`scoring/jury.py`):
+MEMBER_PREFIX = "member "  # + the member's name, a colon and a space, + the name of the member's own count
 
 # Pairs (`stages/pairs.py`, `stages/external_pairs.py`):
 PAIRS = "pairs"  # pairs to train on
@@ -56,6 +72,7 @@ PAIRS_FOUND = "pairs found"  # pairs without a tie, before the selection
 TO_PAIR = "summaries to pair"  # all summaries of the articles
 UNUSABLE_PREFIX = "unusable: "  # + why a summary could not be in any pair; each summary counts once
 REJECTED_ONLY_PREFIX = "only rejected: "  # + the fault because of which a summary could only be rejected
+CIRCULAR_PAIRS = "pairs in a circle"  # pairs that are left out, because verdicts go in a circle through them
 PAIRS_AGAINST_BASE = "pairs against the base"  # pairs whose rejected summary is the base policy's
 REPLAYED_PAIRS = "replayed pairs"  # pairs from earlier rounds
 REPLAYED_ARTICLES = "replayed articles"  # articles with such pairs

@@ -11,6 +11,13 @@ from pipeline.storage.ledger import Artifact
 
 # The section of the configuration that describes a judge, and the resource that runs it.
 JUDGE_ENGINES = {"judge": "judge_engine", "second_judge": "second_judge_engine"}
+# The settings of a judge that name a file or a model whose contents its judgements depend on.
+JUDGE_CONTENTS = ("model", "kind", "function")
+
+
+def judge_contents(section: str) -> tuple[str, ...]:
+    """The settings for `Stage.contents` of a stage that uses a judge. The members of a jury have them too."""
+    return (*(f"{section}.{name}" for name in JUDGE_CONTENTS), f"{section}.members")
 
 
 @dataclass(frozen=True)

@@ -94,14 +94,34 @@ def pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
         return _skip("no usable summary without a fault", usable)
     verdicts = {(a, b): rule(scores[a], scores[b], settings) for a, b in combinations(usable.clean, 2)}
     decided = [(a, b) if verdict > 0 else (b, a) for (a, b), verdict in verdicts.items() if verdict]
+    in_order = leave_out_circles(decided)
     against_faulty = _against_faulty(usable.clean, usable.faulty, rule, scores, settings)
     if not decided and not against_faulty:
         return _skip("all ties", usable)
     # The noise of the score says nothing about a fault.
-    clear = beyond_noise(decided, scores, row.get("questions") or (), settings) + against_faulty
+    clear = beyond_noise(in_order, scores, row.get("questions") or (), settings) + against_faulty
     if not clear:
-        return _skip(_why_unclear(decided, row, scores), usable)
-    return _select_pairs(clear, settings, seed, row, usable)
+        return _skip(_why_unclear(in_order, row, scores) if in_order else "verdicts in a circle", usable)
+    selected = _select_pairs(clear, settings, seed, row, usable)
+    if len(in_order) < len(decided):
+        selected["tally"][tallies.CIRCULAR_PAIRS] = len(decided) - len(in_order)
+    return selected
+
+
+def leave_out_circles(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The pairs (chosen, rejected) whose rejected summary does not beat the chosen one by way of others.
+
+    The votes of a jury can go in a circle. Training on such pairs would teach that a summary is better and that it is
+    worse.
+    """
+    beaten: dict[int, set[int]] = {}
+    for chosen, rejected in pairs:
+        beaten.setdefault(chosen, set()).add(rejected)
+    for middle in list(beaten):  # Warshall (1962)
+        for losers in beaten.values():
+            if middle in losers:
+                losers |= beaten[middle]
+    return [(chosen, rejected) for chosen, rejected in pairs if chosen not in beaten.get(rejected, ())]
 
 
 def pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:

@@ -4,6 +4,7 @@
 `second_questions` always runs once. How questions are asked and checked is in `judging/question_generation.py`.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 from ray.data import Dataset
@@ -11,10 +12,10 @@ from ray.data import Dataset
 from judges.base import Judge, Skip
 from pipeline.config.judging import JudgeSettings, Questions
 from pipeline.inference.base import Engine
-from pipeline.inference.pool import EnginePool
 from pipeline.judging.factory import asks_questions, make_judge
 from pipeline.judging.question_generation import generate_questions
-from pipeline.stages.base import stage
+from pipeline.judging.scoring.jury import JudgePool, ask_by_jury, ask_by_second_jury
+from pipeline.stages.base import judge_contents, stage
 from pipeline.storage.schema import Outcome, Row, map_rows
 
 
@@ -23,16 +24,18 @@ from pipeline.storage.schema import Outcome, Row, map_rows
     version=3,
     inputs=("rows",),
     settings=("judge", "questions", "seed"),
-    contents=("judge.model", "judge.kind"),
+    contents=judge_contents("judge"),
     uses=("judge_engine",),
     writes=("questions", "dropped"),
     limits=("questions.max_skipped",),
     workload="questions",
 )
 def ask_questions(
-    rows: Dataset, *, judge: JudgeSettings, questions: Questions, seed: int, judge_engine: EnginePool
+    rows: Dataset, *, judge: JudgeSettings, questions: Questions, seed: int, judge_engine: JudgePool
 ) -> Dataset:
     """Add the usable `questions` to each article, and the reason for each question that was `dropped`."""
+    if isinstance(judge_engine, Mapping):
+        return ask_by_jury(rows, judge, questions, seed, judge_engine)
     asking = make_judge(questions.drafting(judge), seed)
     if not asks_questions(asking):
         return map_rows(rows, _without_questions, ask_questions.writes)
@@ -50,16 +53,18 @@ def _without_questions(row: Row) -> Outcome:
     version=2,
     inputs=("rows",),
     settings=("second_judge", "questions", "seed"),
-    contents=("second_judge.model", "second_judge.kind"),
+    contents=judge_contents("second_judge"),
     uses=("second_judge_engine",),
     writes=("second_questions",),
     split="eval",
     workload="questions",
 )
 def ask_second_questions(
-    rows: Dataset, *, second_judge: JudgeSettings, questions: Questions, seed: int, second_judge_engine: EnginePool
+    rows: Dataset, *, second_judge: JudgeSettings, questions: Questions, seed: int, second_judge_engine: JudgePool
 ) -> Dataset:
     """Add `second_questions` to each held-out article. An article with too few usable questions gets none and stays."""
+    if isinstance(second_judge_engine, Mapping):
+        return ask_by_second_jury(rows, second_judge, questions, seed, second_judge_engine)
     questions = questions.for_judge(second_judge)
     asking = make_judge(questions.drafting(second_judge), seed)
     if not asks_questions(asking):

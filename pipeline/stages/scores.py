@@ -4,6 +4,7 @@ An unread answer is not a wrong answer: it is counted separately, and too many o
 has its own questions and its own habits. So it can tell whether the policy only learned to please the first judge.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 from ray.data import Dataset
@@ -11,10 +12,11 @@ from ray.data import Dataset
 from judges.base import Skip
 from pipeline.config.judging import JudgeSettings
 from pipeline.inference.base import Engine
-from pipeline.inference.pool import EnginePool, EngineStep
+from pipeline.inference.pool import EngineStep
 from pipeline.judging.factory import make_judge
+from pipeline.judging.scoring.jury import JudgePool, score_by_jury
 from pipeline.judging.scoring.step import scoring_step
-from pipeline.stages.base import stage
+from pipeline.stages.base import judge_contents, stage
 from pipeline.storage.schema import Outcome, Row
 
 
@@ -23,14 +25,16 @@ from pipeline.storage.schema import Outcome, Row
     version=3,
     inputs=("rows",),
     settings=("judge", "seed"),
-    contents=("judge.model", "judge.kind"),
+    contents=judge_contents("judge"),
     uses=("judge_engine",),
     writes=("scores",),
     limits=("scores.max_unread",),
     workload="judging",
 )
-def score_samples(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: EnginePool) -> Dataset:
-    """Add `scores`, aligned with `summaries`."""
+def score_samples(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: JudgePool) -> Dataset:
+    """Add `scores`, aligned with `summaries`. A judge that compares summaries compares those of the row."""
+    if isinstance(judge_engine, Mapping):
+        return score_by_jury(rows, judge, seed, judge_engine)
     return judge_engine.map(rows, scoring_step(make_judge(judge, seed)), score_samples.writes)
 
 
@@ -39,22 +43,26 @@ def score_samples(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engin
     version=6,
     inputs=("rows",),
     settings=("evaluation.ask_again", "judge", "seed"),
-    contents=("judge.model", "judge.kind"),
+    contents=judge_contents("judge"),
     uses=("judge_engine",),
     writes=("scores",),
     limits=("scores.max_unread",),
     workload="judging",
 )
 def score_heldout(
-    rows: Dataset, *, ask_again: float, judge: JudgeSettings, seed: int, judge_engine: EnginePool
+    rows: Dataset, *, ask_again: float, judge: JudgeSettings, seed: int, judge_engine: JudgePool
 ) -> Dataset:
     """Add `scores`, aligned with `summaries`, to summaries of held-out articles.
+
+    A judge that compares summaries compares each with the base policy's, so that values of all tables can be compared.
 
     Args:
         ask_again: the share of rows whose first summary is judged twice, the second time with the options in another
             order. The judge card shows how often the two agree.
     """
-    step = scoring_step(make_judge(judge, seed), ask_again)
+    if isinstance(judge_engine, Mapping):
+        return score_by_jury(rows, judge, seed, judge_engine, ask_again, anchored=True)
+    step = scoring_step(make_judge(judge, seed), ask_again, anchored=True)
     return judge_engine.map(rows, step, score_heldout.writes)
 
 
@@ -63,14 +71,16 @@ def score_heldout(
     version=6,
     inputs=("rows",),
     settings=("judge", "seed"),
-    contents=("judge.model", "judge.kind"),
+    contents=judge_contents("judge"),
     uses=("judge_engine",),
     writes=("scores",),
     workload="judging",
 )
-def score_leads(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: EnginePool) -> Dataset:
-    """Score the articles' extracts, the first of each article twice. This tries a judge without any policy."""
-    return score_heldout(rows, ask_again=1.0, judge=judge, seed=seed, judge_engine=judge_engine)
+def score_leads(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine: JudgePool) -> Dataset:
+    """Score the articles' extracts, some of them twice. This tries a judge without any policy."""
+    if isinstance(judge_engine, Mapping):
+        return score_by_jury(rows, judge, seed, judge_engine, again=1.0)
+    return judge_engine.map(rows, scoring_step(make_judge(judge, seed), again=1.0), score_leads.writes)
 
 
 @stage(
@@ -78,15 +88,17 @@ def score_leads(rows: Dataset, *, judge: JudgeSettings, seed: int, judge_engine:
     version=2,
     inputs=("rows",),
     settings=("second_judge", "seed"),
-    contents=("second_judge.model", "second_judge.kind"),
+    contents=judge_contents("second_judge"),
     uses=("second_judge_engine",),
     writes=("second_scores",),
     limits=("scores.max_unread",),
     workload="judging",
 )
-def score_second(rows: Dataset, *, second_judge: JudgeSettings, seed: int, second_judge_engine: EnginePool) -> Dataset:
+def score_second(rows: Dataset, *, second_judge: JudgeSettings, seed: int, second_judge_engine: JudgePool) -> Dataset:
     """Add `second_scores`, aligned with `summaries`. Without `second_questions` a score has no answers."""
-    step = partial(_score_by_second_judge, scoring_step(make_judge(second_judge, seed)))
+    if isinstance(second_judge_engine, Mapping):
+        return score_by_jury(rows, second_judge, seed, second_judge_engine, anchored=True, prefix="second_")
+    step = partial(_score_by_second_judge, scoring_step(make_judge(second_judge, seed), anchored=True))
     return second_judge_engine.map(rows, step, score_second.writes)
 
 

@@ -42,7 +42,6 @@ _exam = partial(
     version=2,
     inputs=("rows", "policy.build"),
     uses=("policy_engine",),
-    writes=SAMPLED,
     split="eval",
     limits=("evaluation.max_skipped",),
     workload="sampling",
@@ -80,7 +79,7 @@ def _move_to_base_columns(row: Row) -> Row:
     return {"base_writer": row["writer"], "base_summaries": row["summaries"], "base_scores": row["scores"]}
 
 
-@_exam(settings=("evaluation.max_tokens", "policy", "seed"))
+@_exam(settings=("evaluation.max_tokens", "policy", "seed"), writes=SAMPLED)
 def summarize_heldout(
     rows: Dataset, writer: str, *, max_tokens: int, policy: PolicySettings, seed: int, policy_engine: EnginePool
 ) -> Dataset:
@@ -94,7 +93,16 @@ def summarize_heldout(
     return policy_engine.map(rows, partial(sample_rows, prompt, writer), SAMPLED)
 
 
-@_exam(settings=("evaluation.max_tokens", "policy", "baselines", "seed"))
+@_exam(settings=("evaluation.max_tokens", "policy", "seed"), writes=(*_BASE_COLUMNS, *SAMPLED))
+def summarize_beside_base(rows: Dataset, writer: str, **kwargs: Any) -> Dataset:
+    """`summarize_heldout` of articles with the base's evaluation, which is kept as `base_…` columns.
+
+    A judge that compares summaries compares with the base's.
+    """
+    return summarize_heldout(map_rows(rows, _move_to_base_columns, _BASE_COLUMNS), writer, **kwargs)
+
+
+@_exam(settings=("evaluation.max_tokens", "policy", "baselines", "seed"), writes=SAMPLED)
 def summarize_heldout_with_baselines(
     rows: Dataset,
     writer: str,

@@ -61,6 +61,7 @@ _SCORE = pa.struct(
         # The parts of the value, in one order for all summaries of an article; null: unread. 1 and 0 for answers.
         "items": pa.list_(pa.float32()),
         "faults": _FAULTS,  # null: written by an older version, which did not measure them
+        "weights": pa.list_(pa.float32()),  # of the items, which are the values of a jury's members; else null
     }
 )
 _COUNT = pa.struct({"what": pa.string(), "count": pa.int64()})

@@ -6,7 +6,10 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pipeline.config.loader import parse_config
+from pipeline.judging.factory import make_judge
 from tests.helpers.cli import environment
 from tests.helpers.paths import ROOT
 from tests.repo.documentation import apply_diffs, code_blocks, commands, copy_sources, write_files
@@ -61,6 +64,25 @@ def test_a_judge_of_ones_own_has_a_card(folder: Path) -> None:
     card = section_command("Add a judge", ".venv/bin/rondo judge-card ")
     output = run_rondo("judge-card", *card, cwd=folder)
     assert "judge_card.json" in output and (folder / "runs" / "card" / "judge_card.json").is_file()
+
+
+def test_a_judge_that_gives_scores_has_a_card(folder: Path) -> None:
+    assert write_files(code_blocks(PAGE, "Add a judge that gives scores"), folder)
+    card = section_command("Add a judge that gives scores", ".venv/bin/rondo judge-card ")
+    output = run_rondo("judge-card", *card, cwd=folder)
+    assert "summaries with a score" in output and (folder / "runs" / "score-card" / "judge_card.json").is_file()
+
+
+def test_settings_of_every_kind_of_judge_are_accepted() -> None:
+    page = (ROOT / "docs" / "judge.md").read_text(encoding="utf-8")
+    judges = [
+        yaml.safe_load(block.text)["judge"] for block in code_blocks(page, "Which judge?") if block.language == "yaml"
+    ]
+    for judge in judges:
+        made = parse_config({"run": "r", "articles": {"path": "a"}, "policy": {"model": "p"}, "judge": judge}).judge
+        if made.kind not in ("verifiable", "jury"):  # these need a function of the reader's
+            make_judge(made, 0)
+    assert {judge["kind"] for judge in judges} == {"rubric", "pairwise", "reward", "verifiable", "jury"}
 
 
 def test_a_preference_of_ones_own(folder: Path) -> None:

@@ -19,6 +19,7 @@ from pipeline.evaluation.comparison import (
 from pipeline.evaluation.fault_figures import FAULTS, clear_rises
 from pipeline.evaluation.reliability import measure_table
 from pipeline.evaluation.round_result import Round
+from pipeline.judging.preference import Rule, ScoreKind
 from pipeline.judging.tallies import PAIRS, PAIRS_AGAINST_BASE, REPLAYED_PAIRS, describe_unusable
 from pipeline.stages.summaries import BASELINES
 from pipeline.storage import tables
@@ -51,7 +52,7 @@ def collect_metrics(rounds_so_far: Sequence[Round], config: Config, ledger: Ledg
     last = rounds_so_far[-1]
     assert last.assessment is not None, "a finished round has an assessment"
     counting = CountingSettings.from_config(config)
-    second_scores = _read_second_scores(rounds_so_far, ledger) if config.second_judge else None
+    second_scores = _read_second_scores(rounds_so_far, counting.second_judge, ledger) if config.second_judge else None
     evaluation = tables.read_table(ledger, rounds_so_far[0].results)
     base = single_summary_rows(evaluation, 0)
     metrics: dict[str, Any] = {
@@ -154,19 +155,28 @@ def _round_progress(current: Round) -> dict[str, Any]:
     }
 
 
-def _win_rates(ours: Sequence[Row], theirs: Sequence[Row], counting: CountingSettings) -> dict[str, Any]:
-    rates = compare_writers(ours, theirs, counting)
+def _win_rates(
+    ours: Sequence[Row],
+    theirs: Sequence[Row],
+    counting: CountingSettings,
+    rules: Mapping[str, Rule] | None = None,
+) -> dict[str, Any]:
+    rates = compare_writers(ours, theirs, counting, rules)
     return {rule: rate and rate.as_dict() for rule, rate in rates.items()}
 
 
-def _read_second_scores(rounds_so_far: Sequence[Round], ledger: Ledger) -> SecondScores:
-    """The second judge's scores of all evaluations. Articles for which it has no questions are left out."""
+def _read_second_scores(rounds_so_far: Sequence[Round], kind: ScoreKind, ledger: Ledger) -> SecondScores:
+    """The second judge's scores of all evaluations. Articles are left out for which a judge with questions has none."""
     # A round without training has the evaluation of the round before.
     evaluations = {
         current.second_results.build: current.second_results for current in rounds_so_far if current.second_results
     }
     rows = [row for table in evaluations.values() for row in tables.read_table(ledger, table)]
-    return {(row["article_id"], row["writer"]): row["second_scores"] for row in rows if row["second_questions"]}
+    return {
+        (row["article_id"], row["writer"]): row["second_scores"]
+        for row in rows
+        if kind != "answers" or row["second_questions"]
+    }
 
 
 def compare_by_second_judge(
@@ -174,20 +184,23 @@ def compare_by_second_judge(
 ) -> dict[str, Any]:
     """For each rule the win rate by the second judge (`rate`), and how often both judges agree (`agreement`).
 
+    A rule that does not fit the second judge's kind of scores is left out, or replaced by the nearest one
+    (`preference.second_judge_rules`).
+
     Args:
         ours, theirs: rows of `comparison.single_summary_rows`, with the first judge's scores.
     """
     our_rescored, their_rescored = _rescore(ours, second_scores), _rescore(theirs, second_scores)
-    rates = _win_rates(our_rescored, their_rescored, counting)
+    rates = _win_rates(our_rescored, their_rescored, counting, counting.second_rules)
     return {
         name: {
             "rate": rates[name],
             "agreement": judge_agreement(
-                verdicts_by_article(ours, theirs, counting.pairs, rule),
+                verdicts_by_article(ours, theirs, counting.pairs, counting.rules[name]),
                 verdicts_by_article(our_rescored, their_rescored, counting.pairs, rule),
             ),
         }
-        for name, rule in counting.rules.items()
+        for name, rule in counting.second_rules.items()
     }
 
 
@@ -212,7 +225,9 @@ def _measure_judge(rounds_so_far: Sequence[Round], config: Config, ledger: Ledge
     all_records = [*scoring_records, *evaluations.values()]
     first = ledger.find(f"{round_folder(1)}/scores") if rounds_so_far[1:] else None
     reliability = measure_table(first, config, ledger) if first else None
-    return judge_card.measure_card(questions.record, scoring_records, all_records, config.judge.options, reliability)
+    records = questions.record, scoring_records, all_records
+    card = judge_card.measure_card(*records, config.judge.options, reliability)
+    return card | judge_card.measure_members(*records, config.judge)
 
 
 def _notes(rounds_so_far: Sequence[Round], metrics: dict[str, Any], config: Config) -> list[str]:

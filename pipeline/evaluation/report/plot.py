@@ -1,4 +1,7 @@
-"""Draws the report's plot: the win rate by round with its interval, and accuracy over compression."""
+"""Draws the report's plot: the win rate by round with its interval, and accuracy over compression.
+
+For a judge that gives scores, the mean score takes the place of accuracy.
+"""
 
 import io
 from typing import TYPE_CHECKING, Any
@@ -26,7 +29,8 @@ def draw_plot(metrics: dict[str, Any], writers: list[tuple[str, dict[str, Any]]]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     _draw_win_rates(left, metrics)
     _draw_accuracy(right, metrics["threshold"], writers)
-    for axis in (left.yaxis, right.xaxis, right.yaxis):
+    counts_answers = any("accuracy" in figures for _, figures in writers)
+    for axis in (left.yaxis, right.xaxis, *([right.yaxis] if counts_answers else [])):
         axis.set_major_formatter(PercentFormatter(1))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -39,7 +43,7 @@ def draw_plot(metrics: dict[str, Any], writers: list[tuple[str, dict[str, Any]]]
 def _draw_win_rates(axes: "Axes", metrics: dict[str, Any]) -> None:
     """Win rate against the base by round, for each rule."""
     for rule, colour, offset in _RULES:
-        points = [(entry["round"], entry["vs_base"][rule]) for entry in metrics["rounds"] if entry["vs_base"][rule]]
+        points = [(entry["round"], entry["vs_base"][rule]) for entry in metrics["rounds"] if entry["vs_base"].get(rule)]
         if points:
             x = [number + offset for number, _ in points]
             y = [rate["win_rate"] for _, rate in points]
@@ -58,15 +62,18 @@ def _draw_win_rates(axes: "Axes", metrics: dict[str, Any]) -> None:
 
 
 def _draw_accuracy(axes: "Axes", threshold: int, writers: list[tuple[str, dict[str, Any]]]) -> None:
-    """Accuracy over compression, one point for each writer."""
+    """Accuracy, or the mean score, over compression: one point for each writer."""
+    counts_answers = any("accuracy" in figures for _, figures in writers)
+    key = "accuracy" if counts_answers else "value_mean"
     for name, figures in writers:
-        if "accuracy" in figures:
-            point = figures["compression_median"], figures["accuracy"]
+        if key in figures:
+            point = figures["compression_median"], figures[key]
             axes.scatter(*point, color=_GREEN if name.startswith("round") else _GREY)
             axes.annotate(name, point, xytext=(6, 4), textcoords="offset points")
     axes.set(
-        title=f"Accuracy (≥ {threshold} right) over length",
+        title=f"Accuracy (≥ {threshold} right) over length" if counts_answers else "Mean score over length",
         xlabel="compression, median",
-        ylim=(-0.05, 1.05),
     )
+    if counts_answers:
+        axes.set_ylim(-0.05, 1.05)
     axes.margins(x=0.2)

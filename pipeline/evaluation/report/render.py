@@ -12,6 +12,7 @@ from judges.text.words import WORD_UNIT
 from pipeline.config import Config
 from pipeline.config.messages import escape_markdown, printable
 from pipeline.evaluation import judge_card
+from pipeline.evaluation.comparison import CountingSettings
 from pipeline.evaluation.report.metrics import format_rate
 from pipeline.evaluation.report.plot import draw_plot
 from pipeline.storage.ledger import Ledger
@@ -22,6 +23,7 @@ _METRICS = (
     ("accuracy_above", "accuracy ≥{above}", "{:.1%}"),
     ("correct_mean", "right answers, mean", "{:.2f}"),
     ("questions_mean", "questions, mean", "{:.2f}"),
+    ("value_mean", "judge's score, mean", "{:.3g}"),
     ("words_median", "words, median", "{:.0f}"),
     ("compression_median", "compression, median", "{:.1%}"),
     ("compression_mean", "compression, mean", "{:.1%}"),
@@ -36,6 +38,8 @@ _METRICS = (
     ("other_language", "another language", "{:.1%}"),
 )
 _SHOWN_IF_FOUND = ("repeated", "off_topic_end", "other_language")  # these lines are left out where all are 0
+
+_OF_ANSWERS = {"accuracy", "accuracy_above", "correct_mean", "questions_mean"}
 
 TableLines = list[list[str]]  # a heading, then lines
 
@@ -63,8 +67,10 @@ def _summary_table(metrics: dict[str, Any]) -> TableLines:
         ["articles", *(str(figures["n"]) for figures in columns)],
         ["  with an unread answer", *(str(figures["unread"]) for figures in columns)],
     ]
+    # A judge counts right answers, or it gives scores. A table without any article has no figures at all.
+    other_kind = {"value_mean"} if not any("value_mean" in figures for figures in columns) else _OF_ANSWERS
     for key, name, form in _METRICS:
-        if key in _SHOWN_IF_FOUND and all(figures.get(key) == 0 for figures in columns):
+        if key in other_kind or (key in _SHOWN_IF_FOUND and all(figures.get(key) == 0 for figures in columns)):
             continue
         label = name.format(threshold=metrics["threshold"], above=metrics["threshold"] + 1)
         lines.append([label, *(form.format(figures[key]) if key in figures else "–" for figures in columns)])
@@ -87,7 +93,8 @@ def _comparison_lines(title: str, figures: dict[str, Any], key: str, second: boo
     lines = []
     for rule, rate in figures.get(key, {}).items():
         lines.append([title, rule, *_rate_cells(rate), *([""] if second else [])])
-        if second and "second" in figures:  # the second judge does not judge models at servers
+        # The second judge does not judge models at servers, and not by a rule that does not fit its scores.
+        if second and rule in figures.get("second", {}).get(key, {}):
             result = figures["second"][key][rule]
             same = result["agreement"]["same"]
             agreement = "–" if same is None else f"{same:.1%}"
@@ -153,9 +160,17 @@ def write_report(metrics: dict[str, Any], examples: list[dict[str, Any]], config
         judge_card=judge_card.card_lines(metrics["judge"]),
         examples=examples,
         rate=format_rate,
+        second_rule=_second_rule(config),
         nats=_format_nats,
     )
     ledger.write("report.md", report)
+
+
+def _second_rule(config: Config) -> str | None:
+    """The name of the strict rule of the second judge, if it is not the first judge's."""
+    counting = CountingSettings.from_config(config)
+    own = counting.second_rules["strict"]
+    return own.__name__ if own is not counting.rules["strict"] else None
 
 
 def _format_nats(value: float, error: float | None) -> str:

@@ -87,6 +87,28 @@ def engine_memory(
     )
 
 
+def scoring_memory(use: str, model: ModelShapes, dtype: str, hardware: EngineHardware) -> MemoryNeed:
+    """The memory of a model that scores texts and samples nothing: a judge of the kind `likelihood` or `reward`.
+
+    Activations of a batch are small beside the weights of any but tiny models, and are not counted.
+    """
+    weights = (model.parameters + model.adapter_parameters) * BYTES[dtype]
+    about = {"CUDA": CUDA_OVERHEAD} if hardware.gpus_per_replica else {}
+    gpus = min(1, hardware.gpus_per_replica)  # such an engine puts its model on one GPU
+    return MemoryNeed(use, model.name, model.parameters, gpus, {"weights": weights}, about, limit=1.0)
+
+
+def scoring_refusal(need: MemoryNeed, dtype: str, memory: float) -> str | None:
+    """Why a model that scores texts cannot be loaded on a GPU with `memory` bytes. None if it can."""
+    if need.fits(memory):
+        return None
+    return (
+        f"{need.use}: {format_parameters(need.parameters)} parameters in {dtype} are "
+        f"{need.sure['weights'] / GIB:.1f} GiB of weights, and a GPU has {memory / GIB:.0f} GiB: use a larger GPU or a "
+        "smaller model"
+    )
+
+
 @dataclass(frozen=True)
 class PackedRow:
     """A packed row of a training step.
@@ -196,7 +218,8 @@ def engine_refusal(
             and model.heads % gpus == 0
             and engine_memory(setting, model, dtype, longest, wider).fits(memory)
         ):
-            return f"{message}: raise hardware.{setting}.gpus_per_replica to {gpus}"
+            engine = "policy" if setting == "policy" else "judge"
+            return f"{message}: raise hardware.{engine}.gpus_per_replica to {gpus}"
     return f"{message}: use larger GPUs, a smaller model, or a smaller {setting}.max_model_len"
 
 

@@ -9,11 +9,14 @@ earlier records.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.config import Config
 from pipeline.execution.planning.prompt_lengths import JudgePromptLengths, PromptLengths
 from pipeline.execution.planning.throughput import STEPS, StageThroughput, Throughput
 from pipeline.inference.base import SUMMARIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
+from pipeline.judging.factory import AnyJudge, asks_questions, make_judge
+from pipeline.judging.scoring.scored import compares, judge_reorders
 from pipeline.judging.tallies import JUDGED, PAIRS
 from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.stages.drift import COMPARED
@@ -127,8 +130,11 @@ class StageCounts:
         # From the whole article and from nothing; and from the whole article for each further check that asks.
         from_article = int(questions.check) + len({"single_key", "important"} & set(questions.more_checks))
         checks = from_article + int(questions.check)
-        if judge.model:
-            estimate.prompts = rows * (1 + checks)
+        for each in judge.single_judges(section).values():
+            if each.model and asks_questions(make_judge(each, self.settings.seed)):
+                own = self.settings.questions.for_judge(each)
+                further = len({"single_key", "important"} & set(own.more_checks))
+                estimate.prompts += rows * (1 + 2 * int(own.check) + further)
         lengths: JudgePromptLengths | None = getattr(self.lengths, section)
         if lengths is None:
             return {}
@@ -174,15 +180,26 @@ class StageCounts:
             distinct = reply.measured.each(JUDGED) if reply.measured else None
             summaries = summaries if distinct is None else min(summaries, rows * distinct)
         tally = {JUDGED: summaries}
-        passages = summaries + (self.settings.evaluation.ask_again * rows if asks_again else 0)
-        if getattr(self.settings, section).model:
-            estimate.prompts += round(passages)
+        share_again = self.settings.evaluation.ask_again if asks_again else 0.0
+        passages = summaries + share_again * rows
+        is_training = section == "judge" and not asks_again
+        for judge in self._judges_with_models(section):
+            if asks_questions(judge):
+                estimate.prompts += round(passages)
+            else:
+                each = _count_prompts(judge, round(summaries / max(1, rows)), anchored=not is_training)
+                estimate.prompts += round(rows * each * (1 + (share_again if judge_reorders(judge) else 0.0)))
         lengths: JudgePromptLengths | None = getattr(self.lengths, section)
         if lengths is None:
             return tally
         prompt = lengths.answers + self._question_tokens(lengths) + self._summary_tokens(lengths, estimate)
         answers = reply.tokens(lengths.answer_limit, JUDGED)
         return tally | {TOKENS_IN: passages * prompt, TOKENS_OUT: passages * answers}
+
+    def _judges_with_models(self, section: str) -> list[AnyJudge]:
+        """The judge, or the members of a jury, that ask a model."""
+        singles = getattr(self.settings, section).single_judges(section)
+        return [make_judge(each, self.settings.seed, name) for name, each in singles.items() if each.model]
 
     def _references(
         self, rows: int, before: dict[str, float], measured: StageThroughput | None, estimate: StageEstimate
@@ -239,6 +256,12 @@ class _ReplyTokens:
             self.estimate.at_most = True
             return most
         return known
+
+
+def _count_prompts(judge: Any, summaries: int, anchored: bool) -> int:
+    """How many prompts a scoring judge makes for an article with so many distinct summaries."""
+    anchor = {"anchor": "0"} if anchored and compares(judge) else {}
+    return len(judge.ask_scores("", [str(number) for number in range(summaries)], **anchor))
 
 
 def _judge_section(stage: Stage) -> str:

@@ -22,7 +22,7 @@ Kind = tuple[str, frozenset[str]]  # the name of a stage, and the settings that 
 STEPS = "steps"  # in a tally: the steps of a training
 
 # The settings of a model that change the throughput of a stage.
-_MODEL_SETTINGS = ("model", "dtype", "kind", "served")
+_MODEL_SETTINGS = ("model", "dtype", "kind", "served", "members")
 
 
 @dataclass
@@ -162,7 +162,8 @@ def _is_same_model(measured: Mapping[str, Any] | None, planned: Any) -> bool:
     if measured is None:
         return True
     settings = planned.model_dump(mode="json") if planned is not None else {}
-    return all(measured.get(name) == settings.get(name) for name in _MODEL_SETTINGS)
+    # An older run lacks settings that came later, and has none of what they name.
+    return all((measured.get(name) or None) == (settings.get(name) or None) for name in _MODEL_SETTINGS)
 
 
 def open_measured_run(folder: str) -> Ledger:

@@ -1,24 +1,29 @@
 """Scores summaries with a judge that asks no questions (`judges.base.ScoringJudge`)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from typing import Any
 
-from judges.base import Judgement, Sample, ScoringJudge, Skip
-from pipeline.inference.base import Engine, Reply, count_tokens
+from judges.base import Judgement, ScoringJudge, Skip
+from pipeline.inference.base import Engine, count_tokens
 from pipeline.judging import tallies
 from pipeline.judging.scoring.text_faults import measure_faults
 from pipeline.judging.text_counts import count_invalid_chars, count_words
 from pipeline.storage.schema import Outcome, Row, is_drawn
 
 
-def score_by_judge(judge: ScoringJudge, engine: Engine, rows: list[Row], again: float = 0.0) -> list[Outcome]:
+def score_by_judge(
+    judge: ScoringJudge, engine: Engine, rows: list[Row], again: float = 0.0, anchored: bool = False
+) -> list[Outcome]:
     """Score every summary of every row. This is the step of the judge's engine pool.
 
     Equal summaries of an article are judged once.
 
     Args:
         again: share of the rows, chosen by a hash of article and writer, that are judged a second time in another
-            order. How often both prefer the same of two summaries is tallied; the scores do not change.
+            order. How often both prefer the same of two summaries is tallied; the scores do not change. Nothing is
+            judged twice if the judge has no other order.
+        anchored: a judge that compares summaries compares each with the base policy's summary of the article, not with
+            each other: the first in `base_summaries`, or the row's own first summary if it has no such column.
 
     Returns:
         for each row `scores`, aligned with its `summaries`, and `tally`; a Skip if it has no summary.
@@ -27,18 +32,25 @@ def score_by_judge(judge: ScoringJudge, engine: Engine, rows: list[Row], again: 
     for number, row in enumerate(rows):
         if texts := list(dict.fromkeys(summary["text"].strip() for summary in row["summaries"])):
             jobs.append((number, texts, 0))
-            if is_drawn(f"{row['article_id']}\n{row.get('writer')}", again):
+            if is_drawn(f"{row['article_id']}\n{row.get('writer')}", again if judge_reorders(judge) else 0.0):
                 jobs.append((number, texts, 1))
-    prompts = [judge.ask_scores(rows[number]["article"], texts, order) for number, texts, order in jobs]
+    anchors: list[dict[str, Any]] = [_anchor(row) if anchored and compares(judge) else {} for row in rows]
+    prompts = [
+        judge.ask_scores(rows[number]["article"], texts, order, **anchors[number]) for number, texts, order in jobs
+    ]
     # One call for all of them: the more prompts an engine has at once, the fuller its batches.
     replies = iter(engine.generate([prompt for of_job in prompts for prompt in of_job]))
     judged: dict[tuple[int, int], dict[str, Judgement]] = {}
     tallies_of_rows: dict[int, Counter[str]] = {}
     for (number, texts, order), of_job in zip(jobs, prompts, strict=True):
-        own = [next(replies) for _ in of_job]
-        judgements = judge.read_scores(rows[number]["article"], texts, [_samples(reply) for reply in own], order)
+        own, article = [next(replies) for _ in of_job], rows[number]["article"]
+        samples = [reply.samples for reply in own]
+        judgements = judge.read_scores(article, texts, samples, order, **anchors[number])
         judged[number, order] = dict(zip(texts, judgements, strict=True))
         tally = tallies_of_rows.setdefault(number, Counter())
+        tally.update(f"{tallies.UNREAD_PREFIX}{each.reason}" for each in judgements if each.reason)
+        if compares(judge):
+            tally.update(judge.count_places(article, texts, samples, **anchors[number]))  # type: ignore[attr-defined]
         tally.update(count_tokens(own))
         tally.update(f"no reply: {reply.error}" for reply in own if reply.error)
         tally[tallies.JUDGED_AGAIN if order else tallies.JUDGED] += len(texts)
@@ -57,8 +69,20 @@ def score_by_judge(judge: ScoringJudge, engine: Engine, rows: list[Row], again: 
     return outcomes
 
 
-def _samples(reply: Reply) -> Sequence[Sample]:
-    return reply.samples
+def compares(judge: object) -> bool:
+    """Whether a judge compares summaries (`judges.base.ComparingJudge`). A class of the user's need not say."""
+    return getattr(judge, "compares", ScoringJudge.compares)
+
+
+def judge_reorders(judge: object) -> bool:
+    """Whether a scoring judge's prompts have another order. A class of the user's need not say."""
+    return getattr(judge, "reorders", ScoringJudge.reorders)
+
+
+def _anchor(row: Row) -> dict[str, str]:
+    """The summary of the base policy, as a keyword argument of a comparing judge's methods."""
+    by_base = row.get("base_summaries") or row["summaries"]
+    return {"anchor": by_base[0]["text"].strip()} if by_base else {}
 
 
 def _score(text: str, judged: dict[str, Judgement], article: str) -> Row:

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from judges.base import LETTERS, UNSURE, Judgement, Prompt, Question, Sample, Skip, vet
+from judges.verifiable import RETURNS, VerifiableJudge, read_result
 from pipeline.config import UserError
 from pipeline.config.judging import JudgeSettings
+from pipeline.config.messages import one_line
 from pipeline.judging.factory import asks_questions, make_judge, reply_method
 
 _ARTICLE = (
@@ -25,7 +28,7 @@ def check_judge(settings: JudgeSettings | None, seed: int, section: str = "judge
     and must parse replies that make no sense.
 
     Args:
-        settings: the settings of the judge; None: there is no such judge.
+        settings: the settings of the judge or of a jury; None: there is no such judge.
         seed: decides the order of the options.
         section: `judge` or `second_judge`, for messages.
 
@@ -35,9 +38,30 @@ def check_judge(settings: JudgeSettings | None, seed: int, section: str = "judge
     """
     if settings is None:
         return
-    judge = make_judge(settings, seed, section)
-    if settings.is_user_class:
-        _Trial(judge, settings, section).run()
+    for name, single in settings.single_judges(section).items():
+        judge = make_judge(single, seed, name)
+        if single.is_user_class:
+            _Trial(judge, single, name).run()
+        if single.kind == "verifiable":
+            _try_function(judge, f"{name}.settings.function is {single.function}")
+
+
+def _try_function(judge: VerifiableJudge, subject: str) -> None:
+    """Call the user's function with an article and a summary of it, and with an empty summary."""
+    from ray import cloudpickle
+
+    try:
+        cloudpickle.loads(cloudpickle.dumps(judge))
+    except Exception as error:  # pickling runs code of the user's
+        raise UserError(f"{subject}, which cannot be sent to Ray workers: {one_line(error)}") from None
+    for summary in (_ARTICLE[:47], ""):
+        call = f"{subject}, and function(article, {summary[:24]!r})"
+        try:
+            result = judge.function(_ARTICLE, summary)
+        except Exception as error:
+            raise UserError(f"{call} fails: {type(error).__name__}: {one_line(error)}; {RETURNS}") from None
+        if read_result(result).value is None:
+            raise UserError(f"{call} returns {result!r:.80}: {RETURNS}")
 
 
 class _Trial:
@@ -60,19 +84,39 @@ class _Trial:
             (_ARTICLE, [""]),
             ("", ["a"]),
         ):
-            prompts = self._call("ask_scores", self.judge.ask_scores, article, summaries)
-            for prompt in prompts:
-                self._check_prompt("ask_scores", prompt)
-            attempts: list[list[list[str]]] = [[[odd] for _ in prompts] for odd in _ODD_REPLIES]
-            attempts.append([[] for _ in prompts])  # the engine gave no replies
-            if reply is not None:
-                attempts.append([[self._reply(reply, prompt)] for prompt in prompts])
-            for texts in attempts:
-                samples = [[Sample(text, [], "stop") for text in of_prompt] for of_prompt in texts]
-                self._read_scores(article, summaries, samples)
+            self._try_scores(article, summaries, reply)
+            if getattr(self.judge, "compares", False):
+                self._try_scores(article, summaries, reply, anchor=_ARTICLE[:20])
 
-    def _read_scores(self, article: str, summaries: Sequence[str], replies: Sequence[Sequence[Sample]]) -> None:
-        judgements = self._call("read_scores", self.judge.read_scores, article, summaries, replies)
+    def _try_scores(
+        self, article: str, summaries: Sequence[str], reply: Callable[[Prompt, int], str] | None, **anchor: str
+    ) -> None:
+        prompts = self._call("ask_scores", partial(self.judge.ask_scores, **anchor), article, summaries)
+        for prompt in prompts:
+            self._check_prompt("ask_scores", prompt)
+        attempts: list[list[list[str]]] = [[[odd] for _ in prompts] for odd in _ODD_REPLIES]
+        attempts.append([[] for _ in prompts])  # the engine gave no replies
+        if reply is not None:
+            attempts.append([[self._reply(reply, prompt)] for prompt in prompts])
+        for texts in attempts:
+            samples = [[Sample(text, [], "stop") for text in of_prompt] for of_prompt in texts]
+            self._read_scores(article, summaries, samples, **anchor)
+            if getattr(self.judge, "compares", False):
+                self._count_places(article, summaries, samples, **anchor)
+
+    def _count_places(
+        self, article: str, summaries: Sequence[str], replies: Sequence[Sequence[Sample]], **anchor: str
+    ) -> None:
+        count_places = partial(self.judge.count_places, **anchor)
+        counts = self._call("count_places", count_places, article, summaries, replies)
+        if not isinstance(counts, dict) or not all(type(count) is int for count in counts.values()):
+            raise self._fault(f"count_places returned {counts!r:.80}, and should return whole numbers by name")
+
+    def _read_scores(
+        self, article: str, summaries: Sequence[str], replies: Sequence[Sequence[Sample]], **anchor: str
+    ) -> None:
+        read_scores = partial(self.judge.read_scores, **anchor)
+        judgements = self._call("read_scores", read_scores, article, summaries, replies)
         if not isinstance(judgements, list) or len(judgements) != len(summaries):
             raise self._fault(
                 f"read_scores returned {judgements!r:.80} for {len(summaries)} summaries, and should return a list "

@@ -101,6 +101,28 @@ def check_model(setting: str, name: str) -> None:
     check_model(f"{subject}, an adapter whose base", base)
 
 
+def check_reward_model(setting: str, name: str) -> None:
+    """Check that a model gives one number for a text. `check_model` must have accepted it.
+
+    A model at a URI is checked where it is loaded.
+
+    Raises:
+        UserError: it is another kind of model, or has several labels.
+    """
+    if "://" in name:
+        return
+    config = validation.read_json(Path(fetch(name), "config.json"), f"{setting} is {name!r}")
+    architectures = ", ".join(map(str, config.get("architectures") or ())) or "model without architectures"
+    if "ForSequenceClassification" not in architectures:
+        raise UserError(
+            f"{setting} is {name!r}, a {architectures}: a reward model should be a …ForSequenceClassification with one "
+            "label"
+        )
+    labels = len(config.get("id2label") or "ab")  # transformers' default is two labels
+    if labels != 1:
+        raise UserError(f"{setting} is {name!r}, which has {labels} labels: a reward model should have one, the reward")
+
+
 def _check_adapter_config(subject: str, adapter: dict[str, Any]) -> str:
     """Check an adapter's rank and the name of its base. Returns that name. Raises UserError."""
     base = adapter.get("base_model_name_or_path")

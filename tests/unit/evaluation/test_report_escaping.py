@@ -81,7 +81,7 @@ def test_report_shows_examples_as_text(tmp_path):
     """Parse the filled template of the report with a Markdown parser."""
     from pipeline.evaluation.report.render import template_environment
 
-    score = {"correct": 1, "words": 2}
+    score = "1 of 1 right, 2 words"
     example = {
         "id": HOSTILE,
         "article": f"{HOSTILE}\n\n# Head",

@@ -20,14 +20,22 @@ from pipeline.judging.preference import (
     accuracy_then_length,
     check_preference,
     evaluation_rules,
+    higher_score,
     length_matched,
     load_preference,
+    majority_vote,
     score_items,
     scores_to_compare,
+    second_judge_rules,
 )
+from pipeline.judging.tallies import CIRCULAR_PAIRS
 from pipeline.stages import pairs as stage
 
-scores = st.fixed_dictionaries({"correct": st.integers(0, 5), "words": st.integers(0, 60)})
+WEIGHTS = [2.0, 1.0, 1.0]
+votes = st.lists(st.none() | st.integers(0, 3), min_size=3, max_size=3)
+scores = st.fixed_dictionaries(
+    {"correct": st.integers(0, 5), "words": st.integers(0, 60), "items": votes, "weights": st.just(WEIGHTS)}
+)
 settings = st.builds(
     Pairs, threshold=st.integers(0, 5), min_word_gap=st.integers(1, 9), max_length_ratio=st.floats(1, 3)
 )
@@ -95,12 +103,87 @@ def test_antisymmetric(rule, a, b, pairs):
     assert rule(a, b, pairs) == -rule(b, a, pairs)
 
 
-@shipped
+@pytest.mark.parametrize("rule", [rule for name, rule in RULES.items() if name != "majority_vote"])
 @given(score_rows=st.lists(scores, min_size=3, max_size=5), pairs=settings)
 def test_no_cycles(rule, score_rows, pairs):
     for order in permutations(score_rows):
         wins = [rule(x, y, pairs) > 0 for x, y in zip(order, [*order[1:], order[0]], strict=True)]
         assert not all(wins)
+
+
+def ballot(*items):
+    return {"items": list(items), "weights": WEIGHTS}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [
+        (ballot(1, 0, 0), ballot(0, 1, 0), 1),  # weight 2 against 1; the third finds both equal
+        (ballot(1, 0, 0), ballot(0, 1, 1), 0),  # 2 against 1 + 1
+        (ballot(1, 0, None), ballot(0, 1, 5), 1),  # a member that could not read one of them abstains
+        (ballot(-0.5, 1e9, 0), ballot(-0.25, 0, 0), -1),  # scales are not compared
+        (ballot(None, None, None), ballot(1, 1, 1), 0),
+    ],
+)
+def test_a_jury_votes_by_weight(a, b, verdict):
+    assert majority_vote(a, b, Pairs()) == verdict
+
+
+def test_a_jurys_margin_is_a_share_of_the_weights_that_vote():
+    a, b = ballot(1, 0, 0), ballot(0, 1, 0)  # 2 against 1: a lead of a third
+    assert majority_vote(a, b, Pairs(min_margin=0.3)) == 1
+    assert majority_vote(a, b, Pairs(min_margin=0.4)) == 0
+
+
+def test_votes_in_a_circle_make_no_pairs():
+    items = [(3, 1, 2), (2, 3, 1), (1, 2, 3), (0, 0, 0)]
+    scores = [
+        {"items": list(each), "weights": [1.0] * 3, "words": 9, "invalid_chars": 0, "unread": 0, "answers": []}
+        | {"correct": 0, "value": 1.0}
+        for each in items
+    ]
+    row = {
+        "article_id": "a",
+        "article": "text",
+        "questions": [],
+        "summaries": [{"text": f"s{i}", "finish_reason": "stop"} for i in range(4)],
+        "scores": scores,
+    }
+    pairs = Pairs(preference="majority_vote", selection="all")
+    outcome = stage.pair_article(majority_vote, pairs, 0, row)
+    assert {(pair["chosen"], pair["rejected"]) for pair in outcome["pairs"]} == {(0, 3), (1, 3), (2, 3)}
+    assert outcome["tally"][CIRCULAR_PAIRS] == 3
+    circle = row | {"summaries": row["summaries"][:3], "scores": scores[:3]}
+    assert stage.pair_article(majority_vote, pairs, 0, circle)["skipped"] == "verdicts in a circle"
+
+
+@given(score_rows=st.lists(scores, min_size=2, max_size=6), pairs=settings)
+def test_pairs_that_are_left_never_contradict_each_other(score_rows, pairs):
+    indices = range(len(score_rows))
+    decided = [(i, j) for i in indices for j in indices if majority_vote(score_rows[i], score_rows[j], pairs) > 0]
+    left = set(stage.leave_out_circles(decided))
+    assert left <= set(decided)
+    while unbeaten := {i for i, _ in left} - {j for _, j in left}:
+        left = {(i, j) for i, j in left if i not in unbeaten}
+    assert not left, "a circle is left"
+
+
+@pytest.mark.parametrize(
+    ("preference", "first", "second", "strict"),
+    [
+        ("accuracy_then_length", "answers", "answers", accuracy_then_length),
+        ("accuracy_then_length", "answers", "value", higher_score),
+        ("accuracy_then_length", "answers", "votes", majority_vote),
+        ("higher_score", "value", "answers", higher_score),
+        ("higher_score", "value", "votes", majority_vote),
+        ("majority_vote", "votes", "value", higher_score),
+        ("majority_vote", "votes", "answers", higher_score),
+    ],
+)
+def test_the_rule_fits_the_second_judge(preference, first, second, strict):
+    rules = second_judge_rules(Pairs(preference=preference), first, second)
+    assert rules["strict"] is strict
+    assert ("reference" in rules) == (first == second == "answers"), "it counts right answers by both judges"
 
 
 @pytest.fixture
