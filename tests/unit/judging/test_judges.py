@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judges.base import LETTERS, UNSURE, Question, Skip, fill, line_logps, shuffled, vet
-from judges.cloze import ClozeJudge, _holds
 from judges.mcq import McqJudge
 from judges.prompts import WORDINGS
 
@@ -206,52 +205,3 @@ def test_shuffling_favours_no_position():
 def test_an_article_is_never_a_template(text):
     filled = fill("<{article}|{other}>", {"article": text, "other": "o"})
     assert filled == f"<{text}|o>"
-
-
-ARTICLE = """Ana Santos leads Northwind. The firm hired 93 people in Lima last year. Ben Costa left Bluepeak.
-Carla Weber spoke in Oslo. Dan Okafor paid 12 million to Ironwood. Eva Rossi saw 45 cars. Farid Khan bought 7 boats.
-Grace Xu met 61 pilots, and Hugo Lopez met 88 more."""
-
-
-def test_cloze_asks_what_the_article_answers_and_nothing_does_not():
-    judge = ClozeJudge(questions=4)
-    asked = judge.read_questions(judge.reply(judge.ask_questions(ARTICLE)))
-    assert len(asked) == 4
-    from_all = judge.read_answers(judge.reply(judge.ask_answers(ARTICLE, asked)), asked)
-    assert from_all == [question.letter for question in asked]
-    assert judge.read_answers(judge.reply(judge.ask_answers("", asked)), asked) == [UNSURE] * 4
-
-
-def test_cloze_options_never_hold_one_another():
-    judge = ClozeJudge(questions=9)
-    for question in judge.read_questions(judge.reply(judge.ask_questions(ARTICLE))):
-        key = question.options[question.answer]
-        assert all(key not in other.split() for other in question.options if other != key)
-        assert len(set(question.options)) == 5
-
-
-bits = st.lists(st.sampled_from(["ab", "b", "_", " ", ".", "1", "é", "-", "’", "²", "\u0301"]), max_size=8).map("".join)
-
-
-@given(bits | st.text(max_size=8), bits | st.text(max_size=3))
-def test_a_text_holds_what_a_regex_would_find(text, part):
-    assert _holds(text, part) == bool(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text))
-    assert _holds(text + part + text, part) == bool(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text + part + text))
-
-
-def test_cloze_asks_nothing_of_one_line_of_many_numbers_and_says_so_soon():
-    judge = ClozeJudge()
-    line = "The results were " + ", ".join(f"{number} cars" for number in range(2000))
-    assert judge.reply(judge.ask_questions(line)) == ""
-    several = judge.reply(judge.ask_questions(f"{line}. They hired 5000 people. They sold 6000 boats."))
-    assert len(several.split("\n")) == 2
-
-
-@given(st.text(), st.text())
-def test_cloze_survives_any_text(article, passage):
-    judge = ClozeJudge(options=2)
-    asked = [q for q in judge.read_questions(judge.reply(judge.ask_questions(article))) if isinstance(q, Question)]
-    if asked:
-        answers = judge.read_answers(judge.reply(judge.ask_answers(passage, asked)), asked)
-        assert len(answers) == len(asked)
-        assert None not in answers

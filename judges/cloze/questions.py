@@ -1,0 +1,119 @@
+"""Writes the questions about an article: chooses what is worth a question, and blanks it out of its sentence.
+
+A key is worth more the oftener the article names it and the earlier it does so, and a sentence the more such words it
+has: news tells the most important thing first and comes back to it. The weights were chosen on 120 CNN articles, by the
+rank correlation with ROUGE of human highlights, and on damaged highlights.
+"""
+
+import heapq
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import regex
+
+from judges.base import Question, Skip, vet
+from judges.cloze.matching import BLANK
+from judges.cloze.options import option_pools, wrong_options
+from judges.cloze.spots import Spot, find_spots
+from judges.cloze.words import is_function_word, stem
+from judges.text.sentences import split_sentences, strip_dateline
+from judges.text.tokens import contains, normalized_tokens
+
+_KIND_WEIGHTS = {"term": 0.7, "year": 0.8, "weekday": 0.5, "month": 0.5}
+_KIND_WEIGHTS |= dict.fromkeys(("number", "money", "percent"), 1.0)
+_KIND_WEIGHTS |= dict.fromkeys(("person", "place", "organisation", "name"), 1.2)
+_DECAY = 0.2  # a word first seen in the sixth sentence is worth half as much as one in the first
+_FREQUENCY_POWER = 1.5
+_SAME_SENTENCE = 0.8  # each question takes this from the worth of the next one about its sentence
+_LONGEST_SENTENCE = 80  # tokens; more are a list or a table
+_LEAST_CONTEXT = 2  # words with a meaning beside the key
+_SURROGATE = regex.compile(r"\p{Cs}")
+
+
+def write_questions(article: str, questions: int, options: int, seed: int) -> Iterator[list[str]]:
+    """Write up to `questions` questions, the most important first.
+
+    Args:
+        article: any text.
+        options: of each question.
+        seed: decides the wrong options.
+
+    Yields:
+        the sentence with a blank, the right option, and the wrong options. None has a tab or a line end.
+    """
+    sentences, tokens = _usable_sentences(article)
+    spots = [spot for spot in find_spots(sentences) if contains(tokens[spot.sentence], spot.tokens)]
+    pools = option_pools(spots)
+    rng = random.Random(f"{seed}\n{sentences}")
+    written: list[Question] = []
+    asked: Counter[int] = Counter()  # by sentence
+    used: set[str] = set()  # stems of keys
+    worths = _worths(spots, tokens)
+    # Smallest first, so the worths are negative. Each entry knows how many questions its worth allows for.
+    queue = [(-worth, place, 0) for place, worth in enumerate(worths) if worth > 0]
+    heapq.heapify(queue)
+    while queue and len(written) < questions:
+        _, place, allowed = heapq.heappop(queue)
+        spot = spots[place]
+        if allowed < asked[spot.sentence]:
+            allowed = asked[spot.sentence]
+            heapq.heappush(queue, (-worths[place] * _SAME_SENTENCE**allowed, place, allowed))
+            continue
+        stems = {stem(token) for token in spot.tokens if not is_function_word(token)}
+        if not stems.isdisjoint(used):
+            continue
+        sentence = sentences[spot.sentence]
+        blanked = sentence[: spot.start] + BLANK + sentence[spot.end :]
+        if contains(normalized_tokens(blanked), spot.tokens):
+            continue  # the sentence would give the answer away
+        wrong = wrong_options(spot, pools, tokens[spot.sentence], options - 1, rng)
+        if wrong is None:
+            continue
+        question = Question("", blanked, (spot.text, *wrong), 0)
+        if isinstance(vet([*written, question])[-1], Skip):
+            continue
+        written.append(question)
+        used |= stems
+        asked[spot.sentence] += 1
+        yield [blanked, spot.text, *wrong]
+
+
+def _usable_sentences(article: str) -> tuple[list[str], list[list[str]]]:
+    """The article's sentences, each once and without white space but single spaces; and their tokens."""
+    # A surrogate without its pair is no text, and sentencex refuses it.
+    sentences = split_sentences(_SURROGATE.sub("\ufffd", article))
+    sentences[:1] = [strip_dateline(sentence) for sentence in sentences[:1]]
+    sentences = [s for s in dict.fromkeys(" ".join(s.split()) for s in sentences) if BLANK not in s]
+    tokens = [normalized_tokens(sentence) for sentence in sentences]
+    usable = [len(sentence_tokens) <= _LONGEST_SENTENCE for sentence_tokens in tokens]
+    return (
+        [sentence for sentence, is_usable in zip(sentences, usable, strict=True) if is_usable],
+        [sentence_tokens for sentence_tokens, is_usable in zip(tokens, usable, strict=True) if is_usable],
+    )
+
+
+def _worths(spots: Sequence[Spot], tokens: Sequence[Sequence[str]]) -> list[float]:
+    """The worth of a question about each place; 0 if its sentence says too little beside it."""
+    counts: Counter[str] = Counter()
+    first: dict[str, int] = {}
+    for number, sentence_tokens in enumerate(tokens):
+        for token in sentence_tokens:
+            counts[stem(token)] += 1
+            first.setdefault(stem(token), number)
+
+    def word_worth(token: str) -> float:
+        return math.log1p(counts[stem(token)]) ** _FREQUENCY_POWER / (1 + _DECAY * first[stem(token)])
+
+    contents = [[token for token in ts if not is_function_word(token)] for ts in tokens]
+    means = [math.fsum(map(word_worth, content)) / (len(content) + 2) for content in contents]
+    sizes = [len(set(content)) for content in contents]
+    worths = []
+    for spot in spots:
+        if sizes[spot.sentence] < len(spot.tokens) + _LEAST_CONTEXT:
+            worths.append(0.0)
+            continue
+        key_worth = max(map(word_worth, spot.tokens)) * _KIND_WEIGHTS[spot.kind]
+        worths.append(key_worth * (means[spot.sentence] + 0.2) / (1 + _DECAY * spot.sentence))
+    return worths
