@@ -50,6 +50,7 @@ _EVERY_NOUN = ("de", "lb")
 _LEAST_SHARE = 0.15  # of words with a capital letter in such a language; less is text in small letters
 
 
+# Annotations with `regex.Match[str]` are in quotes: cloudpickle, which sends classes to Ray, cannot pickle it.
 class Casing:
     """Tells by an article's capital letters which of its words are names.
 
@@ -61,7 +62,7 @@ class Casing:
         every_noun: the language writes every noun with a capital letter.
     """
 
-    def __init__(self, sentences: Sequence[str], words: Sequence[Sequence[regex.Match[str]]]):
+    def __init__(self, sentences: Sequence[str], words: "Sequence[Sequence[regex.Match[str]]]"):
         self._sentences, self._words = sentences, words
         self._small: set[str] = set()
         self._capital: Counter[str] = Counter()  # not where a sentence begins
@@ -96,13 +97,13 @@ class Casing:
                     yield start, stop, "term" if single_noun else _guess_kind(sentence, start, stop)
             at = end
 
-    def only_opens(self, sentence: str, match: regex.Match[str]) -> bool:
+    def only_opens(self, sentence: str, match: "regex.Match[str]") -> bool:
         """Return whether a word opens its sentence and is nowhere else in the article."""
         folded = match[0].casefold()
         opens = match[0][0].isupper() and _opens_sentence(sentence, match.start())
         return opens and folded not in self._small and not self._capital[folded]
 
-    def _may_begin(self, sentence: str, match: regex.Match[str]) -> bool:
+    def _may_begin(self, sentence: str, match: "regex.Match[str]") -> bool:
         word = match[0]
         folded = word.casefold()
         capital = _has_capital(word) or (word[0].isdigit() and any(map(str.isupper, word)))
@@ -120,7 +121,7 @@ class Casing:
         folded = word.casefold()
         return not word.isupper() and not FUNCTION_WORDS.isdisjoint((folded, regex.split("['’]", folded)[0]))
 
-    def _goes_on(self, sentence: str, matches: Sequence[regex.Match[str]], at: int) -> bool:
+    def _goes_on(self, sentence: str, matches: "Sequence[regex.Match[str]]", at: int) -> bool:
         before, match = matches[at - 1], matches[at]
         if sentence[before.end() : match.start()].strip() or _POSSESSIVE.search(before[0]):
             return False
@@ -131,7 +132,7 @@ class Casing:
             return False
         return _has_capital(match[0])
 
-    def _is_opener(self, sentence: str, run: Sequence[regex.Match[str]]) -> bool:
+    def _is_opener(self, sentence: str, run: "Sequence[regex.Match[str]]") -> bool:
         """Whether the one capital letter of a word comes of its place at the start of a sentence."""
         return len(run) == 1 and _opens_sentence(sentence, run[0].start()) and not self._capital[run[0][0].casefold()]
 

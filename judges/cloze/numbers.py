@@ -49,7 +49,7 @@ def find_numbers(sentence: str) -> Iterator[tuple[int, int, str]]:
             yield match.end(), match.end("currency"), "unit"
 
 
-def _kind(sentence: str, match: regex.Match[str]) -> str:
+def _kind(sentence: str, match: "regex.Match[str]") -> str:
     if match["percent"]:
         return "percent"
     if match["prefix"] or match["currency"]:

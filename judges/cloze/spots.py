@@ -84,7 +84,7 @@ def _without_overlaps(length: int, *groups: Iterable[Span]) -> list[Span]:
     return sorted(spans)
 
 
-def _calendar_spans(sentence: str, words: Sequence[regex.Match[str]]) -> Iterator[Span]:
+def _calendar_spans(sentence: str, words: "Sequence[regex.Match[str]]") -> Iterator[Span]:
     for match in words:
         entry = CALENDAR_WORDS.get(tokens_of(match[0]))
         # As it is written in the table: "May" is a month, and "may" is none.
@@ -94,7 +94,7 @@ def _calendar_spans(sentence: str, words: Sequence[regex.Match[str]]) -> Iterato
         yield match.start(), match.end(), CALENDAR_WORDS[tokens_of(match[0])][0]
 
 
-def _word_spans(sentence: str, words: Sequence[regex.Match[str]], casing: Casing) -> Iterator[Span]:
+def _word_spans(sentence: str, words: "Sequence[regex.Match[str]]", casing: Casing) -> Iterator[Span]:
     for match in words:
         tokens = tokens_of(match[0])
         if len(tokens) == 1 and tokens[0].isdecimal() and match[0].isalpha():

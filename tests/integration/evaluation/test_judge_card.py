@@ -35,10 +35,10 @@ def test_judge_card_errors_come_before_ray_starts(tmp_path, monkeypatch):
 
 
 def test_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path):
-    """All 20 questions must be good, and the cloze judge finds fewer in every article: no summary is judged."""
+    """All 60 questions must be good, and the cloze judge finds fewer in every article: no summary is judged."""
     from jobs.judge.card import make_judge_card
 
-    make_judge_card(*cloze(tmp_path, "judge.questions=20", "questions.min_questions=20"))
+    make_judge_card(*cloze(tmp_path, "judge.questions=60", "questions.min_questions=60"))
     card = json.loads((tmp_path / "judge_card.json").read_text())
     assert card["reliability"]["reason"] == "no article has two different summaries to pair"
     assert card["summaries_judged"] == 0 and card["questions_asked"] > 0 and card["ceiling"] == 1

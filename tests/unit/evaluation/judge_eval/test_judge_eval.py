@@ -182,7 +182,7 @@ def test_the_command_prints_and_writes_results(tmp_path, capsys):
     result = json.loads(out.read_text())
     assert result["judge"] == "cloze" and set(result["ratings"]) == {"relevance", "fluency", "mean"}
     printed = capsys.readouterr().out
-    assert "Spearman beyond words" in printed and "words alone" in printed and "accuracy_then_length" in printed
+    assert "Spearman beyond words" in printed and "words alone" in printed and "higher_score" in printed
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
