@@ -41,7 +41,7 @@ def test_judge_that_no_run_would_use_has_a_card_too(ray_cluster, tmp_path):
     make_judge_card(*cloze(tmp_path, "judge.questions=60", "questions.min_questions=60"))
     card = json.loads((tmp_path / "judge_card.json").read_text())
     assert card["reliability"]["reason"] == "no article has two different summaries to pair"
-    assert card["summaries_judged"] == 0 and card["questions_asked"] > 0 and card["ceiling"] == 1
+    assert card["summaries_judged"] == 0 and card["questions_asked"] > 0 and 0.9 < card["ceiling"] <= 1
 
 
 def test_judge_card_command(ray_cluster, tmp_path, capsys):
@@ -54,8 +54,8 @@ def test_judge_card_command(ray_cluster, tmp_path, capsys):
     assert 20 < reliability["articles"] <= 40 and reliability["summaries"] > 3 * reliability["articles"]
     assert reliability["summaries"] <= card["summaries_judged"] and reliability["unit"] == "questions"
     assert reliability["reliability"]["low"] < reliability["reliability"]["value"] < reliability["reliability"]["high"]
-    # The lead of each article is judged twice, by three questions at least.
-    assert card["asked_again"] + card["unsure_twice"] >= 3 * reliability["articles"] > card["asked_again"] > 0
+    # The lead of each article is judged twice, by ten of the 20 questions at least.
+    assert card["asked_again"] + card["unsure_twice"] >= 10 * reliability["articles"] and card["asked_again"] > 0
     assert not (tmp_path / "config.yaml").exists(), "the card does not write the settings of a run"
     output = capsys.readouterr().out
     assert "same with options reordered" in output and "same winner by other questions" in output
