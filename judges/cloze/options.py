@@ -11,7 +11,7 @@ import regex
 
 from judges.cloze.calendar_words import CALENDAR_WORDS
 from judges.cloze.spots import Spot, tokens_of
-from judges.cloze.words import is_inflected, stem
+from judges.cloze.words import is_dense, is_function_word, is_inflected, stem
 from judges.text.tokens import contains
 
 _NAMES = ("person", "place", "organisation", "name")
@@ -42,12 +42,14 @@ def wrong_options(
     """
     chosen: list[str] = []
     used = [key.tokens]
+    sentence_stems = {stem(token) for token in sentence_tokens if not (is_dense(token) or is_function_word(token))}
     for group in _groups(key, pools):
         for text in rng.sample(group, min(len(group), _TRIES)):
             if len(chosen) == count:
                 return chosen
             tokens = tokens_of(text)
-            if not contains(sentence_tokens, tokens) and not any(_are_alike(tokens, other) for other in used):
+            named = contains(sentence_tokens, tokens) or not sentence_stems.isdisjoint(map(stem, tokens))
+            if not named and not any(_are_alike(tokens, other) for other in used):
                 chosen.append(text)
                 used.append(tokens)
     return chosen if len(chosen) == count else None

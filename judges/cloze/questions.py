@@ -17,7 +17,7 @@ from judges.base import Question, Skip, vet
 from judges.cloze.matching import BLANK
 from judges.cloze.options import option_pools, wrong_options
 from judges.cloze.spots import Spot, find_spots
-from judges.cloze.words import is_function_word, stem
+from judges.cloze.words import is_dense, is_function_word, stem
 from judges.text.sentences import split_sentences, strip_dateline
 from judges.text.tokens import contains, normalized_tokens
 
@@ -27,7 +27,7 @@ _KIND_WEIGHTS |= dict.fromkeys(("person", "place", "organisation", "name"), 1.2)
 _DECAY = 0.2  # a word first seen in the sixth sentence is worth half as much as one in the first
 _FREQUENCY_POWER = 1.5
 _SAME_SENTENCE = 0.8  # each question takes this from the worth of the next one about its sentence
-_LONGEST_SENTENCE = 80  # tokens; more are a list or a table
+_LONGEST_SENTENCE = 80  # words; more are a list or a table
 _LEAST_CONTEXT = 2  # words with a meaning beside the key
 _SURROGATE = regex.compile(r"\p{Cs}")
 
@@ -85,13 +85,21 @@ def _usable_sentences(article: str) -> tuple[list[str], list[list[str]]]:
     # A surrogate without its pair is no text, and sentencex refuses it.
     sentences = split_sentences(_SURROGATE.sub("\ufffd", article))
     sentences[:1] = [strip_dateline(sentence) for sentence in sentences[:1]]
-    sentences = [s for s in dict.fromkeys(" ".join(s.split()) for s in sentences) if BLANK not in s]
-    tokens = [normalized_tokens(sentence) for sentence in sentences]
-    usable = [len(sentence_tokens) <= _LONGEST_SENTENCE for sentence_tokens in tokens]
-    return (
-        [sentence for sentence, is_usable in zip(sentences, usable, strict=True) if is_usable],
-        [sentence_tokens for sentence_tokens, is_usable in zip(tokens, usable, strict=True) if is_usable],
-    )
+    usable: dict[str, list[str]] = {}
+    for sentence in (" ".join(s.split()) for s in sentences if BLANK not in s):
+        tokens = normalized_tokens(sentence)
+        if _length(tokens) <= _LONGEST_SENTENCE:
+            usable[sentence] = tokens
+        elif any(map(is_dense, tokens)):
+            # Thai ends no sentence with a sign, and has spaces only between clauses.
+            clauses = {clause: normalized_tokens(clause) for clause in sentence.split()}
+            usable |= {c: clause for c, clause in clauses.items() if _length(clause) <= _LONGEST_SENTENCE}
+    return list(usable), list(usable.values())
+
+
+def _length(tokens: Sequence[str]) -> float:
+    """The number of words, about: a word has two letters or three in a script without spaces."""
+    return math.fsum(0.4 if is_dense(token) else 1.0 for token in tokens)
 
 
 def _worths(spots: Sequence[Spot], tokens: Sequence[Sequence[str]]) -> list[float]:

@@ -97,7 +97,8 @@ FUNCTION_CHARACTERS = frozenset(
 DENSE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _DENSE_LETTER = regex.compile(r"[\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 _ARABIC_ARTICLE = regex.compile(r"^(?:[وفبك]?ال|لل)(?=...)")
-_STEM = 5  # letters
+_HANGUL = regex.compile(r"\p{Hangul}+")
+_STEM, _HANGUL_STEM = 5, 2  # letters; a Hangul letter is a syllable, and particles follow the word without a space
 
 
 def is_function_word(token: str) -> bool:
@@ -118,14 +119,18 @@ def stem(token: str) -> str:
     """
     if not token.isalpha():
         return token
+    if _HANGUL.fullmatch(token):
+        return token[:_HANGUL_STEM]
     token = _ARABIC_ARTICLE.sub("", token)
     return token[:_STEM] if len(token) > _STEM else token.removesuffix("s") or token
 
 
 def is_inflected(a: str, b: str) -> bool:
     """Return whether two words may be forms of one: both are long, and only their last 3 letters or fewer differ."""
-    longest = max(len(a), len(b))
-    if min(len(a), len(b)) < _STEM or not (a.isalpha() and b.isalpha()):
+    shortest, longest = sorted((len(a), len(b)))
+    if not (a.isalpha() and b.isalpha()):
         return False
-    common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return common >= max(4, longest - 3)
+    common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), shortest)
+    if _HANGUL.fullmatch(a) and _HANGUL.fullmatch(b):
+        return common >= max(_HANGUL_STEM, longest - 2)
+    return shortest >= _STEM and common >= max(4, longest - 3)

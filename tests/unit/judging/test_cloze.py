@@ -218,6 +218,27 @@ def test_articles_in_any_language_have_good_questions(language):
             assert right(SUMMARIES[other][0], good) == 0
 
 
+@pytest.mark.parametrize(
+    "article",
+    [
+        "Ο δήμαρχος της Πάτρας Νίκος Παπαδόπουλος ανακοίνωσε την Τρίτη ότι το λιμάνι θα κοστίσει 45 εκατομμύρια ευρώ. "
+        "Ο Παπαδόπουλος είπε ότι οι εργασίες ξεκινούν τον Μάρτιο. Η εταιρεία Αίγλη θα απασχολήσει 320 εργάτες. Το "
+        "λιμάνι της Πάτρας εξυπηρετεί 2.000 επιβάτες την ημέρα. Η Μαρία Κωστή από το Ρίο ζητά περισσότερα δέντρα.",
+        "한빛시는 화요일 새로운 도서관을 열었다고 발표했다. 김민수 시장은 도서관 건설에 85억 원이 들었다고 "
+        "말했다. 도서관은 책 12만 권을 갖추고 있다. 이서연 관장은 하루 3000명이 도서관을 찾을 것으로 "
+        "기대한다. 김민수 시장은 내년에 두 번째 도서관을 짓겠다고 약속했다.",
+        "เทศบาลเมืองแสงทองเปิดห้องสมุดแห่งใหม่เมื่อวันอังคาร นายกเทศมนตรีกล่าวว่าห้องสมุดใช้งบประมาณ 85 ล้านบาท "
+        "ห้องสมุดมีหนังสือ 12,000 เล่ม ผู้อำนวยการห้องสมุดคาดว่าจะมีผู้ใช้วันละ 3000 คน "
+        "นายกเทศมนตรีสัญญาว่าจะสร้างห้องสมุดแห่งที่สองในปี 2570 และจะจ้างพนักงาน 40 คน",
+    ],
+    ids=["el", "ko", "th"],
+)
+def test_languages_without_a_list_of_words_have_questions_too(article):
+    """Five sentences are few: each says nearly what its neighbours say, so some questions fail the judge's own check."""
+    asked = ask(article)
+    assert right(article, asked) >= max(4, 0.6 * len(asked))
+
+
 def test_letter_case_changes_no_score_and_costs_no_questions():
     asked = ask(ENGLISH)
     summary = "Teresa Novak opened a tram line in Lakewood. It is 14 kilometers long and cost $380 million."
