@@ -234,7 +234,7 @@ def test_articles_in_any_language_have_good_questions(language):
     ids=["el", "ko", "th"],
 )
 def test_languages_without_a_list_of_words_have_questions_too(article):
-    """Five sentences are few: each says nearly what its neighbours say, so some questions fail the judge's own check."""
+    """Few sentences say nearly the same, so some questions fail the judge's own check."""
     asked = ask(article)
     assert right(article, asked) >= max(4, 0.6 * len(asked))
 
