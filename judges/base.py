@@ -155,8 +155,8 @@ class Judge(Protocol):
 class ScoringJudge(Protocol):
     """Everything that the pipeline calls on a judge that gives scores and asks no questions.
 
-    `judge.kind=module:Class` makes a judge of yours: `Class(seed=..., **judge.settings)`. What is said of `Judge` about
-    pickling and about equal results holds here too.
+    `judge.kind=module:Class` makes a judge of yours: `Class(**judge.settings)`, with `seed=...` if it
+    takes one. What is said of `Judge` about pickling and about equal results holds here too.
 
     Attributes:
         engine: the kind of engine that answers its prompts. `text` generates text: vLLM, a server, or the judge's own

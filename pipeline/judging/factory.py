@@ -6,6 +6,7 @@ from typing import Any
 
 from judges.base import ComparingJudge, Judge, ModelFreeJudge, Prompt, ScoringJudge
 from judges.cloze import ClozeJudge
+from judges.likelihood.judge import LikelihoodJudge
 from judges.mcq import McqJudge
 from judges.pairwise import PairwiseJudge
 from judges.prompts import WORDINGS
@@ -23,6 +24,7 @@ AnyJudge = Judge | ScoringJudge
 # The classes of built-in judges other than mcq. Their constructors take `judge.settings`, as a user's class does.
 _CLASSES: dict[str, type] = {
     "cloze": ClozeJudge,
+    "likelihood": LikelihoodJudge,
     "rubric": RubricJudge,
     "pairwise": PairwiseJudge,
     "reward": RewardJudge,
@@ -137,9 +139,10 @@ def _load_class(settings: JudgeSettings, section: str) -> type:
 def _make_judge_of_class(cls: type, settings: JudgeSettings, seed: int, section: str) -> Any:
     kind = settings.kind
     common: dict[str, Any] = {"seed": seed}
-    if not _has(cls, "ask_scores", ScoringJudge):
+    optional = {"seed"} if _has(cls, "ask_scores", ScoringJudge) else {"logprobs"}
+    if "seed" not in optional:
         common |= {"questions": settings.questions, "options": settings.options, "logprobs": settings.logprobs}
-    arguments = constructor_arguments(cls, kind, common, settings.settings, section)
+    arguments = constructor_arguments(cls, kind, common, settings.settings, section, optional)
     try:
         return cls(**arguments)
     except ValueError as error:  # a class raises it to refuse a setting

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.config import UserError
@@ -13,7 +13,7 @@ _COMMON = {"questions": "judge.questions", "options": "judge.options", "seed": "
 
 
 def constructor_arguments(
-    cls: type, kind: str, common: Mapping[str, Any], own: Mapping[str, Any], section: str
+    cls: type, kind: str, common: Mapping[str, Any], own: Mapping[str, Any], section: str, optional: Collection[str]
 ) -> dict[str, Any]:
     """Return the keyword arguments for the constructor of a judge's class.
 
@@ -23,6 +23,7 @@ def constructor_arguments(
         common: values of the settings that every judge has, by the names in `_COMMON`.
         own: the values in `judge.settings`, which only this class has.
         section: `judge` or `second_judge`, for messages.
+        optional: names in `common` that the class need not take. `logprobs` is only optional if it is false.
 
     Raises:
         UserError: the class does not take a common argument, or its own settings do not fit: an unknown name, a
@@ -38,7 +39,7 @@ def constructor_arguments(
         for name, parameter in parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
-    needed = [name for name in common if name != "logprobs" or name in named or common[name]]
+    needed = [name for name in common if name not in optional or name in named or (name == "logprobs" and common[name])]
     if not takes_any and (refused := [name for name in needed if name not in named]):
         cause = f", and {section}.logprobs is true" if "logprobs" in refused else ""
         raise UserError(
