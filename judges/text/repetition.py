@@ -19,7 +19,7 @@ def repeated_share(text: str, language: str | None = None) -> float:
     nearly the same tokens (Jaccard similarity of 0.8 or more). The first time that something is said does not count.
     In scripts without spaces, whose tokens are shorter, n-grams are twice as long. 0 for an empty text.
     """
-    return _repeated_share(tokens_by_sentence(text, language))
+    return repeated_share_of(tokens_by_sentence(text, language))
 
 
 def tokens_by_sentence(text: str, language: str | None) -> list[list[str]]:
@@ -38,7 +38,8 @@ def grams(tokens: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
 
 
-def _repeated_share(by_sentence: Sequence[Sequence[str]]) -> float:
+def repeated_share_of(by_sentence: Sequence[Sequence[str]]) -> float:
+    """Return `repeated_share` of a text that is already split into sentences and tokens."""
     tokens = [token for sentence in by_sentence for token in sentence]
     if not tokens:
         return 0.0

@@ -13,16 +13,13 @@ from functools import lru_cache
 from typing import Any
 
 from judges.text.languages import detect_language
-from judges.text.sentences import split_sentences
-from judges.text.tokens import normalized_tokens
+from judges.text.repetition import UNSPACED, gram_size, grams, repeated_share_of, tokens_by_sentence
 from pipeline.config.judging import Pairs
 
 Faults = Mapping[str, Any]  # see `measure_faults`
 
 LEAD_SENTENCES = 3
 COPIED_GRAM = 8  # tokens; the length that is common in work on how extractive summaries are
-REPEATED_GRAM = 5  # tokens; in 202 human summaries of CNN articles no 4 tokens come twice
-_NEAR_IDENTICAL = 0.8  # Jaccard similarity of the token sets of two sentences
 _STEM = 5  # letters by which inflected forms of a word are matched
 _MIN_CONTENT = 3  # content words; with fewer in the last sentence, their share says nothing
 # Share of content words of the last sentence that the article lacks. Of 202 human summaries of CNN articles 2 % reach
@@ -36,8 +33,6 @@ OFF_TOPIC_END, OTHER_LANGUAGE = "ends off topic", "is in another language"
 # From these shares on, a reader is told of a fault. `pairs` has limits of its own.
 _NOTICEABLE = {"repeated": 0.1, "copied": 0.5, "lead_copied": 0.5, "off_topic_end": OFF_TOPIC}
 
-# Scripts that are written without spaces, so that a token is one character or a few.
-_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 _HANGUL = re.compile(r"[\uac00-\ud7a3]")
 _CASED = re.compile(r"[A-Za-z\u00c0-\u024f\u0370-\u03ff\u0400-\u052f\u0530-\u058f]")
 _ARABIC_ARTICLE = re.compile(r"^[وفبك]?ال(?=\w{2})")
@@ -84,14 +79,14 @@ def measure_faults(summary: str, article: str) -> dict[str, Any]:
     """
     source = _read_article(article)
     language = detect_language(summary)
-    by_sentence = _tokens_by_sentence(summary, language or source.language)
+    by_sentence = tokens_by_sentence(summary, language or source.language)
     tokens = [token for sentence in by_sentence for token in sentence]
-    size = _gram_size(tokens, COPIED_GRAM)
-    grams = _grams(tokens, size)
+    size = gram_size(tokens, COPIED_GRAM)
+    own_grams = grams(tokens, size)
     return {
-        "repeated": _repeated_share(by_sentence),
-        "copied": sum(gram in source.grams for gram in grams) / len(grams) if grams else None,
-        "lead_copied": sum(gram in source.lead_grams for gram in grams) / len(grams) if grams else None,
+        "repeated": repeated_share_of(by_sentence),
+        "copied": sum(gram in source.grams for gram in own_grams) / len(own_grams) if own_grams else None,
+        "lead_copied": sum(gram in source.lead_grams for gram in own_grams) / len(own_grams) if own_grams else None,
         "off_topic_end": _unknown_share(by_sentence[-1], source.text) if by_sentence else None,
         "other_language": language if source.language and language != source.language else None,
     }
@@ -100,49 +95,12 @@ def measure_faults(summary: str, article: str) -> dict[str, Any]:
 @lru_cache(maxsize=16)
 def _read_article(article: str) -> _Article:
     language = detect_language(article)
-    by_sentence = _tokens_by_sentence(article, language)
+    by_sentence = tokens_by_sentence(article, language)
     # Tokens by sentence here too: "1990. Two" gives other tokens as a whole, and a copied text must have the same ones.
     tokens = [token for sentence in by_sentence for token in sentence]
     lead = [token for sentence in by_sentence[:LEAD_SENTENCES] for token in sentence]
-    size = _gram_size(tokens, COPIED_GRAM)
-    return _Article(" ".join(tokens), frozenset(_grams(tokens, size)), frozenset(_grams(lead, size)), language)
-
-
-def _tokens_by_sentence(text: str, language: str | None) -> list[list[str]]:
-    """The tokens of each sentence that has any."""
-    return [tokens for sentence in split_sentences(text, language) if (tokens := normalized_tokens(sentence))]
-
-
-def _gram_size(tokens: Sequence[str], size: int) -> int:
-    """The length of n-grams in tokens. A character of Chinese says less than a word."""
-    unspaced = sum(_UNSPACED.match(token) is not None for token in tokens)
-    return 2 * size if 2 * unspaced > len(tokens) else size
-
-
-def _grams(tokens: Sequence[str], size: int) -> list[tuple[str, ...]]:
-    return [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
-
-
-def _repeated_share(by_sentence: Sequence[Sequence[str]]) -> float:
-    tokens = [token for sentence in by_sentence for token in sentence]
-    if not tokens:
-        return 0.0
-    is_repeated = [False] * len(tokens)
-    size = _gram_size(tokens, REPEATED_GRAM)
-    seen: set[tuple[str, ...]] = set()
-    for start, gram in enumerate(_grams(tokens, size)):
-        if gram in seen:
-            is_repeated[start : start + size] = [True] * size
-        seen.add(gram)
-    begin = 0
-    earlier: list[frozenset[str]] = []
-    for sentence in by_sentence:
-        distinct = frozenset(sentence)
-        if any(len(distinct & other) >= _NEAR_IDENTICAL * len(distinct | other) for other in earlier):
-            is_repeated[begin : begin + len(sentence)] = [True] * len(sentence)
-        earlier.append(distinct)
-        begin += len(sentence)
-    return sum(is_repeated) / len(tokens)
+    size = gram_size(tokens, COPIED_GRAM)
+    return _Article(" ".join(tokens), frozenset(grams(tokens, size)), frozenset(grams(lead, size)), language)
 
 
 def _unknown_share(sentence: Sequence[str], article: str) -> float | None:
@@ -156,10 +114,10 @@ def _content_stems(tokens: Sequence[str]) -> list[str]:
     """The beginnings of the words that carry the content; for scripts without spaces, pairs of adjacent characters."""
     stems = []
     for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
-        if _UNSPACED.match(token):
+        if UNSPACED.match(token):
             if len(token) > 1:
                 stems.append(token)
-            elif following and _UNSPACED.match(following):
+            elif following and UNSPACED.match(following):
                 stems.append(f"{token} {following[0]}")
             continue
         if any(character.isdigit() for character in token):
