@@ -98,6 +98,9 @@ def pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
     against_faulty = _against_faulty(usable.clean, usable.faulty, rule, scores, settings)
     if not decided and not against_faulty:
         return _skip("all ties", usable)
+    decided = _within_copied_gap(decided, scores, settings)
+    if not decided and not against_faulty:
+        return _skip("the better one copies more", usable)
     # The noise of the score says nothing about a fault.
     clear = beyond_noise(in_order, scores, row.get("questions") or (), settings) + against_faulty
     if not clear:
@@ -138,6 +141,9 @@ def pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> 
     against_faulty = _against_faulty(by_policy, faulty_by_base, rule, scores, settings)
     if not decided and not against_faulty:
         return _skip("none better than the base's", usable)
+    decided = _within_copied_gap(decided, scores, settings)
+    if not decided and not against_faulty:
+        return _skip("the better one copies more", usable)
     clear = beyond_noise(decided, scores, row.get("questions") or (), settings) + against_faulty
     if not clear:
         return _skip(_why_unclear(decided, row, scores), usable)
@@ -150,6 +156,20 @@ def pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> 
 def _skip(reason: str, usable: _Usable) -> Row:
     """Set an article aside. Unlike `Skip`, this keeps the tally."""
     return {"skipped": reason, "tally": usable.tally}
+
+
+def _within_copied_gap(
+    decided: Sequence[tuple[int, int]], scores: Sequence[Score], settings: Pairs
+) -> list[tuple[int, int]]:
+    """The pairs whose chosen summary does not copy much more of the article than the rejected one.
+
+    A summary that is too short to have an 8-gram copies nothing.
+    """
+    gap = settings.max_copied_gap
+    if gap is None:
+        return list(decided)
+    copied = [score["faults"]["copied"] or 0.0 for score in scores]
+    return [(chosen, rejected) for chosen, rejected in decided if copied[chosen] - copied[rejected] <= gap]
 
 
 def _why_unclear(decided: Sequence[tuple[int, int]], row: Row, scores: Sequence[Score]) -> str:

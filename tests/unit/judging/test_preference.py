@@ -410,6 +410,24 @@ def test_noise_of_the_score_says_nothing_about_a_fault():
     assert pairs_of(_pair(limits, 0, article)) == [(0, 2), (1, 2)]
 
 
+def test_no_pair_teaches_copying_beyond_the_gap():
+    copies, copies_less, short = (SOUND | {"copied": share} for share in (0.6, 0.45, None))
+    article = faulty_row((5, copies), (4, copies_less), (1, short))
+    assert pairs_of(_pair(Pairs(max_per_article=9), 0, article)) == [(0, 1), (0, 2), (1, 2)]
+    assert pairs_of(_pair(Pairs(max_per_article=9, max_copied_gap=0.2), 0, article)) == [(0, 1)]
+    assert _pair(Pairs(max_copied_gap=0.1), 0, article)["skipped"] == "the better one copies more"
+    reversed_order = faulty_row((1, copies), (5, short))
+    assert pairs_of(_pair(Pairs(max_copied_gap=0.0), 0, reversed_order)) == [(1, 0)]
+
+
+def test_the_copied_gap_of_a_table_without_faults_is_measured():
+    article = row([(score(5, 20), {}), (score(2, 20), {})])
+    article["article"] = "The roof of the hall is red, and the door of the hall is blue since May."
+    article["summaries"][0]["text"] = article["article"]
+    article["summaries"][1]["text"] = "It is about a hall with a roof that somebody painted red once."
+    assert _pair(Pairs(max_copied_gap=0.5), 0, article)["skipped"] == "the better one copies more"
+
+
 def test_faulty_without_a_limit_is_refused():
     with pytest.raises(ValueError, match="faulty is rejected, and no setting says what a fault is: set pairs.max_repe"):
         Pairs(faulty="rejected")
