@@ -1,4 +1,4 @@
-"""Restores the writing of a summary that a tokenizer or a lower-casing model has changed.
+"""Restores the writing of a summary that a tokenizer, a lower-casing model or another keyboard has changed.
 
 Published summaries often come as "paul merson ( left ) has n't played , he said". A language model finds such writing
 unlikely, and would blame the summary for it.
@@ -16,6 +16,11 @@ _QUOTES = regex.compile(r"`` ?| ?''")
 _SPACE_BEFORE = regex.compile(r"(?<=\S) +(?=[.,;:!?%)\]}…。，、](?:\s|$))")
 _SPACE_AFTER = regex.compile(r"(?<=[(\[{]) +(?=\S)")
 _CLITIC = regex.compile(r"(?<=\p{L}) +(?=(?:n['’]t|['’](?:s|re|ve|ll|d|m))\b)", regex.IGNORECASE)
+# Signs that are written in more than one way: typographic, full width, no-break. A summary gets the plain ones, unless
+# its article has the others.
+_PLAIN_SIGNS = {"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‑": "-", "\u00a0": " ", "…": "..."} | {
+    chr(sign + 0xFEE0): chr(sign) for sign in range(0x21, 0x7F)
+}
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}\p{N}]*(?:['’-]\p{L}[\p{L}\p{M}\p{N}]*)*")
 _OPENING_WORD = regex.compile(r"(?:^|(?<=[.!?]['\"”’)]? ))[\p{P}\s]*\p{Ll}")
 
@@ -23,9 +28,11 @@ _OPENING_WORD = regex.compile(r"(?:^|(?<=[.!?]['\"”’)]? ))[\p{P}\s]*\p{Ll}")
 def restore(summary: str, article: str) -> str:
     """Return the summary with the case of the article's words, and without the spaces that a tokenizer adds.
 
-    A word changes its case only if the article never writes it so. If a summary has no capital letter at all, its
-    sentences get one each. A summary in ordinary writing stays as it is.
+    A word changes its case only if the article never writes it so, and likewise a sign. If a summary has no capital
+    letter at all, its sentences get one each. A summary in ordinary writing stays as it is.
     """
+    signs = {ord(sign): plain for sign, plain in _PLAIN_SIGNS.items() if sign not in article}
+    summary = summary.translate(signs)
     text = " ".join(_QUOTES.sub('"', _BRACKET.sub(lambda match: _BRACKETS[match[0].lower()], summary)).split())
     text = _CLITIC.sub("", _SPACE_AFTER.sub("", _SPACE_BEFORE.sub("", text)))
     writings: dict[str, Counter[str]] = {}

@@ -377,8 +377,8 @@ class Pairs(Settings):
     # never: a summary beyond a limit is in no pair. rejected: it is rejected against a summary within the limits, also
     # if the preference calls them a tie; if it prefers the one with the fault, they make no pair.
     faulty: Literal["never", "rejected"] = "never"
-    # Largest share of 8-grams that the chosen may have from the article beyond the rejected's own share. Without a limit
-    # a judge that likes safe sentences teaches copying. None: no limit.
+    # Largest share of 8-grams that the chosen may have from the article beyond the rejected's own share. Without a
+    # limit a judge that likes safe sentences teaches copying. None: no limit.
     max_copied_gap: Share | None = None
     # random: up to max_per_article pairs. best_worst: one pair. widest_margin: up to max_per_article pairs, those with
     # the largest differences. all: every pair that is not a tie; together they weigh as much as one pair.

@@ -40,9 +40,7 @@ def scores_to_compare(row: Mapping[str, Any], settings: Pairs) -> list[Score]:
         and `finish_reason` ("stop", or "length" if the token limit cut it off). If the settings may use `faults`, those
         that an older version did not measure are measured now.
     """
-    needs_faults = (
-        settings.limits_faults or settings.max_copied_gap is not None or settings.preference not in RULES
-    )
+    needs_faults = settings.limits_faults or settings.max_copied_gap is not None or settings.preference not in RULES
     scores: list[Score] = []
     for score, summary in zip(row["scores"], row["summaries"], strict=True):
         text, faults = summary["text"].strip(), score.get("faults")

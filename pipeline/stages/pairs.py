@@ -94,17 +94,17 @@ def pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
         return _skip("no usable summary without a fault", usable)
     verdicts = {(a, b): rule(scores[a], scores[b], settings) for a, b in combinations(usable.clean, 2)}
     decided = [(a, b) if verdict > 0 else (b, a) for (a, b), verdict in verdicts.items() if verdict]
-    in_order = leave_out_circles(decided)
     against_faulty = _against_faulty(usable.clean, usable.faulty, rule, scores, settings)
     if not decided and not against_faulty:
         return _skip("all ties", usable)
-    decided = _within_copied_gap(decided, scores, settings)
-    if not decided and not against_faulty:
+    in_order = leave_out_circles(decided)
+    within_gap = _within_copied_gap(in_order, scores, settings)
+    if in_order and not within_gap and not against_faulty:
         return _skip("the better one copies more", usable)
     # The noise of the score says nothing about a fault.
-    clear = beyond_noise(in_order, scores, row.get("questions") or (), settings) + against_faulty
+    clear = beyond_noise(within_gap, scores, row.get("questions") or (), settings) + against_faulty
     if not clear:
-        return _skip(_why_unclear(in_order, row, scores) if in_order else "verdicts in a circle", usable)
+        return _skip(_why_unclear(within_gap, row, scores) if in_order else "verdicts in a circle", usable)
     selected = _select_pairs(clear, settings, seed, row, usable)
     if len(in_order) < len(decided):
         selected["tally"][tallies.CIRCULAR_PAIRS] = len(decided) - len(in_order)

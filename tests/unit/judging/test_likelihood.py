@@ -1,4 +1,4 @@
-"""Tests of the judge `likelihood`: its prompts, its value, and what it finds in an article. The engine has its own test."""
+"""Tests of the judge `likelihood`: its prompts, its value, and what it finds in an article."""
 
 import math
 
@@ -112,10 +112,12 @@ def test_weight_per_length_prefers_what_matters_and_does_not_grow_with_noise():
 @pytest.mark.parametrize(
     ("summary", "restored"),
     [
-        ("paul merson has restarted his row with andros townsend .", "Paul Merson has restarted his row with Andros Townsend."),
+        ("paul merson restarted his row with andros townsend .", "Paul Merson restarted his row with Andros Townsend."),
         ("townsend -lrb- england -rrb- did n't play , he said", "Townsend (England) didn't play, he said"),
         ("`` it rained '' , merson said", '"It rained", Merson said'),
         ("Merson's row. It rained.", "Merson's row. It rained."),
+        ("Merson’s row\u00a0– it rained…", "Merson's row - it rained..."),
+        ("Ｍｅｒｓｏｎ，　Ｔｏｗｎｓｅｎｄ！", "Merson, Townsend!"),
         ("Он сказал , что дождь .", "Он сказал, что дождь."),
         ("", ""),
     ],
@@ -129,6 +131,7 @@ def test_restore_changes_nothing_but_case_spaces_and_marks(summary, article):
     def letters(text):
         return "".join(text.split()).casefold()
 
+    summary = "".join(c for c in summary if c not in "’‘“”–—‑…" and not 0xFF01 <= ord(c) <= 0xFF5E)
     marks = ("-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-", "`", "''")
     if not any(mark in summary.lower() for mark in marks):
         assert letters(restore(summary, article)) == letters(summary)

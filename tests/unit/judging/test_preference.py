@@ -411,13 +411,14 @@ def test_noise_of_the_score_says_nothing_about_a_fault():
 
 
 def test_no_pair_teaches_copying_beyond_the_gap():
+    by_count = {"preference": "accuracy_only", "max_per_article": 9}
     copies, copies_less, short = (SOUND | {"copied": share} for share in (0.6, 0.45, None))
     article = faulty_row((5, copies), (4, copies_less), (1, short))
-    assert pairs_of(_pair(Pairs(max_per_article=9), 0, article)) == [(0, 1), (0, 2), (1, 2)]
-    assert pairs_of(_pair(Pairs(max_per_article=9, max_copied_gap=0.2), 0, article)) == [(0, 1)]
-    assert _pair(Pairs(max_copied_gap=0.1), 0, article)["skipped"] == "the better one copies more"
+    assert pairs_of(_pair(Pairs(**by_count), 0, article)) == [(0, 1), (0, 2), (1, 2)]
+    assert pairs_of(_pair(Pairs(**by_count, max_copied_gap=0.2), 0, article)) == [(0, 1)]
+    assert _pair(Pairs(**by_count, max_copied_gap=0.1), 0, article)["skipped"] == "the better one copies more"
     reversed_order = faulty_row((1, copies), (5, short))
-    assert pairs_of(_pair(Pairs(max_copied_gap=0.0), 0, reversed_order)) == [(1, 0)]
+    assert pairs_of(_pair(Pairs(**by_count, max_copied_gap=0.0), 0, reversed_order)) == [(1, 0)]
 
 
 def test_the_copied_gap_of_a_table_without_faults_is_measured():
