@@ -1,4 +1,4 @@
-"""Judges write prompts for questions and answers, and read the replies. They run no model.
+"""Judges write prompts, and read the replies: questions and answers, or scores. They run no model.
 
-No Ray, torch or pipeline. Only `text` needs libraries: sentencex, py3langid and regex.
+No Ray, torch or pipeline: only regex, and in `text` sentencex and py3langid.
 """

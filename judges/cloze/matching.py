@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from judges.cloze.spots import tokens_of
-from judges.cloze.words import is_dense, is_function_word, is_inflected, stem
 from judges.text.tokens import normalized_tokens
+from judges.text.word_forms import is_dense, is_function_word, is_inflected, stem
 
 BLANK = "____"
 

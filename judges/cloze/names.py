@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import regex
 
-from judges.cloze.words import DENSE, FUNCTION_WORDS
 from judges.text.languages import detect_language
+from judges.text.word_forms import DENSE, FUNCTION_WORDS
 
 _LETTER = rf"[\p{{L}}\p{{N}}--[{DENSE}]]"
 _INNER = rf"[\p{{L}}\p{{M}}\p{{N}}\u00ad--[{DENSE}]]"

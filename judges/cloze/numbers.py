@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import regex
 
-from judges.cloze.words import DENSE
+from judges.text.word_forms import DENSE
 
 _SPACE = r"[\s\u00a0\u202f]"
 _SCALE = (

@@ -11,8 +11,8 @@ import regex
 
 from judges.cloze.calendar_words import CALENDAR_WORDS
 from judges.cloze.spots import Spot, tokens_of
-from judges.cloze.words import is_dense, is_function_word, is_inflected, stem
 from judges.text.tokens import contains
+from judges.text.word_forms import is_dense, is_function_word, is_inflected, stem
 
 _NAMES = ("person", "place", "organisation", "name")
 _NUMBERS = ("number", "money", "percent", "year")

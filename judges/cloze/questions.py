@@ -17,9 +17,9 @@ from judges.base import Question, Skip, vet
 from judges.cloze.matching import BLANK
 from judges.cloze.options import option_pools, wrong_options
 from judges.cloze.spots import Spot, find_spots
-from judges.cloze.words import is_dense, is_function_word, stem
 from judges.text.sentences import split_sentences, strip_dateline
 from judges.text.tokens import contains, normalized_tokens
+from judges.text.word_forms import is_dense, is_function_word, stem
 
 _KIND_WEIGHTS = {"term": 0.7, "year": 0.8, "weekday": 0.5, "month": 0.5}
 _KIND_WEIGHTS |= dict.fromkeys(("number", "money", "percent"), 1.0)

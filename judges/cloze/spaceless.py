@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import regex
 
 from judges.cloze.calendar_words import CALENDAR
-from judges.cloze.words import DENSE, FUNCTION_CHARACTERS
+from judges.text.word_forms import DENSE, FUNCTION_CHARACTERS
 
 _ANY = regex.compile(rf"[{DENSE}]")
 _HIRAGANA = regex.compile(r"\p{Hiragana}")

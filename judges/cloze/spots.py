@@ -14,8 +14,8 @@ from judges.cloze.calendar_words import CALENDAR_WORDS
 from judges.cloze.names import WORD, Casing
 from judges.cloze.numbers import find_numbers
 from judges.cloze.spaceless import DENSE_CALENDAR, find_dense_terms
-from judges.cloze.words import is_function_word
 from judges.text.tokens import normalized_tokens
+from judges.text.word_forms import is_function_word
 
 Span = tuple[int, int, str]  # start and end in characters of a sentence, and the kind
 

@@ -8,9 +8,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from judges.text.function_words import is_function_word
 from judges.text.sentences import split_sentences, strip_dateline
 from judges.text.tokens import normalized_tokens
+from judges.text.word_forms import is_function_word
 
 _POSITION = 0.3  # how fast the weight of a word falls with the sentence that says it first
 _LENGTH = 5  # words that are added to a sentence's or summary's length, so that two words do not make the best one

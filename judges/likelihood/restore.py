@@ -8,7 +8,7 @@ from collections import Counter
 
 import regex
 
-from judges.text.function_words import is_function_word
+from judges.text.word_forms import is_function_word
 
 _BRACKETS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "-lcb-": "{", "-rcb-": "}"}
 _BRACKET = regex.compile("|".join(_BRACKETS), regex.IGNORECASE)

@@ -142,15 +142,13 @@ def importers(package: str, *folders: str) -> list[str]:
 
 @pytest.mark.parametrize("path", python_files("judges"), ids=lambda path: path.name)
 def test_judges_need_light_libraries_only(path):
-    """The standard library, three for text in judges/text, and regex in judges/cloze.
+    """The standard library, regex, and two libraries for text in judges/text.
 
     So a judge can be tried without Ray or torch.
     """
-    allowed = {*sys.stdlib_module_names, "judges"}
+    allowed = {*sys.stdlib_module_names, "judges", "regex"}
     if path.is_relative_to(ROOT / "judges" / "text"):
-        allowed |= {"sentencex", "py3langid", "regex"}
-    if path.is_relative_to(ROOT / "judges" / "cloze"):
-        allowed |= {"regex"}
+        allowed |= {"sentencex", "py3langid"}
     assert not {name for name in imported_names(path) if name.split(".")[0] not in allowed}
 
 

@@ -11,9 +11,9 @@ from judges.cloze import ClozeJudge
 from judges.cloze.calendar_words import CALENDAR_WORDS
 from judges.cloze.matching import BLANK
 from judges.cloze.spots import find_spots
-from judges.cloze.words import FUNCTION_WORDS
 from judges.text.sentences import split_sentences, strip_dateline
 from judges.text.tokens import contains, normalized_tokens
+from judges.text.word_forms import FUNCTION_WORDS
 from tests.languages import ARTICLES, SUMMARIES
 
 ARTICLE = """\
