@@ -77,8 +77,9 @@ def export_pairs(config: Config, ledger: Ledger, out: str, number: int | None = 
     """Write pairs as JSONL in TRL's format, which `rondo train` reads back.
 
     A line has prompt, chosen and rejected: messages if the policy has a chat template, else text. If the template knows
-    `enable_thinking`, the line also has chat_template_kwargs, because summaries are sampled without thinking. Text that
-    is tokenized again may give other ids than the sampled ones, so the result counts how often it gives the same ids.
+    `enable_thinking`, the line also has chat_template_kwargs, which turn thinking off: a summary is the answer only,
+    without the thought that a policy with `policy.thinking` sampled before it. Text that is tokenized again may give
+    other ids than the sampled ones, so the result counts how often it gives the same ids.
 
     Args:
         config: the run's settings, for the policy's tokenizer and instruction.

@@ -23,6 +23,7 @@ from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.run_folder import CONFIG, read_settings
 
 _ARTICLE_CHARACTERS = 900  # an article is cut after so many
+_THOUGHT_CHARACTERS = 400  # and a thought after so many
 
 
 class _Status(DryRun):
@@ -123,6 +124,9 @@ def _print_row(console: Console, row: dict[str, Any]) -> None:
         console.print(Padding(_question_line(number, question), (0, 2)))
     for number, summary in enumerate(row.get("summaries") or []):
         console.print(Padding(_summary_heading(number, summary, row), (0, 2)))
+        if thought := summary.get("thought"):
+            line = printable(one_line(thought, limit=_THOUGHT_CHARACTERS))
+            console.print(Padding(Text(f"thought: {line}", style="dim italic"), (0, 4)))
         console.print(Padding(Text(printable(one_line(summary["text"], limit=None))), (0, 4)))
     for pair in row.get("pairs") or []:
         line = f"summary {pair['chosen']} over summary {pair['rejected']}: {pair['reason']}"
@@ -161,6 +165,9 @@ def _summary_heading(number: int, summary: dict[str, Any], row: dict[str, Any]) 
             heading.append(f", {policy} logp {logps[number]:.2f}", style="")
     if summary.get("writer"):
         heading.append(f", written by {summary['writer']}", style="yellow")
+    if summary.get("thought_tokens") is not None:
+        cut = ", cut at its budget" if summary.get("forced_tokens") else ""
+        heading.append(f", {summary['thought_tokens']} tokens of thought{cut}", style="")
     if summary["finish_reason"] != "stop":
         heading.append(f", finish reason {summary['finish_reason']}", style="yellow")
     for fault in describe_faults(scores[number].get("faults")) if scores else ():

@@ -79,15 +79,21 @@ class Sample:
     """One completion of a prompt.
 
     Attributes:
-        text: the completion.
-        token_ids: the sampled ids, with the stop token if the model emitted one. Empty for a server, which returns no
-            ids.
+        text: the completion; of a model that thinks, only the answer.
+        token_ids: the sampled ids, with the stop token if the model emitted one; of a model that thinks, the thought
+            and then the answer. Empty for a server, which returns no ids.
         finish_reason: as in vLLM: "stop" (a stop token) or "length" (the token limit).
         logp: log-probability of all tokens together, in nats, under the model before temperature and top_p. If the
             prompt has a regex, it is normalized over the tokens that the regex allows. None if the prompt did not ask
             for log-probabilities.
-        token_logps: text and log-probability of each token. None if the prompt did not ask for them, or if a server's
-            tokens are not the tokens of `text`.
+        token_logps: text and log-probability of each token of the answer. None if the prompt did not ask for them, or
+            if a server's tokens are not the tokens of `text`.
+        thought: what the model thought, for people to read; None if it did not think.
+        thought_tokens: how many of `token_ids`, from the first on, are the thought with what closes it. None if the
+            model was not to think, or for a server.
+        forced_tokens: how many of these, at their end, were not sampled: they closed a thought whose budget was spent.
+            `logp` leaves them out.
+        thought_logp: the part of `logp` that is of the thought; None as `logp`, or if there is no thought.
     """
 
     text: str
@@ -95,6 +101,10 @@ class Sample:
     finish_reason: str
     logp: float | None = None
     token_logps: list[tuple[str, float]] | None = None
+    thought: str | None = None
+    thought_tokens: int | None = None
+    forced_tokens: int = 0
+    thought_logp: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Defines the base class of all settings, types that they share, and the check of locations.
+"""Defines the base class of all settings, types and the section that they share, and the check of locations.
 
 Settings cannot be changed once they are made, and unknown keys are refused.
 """
@@ -33,6 +33,21 @@ class Settings(BaseModel):
             raise PydanticCustomError(
                 "boolean", "it should not be true or false (YAML reads yes, no, on and off as true or false)"
             )
+        return value
+
+
+class Thinking(Settings):
+    """How a model thinks before it answers. Without this section it is told not to think."""
+
+    budget: Natural = 1024  # the most tokens of a thought, which is then closed; 0: the thought is closed at once
+    # What opens and closes a thought, such as [<think>, </think>]. None: read from the model's chat template.
+    tags: tuple[str, str] | None = None
+
+    @field_validator("tags")
+    @classmethod
+    def _are_two_texts(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
+        if value is not None and (not all(tag.strip() for tag in value) or value[0] == value[1]):
+            raise ValueError(f"thinking.tags is {list(value)}: it should be two texts, such as [<think>, </think>]")
         return value
 
 

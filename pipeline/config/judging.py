@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from judges.mcq.languages import LANGUAGES
 from judges.prompts import WORDINGS
-from pipeline.config.base import Dtype, Natural, Positive, Settings, Share
+from pipeline.config.base import Dtype, Natural, Positive, Settings, Share, Thinking
 from pipeline.config.servers import ServedModel
 
 USER_CODE = r"[\w.]+:\w+"  # module:name of the user's own code
@@ -75,6 +75,7 @@ class JudgeSettings(Settings):
     served: ServedModel | None = None  # None: vLLM runs the model here
     dtype: Dtype = "bfloat16"
     max_model_len: Positive | None = None
+    thinking: Thinking | None = None  # whether it thinks before each reply; None: it does not
     wording: str = "plain"
     # The language of mcq's questions and options, by its ISO 639-1 code. auto: that of each article.
     language: str = "auto"
@@ -200,7 +201,14 @@ class JudgeSettings(Settings):
                 does = "makes its own prompts" if kind.needs_model else "asks no model"
                 self._refuse(*prompts, why=f"judge.kind is {self.kind}, which {does}: remove it")
             if not kind.needs_model:
-                self._refuse("dtype", "max_model_len", why=f"judge.kind is {self.kind}, which asks no model: remove it")
+                self._refuse(
+                    "dtype",
+                    "max_model_len",
+                    "thinking",
+                    why=f"judge.kind is {self.kind}, which asks no model: remove it",
+                )
+            if not kind.served:
+                self._refuse("thinking", why=f"judge.kind is {self.kind}, which writes no text: remove it")
             if not kind.asks_questions:
                 self._refuse(
                     "questions", "options", why=f"judge.kind is {self.kind}, which asks no questions: remove it"
@@ -214,7 +222,7 @@ class JudgeSettings(Settings):
         why = "a class of yours that makes its own prompts: remove it, or give the class such a setting"
         self._refuse(*prompts, why=f"judge.kind is {self.kind}, {why} under judge.settings")
         if not self.model:
-            self._refuse("dtype", "max_model_len", why="judge.model is not: name a model, or remove it")
+            self._refuse("dtype", "max_model_len", "thinking", why="judge.model is not: name a model, or remove it")
         return self
 
     def _refuse(self, *names: str, why: str) -> None:

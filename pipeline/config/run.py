@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Dtype, Natural, Positive, Settings, Share, check_locations
+from pipeline.config.base import Dtype, Natural, Positive, Settings, Share, Thinking, check_locations
 from pipeline.config.hardware import EngineHardware, Hardware
 from pipeline.config.judging import JUDGES, PREFERENCES, JudgeSettings, Pairs, Questions, Scores, refusal_of_check
 from pipeline.config.servers import ComparedModel, check_served_models
@@ -57,7 +57,9 @@ class PolicySettings(Settings):
 
     model: str
     dtype: Dtype = "bfloat16"  # for sampling, references and training alike
-    max_model_len: Positive | None = None  # longest prompt and summary together, in tokens; None: the model's limit
+    # Longest prompt, thought and summary together, in tokens; None: the model's limit.
+    max_model_len: Positive | None = None
+    thinking: Thinking | None = None  # whether it thinks before it writes a summary; None: it does not
     # Has {article}, and may have {language}: the English name of the article's language.
     instruction: str = (
         "Write a very short summary of the article in at most two sentences, keeping its most important facts."
@@ -310,13 +312,26 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_prompt_room(self) -> "Config":
-        limit = self.policy.max_model_len
+        limit, thinking = self.policy.max_model_len, self.policy.thinking
+        budget = thinking.budget if thinking else 0
         for name, max_tokens in (("summaries", self.summaries.max_tokens), ("evaluation", self.evaluation.max_tokens)):
-            if limit is not None and max_tokens >= limit:
+            if limit is not None and max_tokens + budget >= limit:
+                found = f"{name}.max_tokens is {max_tokens}"
+                if budget:
+                    found += f", policy.thinking.budget is {budget}"
                 raise ValueError(
-                    f"{name}.max_tokens is {max_tokens} and policy.max_model_len is {limit}: no room is left for the "
+                    f"{found} and policy.max_model_len is {limit}: no room is left for the "
                     f"prompt. Lower {name}.max_tokens, or raise policy.max_model_len"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_loss_on(self) -> "Config":
+        if self.training.loss_on == "answer" and not (self.policy.thinking and self.policy.thinking.budget):
+            raise ValueError(
+                "training.loss_on is answer, which leaves out thoughts, and the policy does not think: remove it, or "
+                "set policy.thinking"
+            )
         return self
 
     @model_validator(mode="after")
@@ -369,6 +384,9 @@ class Alignment(Settings):
     def _check_alignment(self) -> "Alignment":
         if self.policy.instruction != PolicySettings.model_fields["instruction"].default:
             raise ValueError("policy.instruction is set, but these pairs have their own prompts: remove it")
+        if self.policy.thinking is not None or self.training.loss_on != "sequence":
+            name = "policy.thinking" if self.policy.thinking is not None else "training.loss_on"
+            raise ValueError(f"{name} is set, but `rondo train` samples no summaries, so no model thinks: remove it")
         if self.references.source == "sampler":
             raise ValueError(
                 "references.source is sampler, but `rondo train` samples no summaries: set it to trainer or none"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config.base import Settings
+from pipeline.config.base import Settings, Thinking
 from pipeline.config.hardware import Hardware
 
 
@@ -55,6 +55,7 @@ class ComparedModel(ServedModel):
 
     model: str  # the model's name at the server
     structured_outputs: None = None  # summaries are free text
+    thinking: Thinking | None = None  # whether it thinks before it writes a summary; None: as the server has it
 
 
 def check_served_models(

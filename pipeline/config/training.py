@@ -80,6 +80,9 @@ class Training(Settings):
     load_best_model_at_end: bool = False  # True: save the weights of the best evaluation, not those of the last step
     early_stopping_patience: Positive | None = None  # evaluations without improvement before training ends; None: never
     lora: Lora | None = None  # None: all weights are trained
+    # What the loss counts of a policy that thinks (policy.thinking). sequence: all sampled tokens, the thought and the
+    # answer. answer: the tokens of the answer, given the thought.
+    loss_on: Literal["sequence", "answer"] = "sequence"
 
     @field_validator("loss_type", mode="before")
     @classmethod

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.storage.schema import Row
+from pipeline.storage.schema import Row, unscored_tokens
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def estimate_kl(rows: Sequence[Row]) -> KlEstimate | None:
         [
             (
                 sum(policy - base for policy, base in zip(row["policy_logps"], row["base_logps"], strict=True)),
-                sum(len(summary["token_ids"]) for summary in row["summaries"]),
+                sum(_sampled_tokens(summary) for summary in row["summaries"]),
                 len(row["summaries"]),
             )
             for row in rows
@@ -47,6 +47,11 @@ def estimate_kl(rows: Sequence[Row]) -> KlEstimate | None:
     per_summary, per_summary_error = _ratio(differences, summaries)
     per_token, per_token_error = _ratio(differences, tokens)
     return KlEstimate(len(rows), per_summary, per_summary_error, per_token, per_token_error)
+
+
+def _sampled_tokens(summary: Row) -> int:
+    start, end = unscored_tokens(summary)
+    return len(summary["token_ids"]) - (end - start)
 
 
 def _ratio(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float | None]:

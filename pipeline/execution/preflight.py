@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.config import Alignment, Config, UserError
+from pipeline.config.base import Thinking
 from pipeline.config.judging import JudgeSettings
 from pipeline.config.loader import load_config
 from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.gpu_memory import MemoryNeed, PackedRow
 from pipeline.execution.progress import Display
+from pipeline.inference import thinking as thoughts
 from pipeline.judging import preference
 from pipeline.judging.factory import compares_summaries, make_judge, score_kind
 from pipeline.judging.user_code.judge_trial import check_judge
@@ -38,6 +40,7 @@ def check_rounds(path: str, overrides: Sequence[str], display: Display) -> tuple
     settings = load_config(path, overrides)
     hub.check_model("policy.model", settings.policy.model)
     hub.check_lora(settings.policy.model, settings.training.lora)
+    check_thinking("policy", settings.policy.model, settings.policy.thinking)
     check_judges(settings)
     articles.check_corpus(settings.articles)
     check_preference(settings)
@@ -65,6 +68,44 @@ def check_judges(settings: Config, sections: Iterable[str] = tuple(JUDGE_ENGINES
                 if single.kind == "reward":
                     hub.check_reward_model(f"{name}.model", single.model)
         check_judge(judge, settings.seed, section)
+        for name, single in judge.single_judges(section).items():
+            if single.model:
+                _check_judge_thinks(name, single, settings.seed)
+
+
+def _check_judge_thinks(section: str, judge: JudgeSettings, seed: int) -> None:
+    assert judge.model is not None
+    engine = getattr(make_judge(judge, seed, section), "engine", "text")
+    if judge.thinking and engine != "text":
+        raise UserError(
+            f"{section}.thinking is set, and {section}.kind is {judge.kind}, which writes no text (its engine is "
+            f"{engine}): remove it"
+        )
+    if not judge.served and engine in ("text", "likelihood"):
+        check_thinking(section, judge.model, judge.thinking, can_think=engine == "text")
+
+
+def check_thinking(section: str, model: str, thinking: Thinking | None, can_think: bool = True) -> None:
+    """Check that a model of the settings can think, if it is to, or can be told not to.
+
+    `hub.check_model` must have accepted the model. A model at a URI is checked where its engine starts.
+
+    Args:
+        section: the section of the settings that names the model.
+        model: its path or hub name.
+        thinking: how it thinks; None: it does not.
+        can_think: whether the section may have `thinking`.
+
+    Raises:
+        UserError: its chat template does not allow what the settings want.
+    """
+    if "://" in model and not model.startswith("file://"):
+        return
+    folder = hub.fetch(model)
+    adapter = hub.adapter_config(folder)
+    if adapter is not None and not os.path.isfile(os.path.join(folder, "tokenizer_config.json")):
+        folder = hub.fetch(adapter["base_model_name_or_path"])
+    thoughts.check_folder(section, model, folder, thinking, can_think)
 
 
 def check_preference(settings: Config) -> None:
@@ -99,10 +140,10 @@ def check_servers(settings: Config, unmade: Mapping[str, Stage]) -> None:
     for name, judge in settings.judges.items():
         engine = JUDGE_ENGINES[name.partition(".")[0]]
         if judge.served and any(engine in stage.uses for stage in unmade.values()):
-            check_server(name, str(judge.model), judge.served, settings.hardware, judge.logprobs)
+            check_server(name, str(judge.model), judge.served, settings.hardware, judge.logprobs, judge.thinking)
     for name, other in settings.compare.items():
         if any(address.startswith(f"compare/{name}/") for address in unmade):
-            check_server(f"compare.{name}", other.model, other, settings.hardware)
+            check_server(f"compare.{name}", other.model, other, settings.hardware, thinking=other.thinking)
 
 
 def warn_of_removed_folders(settings: Config | Alignment, display: Display) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 from judges.base import Prompt
 from pipeline.config import Alignment, Config
+from pipeline.config.base import Thinking
 from pipeline.config.hardware import EngineHardware, Replicas, Server
 from pipeline.config.judging import JudgeSettings
+from pipeline.config.run import PolicySettings
 from pipeline.config.servers import ComparedModel, ServedModel
 from pipeline.execution.progress import StageProgress
 from pipeline.inference.base import Engine
@@ -79,12 +81,25 @@ def provide_resources(
 def _policy_engine(config: Config | Alignment, policy: Mapping[str, Any], seed: int) -> EnginePool:
     if "served" in policy:
         served = ComparedModel.model_validate(policy["served"])
-        return _server_pool(policy["model"], served, config, config.hardware.policy)
-    settings, hardware = config.policy, config.hardware.policy
-    model = locate(policy["model"])
-    return EnginePool(
-        partial(_make_vllm_engine, model, settings.dtype, settings.max_model_len, seed, hardware), hardware
+        return _server_pool(policy["model"], served, config, config.hardware.policy, served.thinking)
+    return _vllm_pool(locate(policy["model"]), "policy", config.policy, seed, config.hardware.policy)
+
+
+def _vllm_pool(
+    model: str, section: str, settings: PolicySettings | JudgeSettings, seed: int, hardware: EngineHardware
+) -> EnginePool:
+    """A pool of vLLM engines that run a model as its section of the settings says."""
+    make = partial(
+        _make_vllm_engine,
+        model,
+        settings.dtype,
+        settings.max_model_len,
+        seed,
+        hardware,
+        settings.thinking,
+        section,
     )
+    return EnginePool(make, hardware)
 
 
 def _judge_engine(config: Config | Alignment, section: str, seed: int) -> EnginePool | dict[str, EnginePool]:
@@ -116,9 +131,8 @@ def _single_judge_engine(config: Config, judge: JudgeSettings, section: str, see
         assert reply is not None, "make_judge refuses a judge that has neither a model nor replies of its own"
         return EnginePool(partial(_make_scripted_engine, reply), hardware)
     if judge.served:
-        return _server_pool(judge.model, judge.served, config, hardware)
-    model = locate(judge.model)
-    return EnginePool(partial(_make_vllm_engine, model, judge.dtype, judge.max_model_len, seed, hardware), hardware)
+        return _server_pool(judge.model, judge.served, config, hardware, judge.thinking)
+    return _vllm_pool(locate(judge.model), section, judge, seed, hardware)
 
 
 def _scoring_pool(engine: str, judge: JudgeSettings, hardware: EngineHardware) -> EnginePool:
@@ -132,10 +146,17 @@ def _scoring_pool(engine: str, judge: JudgeSettings, hardware: EngineHardware) -
     return EnginePool(make, hardware, at_once=1)
 
 
-def _server_pool(model: str, served: ServedModel, config: Config | Alignment, hardware: EngineHardware) -> EnginePool:
+def _server_pool(
+    model: str,
+    served: ServedModel,
+    config: Config | Alignment,
+    hardware: EngineHardware,
+    thinking: Thinking | None,
+) -> EnginePool:
     """One actor that asks a server. With more, the server would get more requests than its `concurrency` allows."""
     one_actor = hardware.model_copy(update={"replicas": Replicas(min=1, max=1), "gpus_per_replica": 0})
-    return EnginePool(partial(_make_server_engine, model, served, config.hardware.servers[served.server]), one_actor)
+    server = config.hardware.servers[served.server]
+    return EnginePool(partial(_make_server_engine, model, served, server, thinking), one_actor)
 
 
 def _scorer(config: Config | Alignment, policy: Mapping[str, Any]) -> EnginePool:
@@ -153,7 +174,15 @@ def _scorer(config: Config | Alignment, policy: Mapping[str, Any]) -> EnginePool
     return EnginePool(load, hardware, at_once=1)
 
 
-def _make_vllm_engine(model: str, dtype: str, max_model_len: int | None, seed: int, hardware: EngineHardware) -> Engine:
+def _make_vllm_engine(
+    model: str,
+    dtype: str,
+    max_model_len: int | None,
+    seed: int,
+    hardware: EngineHardware,
+    thinking: Thinking | None,
+    section: str,
+) -> Engine:
     import ray
 
     from pipeline.inference.vllm import VllmEngine
@@ -164,13 +193,13 @@ def _make_vllm_engine(model: str, dtype: str, max_model_len: int | None, seed: i
     if ray.is_initialized():  # without this check, get_runtime_context() would start Ray
         actor_id = ray.get_runtime_context().get_actor_id()
     engine_seed = zlib.crc32(f"{seed}/{actor_id}/{os.getpid()}".encode())
-    return VllmEngine(fetch(model), dtype, max_model_len, engine_seed, hardware)
+    return VllmEngine(fetch(model), dtype, max_model_len, engine_seed, hardware, thinking, section)
 
 
-def _make_server_engine(model: str, served: ServedModel, server: Server) -> Engine:
+def _make_server_engine(model: str, served: ServedModel, server: Server, thinking: Thinking | None) -> Engine:
     from pipeline.inference.server.openai_server import OpenAIServerEngine
 
-    return OpenAIServerEngine(model, served, server)
+    return OpenAIServerEngine(model, served, server, thinking)
 
 
 def _make_likelihood_engine(model: str, dtype: str, on_gpu: bool) -> Engine:

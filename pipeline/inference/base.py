@@ -16,6 +16,7 @@ from judges.base import Prompt, Sample
 TOKENS_IN = "tokens_in"  # prompt tokens
 TOKENS_CACHED = "tokens_cached"  # prompt tokens that were found in the prefix cache
 TOKENS_OUT = "tokens_out"  # sampled tokens
+TOKENS_THOUGHT = "tokens_thought"  # those of them that are thoughts
 RETRIES = "retries"  # requests that were sent to a server again
 MICRO_USD = "micro_usd"  # what a server charges, in millionths of a US dollar
 ENGINE_STARTS = "engine starts"
@@ -48,7 +49,8 @@ def count_tokens(replies: Iterable[Reply]) -> dict[str, int]:
 
     Returns:
         tokens_in: prompt tokens; tokens_cached: those of them found in the prefix cache; tokens_out: sampled tokens.
-        For a server also `retries`, and `micro_usd` (millionths of a dollar) if the model's price is known.
+        Of a model that thinks also tokens_thought: those of tokens_out that are thoughts. For a server also `retries`,
+        and `micro_usd` (millionths of a dollar) if the model's price is known.
     """
     total = Counter({TOKENS_IN: 0, TOKENS_CACHED: 0, TOKENS_OUT: 0})
     for reply in replies:
@@ -57,7 +59,10 @@ def count_tokens(replies: Iterable[Reply]) -> dict[str, int]:
         elif reply.error is None:
             total[TOKENS_IN] += len(reply.prompt_ids)
             total[TOKENS_CACHED] += reply.cached_tokens
-            total[TOKENS_OUT] += sum(len(sample.token_ids) for sample in reply.samples)
+            total[TOKENS_OUT] += sum(len(sample.token_ids) - sample.forced_tokens for sample in reply.samples)
+            thoughts = [s.thought_tokens - s.forced_tokens for s in reply.samples if s.thought_tokens is not None]
+            if thoughts:
+                total[TOKENS_THOUGHT] += sum(thoughts)
     return dict(total)
 
 

@@ -6,20 +6,33 @@ This is the only module that imports vLLM. It does so only when an engine is mad
 
 import gc
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from judges.base import Prompt, Sample
+from pipeline.config import UserError
+from pipeline.config.base import Thinking
 from pipeline.config.hardware import EngineHardware
 from pipeline.config.messages import one_line
 from pipeline.inference.base import EngineDied, Reply
 from pipeline.inference.special_tokens import break_special_tokens, special_tokens_of
+from pipeline.inference.thinking import (
+    Thinker,
+    answer_tokens,
+    close_thought,
+    make_thinker,
+    strip_thoughts,
+    template_switches,
+)
 from pipeline.inference.vllm_stepper import Stepper
 from pipeline.storage.model_files.hub import adapter_config, fetch
 
+_NO_THINKER = Thinker()
 _ENVIRONMENT = {
     # Run the engine core in our process: it dies with its actor, and no second Python start is needed.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -37,6 +50,11 @@ class VllmEngine:
     never cut. Several threads may call `generate`: their prompts run together, which keeps the engine full. Prompts
     that run together share one random stream, so samples depend on what else was running, as on any server.
 
+    A model that thinks is asked twice: first for the thought, which ends at its closing tag or its budget, and then for
+    the answer after it. So the budget, the grammar and `max_tokens` of the answer hold for every model, and the thought
+    itself is never constrained. (vLLM's own reasoning parsers are for single families, and their budget counts
+    differently for each.) The second request finds the first one's tokens in the prefix cache.
+
     Args:
         model: folder of a model or of an adapter, on this machine.
         dtype: "float32" or "bfloat16".
@@ -44,9 +62,23 @@ class VllmEngine:
         seed: the seed of the engine. Requests have no seeds of their own: these make an engine on a CPU slow, and have
             crashed one. Samples are just as random without them.
         hardware: GPUs and memory.
+        thinking: how the model thinks; None: it is told not to.
+        section: the section of the settings that describes the model, for messages.
+
+    Raises:
+        UserError: `generate` raises it if the model cannot think as the settings say, or cannot be told not to think.
     """
 
-    def __init__(self, model: str, dtype: str, max_model_len: int | None, seed: int, hardware: EngineHardware):
+    def __init__(
+        self,
+        model: str,
+        dtype: str,
+        max_model_len: int | None,
+        seed: int,
+        hardware: EngineHardware,
+        thinking: Thinking | None = None,
+        section: str = "policy",
+    ):
         os.environ.update(_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(hardware.kvcache_space)})
         from transformers import AutoTokenizer
         from vllm import LLM
@@ -86,45 +118,164 @@ class VllmEngine:
             self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         self.tokenizer_lock = threading.Lock()  # a fast tokenizer raises if one thread changes it while another uses it
         self.max_model_len = self.stepper.engine.model_config.max_model_len
+        self.thinker, self.refusal = Thinker(), ""
+        self.closing_ids: list[int] = []
+        try:
+            self.thinker = make_thinker(self.tokenizer, thinking, section, model)
+            self.closing_ids = self._encode(self.thinker.tags[1]) if self.thinker.tags else []
+        except UserError as error:  # raised by `generate`: an error here would only restart the actor
+            self.refusal = str(error)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        if self.refusal:
+            raise UserError(self.refusal)
         with self.tokenizer_lock:
             replies = [self._tokenize(prompt) for prompt in prompts]
         served = [i for i, reply in enumerate(replies) if reply.error is None]
-        requests = [self._request(prompts[i], replies[i].prompt_ids) for i in served]
-        try:
-            outputs = self.stepper.serve(requests)
-        except Exception as error:
-            raise EngineDied(f"vLLM: {error}") from error
+        if self.thinker.thinks:
+            return self._think_and_answer(prompts, replies, served)
+        outputs = self._serve([self._request(prompts[i], replies[i].prompt_ids) for i in served])
         for i, output in zip(served, outputs, strict=True):
-            replies[i] = _reply(replies[i].prompt_ids, output)
+            error = _error_of(output, replies[i].prompt_ids)
+            samples = [] if error else [self._sample(completion) for completion in output.outputs]
+            replies[i] = Reply(replies[i].prompt_ids, samples, 0 if error else output.num_cached_tokens or 0, error)
         return replies
 
     def close(self) -> None:
         """Release the model. An engine in an actor need not be closed: it ends with its process."""
         self.stepper.close()
 
-    def _tokenize(self, prompt: Prompt) -> Reply:
-        ids = encode_messages(self.tokenizer, break_special_tokens(prompt, special_tokens_of(self.tokenizer)))
-        if len(ids) + prompt.max_tokens > self.max_model_len:
-            return Reply(ids, error="prompt too long")
-        return Reply(ids)
+    def _serve(self, requests: list[dict[str, Any]]) -> list[Any]:
+        try:
+            return self.stepper.serve(requests)
+        except Exception as error:
+            raise EngineDied(f"vLLM: {error}") from error
 
-    def _request(self, prompt: Prompt, prompt_ids: list[int]) -> dict[str, Any]:
+    def _tokenize(self, prompt: Prompt) -> Reply:
+        messages = break_special_tokens(prompt, special_tokens_of(self.tokenizer))
+        ids = encode_messages(self.tokenizer, messages, self.thinker)
+        longest = len(ids) + prompt.max_tokens
+        if self.thinker.thinks:
+            longest += (self.thinker.budget or 0) + len(self.closing_ids)
+        return Reply(ids, error="prompt too long" if longest > self.max_model_len else None)
+
+    def _request(self, prompt: Prompt, prompt_ids: list[int], **changes: Any) -> dict[str, Any]:
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        params = SamplingParams(
-            n=prompt.n,
-            temperature=prompt.temperature,
-            top_p=prompt.top_p,
-            max_tokens=prompt.max_tokens,
-            logprobs=0 if prompt.logprobs else None,  # 0: only of the sampled token
-            structured_outputs=StructuredOutputsParams(regex=prompt.regex) if prompt.regex else None,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+        params = {
+            "n": prompt.n,
+            "temperature": prompt.temperature,
+            "top_p": prompt.top_p,
+            "max_tokens": prompt.max_tokens,
+            "logprobs": 0 if prompt.logprobs else None,  # 0: only of the sampled token
+            "structured_outputs": StructuredOutputsParams(regex=prompt.regex) if prompt.regex else None,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        } | changes
+        return {"prompt": tokens_input(prompt_ids), "params": SamplingParams(**params), "lora_request": self.adapter}
+
+    def _sample(self, completion: Any, thought: "_Thought | None" = None) -> Sample:
+        """Make a Sample of vLLM's completion, or of a thought and the completion that followed it."""
+        tags = self.thinker.tags
+        # A model may think where it was told not to, or once more after its thought was closed.
+        strayed, text = strip_thoughts(completion.text, [tags] if tags else [])
+        token_logps = read_token_logps(completion)
+        if token_logps is not None and strayed is not None:
+            token_logps = answer_tokens(token_logps, text) or []
+        sample = Sample(
+            text,
+            list(completion.token_ids),
+            str(completion.finish_reason),
+            completion.cumulative_logprob,
+            token_logps,
+            strayed,
         )
-        return {"prompt": tokens_input(prompt_ids), "params": params, "lora_request": self.adapter}
+        return sample if thought is None else thought.before(sample)
+
+    # Thoughts
+
+    def _think_and_answer(self, prompts: Sequence[Prompt], replies: list[Reply], served: Sequence[int]) -> list[Reply]:
+        """Sample the thoughts of all prompts, and then one answer after each thought."""
+        outputs = self._serve([self._thought_request(prompts[i], replies[i].prompt_ids) for i in served])
+        thoughts: dict[int, list[_Thought]] = {}
+        for i, output in zip(served, outputs, strict=True):
+            ids = replies[i].prompt_ids
+            if error := _error_of(output, ids):
+                replies[i] = Reply(ids, error=error)
+                continue
+            with self.tokenizer_lock:
+                thoughts[i] = [self._read_thought(completion) for completion in output.outputs]
+            replies[i] = Reply(ids, [], output.num_cached_tokens or 0)
+        answered = [(i, thought) for i, of_prompt in thoughts.items() for thought in of_prompt]
+        requests = [self._request(_after_thought(prompts[i]), replies[i].prompt_ids + t.ids) for i, t in answered]
+        for (i, thought), output in zip(answered, self._serve(requests), strict=True):
+            if error := _error_of(output, replies[i].prompt_ids + thought.ids):
+                replies[i] = Reply(replies[i].prompt_ids, error=error)
+            elif replies[i].error is None:
+                replies[i].samples.append(self._sample(output.outputs[0], thought))
+        return replies
+
+    def _thought_request(self, prompt: Prompt, prompt_ids: list[int]) -> dict[str, Any]:
+        assert self.thinker.tags is not None
+        stop: dict[str, Any] = {"stop": [self.thinker.tags[1]], "include_stop_str_in_output": True}
+        if len(self.closing_ids) == 1:
+            stop = {"stop_token_ids": self.closing_ids}
+        changes = {"max_tokens": self.thinker.budget, "structured_outputs": None, "skip_special_tokens": False}
+        return self._request(prompt, prompt_ids, **changes, **stop)
+
+    def _read_thought(self, completion: Any) -> "_Thought":
+        """Close the thought, if the model did not. A stop token that ended the turn in the middle of it is removed."""
+        assert self.thinker.tags is not None
+        ids = list(completion.token_ids)
+        if completion.finish_reason == "stop" and completion.stop_reason is None:
+            ids.pop()
+        kept, forced = close_thought(ids, self.thinker.tags, self._decode, self._encode)
+        token_logps = read_token_logps(completion)
+        logp = None if token_logps is None else math.fsum(logp for _, logp in token_logps[:kept])
+        text = strip_thoughts(self._decode(ids[:kept] + forced), [self.thinker.tags])[0]
+        return _Thought(ids[:kept] + forced, len(forced), text or "", logp)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
+
+@dataclass(frozen=True)
+class _Thought:
+    """A sampled thought.
+
+    Attributes:
+        ids: its tokens, with what closes it.
+        forced: how many of them, at the end, were not sampled.
+        text: the thought without its tags.
+        logp: log-probability of the sampled tokens, in nats; None if the prompt did not ask for it.
+    """
+
+    ids: list[int]
+    forced: int
+    text: str
+    logp: float | None
+
+    def before(self, answer: Sample) -> Sample:
+        """The whole completion: this thought, and then the answer."""
+        return replace(
+            answer,
+            text=answer.text.lstrip(),  # the line ends between the thought and the answer
+            token_ids=self.ids + answer.token_ids,
+            logp=None if self.logp is None or answer.logp is None else self.logp + answer.logp,
+            thought="\n".join(filter(None, (self.text, answer.thought))),
+            thought_tokens=len(self.ids),
+            forced_tokens=self.forced,
+            thought_logp=self.logp,
+        )
+
+
+def _after_thought(prompt: Prompt) -> Prompt:
+    """The request for one answer. Templates put up to two line ends between a thought and the answer."""
+    return replace(prompt, n=1, regex=prompt.regex and rf"\n{{0,2}}({prompt.regex})")
 
 
 def _cpu_options() -> dict[str, Any]:
@@ -143,21 +294,15 @@ def _lora_options(model: str, rank: int) -> dict[str, Any]:
     return {"enable_lora": True, "max_lora_rank": min(large_enough)}
 
 
-def _reply(prompt_ids: list[int], output: Any) -> Reply:
-    """Make a Reply from vLLM's output, or from the exception with which vLLM refused the prompt."""
+def _error_of(output: Any, prompt_ids: list[int]) -> str | None:
+    """Why vLLM's output has no samples, or why vLLM refused the prompt with this exception; None if it has samples."""
     if isinstance(output, Exception):
         # Cut without "…": skipped rows are counted by this text, and records on disk hold it in this form.
-        return Reply(prompt_ids, error=f"refused by the engine: {one_line(str(output))[:80]}")
+        return f"refused by the engine: {one_line(str(output))[:80]}"
     assert list(output.prompt_token_ids) == prompt_ids, "vLLM changed the prompt's token ids"
     finish_reasons = {str(completion.finish_reason) for completion in output.outputs}
-    if not finish_reasons <= {"stop", "length"}:
-        unexpected = ", ".join(sorted(finish_reasons - {"stop", "length"}))
-        return Reply(prompt_ids, error=f"given up by the engine: {unexpected}")
-    samples = [
-        Sample(o.text, list(o.token_ids), str(o.finish_reason), o.cumulative_logprob, read_token_logps(o))
-        for o in output.outputs
-    ]
-    return Reply(prompt_ids, samples, output.num_cached_tokens or 0)
+    unexpected = ", ".join(sorted(finish_reasons - {"stop", "length"}))
+    return f"given up by the engine: {unexpected}" if unexpected else None
 
 
 def read_token_logps(output: Any) -> list[tuple[str, float]] | None:
@@ -185,11 +330,14 @@ def lora_request(folder: str) -> Any:
     return LoRARequest(name, 1 + int(name, 16) % (2**31 - 1), folder)
 
 
-def encode_messages(tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:  # type: ignore[no-untyped-def]
+def encode_messages(  # type: ignore[no-untyped-def]
+    tokenizer, messages: Sequence[dict[str, str]], thinker: Thinker = _NO_THINKER
+) -> list[int]:
     """The token ids of a conversation that the model will continue.
 
     The tokenizer's chat template writes its own BOS. A model without a template gets the bare text. The engine always
-    gets ids, never strings, because it would put a second BOS before a string that already has one.
+    gets ids, never strings, because it would put a second BOS before a string that already has one. If the model
+    thinks, the prompt opens the thought, so that every completion begins inside of one.
 
     Raises:
         ValueError: the template and the tokenizer both write a BOS token.
@@ -202,9 +350,11 @@ def encode_messages(tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
-            enable_thinking=False,  # for templates that know it (Qwen3): a constrained reply has no room for thinking
+            **template_switches(thinker.budget is not None),
         )
     bos = tokenizer.bos_token_id
     if bos is not None and list(ids[:2]) == [bos, bos]:
         raise ValueError("the chat template and the tokenizer both write a BOS token: remove it from the chat template")
+    if thinker.suffix:
+        ids = [*ids, *tokenizer(thinker.suffix, add_special_tokens=False)["input_ids"]]
     return list(ids)

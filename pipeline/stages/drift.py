@@ -15,7 +15,7 @@ from ray.data import Dataset
 from pipeline.config.hardware import TrainerHardware
 from pipeline.inference.pool import EnginePool
 from pipeline.stages.base import stage
-from pipeline.storage.schema import Outcome, Row, is_drawn
+from pipeline.storage.schema import Outcome, Row, is_drawn, unscored_tokens
 from pipeline.storage.streams import materialize
 
 if TYPE_CHECKING:
@@ -76,4 +76,6 @@ def _score(tokens_per_batch: int, column: str, model: "PreTrainedModel", rows: l
     from pipeline.training.modeling.logprobs import frozen_logps
 
     articles = [(row["prompt_ids"], [summary["token_ids"] for summary in row["summaries"]]) for row in rows]
-    return [{column: values} for values in frozen_logps(model, articles, tokens_per_batch)]
+    # The divergence is that of everything the policy samples, so thoughts count, whatever training counts.
+    unscored = [[unscored_tokens(summary) for summary in row["summaries"]] for row in rows]
+    return [{column: values} for values in frozen_logps(model, articles, tokens_per_batch, unscored)]

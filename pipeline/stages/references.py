@@ -16,7 +16,7 @@ from pipeline.config.training import References
 from pipeline.inference.base import TOKENS_IN
 from pipeline.inference.pool import EnginePool
 from pipeline.stages.base import stage
-from pipeline.storage.schema import Outcome, Row, map_rows
+from pipeline.storage.schema import Outcome, Row, map_rows, sampled_logp, unscored_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "references",
     version=2,
     inputs=("rows", "reference.digest"),
-    settings=("policy.dtype", "references"),
+    settings=("policy.dtype", "references", "training.loss_on"),
     uses=("reference_scorer", "trainer"),
     writes=("reference_logps", "reference_digest"),
     workload="references",
@@ -37,6 +37,7 @@ def reference_logprobs(
     *,
     dtype: str,
     references: References,
+    loss_on: str = "sequence",
     reference_scorer: EnginePool,
     trainer: TrainerHardware,
 ) -> Dataset:
@@ -49,6 +50,7 @@ def reference_logprobs(
         digest: of the weights that `reference_scorer` holds.
         dtype: of those weights and of all computation but the log-softmax, which is float32.
         references: where the values come from.
+        loss_on: which tokens of a summary with a thought are scored, as in training.
         reference_scorer: a pool of models instead of engines; each actor calls `load_reference` once.
         trainer: for `tokens_per_batch`, so that rows are packed as in training.
     """
@@ -57,14 +59,15 @@ def reference_logprobs(
         case "none":
             return map_rows(rows, lambda row: dict.fromkeys(columns), columns)
         case "sampler":
-            return map_rows(rows, partial(_take_from_sampler, digest), columns)
+            return map_rows(rows, partial(_take_from_sampler, digest, loss_on), columns)
         case "trainer":
-            return reference_scorer.map(rows, partial(_score, digest, trainer.tokens_per_batch), columns)
+            return reference_scorer.map(rows, partial(_score, digest, trainer.tokens_per_batch, loss_on), columns)
 
 
-def _take_from_sampler(digest: str, row: Row) -> Outcome:
+def _take_from_sampler(digest: str, loss_on: str, row: Row) -> Outcome:
     """Take the values that came with the samples. The trainer checks some of them (`training/consistency.py`)."""
-    return {"reference_logps": [summary["logp"] for summary in row["summaries"]], "reference_digest": digest}
+    logps = [sampled_logp(summary, loss_on) for summary in row["summaries"]]
+    return {"reference_logps": logps, "reference_digest": digest}
 
 
 def load_reference(name: str, dtype: str, digest: str, trainer: TrainerHardware) -> "PreTrainedModel":
@@ -82,7 +85,9 @@ def load_reference(name: str, dtype: str, digest: str, trainer: TrainerHardware)
     return model.to("cuda") if trainer.gpus_per_worker else model
 
 
-def _score(digest: str, tokens_per_batch: int, model: "PreTrainedModel", rows: list[Row]) -> list[Outcome]:
+def _score(
+    digest: str, tokens_per_batch: int, loss_on: str, model: "PreTrainedModel", rows: list[Row]
+) -> list[Outcome]:
     from pipeline.training.modeling.logprobs import frozen_logps
 
     paired = [sorted({i for pair in row["pairs"] for i in (pair["chosen"], pair["rejected"])}) for row in rows]
@@ -90,7 +95,11 @@ def _score(digest: str, tokens_per_batch: int, model: "PreTrainedModel", rows: l
         (row["prompt_ids"], [row["summaries"][i]["token_ids"] for i in indices])
         for row, indices in zip(rows, paired, strict=True)
     ]
-    scored = frozen_logps(model, articles, tokens_per_batch)
+    unscored = [
+        [unscored_tokens(row["summaries"][i], loss_on) for i in indices]
+        for row, indices in zip(rows, paired, strict=True)
+    ]
+    scored = frozen_logps(model, articles, tokens_per_batch, unscored)
     outcomes: list[Outcome] = []
     for row, indices, (prompt, completions), values in zip(rows, paired, articles, scored, strict=True):
         logps: list[float | None] = [None] * len(row["summaries"])

@@ -32,6 +32,12 @@ _SUMMARY = pa.struct(
         "finish_reason": pa.string(),  # as the engine returned it: "stop", or "length" if the token limit cut it off
         "logp": pa.float32(),  # log-probability of token_ids by the sampling engine, in nats; null: not computed
         "writer": pa.string(),  # build id of the policy that wrote it, if it is not the row's writer; else null
+        # What a policy that thinks thought before `text`, for people to read: no judge and no count sees it. Null here
+        # and below: it did not think, or an older version wrote the row.
+        "thought": pa.string(),
+        "thought_tokens": pa.int32(),  # how many of token_ids, from the first on, are the thought and what closes it
+        "forced_tokens": pa.int32(),  # how many of these, at their end, were not sampled and are never trained on
+        "thought_logp": pa.float32(),  # the part of logp that is of the thought
     }
 )
 _FAULTS = pa.struct(  # what each share is a share of: `judging/scoring/text_faults.measure_faults`
@@ -98,6 +104,31 @@ COLUMNS: dict[str, pa.DataType] = {
     "tally": pa.list_(_COUNT),  # counts to sum over all rows into the stage's record, such as tokens
     "skipped": pa.string(),  # why the row was set aside; null: it was kept
 }
+
+
+def unscored_tokens(summary: Row, loss_on: str = "sequence") -> tuple[int, int]:
+    """The tokens of a summary that are read but not scored: from the first number up to the second.
+
+    Args:
+        summary: an item of `summaries`.
+        loss_on: the setting `training.loss_on`. `sequence`: all tokens are scored that were sampled, so only those that
+            closed a thought are not. `answer`: the whole thought is not scored.
+    """
+    thought = summary.get("thought_tokens") or 0
+    return (0, thought) if loss_on == "answer" else (thought - (summary.get("forced_tokens") or 0), thought)
+
+
+def sampled_logp(summary: Row, loss_on: str = "sequence") -> float | None:
+    """The log-probability that the sampling engine gave the scored tokens of a summary, in nats; None if it gave none.
+
+    Args:
+        summary, loss_on: see `unscored_tokens`.
+    """
+    logp = summary.get("logp")
+    if logp is None or loss_on != "answer" or not summary.get("thought_tokens"):
+        return logp
+    thought_logp = summary.get("thought_logp")
+    return None if thought_logp is None else logp - thought_logp
 
 
 def apply_step(table: pa.Table, step: Callable[[list[Row]], Sequence[Outcome]], writes: Sequence[str]) -> pa.Table:

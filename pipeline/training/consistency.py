@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.training.batches.article_tree import pack_row
+from pipeline.training.batches.article_tree import ArticleTree, pack_row
 from pipeline.training.batches.example import Example
 from pipeline.training.modeling import loading, tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule
@@ -67,7 +67,7 @@ def measure_consistency(
             return values | _sampler_gap(shuffled, [example.reference_logps for example in shuffled])
         with_sampled = [example for example in shuffled if any(logp is not None for logp in example.sampled_logps)]
         scored = shuffled[: sampler["check_articles"]] if sampler else with_sampled[:_MAX_ARTICLES]
-        trainer_logps = [policy(completion_logps, pack_row([e.article]).to(device)).tolist() for e in scored]
+        trainer_logps = [policy(completion_logps, _row(e).to(device)).tolist() for e in scored]
         values |= _sampler_gap(scored, trainer_logps)
     if sampler and not values["vllm_vs_trainer_mean"] <= sampler["max_difference"]:
         raise ValueError(
@@ -99,11 +99,11 @@ def check_reference(
     model = loading.load_model(name, dtype, article_tree=article_tree).to(device)
     with torch.no_grad():
         gaps = [
-            abs(logp - expected) / len(completion)
+            abs(logp - expected) / length
             for example in checked
-            for completion, logp, expected in zip(
-                example.completions,
-                completion_logps(model, pack_row([example.article]).to(device)).tolist(),
+            for length, logp, expected in zip(
+                example.lengths,
+                completion_logps(model, _row(example).to(device)).tolist(),
                 example.reference_logps,
                 strict=True,
             )
@@ -121,18 +121,25 @@ def _shuffled(examples: Sequence[Example]) -> list[Example]:
     return sorted(examples, key=lambda example: hashlib.sha256(example.article_id.encode()).digest())
 
 
+def _row(example: Example) -> ArticleTree:
+    return pack_row([example.article], unscored=[example.unscored])
+
+
 def _compare_layouts(policy: PolicyModule, examples: Sequence[Example], device: torch.device) -> dict[str, Any]:
     """Score one article per row, several articles in a row, one sequence at a time, and a padded batch."""
     articles = [(example.prompt_ids, example.completions[:_MAX_COMPLETIONS]) for example in examples]
-    lengths = torch.tensor([len(c) for _, completions in articles for c in completions], dtype=torch.float64)
+    unscored = [example.unscored[:_MAX_COMPLETIONS] for example in examples]
+    lengths = torch.tensor([n for example in examples for n in example.lengths[:_MAX_COMPLETIONS]], dtype=torch.float64)
 
     def largest_gap(a: Tensor, b: Tensor) -> float:
         return float(((a - b).abs() / lengths).max())
 
-    single = torch.cat([policy(completion_logps, pack_row([article]).to(device)).cpu() for article in articles])
-    packed = policy(completion_logps, pack_row(articles).to(device)).cpu()
-    plain = torch.cat([policy(plain_logps, *article).cpu() for article in articles])
-    batch = torch.cat([policy(batch_logps, *article).cpu() for article in articles])
+    each = list(zip(articles, unscored, strict=True))
+    rows = [pack_row([article], unscored=[left_out]) for article, left_out in each]
+    single = torch.cat([policy(completion_logps, row.to(device)).cpu() for row in rows])
+    packed = policy(completion_logps, pack_row(articles, unscored=unscored).to(device)).cpu()
+    plain = torch.cat([policy(plain_logps, *article, left_out).cpu() for article, left_out in each])
+    batch = torch.cat([policy(batch_logps, *article, left_out).cpu() for article, left_out in each])
     return {
         "attention": "flex_attention" if device.type == "cuda" else "sdpa",
         "articles": len(articles),
@@ -146,10 +153,10 @@ def _compare_layouts(policy: PolicyModule, examples: Sequence[Example], device: 
 def _sampler_gap(examples: Sequence[Example], trainer_logps: Sequence[Sequence[float]]) -> dict[str, float | None]:
     """Compare the engine with the trainer, which scored the same completions with the same weights."""
     gaps = [
-        abs(sampled - logp) / len(completion)
+        abs(sampled - logp) / length
         for example, logps in zip(examples, trainer_logps, strict=True)
         if logps and example.sampled_logps
-        for completion, logp, sampled in zip(example.completions, logps, example.sampled_logps, strict=True)
+        for length, logp, sampled in zip(example.lengths, logps, example.sampled_logps, strict=True)
         if sampled is not None
     ]
     return {

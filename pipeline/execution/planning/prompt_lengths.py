@@ -12,7 +12,9 @@ from judges.base import Judge, Prompt, Question, user
 from pipeline.config import Config
 from pipeline.config.judging import JudgeSettings
 from pipeline.config.messages import one_line
+from pipeline.config.run import PolicySettings
 from pipeline.inference.sampling import fill_article
+from pipeline.inference.thinking import Thinker, make_thinker
 from pipeline.judging.factory import asks_questions, make_judge
 from pipeline.storage.model_files.hub import adapter_config, fetch
 
@@ -26,7 +28,8 @@ class JudgePromptLengths:
         passage: of an article alone. It is the passage in the check that answers from the whole article.
         answers: of the prompt that asks for answers, with an empty passage and without questions.
         questions: of an article's questions in a prompt; None if no earlier run has any questions.
-        question_limit, answer_limit: the most tokens in a reply with questions, and in a reply with answers.
+        question_limit, answer_limit: the most tokens in a reply with questions, and in a reply with answers. They
+            include the budget of a thought.
     """
 
     article: float
@@ -72,7 +75,8 @@ def measure_prompts(config: Config, articles: Sequence[str], rows: Sequence[dict
     mean_prompt_length, longest_prompt, mean_article_length = None, 0, 0.0
     if tokenizer := _load_tokenizer("policy", config.policy.model, notes):
         template = Prompt(user(config.policy.instruction), config.summaries.max_tokens)
-        prompt_lengths = [_count_prompt(tokenizer, fill_article(template, text).messages) for text in articles]
+        thinker = _thinker(tokenizer, "policy", config.policy)
+        prompt_lengths = [_count_prompt(tokenizer, fill_article(template, text).messages, thinker) for text in articles]
         mean_prompt_length, longest_prompt = fmean(prompt_lengths), max(prompt_lengths)
         mean_article_length = fmean(_count_text(tokenizer, text) for text in articles)
     return PromptLengths(
@@ -107,24 +111,30 @@ def _measure_judge(
     judge = make_judge(config.questions.drafting(settings), config.seed)
     if not asks_questions(judge):
         return None  # its prompts are not counted: records of earlier runs give its rate
-    length_without_questions = _count_prompt(tokenizer, judge.ask_answers("", []).messages)
+    thinker = _thinker(tokenizer, section, settings)
+    thought_limit = thinker.budget or 0
+    length_without_questions = _count_prompt(tokenizer, judge.ask_answers("", []).messages, thinker)
     lengths_with_questions = [
-        _count_with_questions(tokenizer, judge, row_questions) for row_questions in questions if row_questions
+        _count_with_questions(tokenizer, judge, row_questions, thinker) for row_questions in questions if row_questions
     ]
     question_tokens = fmean(lengths_with_questions) - length_without_questions if lengths_with_questions else None
     return JudgePromptLengths(
-        article=fmean(_count_prompt(tokenizer, judge.ask_questions(text).messages) for text in articles),
+        article=fmean(_count_prompt(tokenizer, judge.ask_questions(text).messages, thinker) for text in articles),
         passage=fmean(_count_text(tokenizer, text) for text in articles),
         answers=length_without_questions,
         questions=question_tokens,
-        question_limit=judge.ask_questions("").max_tokens,
-        answer_limit=make_judge(settings, config.seed).ask_answers("", []).max_tokens,
+        question_limit=judge.ask_questions("").max_tokens + thought_limit,
+        answer_limit=make_judge(settings, config.seed).ask_answers("", []).max_tokens + thought_limit,
     )
 
 
-def _count_with_questions(tokenizer: Any, judge: Judge, questions: Sequence[dict[str, Any]]) -> int:
+def _thinker(tokenizer: Any, section: str, settings: PolicySettings | JudgeSettings) -> Thinker:
+    return make_thinker(tokenizer, settings.thinking, section, str(settings.model))
+
+
+def _count_with_questions(tokenizer: Any, judge: Judge, questions: Sequence[dict[str, Any]], thinker: Thinker) -> int:
     parsed = [Question(q["question_id"], q["question"], tuple(q["options"]), q["answer"]) for q in questions]
-    return _count_prompt(tokenizer, judge.ask_answers("", parsed).messages)
+    return _count_prompt(tokenizer, judge.ask_answers("", parsed).messages, thinker)
 
 
 def _load_tokenizer(section: str, model: str, notes: list[str]) -> Any:
@@ -141,10 +151,10 @@ def _load_tokenizer(section: str, model: str, notes: list[str]) -> Any:
         return None
 
 
-def _count_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> int:
+def _count_prompt(tokenizer: Any, messages: Sequence[dict[str, str]], thinker: Thinker) -> int:
     from pipeline.inference.vllm import encode_messages
 
-    return len(encode_messages(tokenizer, messages))
+    return len(encode_messages(tokenizer, messages, thinker))
 
 
 def _count_text(tokenizer: Any, text: str) -> int:

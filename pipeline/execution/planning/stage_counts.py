@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.execution.planning.prompt_lengths import JudgePromptLengths, PromptLengths
 from pipeline.execution.planning.throughput import STEPS, StageThroughput, Throughput
-from pipeline.inference.base import SUMMARIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
+from pipeline.inference.base import SUMMARIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT, TOKENS_THOUGHT
 from pipeline.judging.factory import AnyJudge, asks_questions, make_judge
 from pipeline.judging.scoring.scored import compares, judge_reorders
 from pipeline.judging.tallies import JUDGED, PAIRS
@@ -160,7 +160,7 @@ class StageCounts:
         texts = n + (len(BASELINES) if "baselines" in stage.settings else 0)
         max_tokens = (self.settings.summaries if is_training else self.settings.evaluation).max_tokens
         # An evaluation samples one summary for each row; the tally of the base's counts the baselines too.
-        tokens = reply.tokens(max_tokens, SUMMARIES if is_training else None)
+        tokens = reply.tokens(max_tokens + self._thought_budget, SUMMARIES if is_training else None)
         return {TOKENS_IN: rows * self.lengths.prompt, TOKENS_OUT: rows * n * tokens, SUMMARIES: rows * texts}
 
     def _scores(
@@ -227,17 +227,30 @@ class StageCounts:
         """Tokens of an article's questions in a prompt: as in earlier runs, else the longest reply with questions."""
         return lengths.questions if lengths.questions is not None else lengths.question_limit
 
-    def _written_tokens(self, estimate: StageEstimate) -> float:
-        """Tokens that the policy writes for a summary: as measured by earlier runs, else the limit."""
+    @property
+    def _thought_budget(self) -> int:
+        """The most tokens of a thought of the policy."""
+        thinking = self.settings.policy.thinking
+        return thinking.budget if thinking else 0
+
+    def _written_tokens(self, estimate: StageEstimate, thoughts: bool = True) -> float:
+        """Tokens that the policy writes for a summary: as measured by earlier runs, else the limit.
+
+        Args:
+            thoughts: whether to count what it thinks before the summary.
+        """
         measured = [entry for (stage, _), entry in self.throughput.measured.items() if stage == "summaries"]
         known = measured[0].each(TOKENS_OUT, SUMMARIES) if measured else None
-        estimate.at_most |= known is None
-        return self.settings.summaries.max_tokens if known is None else known
+        if known is None:
+            estimate.at_most = True
+            return self.settings.summaries.max_tokens + (self._thought_budget if thoughts else 0)
+        thought = 0.0 if thoughts else measured[0].each(TOKENS_THOUGHT, SUMMARIES) or 0.0
+        return known - thought
 
     def _summary_tokens(self, lengths: JudgePromptLengths, estimate: StageEstimate) -> float:
         """Tokens of a summary by the judge's tokenizer, scaled by how the two tokenizers differ on articles."""
         ratio = lengths.passage / self.lengths.article if self.lengths.article else 1.0
-        return self._written_tokens(estimate) * ratio
+        return self._written_tokens(estimate, thoughts=False) * ratio
 
     def _max_pairs(self) -> int:
         n, pairs = self.settings.summaries.n, self.settings.pairs

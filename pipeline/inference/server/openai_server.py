@@ -25,10 +25,12 @@ import httpx
 
 from judges.base import Prompt, Sample, user
 from pipeline.config import UserError
+from pipeline.config.base import Thinking
 from pipeline.config.hardware import Server
 from pipeline.config.servers import ServedModel
-from pipeline.inference.base import MICRO_USD, RETRIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT, Reply
+from pipeline.inference.base import MICRO_USD, RETRIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT, TOKENS_THOUGHT, Reply
 from pipeline.inference.special_tokens import WELL_KNOWN_MARKERS, break_special_tokens
+from pipeline.inference.thinking import KNOWN_TAGS, answer_tokens, strip_thoughts, template_switches
 
 _FIRST_BACKOFF = 0.5  # seconds before the first retry; doubled for each further one
 _RETRIED_STATUSES = {408, 409, 425, 429}  # and every 5xx
@@ -47,18 +49,25 @@ class OpenAIServerEngine:
     sent once more, after the server has served another prompt. If that fails too, it gets a Reply with an error.
     Samples have no token ids. Replies have the server's `usage`, including the usage of failed tries.
 
+    What the model thought is never part of a sample's text: neither what the server returns apart from the reply, nor
+    what stands between tags in it.
+
     Args:
         model: its name at the server.
         served: how the server constrains replies to a regex, and extra fields of each request.
         server: the address, the variable that holds the key, and limits on concurrency, time and retries.
+        thinking: how the model thinks. A server has no tokens for the budget alone: a reply may have as many tokens
+            as the budget and the prompt's `max_tokens` together. None: what the server does without being told.
 
     Raises:
         UserError: the environment has no key. `generate` raises it if the server serves neither the last prompts nor a
             harmless test prompt.
     """
 
-    def __init__(self, model: str, served: ServedModel, server: Server):
-        self.model, self.served, self.server = model, served, server
+    def __init__(self, model: str, served: ServedModel, server: Server, thinking: Thinking | None = None):
+        self.model, self.served, self.server, self.thinking = model, served, server, thinking
+        own_tags = thinking.tags if thinking else None
+        self.tags = (own_tags, *KNOWN_TAGS) if own_tags else KNOWN_TAGS
         # One client per request in flight, taken and put back. A single httpx client goes through all connections of
         # its pool for every request: with 128 in flight it is five times slower.
         client_options: dict[str, Any] = {
@@ -188,13 +197,15 @@ class OpenAIServerEngine:
         body: dict[str, Any] = {
             "model": self.model,
             "messages": list(break_special_tokens(prompt, WELL_KNOWN_MARKERS)),
-            "max_tokens": prompt.max_tokens,
+            "max_tokens": prompt.max_tokens + (self.thinking.budget if self.thinking else 0),
             "temperature": prompt.temperature,
             "top_p": prompt.top_p,
             "n": prompt.n,
         }
         if prompt.logprobs:
             body["logprobs"] = True
+        if self.thinking:
+            body["chat_template_kwargs"] = template_switches(bool(self.thinking.budget))
         if prompt.regex and self.served.structured_outputs == "regex":
             body["structured_outputs"] = {"regex": prompt.regex}
         elif prompt.regex and self.served.structured_outputs == "json_schema":
@@ -219,7 +230,7 @@ class OpenAIServerEngine:
             if any(choice["message"].get("refusal") for choice in response["choices"]):
                 return Reply([], error="refused by the model", usage=usage)
             in_json = prompt.regex is not None and self.served.structured_outputs == "json_schema"
-            samples = [_sample(choice, in_json) for choice in response["choices"]]
+            samples = [self._sample(choice, in_json) for choice in response["choices"]]
             if len(samples) != prompt.n or any(reason not in _FINISH_REASONS for reason in finish_reasons):
                 raise ValueError("wrong number of samples, or an unknown finish reason")
         except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError):
@@ -233,10 +244,46 @@ class OpenAIServerEngine:
             TOKENS_CACHED: _token_count((reported.get("prompt_tokens_details") or {}).get("cached_tokens")),
             TOKENS_OUT: _token_count(reported.get("completion_tokens")),
         }
+        if thought := _token_count((reported.get("completion_tokens_details") or {}).get("reasoning_tokens")):
+            usage[TOKENS_THOUGHT] = thought
         if price := self.server.prices.get(self.model):
             cost = price.cost_micro_usd(usage[TOKENS_IN], usage[TOKENS_CACHED], usage[TOKENS_OUT])
             usage[MICRO_USD] = round(cost)
         return usage
+
+    def _sample(self, choice: dict[str, Any], in_json: bool) -> Sample:
+        """Make a Sample from a choice of the reply.
+
+        Args:
+            in_json: the text is the value of "reply" in a JSON object.
+        """
+        message = choice["message"]
+        content = message["content"] or ""
+        if not isinstance(content, str):
+            raise TypeError("content is not a text")
+        # vLLM calls it `reasoning`, and called it `reasoning_content` as DeepSeek and others do.
+        apart = message.get("reasoning") or message.get("reasoning_content")
+        inline, text = strip_thoughts(content, self.tags)
+        thought = "\n".join(filter(None, (apart if isinstance(apart, str) else None, inline))) or None
+        if thought is not None:
+            text = text.lstrip()
+        answer = text
+        # JSON that was cut off cannot be parsed. It is kept unchanged, and the judge counts its answers as unread.
+        if in_json and choice["finish_reason"] != "length":
+            text = str(json.loads(text)["reply"])
+        tokens = (choice.get("logprobs") or {}).get("content")
+        token_logps = None if tokens is None else [(token["token"], token["logprob"]) for token in tokens]
+        if token_logps is not None and thought is not None:
+            token_logps = answer_tokens(token_logps, answer)
+        logp = None if token_logps is None else math.fsum(logp for _, logp in token_logps)
+        return Sample(
+            _writable(text),
+            [],
+            _FINISH_REASONS.get(choice["finish_reason"], "stop"),
+            logp,
+            None if in_json else token_logps,  # with JSON, the tokens are those of the JSON object, and not of the text
+            _writable(thought) if thought else None,
+        )
 
 
 class _Unserved(Reply):
@@ -278,20 +325,9 @@ def _token_count(value: Any) -> int:
     return min(max(0, int(value or 0)), 1 << 31)
 
 
-def _sample(choice: dict[str, Any], in_json: bool) -> Sample:
-    """Make a Sample from a choice of the reply. `in_json`: the text is the value of "reply" in a JSON object."""
-    text = choice["message"]["content"] or ""
-    if not isinstance(text, str):
-        raise TypeError("content is not a text")
-    # JSON that was cut off cannot be parsed. It is kept unchanged, and the judge counts its answers as unread.
-    if in_json and choice["finish_reason"] != "length":
-        text = str(json.loads(text)["reply"])
-    tokens = (choice.get("logprobs") or {}).get("content")
-    logp = None if tokens is None else math.fsum(token["logprob"] for token in tokens)
-    text = text.encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, which no table can
-    # With JSON, the tokens are those of the JSON object, and not of the text.
-    token_logps = None if tokens is None or in_json else [(token["token"], token["logprob"]) for token in tokens]
-    return Sample(text, [], _FINISH_REASONS.get(choice["finish_reason"], "stop"), logp, token_logps)
+def _writable(text: str) -> str:
+    """The text without half surrogate pairs, which JSON can hold and no table can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def retry_after(header: str | None, now: datetime) -> float:

@@ -10,13 +10,23 @@ import httpx
 
 from judges.base import Prompt, user
 from pipeline.config import UserError
+from pipeline.config.base import Thinking
 from pipeline.config.hardware import Hardware, Server
 from pipeline.config.servers import ServedModel
-from pipeline.inference.base import Reply
+from pipeline.inference.base import TOKENS_THOUGHT, Reply
 from pipeline.inference.server.openai_server import OpenAIServerEngine, auth_headers
 
+_QUESTION = "Is 9.11 larger than 9.9? Compare the digits after the point. "  # gives a model that thinks a reason to
 
-def check_server(setting: str, model: str, served: ServedModel, hardware: Hardware, logprobs: bool = False) -> None:
+
+def check_server(
+    setting: str,
+    model: str,
+    served: ServedModel,
+    hardware: Hardware,
+    logprobs: bool = False,
+    thinking: Thinking | None = None,
+) -> None:
     """Ask the server for its models and for one short reply.
 
     Args:
@@ -25,30 +35,44 @@ def check_server(setting: str, model: str, served: ServedModel, hardware: Hardwa
         served: the model's settings, such as how the server constrains its replies.
         hardware: has the server's address, key variable and limits.
         logprobs: whether replies must come with log-probabilities.
+        thinking: how the model thinks; None: it must not think.
 
     Raises:
         UserError: there is no key or no server, or the server refuses the key, does not have the model, does not
-            serve the request, does not enforce the required form, or gives no log-probabilities.
+            serve the request, does not enforce the required form, or gives no log-probabilities; the model thinks and
+            should not, or the other way round.
     """
     server = hardware.servers[served.server]
     _check_model_is_listed(setting, model, server, f"hardware.servers.{served.server}")
     must_match = served.structured_outputs is not None
-    prompt = Prompt(
-        user("Reply with: Q1 Unsure"), max_tokens=32, regex="Q1 (A|Unsure)" if must_match else None, logprobs=logprobs
-    )
-    reply = _request_once(model, served, server, prompt)
+    thinks = bool(thinking and thinking.budget)
+    text = f"{_QUESTION if thinks else ''}Reply with: Q1 Unsure"
+    prompt = Prompt(user(text), max_tokens=32, regex="Q1 (A|Unsure)" if must_match else None, logprobs=logprobs)
+    reply = _request_once(model, served, server, prompt, thinking)
     if must_match:
         subject = f"{setting}.served.structured_outputs is {served.structured_outputs}"
     else:
         subject = f"{setting}.model is {model!r}"
     if reply.error:
-        raise UserError(f"{subject}, and {server.base_url} fails to serve a first request ({reply.error})")
+        remedy = (
+            f"; because of {setting}.thinking it was sent chat_template_kwargs, which "
+            "extra_body={chat_template_kwargs: null} leaves out"
+            if thinking
+            else ""
+        )
+        raise UserError(f"{subject}, and {server.base_url} fails to serve a first request ({reply.error}){remedy}")
+    _check_thinking(setting, model, served, server, reply, thinks)
     if logprobs and reply.samples[0].token_logps is None:
         raise UserError(
             f"{setting}.logprobs is true, and {server.base_url} gives no log-probabilities: set it to false"
         )
     if must_match and not re.fullmatch(prompt.regex or "", reply.samples[0].text):
         alternative = "json_schema" if served.structured_outputs == "regex" else "regex"
+        if thinks and reply.samples[0].finish_reason == "length":
+            raise UserError(
+                f"{subject}, and a first reply of {server.base_url} was cut off before its answer: raise "
+                f"{setting}.thinking.budget"
+            )
         raise UserError(f"{subject}, and {server.base_url} does not enforce it: set it to {alternative} or null")
 
 
@@ -81,8 +105,34 @@ def _check_model_is_listed(setting: str, model: str, server: Server, section: st
         )
 
 
-def _request_once(model: str, served: ServedModel, server: Server, prompt: Prompt) -> Reply:
-    engine = OpenAIServerEngine(model, served, server.model_copy(update={"tries": 2}))
+def _check_thinking(
+    setting: str, model: str, served: ServedModel, server: Server, reply: Reply, must_think: bool
+) -> None:
+    """Raise UserError if the model thought and should not have, or the other way round."""
+    thought = reply.samples[0].thought
+    if thought and not must_think:
+        place = setting if setting.startswith("compare.") else f"{setting}.served"
+        raise UserError(
+            f"{setting}.model is {model!r}, which thinks at {server.base_url}, and {setting}.thinking does not allow "
+            f"it: set {setting}.thinking.budget to the most tokens of a thought, or turn thinking off with "
+            f"{place}.extra_body={{chat_template_kwargs: {{enable_thinking: false}}}}"
+        )
+    if must_think and not thought and not (reply.usage or {}).get(TOKENS_THOUGHT):
+        form = served.structured_outputs
+        cause = (
+            f"the form of replies ({form}) then begins at once, so start vLLM with its --reasoning-parser for this "
+            f"model, set {setting}.served.structured_outputs to null"
+            if form
+            else "start vLLM with its --reasoning-parser for this model"
+        )
+        raise UserError(
+            f"{setting}.thinking is set, and {model!r} at {server.base_url} does not think: {cause}, or remove "
+            f"{setting}.thinking"
+        )
+
+
+def _request_once(model: str, served: ServedModel, server: Server, prompt: Prompt, thinking: Thinking | None) -> Reply:
+    engine = OpenAIServerEngine(model, served, server.model_copy(update={"tries": 2}), thinking)
     (reply,) = engine.generate_once([prompt])
     engine.close()
     return reply

@@ -19,6 +19,9 @@ from torch import Tensor
 
 Ids = Sequence[int] | np.ndarray
 Article = tuple[Ids, Sequence[Ids]]  # prompt, completions
+# The tokens of a completion, from the first number up to the second, that later tokens see and that are not scored
+# themselves, such as a thought before the answer.
+Unscored = tuple[int, int]
 
 # Attention computes branches in groups of at most this many tokens, or half the prompt's tokens if that is more. One
 # branch at a time would read the prompt again for each branch. All branches at once would compute many scores between
@@ -52,7 +55,7 @@ class Span:
 
 @dataclass(frozen=True)
 class ArticleTree:
-    """One packed row of T tokens with N completion tokens. All tensors are int64.
+    """One packed row of T tokens, of which N tokens of completions are scored. All tensors are int64.
 
     Attributes:
         input_ids: (1, T).
@@ -61,10 +64,11 @@ class ArticleTree:
         branch: (T,), number of the token's completion in this row, from 0; -1 for prompt tokens.
         predictors: (N,), index in the row of the token whose logits predict the target: the last prompt token for the
             first token of a branch, else the token before it in the branch.
-        targets: (N,), the completion tokens.
+        targets: (N,), the scored tokens of completions.
         owner: (N,), number in this row of the completion that the target belongs to; ascending.
         completions: for each completion of the row, (number of the article as given, number of its completion).
-        lengths: number of tokens of each completion.
+        lengths: number of scored tokens of each completion.
+        unscored: the tokens of each completion that are not scored.
         articles: where each article is.
         longest: number of tokens of the longest prompt with one of its completions.
     """
@@ -78,6 +82,7 @@ class ArticleTree:
     owner: Tensor
     completions: tuple[tuple[int, int], ...]
     lengths: tuple[int, ...]
+    unscored: tuple[Unscored, ...]
     articles: tuple[Span, ...]
     longest: int
     _cache: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -103,13 +108,17 @@ class ArticleTree:
             self._cache[key] = make()
         return self._cache[key]
 
-    def unpack(self) -> list[Article]:
-        """The articles that are packed in the row: (prompt ids, completions as ids) each."""
+    def unpack(self) -> list[tuple[Ids, Sequence[Ids], Sequence[Unscored]]]:
+        """The articles that are packed in the row: prompt ids, completions as ids, and what of them is not scored."""
         ids = self.input_ids[0].tolist()
-        articles: list[Article] = []
+        articles: list[tuple[Ids, Sequence[Ids], Sequence[Unscored]]] = []
+        first = 0  # the article's first completion in the row
         for span in self.articles:
             ends = list(accumulate(span.lengths, initial=span.prompt_end))
-            articles.append((ids[span.start : span.prompt_end], [ids[a:b] for a, b in pairwise(ends)]))
+            last = first + len(span.lengths)
+            completions = [ids[a:b] for a, b in pairwise(ends)]
+            articles.append((ids[span.start : span.prompt_end], completions, self.unscored[first:last]))
+            first = last
         return articles
 
     def mask(self) -> Tensor:
@@ -166,22 +175,30 @@ def first_fit_rows(sizes: Sequence[int], tokens_per_batch: int) -> list[list[int
     return rows
 
 
-def pack_row(articles: Sequence[Article], numbers: Sequence[int] | None = None) -> ArticleTree:
+def pack_row(
+    articles: Sequence[Article],
+    numbers: Sequence[int] | None = None,
+    unscored: Sequence[Sequence[Unscored]] | None = None,
+) -> ArticleTree:
     """Lay articles out in one row, in the order given.
 
     Args:
         articles: (prompt ids, completions as ids) each.
         numbers: the number that `ArticleTree.completions` gives each article; by default they count from 0.
+        unscored: for each article, what of each completion is not scored; None, or empty for an article: nothing.
 
     Raises:
         ValueError: an empty prompt, no completions, or an empty completion.
     """
+    unscored = [() for _ in articles] if unscored is None else unscored
     numbers = range(len(articles)) if numbers is None else numbers
     pieces, positions, article_of, branch_of = [], [], [], []
     predictors, targets, owner, spans = [], [], [], []
     completions: list[tuple[int, int]] = []
+    spans_unscored: list[Unscored] = []
+    scored_counts: list[int] = []
     start = 0  # the article's first token in the row
-    for place, (number, (prompt, branches)) in enumerate(zip(numbers, articles, strict=True)):
+    for place, (number, (prompt, branches), left_out) in enumerate(zip(numbers, articles, unscored, strict=True)):
         _refuse_empty(number, prompt, branches)
         pieces.append(prompt)
         positions.append(np.arange(len(prompt)))
@@ -192,9 +209,14 @@ def pack_row(articles: Sequence[Article], numbers: Sequence[int] | None = None) 
             pieces.append(branch)
             positions.append(np.arange(len(prompt), len(prompt) + len(branch)))
             branch_of.append(np.full(len(branch), len(completions)))
-            predictors.append(np.concatenate([[prompt_end - 1], np.arange(begin, begin + len(branch) - 1)]))
-            targets.append(branch)
-            owner.append(np.full(len(branch), len(completions)))
+            first, last = left_out[j] if left_out else (0, 0)
+            scored = np.concatenate([np.arange(first), np.arange(last, len(branch))])
+            before = np.concatenate([[prompt_end - 1], np.arange(begin, begin + len(branch) - 1)])
+            predictors.append(before[scored])
+            targets.append(np.asarray(branch)[scored])
+            owner.append(np.full(len(scored), len(completions)))
+            spans_unscored.append((first, last))
+            scored_counts.append(len(scored))
             completions.append((number, j))
             begin += len(branch)
         article_of.append(np.full(begin - start, place))
@@ -210,7 +232,8 @@ def pack_row(articles: Sequence[Article], numbers: Sequence[int] | None = None) 
         targets=_join(targets),
         owner=_join(owner),
         completions=tuple(completions),
-        lengths=tuple(length for span in spans for length in span.lengths),
+        lengths=tuple(scored_counts),
+        unscored=tuple(spans_unscored),
         articles=tuple(spans),
         longest=max(len(prompt) + max(map(len, branches)) for prompt, branches in articles),
     )
@@ -228,16 +251,20 @@ def _group_branches(begin: int, lengths: Sequence[int], prompt_tokens: int) -> t
     return tuple(groups)
 
 
-def pack_rows(articles: Sequence[Article], tokens_per_batch: int) -> list[ArticleTree]:
+def pack_rows(
+    articles: Sequence[Article], tokens_per_batch: int, unscored: Sequence[Sequence[Unscored]] | None = None
+) -> list[ArticleTree]:
     """Pack articles into few rows of at most `tokens_per_batch` tokens, by `first_fit_rows`.
 
     An article that is larger gets a row of its own. `ArticleTree.completions` has each article's index in `articles`.
+    `unscored` is as in `pack_row`.
 
     Raises:
         ValueError: see `pack_row` and `first_fit_rows`.
     """
     rows = first_fit_rows([count_row_tokens(article) for article in articles], tokens_per_batch)
-    return [pack_row([articles[number] for number in row], row) for row in rows]
+    unscored = [() for _ in articles] if unscored is None else unscored
+    return [pack_row([articles[n] for n in row], row, [unscored[n] for n in row]) for row in rows]
 
 
 def _join(pieces: Sequence[Ids]) -> Tensor:

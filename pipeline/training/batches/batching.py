@@ -49,7 +49,7 @@ class Step:
 
     @property
     def mean_chosen_length(self) -> float:
-        """Number of tokens of a chosen completion, the weighted mean over all pairs."""
+        """Number of scored tokens of a chosen completion, the weighted mean over all pairs."""
         return sum(example.chosen_tokens for example in self.examples) / self.weight
 
     @property
@@ -71,7 +71,7 @@ class MicroBatch:
         tree: the row, with C completions.
         chosen, rejected: (P,) int64, indices of completions of the row.
         reference_logps: (C,) float32, in nats; 0 if training has no reference.
-        lengths: (C,) float32, number of tokens of each completion.
+        lengths: (C,) float32, number of scored tokens of each completion.
         weights: (P,) float32; a pair with weight 2 counts as two pairs.
     """
 
@@ -184,7 +184,7 @@ def _micro_batch(examples: Sequence[Example]) -> MicroBatch:
         rejected += [first + pair[1] for pair in example.pairs]
         logps += example.reference_logps or [0.0] * len(example.completions)
         weights += example.pair_weights
-    tree = pack_row([example.article for example in examples])
+    tree = pack_row([example.article for example in examples], unscored=[example.unscored for example in examples])
     return MicroBatch(
         tree=tree,
         chosen=torch.tensor(chosen),

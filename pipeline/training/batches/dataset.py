@@ -8,17 +8,20 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.storage.files import open_location
 from pipeline.storage.parts import read_parquet
+from pipeline.storage.schema import sampled_logp, unscored_tokens
 from pipeline.training.batches.example import Example
 
+_THOUGHT_FIELDS = ("logp", "thought_logp", "thought_tokens", "forced_tokens")
 _COLUMNS = ["article_id", "prompt_ids", "summaries", "pairs", "reference_logps", "reference_digest"]
 
 
-def read_examples(path: str, parts: Sequence[str], reference_digest: str | None) -> list[Example]:
+def read_examples(
+    path: str, parts: Sequence[str], reference_digest: str | None, loss_on: str = "sequence"
+) -> list[Example]:
     """Read a table from a folder of Parquet parts, and check its rows.
 
     Args:
@@ -27,6 +30,7 @@ def read_examples(path: str, parts: Sequence[str], reference_digest: str | None)
             its driver.
         reference_digest: digest of the weights that must have given the reference log-probabilities; None if the rows
             must have no reference log-probabilities.
+        loss_on: the setting `training.loss_on`.
 
     Returns:
         The articles that have a pair, in order of article_id.
@@ -45,7 +49,7 @@ def read_examples(path: str, parts: Sequence[str], reference_digest: str | None)
         row = dict(zip(_COLUMNS, values, strict=True))
         if row["pairs"].as_py():
             _check_digest(row, reference_digest)
-            examples.append(_make_example(row))
+            examples.append(_make_example(row, loss_on))
     for before, after in pairwise(examples):
         if before.article_id == after.article_id:
             raise ValueError(f"article {after.article_id} occurs twice: an id must name one row")
@@ -77,7 +81,7 @@ def _check_digest(row: dict[str, pa.Scalar], expected: str | None) -> None:
         )
 
 
-def _make_example(row: dict[str, pa.Scalar]) -> Example:
+def _make_example(row: dict[str, pa.Scalar], loss_on: str) -> Example:
     article_id, logps = row["article_id"].as_py(), row["reference_logps"].as_py() or []
     has_reference = row["reference_digest"].as_py() is not None
     row_pairs = row["pairs"].as_py()
@@ -88,17 +92,22 @@ def _make_example(row: dict[str, pa.Scalar]) -> Example:
     if has_reference:
         _check_logps(article_id, logps, used, summaries=len(row["summaries"]))
     summaries = row["summaries"].values
-    token_ids, sampled_logps = summaries.field("token_ids"), summaries.field("logp").to_pylist()
+    token_ids = summaries.field("token_ids")
+    names = [field.name for field in summaries.type if field.name in _THOUGHT_FIELDS]  # old tables lack some
+    columns = [summaries.field(name).to_pylist() for name in names]
+    thoughts = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    unscored = tuple(unscored_tokens(thoughts[index], loss_on) for index in used)
     example = Example(
         article_id=article_id,
         prompt_ids=row["prompt_ids"].values.to_numpy(),
         completions=tuple(token_ids[index].values.to_numpy() for index in used),
         pairs=tuple((used.index(chosen), used.index(rejected)) for chosen, rejected in pairs),
         reference_logps=tuple(logps[index] for index in used) if has_reference else (),
-        sampled_logps=tuple(sampled_logps[index] for index in used),
+        sampled_logps=tuple(sampled_logp(thoughts[index], loss_on) for index in used),
         weights=weights,
+        unscored=unscored if any(map(any, unscored)) else (),
     )
-    _check_not_empty(article_id, [example.prompt_ids, *example.completions])
+    _check_not_empty(article_id, [len(example.prompt_ids), *example.lengths])
     return example
 
 
@@ -124,6 +133,6 @@ def _check_logps(article_id: str, logps: Sequence[float | None], used: Sequence[
             )
 
 
-def _check_not_empty(article_id: str, token_ids: Sequence[np.ndarray]) -> None:
-    if any(len(ids) == 0 for ids in token_ids):
+def _check_not_empty(article_id: str, lengths: Sequence[int]) -> None:
+    if not all(lengths):
         raise ValueError(f"article {article_id}: its prompt, or a summary in a pair, has no tokens")

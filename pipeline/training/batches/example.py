@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.training.batches.article_tree import Article, count_row_tokens
+from pipeline.training.batches.article_tree import Article, Unscored, count_row_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +20,8 @@ class Example:
         sampled_logps: one per completion, in nats, from the engine that sampled it; None if the engine did not return
             one.
         weights: one per pair: a pair with weight 2 counts as two pairs in its step. Empty: all weights are 1.
+        unscored: for each completion, the tokens that are read but not scored. Empty: all tokens are scored. The
+            log-probabilities are of the scored tokens only.
     """
 
     article_id: str
@@ -29,6 +31,7 @@ class Example:
     reference_logps: tuple[float, ...]
     sampled_logps: tuple[float | None, ...] = ()
     weights: tuple[float, ...] = ()
+    unscored: tuple[Unscored, ...] = ()
 
     @property
     def article(self) -> Article:
@@ -42,7 +45,8 @@ class Example:
     @property
     def naive_tokens(self) -> int:
         """Number of tokens if each side of each pair had its own copy of the prompt."""
-        return sum(2 * len(self.prompt_ids) + self._length(c) + self._length(r) for c, r in self.pairs)
+        ids = self.completions
+        return sum(2 * len(self.prompt_ids) + len(ids[c]) + len(ids[r]) for c, r in self.pairs)
 
     @property
     def pair_weights(self) -> tuple[float, ...]:
@@ -56,14 +60,17 @@ class Example:
 
     @property
     def chosen_tokens(self) -> float:
-        """Number of tokens of the chosen completions, summed over pairs, each multiplied by its weight."""
-        weighted = zip(self.pairs, self.pair_weights, strict=True)
-        return sum(weight * self._length(chosen) for (chosen, _), weight in weighted)
+        """Number of scored tokens of the chosen completions, summed over pairs, each multiplied by its weight."""
+        weighted, lengths = zip(self.pairs, self.pair_weights, strict=True), self.lengths
+        return sum(weight * lengths[chosen] for (chosen, _), weight in weighted)
 
     @property
     def longest(self) -> int:
         """Number of tokens of the prompt with its longest completion."""
         return len(self.prompt_ids) + max(map(len, self.completions))
 
-    def _length(self, completion: int) -> int:
-        return len(self.completions[completion])
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Number of scored tokens of each completion."""
+        unscored = self.unscored or ((0, 0),) * len(self.completions)
+        return tuple(len(ids) - (end - start) for ids, (start, end) in zip(self.completions, unscored, strict=True))

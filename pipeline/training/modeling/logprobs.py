@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.training.batches.article_tree import Article, ArticleTree, Ids, pack_rows
+from pipeline.training.batches.article_tree import Article, ArticleTree, Ids, Unscored, pack_rows
 from pipeline.training.modeling import lm_head, tree_attention
 
 # Settings by which a model changes its logits after the head, or its attention scores with eager attention only. Each
@@ -39,7 +39,7 @@ _MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1
 
 
 def completion_logps(model: PreTrainedModel, tree: ArticleTree) -> Tensor:
-    """Log-probability of each completion in the row, given its prompt.
+    """Log-probability of each completion in the row, given its prompt: the sum over its scored tokens.
 
     Args:
         model: a causal LM with `attn_implementation="article_tree"`. With another implementation each completion goes
@@ -59,19 +59,25 @@ def completion_logps(model: PreTrainedModel, tree: ArticleTree) -> Tensor:
 
 
 @torch.no_grad()
-def frozen_logps(model: PreTrainedModel, articles: Sequence[Article], tokens_per_batch: int) -> list[list[float]]:
+def frozen_logps(
+    model: PreTrainedModel,
+    articles: Sequence[Article],
+    tokens_per_batch: int,
+    unscored: Sequence[Sequence[Unscored]] | None = None,
+) -> list[list[float]]:
     """Compute `completion_logps` for all articles, packed as in training and without a gradient.
 
     Args:
         model: see `completion_logps`.
         articles: each a prompt and its completions.
         tokens_per_batch: largest number of tokens in a packed row.
+        unscored: for each article, what of each completion is not scored; None: everything is scored.
 
     Returns:
         For each article, the log-probability of each completion, in nats.
     """
     logps = [[math.nan] * len(completions) for _, completions in articles]
-    for tree in pack_rows(articles, tokens_per_batch):
+    for tree in pack_rows(articles, tokens_per_batch, unscored):
         values = completion_logps(model, tree.to(model.device)).tolist()
         for (article, completion), value in zip(tree.completions, values, strict=True):
             logps[article][completion] = value
@@ -117,23 +123,34 @@ def _tree_hidden(model: PreTrainedModel, tree: ArticleTree) -> Tensor:
     ).last_hidden_state[0, tree.predictors]
 
 
-def plain_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids]) -> Tensor:
+def plain_logps(
+    model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids], unscored: Sequence[Unscored] = ()
+) -> Tensor:
     """The same as `completion_logps` by Hugging Face's own forward, one sequence at a time: the baseline for the tree.
+
+    Args:
+        unscored: what of each completion is not scored; empty: everything is scored.
 
     Returns:
         (number of completions,) in nats; float32, or float64 for a float64 model.
     """
     totals = []
-    for completion in completions:
+    for completion, (start, end) in zip(completions, unscored or ((0, 0),) * len(completions), strict=True):
         ids = torch.tensor([[*prompt, *completion]], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
         logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        totals.append(logps.gather(1, ids[0, len(prompt) :, None]).sum())
+        token_logps = logps.gather(1, ids[0, len(prompt) :, None])
+        totals.append(token_logps[:start].sum() + token_logps[end:].sum())
     return torch.stack(totals)
 
 
-def batch_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids]) -> Tensor:
+def batch_logps(
+    model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids], unscored: Sequence[Unscored] = ()
+) -> Tensor:
     """The same as other trainers compute it: all completions in one batch, each after the prompt, padded at the end.
+
+    Args:
+        unscored: what of each completion is not scored; empty: everything is scored.
 
     Returns:
         (number of completions,) in nats; float32, or float64 for a float64 model.
@@ -144,7 +161,11 @@ def batch_logps(model: PreTrainedModel, prompt: Ids, completions: Sequence[Ids])
     column = torch.arange(ids.shape[1], device=model.device)
     is_token = column < len(prompt) + lengths[:, None]  # False is padding
     hidden = model.base_model(input_ids=ids, attention_mask=is_token.long(), use_cache=False).last_hidden_state
-    row, position = torch.nonzero((column >= len(prompt)) & is_token, as_tuple=True)
+    is_scored = (column >= len(prompt)) & is_token
+    if unscored:
+        start, end = (len(prompt) + torch.tensor(unscored, device=model.device)).T[:, :, None]
+        is_scored &= (column < start) | (column >= end)
+    row, position = torch.nonzero(is_scored, as_tuple=True)
     return _sum_by_completion(model, hidden[row, position - 1], ids[row, position], row, len(completions))
 
 
