@@ -163,28 +163,25 @@ def _template_text(folder: Path) -> str:
 def strip_thoughts(text: str, tags: Sequence[Tags] = KNOWN_TAGS) -> tuple[str | None, str]:
     """Divide a reply into what was thought and the answer.
 
+    The answer begins after the last tag that closes a thought. Whatever stands before it counts as thought, because the
+    prompt may have opened the thought, so that the reply shows only its end.
+
     Args:
-        text: a reply. The prompt may have opened the thought, so that only its end is seen.
+        text: a reply.
         tags: those to look for.
 
     Returns:
-        the thoughts, None if there are none; and the answer. The answer of a thought that was never closed is empty.
+        the thoughts without tags, None if there are none; and the answer. The answer of a reply whose thought was never
+        closed is what stands before it, so in most cases it is empty.
     """
     thoughts: list[str] = []
     answer = text
     for opening, closing in tags:
-        if opening not in answer and closing not in answer:
-            continue
-        whole = re.compile(re.escape(opening) + r"(.*?)" + re.escape(closing), re.DOTALL)
-        thoughts += whole.findall(answer)
-        answer = whole.sub("", answer)
-        begun, closed, rest = answer.rpartition(closing)
-        if closed:
-            thoughts, answer = [begun, *thoughts], rest
-        answer, opened, unclosed = answer.partition(opening)
-        if opened:
-            thoughts.append(unclosed)
-    if not thoughts:
+        before, closed, after = answer.rpartition(closing)
+        answer, opened, unclosed = after.partition(opening)
+        if closed or opened:
+            thoughts += [*re.split(f"{re.escape(opening)}|{re.escape(closing)}", before), unclosed]
+    if answer == text:
         return None, text
     return "\n".join(filter(None, map(str.strip, thoughts))), answer.lstrip()
 
