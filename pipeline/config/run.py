@@ -316,12 +316,12 @@ class Config(Settings):
         budget = thinking.budget if thinking else 0
         for name, max_tokens in (("summaries", self.summaries.max_tokens), ("evaluation", self.evaluation.max_tokens)):
             if limit is not None and max_tokens + budget >= limit:
-                found = f"{name}.max_tokens is {max_tokens}"
+                thought, lower = "", f"{name}.max_tokens"
                 if budget:
-                    found += f", policy.thinking.budget is {budget}"
+                    thought, lower = f", policy.thinking.budget is {budget}", f"{lower} or policy.thinking.budget"
                 raise ValueError(
-                    f"{found} and policy.max_model_len is {limit}: no room is left for the "
-                    f"prompt. Lower {name}.max_tokens, or raise policy.max_model_len"
+                    f"{name}.max_tokens is {max_tokens}{thought} and policy.max_model_len is {limit}: no room is left "
+                    f"for the prompt. Lower {lower}, or raise policy.max_model_len"
                 )
         return self
 

@@ -54,6 +54,8 @@ class ChatServer:
         times: when the requests of a prompt came, by the clock of the server's event loop.
         bodies: bodies of all requests, in order.
         most_in_flight: the most requests that were in flight at one time.
+        reasoning_field: where it puts what a script wrote before </think>, as a server with a reasoning parser does;
+            None: it leaves it in the content.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class ChatServer:
         models: tuple[str, ...] | list[str] = ("judge",),
         key: str | None = None,
         delay: float = 0.0,
+        reasoning_field: str | None = None,
     ) -> None:
+        self.reasoning_field = reasoning_field
         self.engine, self.models, self.key, self.delay = ScriptedEngine(script), models, key, delay
         self.tries, self.times, self.bodies, self.in_flight, self.most_in_flight = Counter(), {}, [], 0, 0
         self.up_from = 0.0  # it refuses all requests before this time, by its loop's clock
@@ -144,7 +148,7 @@ class ChatServer:
         (reply,) = self.engine.generate([prompt])
         choices = [
             {
-                "message": {"content": json.dumps({"reply": s.text}) if "response_format" in body else s.text},
+                "message": self._message(s.text, in_json="response_format" in body),
                 "finish_reason": s.finish_reason,
                 "logprobs": {"content": _tokens(s)} if body.get("logprobs") else None,
             }
@@ -156,6 +160,13 @@ class ChatServer:
             "prompt_tokens_details": {"cached_tokens": 3},
         }
         return {"choices": choices, "usage": usage}
+
+    def _message(self, text, in_json):
+        thought, closed, answer = text.rpartition("</think>")
+        content = json.dumps({"reply": answer.strip()}) if in_json else answer
+        if self.reasoning_field is None:
+            return {"content": thought + closed + content}
+        return {"content": content, self.reasoning_field: thought.removeprefix("<think>")}
 
     # Faults
 

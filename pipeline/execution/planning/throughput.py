@@ -22,7 +22,7 @@ Kind = tuple[str, frozenset[str]]  # the name of a stage, and the settings that 
 STEPS = "steps"  # in a tally: the steps of a training
 
 # The settings of a model that change the throughput of a stage.
-_MODEL_SETTINGS = ("model", "dtype", "kind", "served", "members")
+_MODEL_SETTINGS = ("model", "dtype", "kind", "served", "members", "thinking")
 
 
 @dataclass

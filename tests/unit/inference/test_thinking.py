@@ -133,7 +133,15 @@ def test_no_tag_is_left_in_an_answer(pieces):
 
 
 def test_the_tokens_of_an_answer_are_the_last_ones():
-    tokens = [("<think>", -1.0), ("A", -2.0), ("</think>", -3.0), ("\n\n", -4.0), ("Q1", -5.0), (" A", -6.0), ("", -7.0)]
+    tokens = [
+        ("<think>", -1.0),
+        ("A", -2.0),
+        ("</think>", -3.0),
+        ("\n\n", -4.0),
+        ("Q1", -5.0),
+        (" A", -6.0),
+        ("", -7.0),
+    ]
     assert answer_tokens(tokens, "Q1 A") == tokens[4:]
     assert answer_tokens(tokens, "Q2 A") is None
     assert answer_tokens(tokens, "") is None
@@ -160,7 +168,10 @@ def encode(text):
 )
 def test_a_thought_is_closed_once(tokens, kept, forced):
     result = close_thought(
-        list(range(len(tokens))), THINK, lambda ids: "".join(tokens[i] for i in ids), lambda text: [text] if text else []
+        list(range(len(tokens))),
+        THINK,
+        lambda ids: "".join(tokens[i] for i in ids),
+        lambda text: [text] if text else [],
     )
     assert result == (kept, [forced] if forced else [])
 
