@@ -111,7 +111,7 @@ def _memory_needs(settings: Config, estimator: Estimator, memory: float | None) 
     """The memory that the models of the planned stages take. Raises UserError if a model cannot fit."""
     used = {use for stage in estimator.unmade.values() for use in stage.uses}
     lengths = estimator.counts.lengths
-    completions = settings.summaries.n * settings.summaries.max_tokens
+    completions = settings.summaries.n * (settings.summaries.max_tokens + estimator.counts.thought_budget)
     tokens = max(settings.hardware.trainer.tokens_per_batch, lengths.longest_prompt + completions)
     share_scored = completions / (completions + (lengths.prompt or 0))
     return memory_needs(settings, memory, PackedRow(tokens, int(tokens * share_scored)), used)

@@ -160,7 +160,7 @@ class StageCounts:
         texts = n + (len(BASELINES) if "baselines" in stage.settings else 0)
         max_tokens = (self.settings.summaries if is_training else self.settings.evaluation).max_tokens
         # An evaluation samples one summary for each row; the tally of the base's counts the baselines too.
-        tokens = reply.tokens(max_tokens + self._thought_budget, SUMMARIES if is_training else None)
+        tokens = reply.tokens(max_tokens + self.thought_budget, SUMMARIES if is_training else None)
         return {TOKENS_IN: rows * self.lengths.prompt, TOKENS_OUT: rows * n * tokens, SUMMARIES: rows * texts}
 
     def _scores(
@@ -228,7 +228,7 @@ class StageCounts:
         return lengths.questions if lengths.questions is not None else lengths.question_limit
 
     @property
-    def _thought_budget(self) -> int:
+    def thought_budget(self) -> int:
         """The most tokens of a thought of the policy."""
         thinking = self.settings.policy.thinking
         return thinking.budget if thinking else 0
@@ -243,7 +243,7 @@ class StageCounts:
         known = measured[0].each(TOKENS_OUT, SUMMARIES) if measured else None
         if known is None:
             estimate.at_most = True
-            return self.settings.summaries.max_tokens + (self._thought_budget if thoughts else 0)
+            return self.settings.summaries.max_tokens + (self.thought_budget if thoughts else 0)
         thought = 0.0 if thoughts else measured[0].each(TOKENS_THOUGHT, SUMMARIES) or 0.0
         return known - thought
 

@@ -268,13 +268,14 @@ class OpenAIServerEngine:
         if thought is not None:
             text = text.lstrip()
         answer = text
-        # JSON that was cut off cannot be parsed. It is kept unchanged, and the judge counts its answers as unread.
-        if in_json and choice["finish_reason"] != "length":
+        # JSON that was cut off cannot be parsed. It is kept unchanged, and the judge counts its answers as unread. The
+        # same holds if the model ended its turn inside its thought.
+        if in_json and choice["finish_reason"] != "length" and (answer.strip() or thought is None):
             text = str(json.loads(text)["reply"])
         tokens = (choice.get("logprobs") or {}).get("content")
         token_logps = None if tokens is None else [(token["token"], token["logprob"]) for token in tokens]
         if token_logps is not None and thought is not None:
-            token_logps = answer_tokens(token_logps, answer)
+            token_logps = answer_tokens(token_logps, answer) if answer.strip() else []
         logp = None if token_logps is None else math.fsum(logp for _, logp in token_logps)
         return Sample(
             _writable(text),

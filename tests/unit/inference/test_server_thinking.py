@@ -54,6 +54,20 @@ def test_what_a_model_thought_in_spite_of_the_settings_is_no_part_of_the_reply()
         assert engine(server).generate([chat_prompt()])[0].samples[0].text == "Q1 Unsure"
 
 
+@pytest.mark.parametrize("form", [None, "regex", "json_schema"])
+@pytest.mark.parametrize("field", [None, "reasoning"])
+def test_a_turn_that_ends_inside_the_thought_is_an_empty_reply_and_no_failure(form, field):
+    class OnlyThought(ChatServer):
+        def _message(self, text, in_json):
+            return {"content": None, "reasoning": text} if self.reasoning_field else {"content": f"<think>{text}"}
+
+    with OnlyThought(plain_reply, reasoning_field=field) as server:
+        prompt = chat_prompt(regex="Q1 A" if form else None, logprobs=form != "json_schema")
+        (reply,) = engine(server, Thinking(), structured_outputs=form).generate([prompt])
+        assert (reply.error, reply.samples[0].text, reply.samples[0].thought) == (None, "", "Q1 Unsure")
+        assert reply.samples[0].token_logps == (None if form == "json_schema" else [])
+
+
 def test_log_probabilities_are_those_of_the_answer():
     with ChatServer(thinking_reply) as server:
         prompt = chat_prompt(logprobs=True)
