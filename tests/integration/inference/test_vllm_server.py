@@ -1,5 +1,6 @@
 """The engine for OpenAI servers against vLLM's own server, alone and in a whole run."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,10 +13,11 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from judges.base import Question, line_logps
+from judges.base import Prompt, Question, line_logps, user
 from judges.mcq import McqJudge
 from judges.prompts import NEWSROOM
-from pipeline.config import hardware
+from pipeline.config import UserError, hardware
+from pipeline.config.base import Thinking
 from pipeline.config.servers import ServedModel
 from pipeline.inference.base import count_tokens
 from pipeline.inference.server.openai_server import OpenAIServerEngine
@@ -24,16 +26,17 @@ from tests.helpers.chat_server import KEY, ChatServer, chat_prompt
 from tests.helpers.cli import run_rondo
 from tests.helpers.paths import DEMO, ROOT
 from tests.helpers.paths import JUDGE_MODEL as JUDGE
+from tests.helpers.tiny_models import save_thinking_model
 
 
-@pytest.fixture(scope="module")
-def newsroom(tmp_path_factory):
-    """Starts a vLLM server with the newsroom judge, and gives its address."""
+@contextlib.contextmanager
+def running_server(model, log, *more_options):
+    """Runs a vLLM server with a model called judge while the block runs, and gives its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # Not `vllm serve`: it looks up the version of the package `vllm`, and the CPU build has another name.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(JUDGE), "--port", str(port)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
     options = ["--host=127.0.0.1", "--served-model-name=judge", "--dtype=float32", "--enforce-eager"]
     environment = os.environ | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -42,10 +45,12 @@ def newsroom(tmp_path_factory):
         "OMP_NUM_THREADS": "1",
         "VLLM_API_KEY": KEY,
     }
-    log = tmp_path_factory.mktemp("vllm") / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, *options, "--enable-prompt-tokens-details"], env=environment, stdout=output, stderr=output
+            [*command, *options, "--enable-prompt-tokens-details", *more_options],
+            env=environment,
+            stdout=output,
+            stderr=output,
         )
     try:
         url, deadline = f"http://127.0.0.1:{port}/v1", time.monotonic() + 240
@@ -66,11 +71,48 @@ def newsroom(tmp_path_factory):
             process.wait()
 
 
+@pytest.fixture(scope="module")
+def newsroom(tmp_path_factory):
+    with running_server(JUDGE, tmp_path_factory.mktemp("vllm") / "log") as url:
+        yield url
+
+
+def hardware_at(url):
+    prices = {"judge": {"input": 1.0, "output": 2.0}}
+    return hardware.Hardware(servers={"ours": {"base_url": url, "api_key_env": "OUR_KEY", "prices": prices}})
+
+
 @pytest.fixture
 def place(newsroom, monkeypatch):
     monkeypatch.setenv("OUR_KEY", KEY)
-    prices = {"judge": {"input": 1.0, "output": 2.0}}
-    return hardware.Hardware(servers={"ours": {"base_url": newsroom, "api_key_env": "OUR_KEY", "prices": prices}})
+    return hardware_at(newsroom)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parser", ["--reasoning-parser=qwen3", None])
+def test_a_model_that_thinks_at_vllms_own_server(tmp_path, monkeypatch, parser):
+    """With a reasoning parser the grammar begins after the thought. Without one nothing is thought: refused."""
+    monkeypatch.setenv("OUR_KEY", KEY)
+    model = save_thinking_model(tmp_path / "model")
+    prompt = Prompt(
+        user("Summarize.\nOfficials said the scene was in Lima."), 60, "Q1 [A-E]", temperature=1.0, n=16, logprobs=True
+    )
+    with running_server(model, tmp_path / "log", "--max-model-len=512", *([parser] if parser else [])) as url:
+        place, thinking = hardware_at(url), Thinking(budget=200)
+        served = ServedModel(server="ours")
+        (reply,) = OpenAIServerEngine("judge", served, place.servers["ours"], thinking).generate([prompt])
+        check_server("judge", "judge", served, place, thinking=Thinking(budget=0))
+        if parser is None:
+            with pytest.raises(UserError, match="does not think: the form of replies"):
+                check_server("judge", "judge", served, place, thinking=thinking)
+            return
+    answered = [sample for sample in reply.samples if sample.text]
+    assert answered
+    for sample in answered:
+        assert re.fullmatch("Q1 [A-E]", sample.text)
+        assert sample.thought
+        assert "".join(text for text, _ in sample.token_logps).removesuffix("</s>").strip() == sample.text
+    assert count_tokens([reply])["tokens_thought"] > 0
 
 
 @pytest.mark.slow
