@@ -70,7 +70,7 @@ def open_judge(settings: Config) -> tuple[OpenJudge, OpenEngine]:
     check_judges(settings, ["judge"])
     for name, single in settings.judge.single_judges("judge").items():
         if single.served and single.model:
-            check_server(name, single.model, single.served, settings.hardware, single.logprobs)
+            check_server(name, single.model, single.served, settings.hardware, single.logprobs, single.thinking)
     hidden_progress = StageProgress(Display().console, None, "", None, "")
     resources = provide_resources(("judge_engine",), settings, {}, "", "judge-eval", hidden_progress)
     pools = resources["judge_engine"]
