@@ -11,8 +11,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import regex
-
 from judges.base import Question, Skip, vet
 from judges.cloze.matching import BLANK
 from judges.cloze.options import option_pools, wrong_options
@@ -29,7 +27,6 @@ _FREQUENCY_POWER = 1.5
 _SAME_SENTENCE = 0.8  # each question takes this from the worth of the next one about its sentence
 _LONGEST_SENTENCE = 80  # words; more are a list or a table
 _LEAST_CONTEXT = 2  # words with a meaning beside the key
-_SURROGATE = regex.compile(r"\p{Cs}")
 
 
 def write_questions(article: str, questions: int, options: int, seed: int) -> Iterator[list[str]]:
@@ -82,8 +79,7 @@ def write_questions(article: str, questions: int, options: int, seed: int) -> It
 
 def _usable_sentences(article: str) -> tuple[list[str], list[list[str]]]:
     """The article's sentences, each once and without white space but single spaces; and their tokens."""
-    # A surrogate without its pair is no text, and sentencex refuses it.
-    sentences = split_sentences(_SURROGATE.sub("\ufffd", article))
+    sentences = split_sentences(article)
     sentences[:1] = [strip_dateline(sentence) for sentence in sentences[:1]]
     usable: dict[str, list[str]] = {}
     for sentence in (" ".join(s.split()) for s in sentences if BLANK not in s):

@@ -8,6 +8,7 @@ import sentencex
 
 from judges.text.languages import detect_language
 
+_SURROGATE = regex.compile(r"[\ud800-\udfff]")  # sentencex refuses it
 _LINE_END = regex.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _ENDS_SENTENCE = regex.compile(r"[\p{Sentence_Terminal}…:;][\p{Pe}\p{Pf}\p{Pi}\"'*_]*$")
 
@@ -53,8 +54,10 @@ def split_sentences(text: str, language: str | None = None) -> list[str]:
         language: ISO 639-1 code of its language, for the abbreviations; None detects it, and falls back to English.
 
     Returns:
-        the sentences, without white space at their ends, and none empty.
+        the sentences, without white space at their ends, and none empty. A surrogate without its pair, which is no text,
+        becomes U+FFFD.
     """
+    text = _SURROGATE.sub("\ufffd", text)
     language = language or detect_language(text) or "en"
     return [sentence for paragraph in _paragraphs(text) for sentence in _split_paragraph(paragraph, language)]
 

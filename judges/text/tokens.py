@@ -86,7 +86,7 @@ def normalized_tokens(text: str) -> list[str]:
     text = _RAISED.sub(" ", _FRACTION.sub(_decimal_fraction, _UNITED_STATES.sub("usa", text)))
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     text = _CYRILLIC_STRESS.sub("", _INVISIBLE.sub("", text)).replace("ё", "е").replace("i\u0307", "i")
-    text = _SPACES.sub(" ", _DIGIT.sub(lambda match: str(unicodedata.digit(match[0])), text))
+    text = _SPACES.sub(" ", _DIGIT.sub(_ascii_digit, text))
     text = _PERCENT.sub(" percent ", _NUMBER.sub(_plain_number, text))
     text = _CURRENCY_SCALE.sub(_scale_word, text)
     text = _INITIALS.sub(lambda match: match[0].replace(".", ""), text)
@@ -102,6 +102,11 @@ def contains(tokens: Sequence[str], part: Sequence[str]) -> bool:
     return bool(part) and any(
         token == part[0] and list(tokens[start : start + len(part)]) == part for start, token in enumerate(tokens)
     )
+
+
+def _ascii_digit(match: regex.Match[str]) -> str:
+    # `regex` knows newer digits than `unicodedata`; these stay as they are.
+    return str(unicodedata.digit(match[0], match[0]))
 
 
 def _decimal_fraction(match: regex.Match[str]) -> str:

@@ -87,3 +87,7 @@ def test_any_text_is_split(text, language):
 )
 def test_datelines(sentence, rest):
     assert strip_dateline(sentence) == (sentence if rest is None else rest)
+
+
+def test_a_lone_surrogate_becomes_a_replacement_character():
+    assert split_sentences("It rained \ud800. The sun came.") == ["It rained \ufffd.", "The sun came."]

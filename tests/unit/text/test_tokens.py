@@ -118,3 +118,7 @@ def test_a_number_has_one_token(number):
 @given(st.lists(st.sampled_from("abc"), max_size=8), st.lists(st.sampled_from("abc"), max_size=3))
 def test_contains_finds_consecutive_tokens(tokens, part):
     assert contains(tokens, part) == (bool(part) and "".join(part) in "".join(tokens))
+
+
+def test_a_digit_that_python_does_not_know_is_no_error():
+    assert normalized_tokens("\U00011bf0 x")[-1] == "x"
