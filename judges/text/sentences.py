@@ -54,8 +54,8 @@ def split_sentences(text: str, language: str | None = None) -> list[str]:
         language: ISO 639-1 code of its language, for the abbreviations; None detects it, and falls back to English.
 
     Returns:
-        the sentences, without white space at their ends, and none empty. A surrogate without its pair, which is no text,
-        becomes U+FFFD.
+        the sentences, without white space at their ends, and none empty. A surrogate without its pair, which is no
+        text, becomes U+FFFD.
     """
     text = _SURROGATE.sub("\ufffd", text)
     language = language or detect_language(text) or "en"
