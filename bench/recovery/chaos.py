@@ -125,6 +125,7 @@ def write_config(folder: Path, run: Path, articles: int, together: bool) -> Path
         "judge": {"kind": "cloze", "questions": 4, "options": 4},
         "questions": {"min_questions": 4},
         "summaries": {"n": 4, "max_tokens": 4000},
+        "scores": {"min_same_winner": None},  # the policy draws its sentences at random
         "evaluation": {"max_tokens": 4000},
         "pairs": {"threshold": 2, "min_words": 1, "max_per_article": 2},
         "training": {"pairs_per_step": 16, "learning_rate": 1e-4, "eval_fraction": 0.1},
