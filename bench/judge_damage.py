@@ -24,6 +24,7 @@ import hashlib
 import json
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,6 +85,9 @@ def main() -> None:
     scored = score_articles(settings, judge, engine, articles, Display())
     used = [(case, found.scores) for case, found in zip(cases, scored, strict=True) if found.scores]
     left_out = Counter(found.left_out for found in scored if found.left_out)
+    if not used:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
+        raise UserError(f"{options.file}: no article could be scored ({reasons}); lower questions.min_questions")
     result: dict[str, Any] = {"judge": settings.judge.name, "articles": len(used), "left_out": dict(left_out)}
     result |= measure(
         [case for case, _ in used], [[value_of(score) for score in scores] for _, scores in used], settings.seed
@@ -411,4 +415,7 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -165,3 +165,13 @@ def test_the_command_prints_and_writes_results(tmp_path, monkeypatch, capsys):
     assert result["damaged"]["mean"]["preferred"]["n"] == 2
     assert result["rouge"]["ROUGE-1"]["samples"]["words"]["n"] == 2
     assert "Spearman's rho per article" in capsys.readouterr().out
+
+
+def test_articles_that_give_no_questions_are_named_in_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "articles.jsonl"
+    rows = [{"id": i, "text": f"It rained {i} times. The sun came.", "highlights": ["It rained."]} for i in range(2)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = str(ROOT / "configs/articles_cpu.yaml")
+    monkeypatch.setattr(sys, "argv", ["judge_damage", config, str(path), "--articles", "2"])
+    with pytest.raises(UserError, match=r"no article could be scored \(.*: 2\)"):
+        judge_damage.main()
