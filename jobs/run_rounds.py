@@ -62,6 +62,5 @@ def _show_results(metrics: dict[str, Any], examples: Sequence[dict[str, Any]], d
         display.warn(note)
     for example in examples[:1]:
         for name in ("before", "after"):
-            score = example[f"{name}_score"]
-            display.say(f"{example['id']} {name}: {score['correct']} right, {score['words']} words", style="bold")
+            display.say(f"{example['id']} {name}: {example[f'{name}_score']}", style="bold")
             display.say(f"  {one_line(example[name], limit=None)}")

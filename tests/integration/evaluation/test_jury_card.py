@@ -21,7 +21,7 @@ def overrides(tmp_path, monkeypatch):
     members = "{names: {kind: cloze, weight: 2}, short: {kind: verifiable, settings: {function: jury_rules:short}}}"
     return [
         *(f"articles.path={articles}", "articles.limit=20", f"policy.model={POLICY_MODEL}", "run=card"),
-        *("judge.kind=jury", f"judge.members={members}"),
+        *(f"judge={{kind: jury, members: {members}}}", "pairs={preference: majority_vote}"),
     ]
 
 
@@ -33,7 +33,7 @@ def test_the_commands_know_a_jury(ray_cluster, tmp_path, overrides, capsys):
     make_judge_card(CONFIG, overrides)
     card = json.loads((tmp_path / "card/judge_card.json").read_text())
     assert list(card["members"]) == ["names", "short"]
-    assert card["members"]["names"]["ceiling"] == 1.0 and card["members"]["names"]["questions_used"] > 0
+    assert card["members"]["names"]["ceiling"] > 0.9 and card["members"]["names"]["questions_used"] > 0
     assert card["members"]["short"]["parse_rate"] == 1.0 and card["members"]["short"]["questions_asked"] == 0
     assert card["summaries_judged"] == card["members"]["short"]["summaries_judged"] > 0
     printed = capsys.readouterr().out
