@@ -269,7 +269,8 @@ def _value_lines(card: Mapping[str, Any]) -> list[list[str]]:
             "summaries with a score",
             _percent(card["parse_rate"]),
             f"{card['answers']:,} summaries" + (unread and f"; {unread}"),
-        ]
+        ],
+        *reliability_lines(card.get("reliability")),
     ]
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from judges.base import LETTERS, UNSURE, Question
 from pipeline.config import run
-from pipeline.evaluation import judge_card
+from pipeline.evaluation import judge_card, reliability
 from pipeline.evaluation.win_rate import homogeneity_p
 from pipeline.inference.scripted import ScriptedEngine
+from pipeline.judging import tallies
 from pipeline.judging.factory import make_judge
 from pipeline.judging.question_generation import generate_questions
 from pipeline.judging.scoring.exam import score_summaries
@@ -130,6 +131,15 @@ def test_card_without_checks_or_judging_has_no_shares():
     nothing = judge_card.measure_card({"tally": {}}, [], [], 4)
     assert {line[1] for line in judge_card.card_lines(nothing)[1:]} == {"–", "0 of 0", "A – B – C – D –"}
     assert judge_card.card_notes(nothing) == []
+
+
+def test_every_kind_of_card_shows_the_reliability():
+    single = reliability.Reliability(0, 0, reason="a score is one item, so that it has no halves to compare")
+    for scored, first in (({}, "right from the whole article"), ({tallies.ANSWERS: 4}, "summaries with a score")):
+        card = judge_card.measure_card({"tally": {}}, [], [{"tally": scored}], 4, single)
+        lines = judge_card.card_lines(card)
+        assert lines[1][0] == first
+        assert all(line in lines for line in reliability.reliability_lines(single.as_dict()))
 
 
 def test_judging_a_share_again_depends_on_the_article_and_changes_no_score():
