@@ -10,9 +10,17 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # wraps the paragraphs of help texts to the terminal; "rich" keeps our line ends
 )
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME=VALUE]...",
+        help="Settings that replace those of the file, such as training.beta=0.05.",
+        show_default=False,
+    ),
+]
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/demo.yaml.")]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="The run's folder or URI.")]
 
@@ -29,10 +37,7 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run rounds. The same command resumes an interrupted run.
-
-    NAME=VALUE overrides a setting of the file, as in training.beta=0.05 rounds=3.
-    """
+    """Run rounds. The same command resumes an interrupted run."""
     from jobs.run_rounds import run_rounds
 
     run_rounds(config, overrides or [], remake)
@@ -128,9 +133,12 @@ def export(
 def judge_card(config: ConfigFile, overrides: Overrides = None) -> None:
     """Show how far the configuration's judge can be trusted on its articles. No policy is needed.
 
-    The judge asks about each article, then answers from the whole article, from nothing, and twice from the first
-    sentences. articles.limit=100 takes fewer articles. If the run folder already has questions about the same articles,
-    the card uses them.
+    The judge scores extracts of each article: its first sentences and six random sets of sentences. Some are scored
+    twice, in another order of options or criteria. A judge that asks questions also answers them from the whole article
+    and from nothing. The card shows what the judge costs, its biases, and whether its score is worth training on.
+
+    articles.limit=100 takes fewer articles. If the run folder already has questions about the same articles, the card
+    uses them.
     """
     from jobs.judge.card import make_judge_card
 
@@ -140,11 +148,11 @@ def judge_card(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command("judge-eval")
 def judge_eval(
     config: ConfigFile,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Articles, summaries, and ratings or choices by people.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Articles, summaries, and people's ratings or choices.")],
     overrides: Overrides = None,
     ratings: Annotated[
         str | None,
-        typer.Option(metavar="NAME,…", help="Columns with ratings. Default: relevance, consistency and other names."),
+        typer.Option(metavar="NAME,…", help="Columns with ratings. Default: the known names, such as relevance."),
     ] = None,
     articles: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only the first N articles.")] = None,
     out: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")] = None,
@@ -152,8 +160,8 @@ def judge_eval(
 ) -> None:
     """Compare the configuration's judge with people who rated the same summaries, or chose between two.
 
-    FILE is JSONL, JSON or Parquet by path or URI, or hf:OWNER/NAME:SPLIT, such as hf:mteb/summeval:test. The judge is
-    shown beside the number of words alone, and beside one rater compared with the others.
+    FILE is JSONL, JSON or Parquet by path or URI, or hf:OWNER/NAME:SPLIT, such as hf:mteb/summeval:test. Each table has
+    lines for the judge, for the number of words alone, and for one rater compared with the others.
     """
     from jobs.judge.evaluate import evaluate_judge
 

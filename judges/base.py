@@ -1,9 +1,8 @@
 """Defines the interface of a judge, and helpers for judges.
 
 A judge writes prompts and reads replies; an engine runs the model. It turns an article into a prompt for questions,
-turns a passage into a prompt for answers, and parses the replies. Or it asks for no questions and scores summaries
-(`ScoringJudge`). It knows nothing about engines, batches or files, so
-it can be tested by hand. No Ray, torch or pipeline.
+turns a passage into a prompt for answers, and parses the replies. Or it asks no questions and scores summaries
+(`ScoringJudge`). It knows nothing about engines, batches or files, so it can be tested by hand, without Ray or torch.
 """
 
 import random
@@ -165,8 +164,8 @@ class Judge(Protocol):
 class ScoringJudge(Protocol):
     """Everything that the pipeline calls on a judge that gives scores and asks no questions.
 
-    `judge.kind=module:Class` makes a judge of yours: `Class(**judge.settings)`, with `seed=...` if it
-    takes one. What is said of `Judge` about pickling and about equal results holds here too.
+    `judge.kind=module:Class` makes a judge of yours: `Class(**judge.settings)`, with `seed=...` if it takes one. Like a
+    `Judge` it must be picklable, and the same texts and seed must give the same prompts.
 
     Attributes:
         engine: the kind of engine that answers its prompts. `text` generates text: vLLM, a server, or the judge's own
@@ -232,7 +231,7 @@ class ComparingJudge(ScoringJudge, Protocol):
     def count_places(
         self, article: str, summaries: Sequence[str], replies: Sequence[Sequence[Sample]], anchor: str | None = None
     ) -> dict[str, int]:
-        """Count for the judge card what the place in the prompt did, by names of `judging/tallies.py`."""
+        """Count for the judge card how often the place in the prompt decided, by names of `judging/tallies.py`."""
         ...
 
 

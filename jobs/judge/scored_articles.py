@@ -25,8 +25,8 @@ from pipeline.storage.schema import Outcome
 OpenJudge = AnyJudge | JudgeSettings
 OpenEngine = Engine | Mapping[str, Engine]
 
-# Articles per call of the engine. An engine that generates text fills its batches with many prompts. The others fill
-# theirs with the summaries of one article, and small batches show how fast they are.
+# Articles per call of the engine. An engine that generates text needs many prompts to fill its batches. The others fill
+# theirs with the summaries of one article, and with few articles per call the progress shows their speed sooner.
 _BATCH = {"text": 64}
 _SMALL_BATCH = 2
 

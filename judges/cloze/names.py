@@ -52,7 +52,7 @@ _LEAST_SHARE = 0.15  # of words with a capital letter in such a language; less i
 
 # Annotations with `regex.Match[str]` are in quotes: cloudpickle, which sends classes to Ray, cannot pickle it.
 class Casing:
-    """Tells by an article's capital letters which of its words are names.
+    """Finds by capital letters which words of an article are names.
 
     Args:
         sentences: of one article.
@@ -133,7 +133,7 @@ class Casing:
         return _has_capital(match[0])
 
     def _is_opener(self, sentence: str, run: "Sequence[regex.Match[str]]") -> bool:
-        """Whether the one capital letter of a word comes of its place at the start of a sentence."""
+        """Whether a word has its only capital letter because it opens a sentence."""
         return len(run) == 1 and _opens_sentence(sentence, run[0].start()) and not self._capital[run[0][0].casefold()]
 
 

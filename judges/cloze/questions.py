@@ -1,8 +1,8 @@
 """Writes the questions about an article: chooses what is worth a question, and blanks it out of its sentence.
 
-A key is worth more the oftener the article names it and the earlier it does so, and a sentence the more such words it
-has: news tells the most important thing first and comes back to it. The weights were chosen on 120 CNN articles, by the
-rank correlation with ROUGE of human highlights, and on damaged highlights.
+The key is what is blanked out. A key is worth more if the article names it often and early, because news tells the most
+important thing first and returns to it. A sentence is worth more if it has many such words. The weights were chosen on
+120 CNN articles, by the rank correlation with ROUGE of human highlights, and on damaged highlights.
 """
 
 import heapq
@@ -24,7 +24,7 @@ _KIND_WEIGHTS |= dict.fromkeys(("number", "money", "percent"), 1.0)
 _KIND_WEIGHTS |= dict.fromkeys(("person", "place", "organisation", "name"), 1.2)
 _DECAY = 0.2  # a word first seen in the sixth sentence is worth half as much as one in the first
 _FREQUENCY_POWER = 1.5
-_SAME_SENTENCE = 0.8  # each question takes this from the worth of the next one about its sentence
+_SAME_SENTENCE = 0.8  # factor on the worth of a key for each question that its sentence already has
 _LONGEST_SENTENCE = 80  # words; more are a list or a table
 _LEAST_CONTEXT = 2  # words with a meaning beside the key
 

@@ -1,7 +1,7 @@
 """Finds terms in scripts without spaces, where neither white space nor a capital letter shows a word.
 
-What an article repeats is a term: an n-gram that occurs twice or more, and oftener than the longer ones around it. In
-Japanese, kana surround words in kanji, and katakana writes names and foreign words, so those need not be repeated.
+A term is an n-gram that occurs twice or more, and more often than the longer ones around it. In Japanese, kana surround
+words in kanji, and katakana writes names and foreign words, so those need not be repeated.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """Finds the places in an article's sentences that can be blanked out: numbers, names, and words with a meaning.
 
-No model is asked, so this is no named-entity recognition. `numbers.py`, `names.py` and
-`spaceless.py` each find their kind; this module puts them together.
+Rules find them, not a model for named entities. `numbers.py`, `names.py` and `spaceless.py` each find their kind;
+this module puts them together.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""A judge that writes nothing: a small LM tells how likely a summary is after its article, and what it tells of it.
+"""A judge that writes nothing: a small LM measures how likely a summary is after its article, and what it covers.
 
 A model of 135 million parameters writes poor questions and answers them poorly, but its likelihoods are worth
 something. The value of a summary adds three parts:
@@ -10,9 +10,9 @@ something. The value of a summary adds three parts:
 - *Relevance*: the weight of the article's words that the summary has, per length (`key_sentences.py`). Without it, a
   likely summary of a detail would be as good as one of what matters.
 
-What is likely may be a copy, or the same again. Words of a repeated passage therefore count as unlikely, and the gain
-of one key sentence has a limit, so that copying it is worth no more than retelling it well. A policy that is trained on
-likelihood may still learn to copy: `pairs.max_copied_gap` keeps such pairs out.
+A likely summary may copy the article or repeat itself. Words of a repeated passage therefore count as unlikely, and the
+gain of one key sentence has a limit, so that copying it is worth no more than retelling it well. A policy that is
+trained on likelihood may still learn to copy: `pairs.max_copied_gap` keeps such pairs out.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
 """Reads replies that no grammar constrained, as a person would read them.
 
-A model that replies freely keeps to the form only more or less: it writes an introduction, blank lines, bold numbers,
-a table, a fenced block, a thought, or a letter with its option. What every reader would understand is read. What is
-ambiguous is not: two letters for one question, a letter beside the words of another option, answers to questions that
-nobody asked. Nothing here raises, whatever the reply is.
+A model that replies freely often leaves the form: it writes an introduction, blank lines, bold numbers, a table, a
+fenced block, a thought, or a letter with its option. These functions read what every reader would understand. They
+leave unread what is ambiguous: two letters for one question, a letter beside the words of another option, answers to
+questions that nobody asked. They never raise, whatever the reply is.
 """
 
 import itertools
@@ -31,7 +31,7 @@ _EDGES = " \t\n\r.,;:!?()[]{}\"'“”‘’„«»‹›「」『』。、，�
 
 
 def after_thought(reply: str) -> str:
-    """Take off the thought with which a reply begins; "" if the thought never ends.
+    """Remove the thought at the start of a reply; "" if the thought never ends.
 
     A chat template may have begun the thought in the prompt, so that a reply may hold only its end.
     """

@@ -120,7 +120,7 @@ class McqJudge(Judge):
         return vet([self._draft(question) for question in read])
 
     def _free_questions(self, text: str) -> list[tuple[str, tuple[str, ...]] | None]:
-        """Read questions in any form; but a segment in the strict form as ever, with its Markdown if it has any."""
+        """Read questions in any form. A segment in the strict form keeps its Markdown."""
         return [
             _strict_question(segment) or ((draft.text, draft.options) if draft else None)
             for segment, draft in read_free_questions(text, self.options)

@@ -1,8 +1,8 @@
 """Finds gibberish in a text about an article: characters that no writer of the article's language would put there.
 
 Gibberish is a property of scripts and of runs, not of single characters: a paraphrase in German, Russian or Hindi uses
-letters, and any writer uses signs ("€", "•", "°"), that the article happens not to have. Words without sense are not
-found; a judge is there for them.
+letters, and any writer uses signs ("€", "•", "°"), that the article happens not to have. Meaningless words are left to
+the judge.
 """
 
 from functools import lru_cache
@@ -11,10 +11,9 @@ import regex
 
 from judges.text.languages import detect_language
 
-_MIN_SHARE = (
-    0.1  # of an article's letters: a script with more is the article's own, one with less is that of a quotation
-)
-_MIN_RUN = 8  # "Nooooo!!!" is a style; so are leaders and rules (".....", "-----"), of any length
+# Share of an article's letters: a script with more is the article's own, one with less is only quoted.
+_MIN_SHARE = 0.1
+_MIN_RUN = 8  # "Nooooo!!!" is a style; leaders and rules (".....", "-----") of any length are fine too
 _MAX_MARKS = 4  # on one letter; Hebrew with points and accents has up to 3
 
 _SCRIPTS = (

@@ -34,6 +34,6 @@ def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    # Nigerian Pidgin ("pcm") and others without an ISO 639-1 code would take English names from English.
+    # Without this, English texts with many names are detected as Nigerian Pidgin ("pcm"), which has no ISO 639-1 code.
     identifier.set_languages([language for language in identifier.nb_classes if len(language) == 2])
     return identifier

@@ -1,4 +1,4 @@
-"""Measures how much of a text says the same again."""
+"""Measures how much of a text repeats what the text said before."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0
 
 
 def repeated_share(text: str, language: str | None = None) -> float:
-    """Return the share of a text's tokens that say something again, from 0 to 1.
+    """Return the share of a text's tokens that repeat something, from 0 to 1.
 
     A token counts if it lies in a 5-gram that began earlier in the text, or in a sentence of which an earlier one has
     nearly the same tokens (Jaccard similarity of 0.8 or more). The first time that something is said does not count.

@@ -1,4 +1,4 @@
-"""Splits text into sentences in any language, and takes datelines off."""
+"""Splits text into sentences in any language, and removes datelines."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -68,7 +68,7 @@ def join_sentences(sentences: Sequence[str]) -> str:
 
 
 def strip_dateline(sentence: str) -> str:
-    """Take the dateline off an article's first sentence: "(CNN)", "LONDON (Reuters) -", "【ロンドン＝共同】".
+    """Remove the dateline of an article's first sentence: "(CNN)", "LONDON (Reuters) -", "【ロンドン＝共同】".
 
     Returns:
         the rest of the sentence: all of it if it has no dateline, and "" if it is one.

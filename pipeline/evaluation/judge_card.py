@@ -1,8 +1,8 @@
 """Makes the judge card: a few figures that show how far a judge can be trusted, from the records of its stages.
 
-Every report has the card of the run's judge; `rondo judge-card` makes one without a run. The card costs no requests,
-except that some summaries are judged a second time with the options in another order. The requests are made in
-`judging/question_generation.py` and `judging/scoring/exam.py`.
+Every report has the card of the run's judge; `rondo judge-card` makes one without a run. In a run, the card costs no
+requests, except that some summaries are judged a second time with options or criteria in another order. The requests
+are made in `judging/question_generation.py` and `judging/scoring/`.
 """
 
 from collections import Counter

@@ -375,14 +375,13 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-# What is said of it
+# Messages and lines of the judge card
 
 
 def coin_message(reliability: Reliability, least: float) -> str | None:
-    """Why a score is a coin: another set of questions is shown to pick the same winner in less than `least` of pairs.
+    """Return why a score is a coin: other questions pick the same winner in less than `least` of the pairs.
 
-    None if that is not shown, which is the case if the interval reaches `least`, or with fewer articles than
-    `FEW_ARTICLES`.
+    None if the interval reaches `least`, or if there are fewer articles than `FEW_ARTICLES`.
     """
     same = reliability.same_winner
     if same is None or same.high is None or same.high >= least or reliability.articles < FEW_ARTICLES:

@@ -28,7 +28,7 @@ JudgePool = EnginePool | Mapping[str, EnginePool]
 
 # Each member counts the same summaries: only the first counts them for the whole jury.
 _COUNTED_ONCE = {tallies.JUDGED, tallies.JUDGED_AGAIN}
-# How values go with length is counted for the jury's own value.
+# The length bias of a jury is that of its own value; members keep theirs under their names.
 _OF_THE_MEMBER = {
     tallies.LENGTHS_DECIDED,
     tallies.LONGER_WON,

@@ -1,4 +1,4 @@
-"""Counts how far a judge's values go with the length of summaries, for the judge card. Any kind of judge has values.
+"""Counts how far a judge's values rise with the length of summaries, for the judge card of any kind of judge.
 
 Only summaries of one article are compared. A judge may be right that longer summaries are better; the card shows the
 figures, and a reader decides.
@@ -17,7 +17,7 @@ _FEWEST = 3  # summaries of an article for a correlation: two always correlate f
 
 
 def count_length_bias(texts: Sequence[str], scores: Sequence[Row]) -> dict[str, int]:
-    """Counts over the distinct summaries of one article that the judge could read. Empty if nothing is to be counted.
+    """Count over the distinct summaries of one article that the judge could read. Empty if there is nothing to count.
 
     Args:
         texts: the summaries.

@@ -26,7 +26,7 @@ def scoring_step(judge: AnyJudge, again: float = 0.0, anchored: bool = False) ->
 
 
 def _with_length_bias(score: EngineStep, engine: Engine, rows: list[Row]) -> list[Outcome]:
-    """Score rows, and add to each tally how far values go with length."""
+    """Score rows, and add to each tally how far values rise with length."""
     outcomes = list(score(engine, rows))
     for row, outcome in zip(rows, outcomes, strict=True):
         if not isinstance(outcome, Skip):

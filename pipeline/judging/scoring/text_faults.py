@@ -1,8 +1,8 @@
 """Measures faults of a summary that a judge may not see, and that training may reward.
 
-Five figures: how much of the summary it says twice, how much of it is copied from the article and from the article's
-lead, whether its end has to do with the article, and whether it is in the article's language. They need no model. The
-column `scores` has them as `faults`. The report shows them, `stop` and `pairs` can limit them, and a user's preference
+Five figures: how much of the summary is repeated, how much of it is copied from the article and from the article's
+lead, whether it ends off topic, and whether it is in another language than the article. They need no model. The column
+`scores` has them as `faults`. The report shows them, `stop` and `pairs` can limit them, and a user's preference
 function gets them.
 """
 
@@ -26,11 +26,11 @@ _MIN_CONTENT = 3  # content words; with fewer in the last sentence, their share 
 # it; 84 % do if their last sentence is another summary's, and 93 % if it is a phrase such as "In conclusion, …".
 OFF_TOPIC = 0.7
 
-# What a summary with a fault is called, in tallies, in reasons of pairs and by `rondo show`.
+# Names of the faults in tallies, in reasons of pairs and in `rondo show`.
 REPEATED, COPIED, LEAD_COPIED = "repeats itself", "copies its article", "copies the lead"
 OFF_TOPIC_END, OTHER_LANGUAGE = "ends off topic", "is in another language"
 
-# From these shares on, a reader is told of a fault. `pairs` has limits of its own.
+# `rondo show` names a fault from these shares on. `pairs` has limits of its own.
 _NOTICEABLE = {"repeated": 0.1, "copied": 0.5, "lead_copied": 0.5, "off_topic_end": OFF_TOPIC}
 
 _HANGUL = re.compile(r"[\uac00-\ud7a3]")
