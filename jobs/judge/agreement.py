@@ -15,7 +15,7 @@ from jobs.judge.correlation import (
     one_rater_and_the_others,
     partial_spearman,
 )
-from jobs.judge.ratings import CROWD, PeoplesView, RatedArticle
+from jobs.judge.ratings import CROWD, HumanRatings, RatedArticle
 from jobs.judge.scored_articles import value_of
 from pipeline.config.judging import Pairs
 from pipeline.judging.preference import Rule, Score
@@ -62,7 +62,7 @@ class JudgedArticle:
 
 
 def judged_article(
-    article: RatedArticle, scores: Sequence[Score], view: PeoplesView, rule: Rule, pairs: Pairs
+    article: RatedArticle, scores: Sequence[Score], view: HumanRatings, rule: Rule, pairs: Pairs
 ) -> JudgedArticle:
     """Put the scores of an article beside what people think, without the summaries whose score could not be read."""
     read = [i for i, score in enumerate(scores) if value_of(score) is not None]

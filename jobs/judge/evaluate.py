@@ -11,7 +11,7 @@ from rich.text import Text
 
 from jobs.judge.agreement import JUDGE, PREFERENCE, WORDS, judged_article, measure_agreement
 from jobs.judge.correlation import MEASURES, Bootstrap, Estimate
-from jobs.judge.ratings import PeoplesView, read_peoples_view
+from jobs.judge.ratings import HumanRatings, read_human_ratings
 from jobs.judge.scored_articles import Candidates, OpenEngine, OpenJudge, open_judge, score_articles, value_of
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
@@ -51,7 +51,7 @@ def evaluate_judge(
         _check_target(option, name)
     weights = [member.weight for member in settings.judge.members.values()]
     check_preference(settings.pairs, settings.judge.questions, settings.judge.logprobs, weights)
-    view = read_peoples_view(file, ratings, limit)
+    view = read_human_ratings(file, ratings, limit)
     display = Display()
     judge, engine = open_judge(settings)
     result = evaluate(view, settings, judge, engine, display)
@@ -75,7 +75,7 @@ def _check_target(option: str, name: str | None) -> None:
 
 
 def evaluate(
-    view: PeoplesView, settings: Config, judge: OpenJudge, engine: OpenEngine, display: Display | None = None
+    view: HumanRatings, settings: Config, judge: OpenJudge, engine: OpenEngine, display: Display | None = None
 ) -> dict[str, Any]:
     """Judge all summaries and compute the figures.
 

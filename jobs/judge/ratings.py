@@ -79,7 +79,7 @@ class RatedArticle:
 
 
 @dataclass
-class PeoplesView:
+class HumanRatings:
     """The content of a file.
 
     Attributes:
@@ -105,7 +105,7 @@ class _BadRow(Exception):
     """A row that cannot be used. The message is the reason, without any data of the row."""
 
 
-def read_peoples_view(place: str, wanted: Sequence[str] = (), limit: int | None = None) -> PeoplesView:
+def read_human_ratings(place: str, wanted: Sequence[str] = (), limit: int | None = None) -> HumanRatings:
     """Read a file or dataset.
 
     Args:
@@ -140,7 +140,7 @@ def read_peoples_view(place: str, wanted: Sequence[str] = (), limit: int | None 
         name: sorted({rater for a in articles for ratings in a.ratings for rater in ratings.get(name, {})})
         for name in names
     }
-    return PeoplesView(articles, names, raters, dict(reader.left_out))
+    return HumanRatings(articles, names, raters, dict(reader.left_out))
 
 
 class _Reader:

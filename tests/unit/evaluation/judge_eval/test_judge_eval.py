@@ -9,7 +9,7 @@ from jobs.judge.agreement import JudgedArticle, measure_agreement
 from jobs.judge.correlation import Bootstrap
 from jobs.judge.evaluate import evaluate, evaluate_judge, tables
 from jobs.judge.plot import draw_agreement
-from jobs.judge.ratings import PeoplesView, RatedArticle, read_peoples_view
+from jobs.judge.ratings import HumanRatings, RatedArticle, read_human_ratings
 from judges.base import Judgement
 from judges.cloze import ClozeJudge
 from pipeline.config import UserError
@@ -50,7 +50,7 @@ def judge_words(articles, overrides=()):
     settings = load_config(
         CONFIG, [f"judge.kind={OddWords.__module__}:OddWords", "pairs.preference=higher_score", *overrides]
     )
-    return evaluate(PeoplesView(articles, names, raters, {}), settings, OddWords(0), no_engine())
+    return evaluate(HumanRatings(articles, names, raters, {}), settings, OddWords(0), no_engine())
 
 
 def rated(number, ratings, systems=None):
@@ -64,7 +64,7 @@ def rated(number, ratings, systems=None):
 
 def test_ratings_by_number_of_facts_agree_with_a_judge_that_asks_questions():
     """Ratings grow with the number of sentences in a summary. One article is too short for questions."""
-    view = read_peoples_view(str(SAMPLE), limit=4)
+    view = read_human_ratings(str(SAMPLE), limit=4)
     view.names, view.raters = ["relevance"], {"relevance": ["1"]}
     for article in view.articles:
         sentences = article.article.split(". ")
@@ -139,7 +139,7 @@ def test_ties_of_the_judge_are_counted_apart():
 
 
 def test_a_mean_of_ratings_needs_the_same_raters_and_leaves_out_the_crowd():
-    view = PeoplesView([], ["fluency", "relevance", "fluency (crowd)"], {}, {})
+    view = HumanRatings([], ["fluency", "relevance", "fluency (crowd)"], {}, {})
     article = RatedArticle("1", "Article.")
     for words, number in ((1, 2.0), (2, 4.0)):
         article.add("w " * words, None, {"fluency": {"1": number}, "relevance": {"1": 1.0}})
@@ -153,7 +153,7 @@ def test_a_mean_of_ratings_needs_the_same_raters_and_leaves_out_the_crowd():
 
 
 def test_nothing_to_judge_is_refused_in_one_line():
-    view = read_peoples_view(str(SAMPLE), limit=2)
+    view = read_human_ratings(str(SAMPLE), limit=2)
     settings = load_config(CONFIG, ["questions.min_questions=5"])
     judge = ClozeJudge(5, 5, 0)
     with pytest.raises(UserError, match="cloze could use none of 2 articles .*try questions.min_questions=1"):

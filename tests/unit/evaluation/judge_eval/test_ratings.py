@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jobs.judge.ratings import read_peoples_view
+from jobs.judge.ratings import read_human_ratings
 from pipeline.config import UserError
 from tests.helpers.paths import ROOT
 
@@ -16,7 +16,7 @@ RATINGS = ["relevance", "consistency", "coherence", "fluency"]
 def read(tmp_path, rows, **options):
     path = tmp_path / "ratings.jsonl"
     path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-    return read_peoples_view(str(path), **options)
+    return read_human_ratings(str(path), **options)
 
 
 def test_a_row_per_article_and_a_row_per_summary_give_the_same(tmp_path):
@@ -25,7 +25,7 @@ def test_a_row_per_article_and_a_row_per_summary_give_the_same(tmp_path):
         for i, summary in enumerate(row["machine_summaries"]):
             experts = [{name: row[name][i] + shift for name in RATINGS} for shift in (-0.5, 0, 0.5)]
             flat.append({"id": row["id"], "text": row["text"], "decoded": summary, "expert_annotations": experts})
-    by_article, by_summary = read_peoples_view(str(SAMPLE)), read(tmp_path, flat)
+    by_article, by_summary = read_human_ratings(str(SAMPLE)), read(tmp_path, flat)
     assert by_article.names == by_summary.names == RATINGS and not by_article.left_out
     assert len(by_article.articles) == len(by_summary.articles) == 10
     assert by_summary.raters["fluency"] == ["1", "2", "3"] and len(by_article.raters["fluency"]) == 1
