@@ -71,7 +71,9 @@ def _check_target(option: str, name: str | None) -> None:
     if option == "--plot" and not name.endswith(".png"):
         raise UserError(f"--plot is {name!r}: it should end in .png")
     if Path(name).is_dir() or not Path(name).parent.is_dir():
-        raise UserError(f"{option} is {name!r}, which is a folder or in none: name a file in a folder that exists")
+        raise UserError(
+            f"{option} is {name!r}, which is a folder, or in a folder that does not exist: name another file"
+        )
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""Draws the plot of `rondo judge-eval`: the judge's value against each rating, and all correlations with intervals."""
+"""Draws the plot of `rondo judge-eval`: the judge's score against each rating, and all correlations with intervals."""
 
 import io
 import math
@@ -70,7 +70,7 @@ def _draw_points(axes: "Axes", name: str, points: Sequence[Sequence[float]], rho
     axes.axvline(0, color="grey", linewidth=0.8, linestyle=":")
     value = "undefined" if rho["value"] is None else f"{rho['value']:+.2f} [{rho['low']:+.2f}, {rho['high']:+.2f}]"
     axes.set_title(f"{name}\nSpearman per article {value}", fontsize=10)
-    axes.set_xlabel("judge's value, less the article's mean", fontsize=9)
+    axes.set_xlabel("judge's score, less the article's mean", fontsize=9)
     axes.set_ylabel("rating, less the article's mean", fontsize=9)
 
 

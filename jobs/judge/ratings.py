@@ -163,7 +163,7 @@ class _Reader:
         is_choice = row.get("chosen") is not None or row.get("rejected") is not None
         text = _first(row, (*_ARTICLE, "prompt") if is_choice else _ARTICLE)
         if not isinstance(text, str) or not text.strip():
-            raise _BadRow("rows without an article" if not isinstance(text, list) else "rows whose article is no text")
+            raise _BadRow("rows without an article" if not isinstance(text, list) else "rows whose article is not text")
         named = _first(row, _ID)
         key = text if named is None else str(named)
         if key in self.articles and self.articles[key].article != text:
@@ -184,7 +184,7 @@ class _Reader:
     def _add_choice(self, article: RatedArticle, row: Mapping[str, Any]) -> None:
         texts = [row.get("chosen"), row.get("rejected")]
         if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise _BadRow("choices in which chosen or rejected is no text")
+            raise _BadRow("choices in which chosen or rejected is not text")
         if texts[0].strip() == texts[1].strip():  # type: ignore[union-attr]
             raise _BadRow("choices between equal texts")
         chosen, rejected = (
@@ -195,7 +195,7 @@ class _Reader:
     def _summaries_of(self, row: Mapping[str, Any], summaries: Any) -> Iterator[tuple[str, str | None, RatingsByRater]]:
         """The summaries of a row that has all of an article."""
         if not isinstance(summaries, list) or not all(isinstance(summary, str) for summary in summaries):
-            raise _BadRow("rows whose summaries are no list of texts")
+            raise _BadRow("rows whose summaries are not a list of texts")
         systems = _first(row, _SYSTEMS)
         lists = {name: row[name] for name in self.wanted if row.get(name) is not None}
         if not lists:
@@ -236,7 +236,7 @@ class _Reader:
         ratings: RatingsByRater = {}
         for i, annotation in enumerate(annotations or []):
             if not isinstance(annotation, Mapping):
-                raise _BadRow("rows whose annotations are no list of ratings by name")
+                raise _BadRow("rows whose annotations are not a list of ratings by name")
             for name in self.wanted:
                 if rated := _by_rater(annotation.get(name), str(i + 1)):
                     ratings.setdefault(name + suffix, {}).update(rated)
@@ -256,6 +256,6 @@ def _by_rater(value: Any, rater: Any = None) -> dict[str, float]:
         if number is None:
             continue
         if isinstance(number, bool) or not isinstance(number, int | float) or not np.isfinite(number):
-            raise _BadRow("rows with a rating that is no number")
+            raise _BadRow("rows with a rating that is not a number")
         ratings[name] = float(number)
     return ratings

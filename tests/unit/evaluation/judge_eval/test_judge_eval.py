@@ -199,7 +199,10 @@ def test_choices_alone_make_a_table_and_a_plot():
     ("arguments", "message"),
     [
         ({"plot": "plot.pdf"}, "--plot is 'plot.pdf': it should end in .png"),
-        ({"out": "no/such/folder/out.json"}, "--json is 'no/such/folder/out.json', which is a folder or in none"),
+        (
+            {"out": "no/such/folder/out.json"},
+            "--json is 'no/such/folder/out.json', which is a folder, or in a folder that",
+        ),
         ({"file": "none.jsonl"}, "FILE is 'none.jsonl': no such file"),
         ({"overrides": ["judge.model=x"]}, "needs no model, and judge.model is set"),
         ({"overrides": ["pairs.preference=nothing:here"]}, "pairs.preference"),
