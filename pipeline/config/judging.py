@@ -63,7 +63,7 @@ class JudgeSettings(Settings):
     """The judge, which asks questions about articles and answers them from summaries, or gives scores."""
 
     # mcq: an LLM writes and answers multiple-choice questions. cloze: blanks out what matters, without a model.
-    # likelihood: a small LM measures how likely a summary is after its article, and what the summary tells of it.
+    # likelihood: a small LM measures how likely a summary is after its article, and how much of it the summary covers.
     # rubric: an LLM rates summaries by criteria. pairwise: an LLM compares two summaries, in both orders.
     # reward: a sequence-classification model gives a number. verifiable: a function of yours does.
     # jury: several judges vote, see `members`.
