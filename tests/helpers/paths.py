@@ -14,7 +14,7 @@ def documented_judge() -> str:
     """Return the code of the judge that the documentation shows as an example."""
     blocks = [
         code
-        for page in sorted((ROOT / "docs").glob("*.md"))
+        for page in sorted((ROOT / "docs").rglob("*.md"))
         for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     ]
     (code,) = (code for code in blocks if "class KeywordJudge" in code)

@@ -74,7 +74,7 @@ def test_a_judge_that_gives_scores_has_a_card(folder: Path) -> None:
 
 
 def test_settings_of_every_kind_of_judge_are_accepted() -> None:
-    page = (ROOT / "docs" / "judge.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "judge" / "choose.md").read_text(encoding="utf-8")
     judges = [
         yaml.safe_load(block.text)["judge"] for block in code_blocks(page, "Which judge?") if block.language == "yaml"
     ]

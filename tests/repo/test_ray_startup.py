@@ -12,7 +12,7 @@ from tests.helpers.paths import ROOT
 FILES = [
     ROOT / "README.md",
     ROOT / "cluster.yaml",
-    *sorted((*(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").iterdir())),
+    *sorted((*(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").iterdir())),
 ]
 PAGES = [str(path.relative_to(ROOT)) for path in FILES]
 
