@@ -27,7 +27,7 @@ import regex
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼʹ`´＇‛′", "'"))
 _DECIMAL_MARKS = str.maketrans({"٫": ".", "٬": ",", "，": ",", "．": "."})
-_FRACTION = regex.compile(r"(\d*)([¼-¾⅐-⅞])")
+_FRACTION = regex.compile(r"(?<!\d)(\d*+)([¼-¾⅐-⅞])")
 _RAISED = regex.compile(r"(?<=\d)[⁰¹²³⁴-⁹₀-₉]+")  # a footnote's mark, not a digit of the number
 # No width, or no meaning for comparing: soft hyphen, joiners, direction marks, variation selectors, vowel marks.
 _INVISIBLE = regex.compile(
@@ -77,7 +77,8 @@ _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10
 }
 _DENSE_SCALES = set("千万萬亿億兆")  # a further number may follow: 2億5000万
 _PERCENT_WORDS = set("prozent процент процента процентов प्रतिशत फीसदी パーセント".split())
-_LARGEST = Decimal(10**18)  # a longer number is a serial number, and stays as it is written
+_LONGEST = 18  # digits
+_LARGEST = Decimal(10**_LONGEST)  # a longer number is a serial number, and stays as it is written
 
 
 def normalized_tokens(text: str) -> list[str]:
@@ -110,8 +111,11 @@ def _ascii_digit(match: regex.Match[str]) -> str:
 
 
 def _decimal_fraction(match: regex.Match[str]) -> str:
-    value = int(match[1] or 0) + Decimal(str(round(unicodedata.numeric(match[2]), 4)))
-    return f" {value.normalize():f}"
+    whole, fraction = match[1], Decimal(str(round(unicodedata.numeric(match[2]), 4)))
+    # `regex` knows newer digits than Python, and Python reads no number of thousands of digits.
+    if whole and (not whole.isdecimal() or len(whole) > _LONGEST):
+        return f" {whole} {fraction:f}"
+    return f" {(int(whole or 0) + fraction).normalize():f}"
 
 
 def _plain_number(match: regex.Match[str]) -> str:
@@ -177,7 +181,7 @@ def _read_number(tokens: list[str], start: int) -> tuple[int, str]:
         elif (
             (at == start or tokens[at - 1] in _DENSE_SCALES)
             and _is_number(token)
-            and len(token) <= 18
+            and len(token) <= _LONGEST
             and Decimal(token) < smallest_scale
         ):
             below_thousand, room = Decimal(token), 0

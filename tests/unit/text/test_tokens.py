@@ -1,5 +1,6 @@
 """The same word written in another way compares equal, and another word does not."""
 
+import time
 import unicodedata
 
 import pytest
@@ -122,3 +123,12 @@ def test_contains_finds_consecutive_tokens(tokens, part):
 
 def test_a_digit_that_python_does_not_know_is_no_error():
     assert normalized_tokens("\U00011bf0 x")[-1] == "x"
+    for digits in ("\U00011f50", "9\U0001e4f0", "9" * 5000):
+        assert normalized_tokens(f"{digits}½ x")[-2:] == ["0.5", "x"]
+    assert normalized_tokens("2½ x") == ["2.5", "x"]
+
+
+def test_a_long_run_of_digits_takes_no_quadratic_time():
+    begin = time.process_time()
+    assert len(normalized_tokens("1" * 200_000)) == 1
+    assert time.process_time() - begin < 2
