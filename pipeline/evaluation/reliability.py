@@ -22,7 +22,7 @@ from pipeline.config import Config
 from pipeline.evaluation.comparison import CountingSettings
 from pipeline.judging.pair_selection import beyond_noise
 from pipeline.judging.preference import decided_by_score, judged_value, score_items, scores_to_compare
-from pipeline.stages.pairs import usable_summaries
+from pipeline.stages.pairs import leave_out_circles, usable_summaries, within_copied_gap
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.schema import Row
 from pipeline.storage.tables import read_some_rows
@@ -156,11 +156,12 @@ def measure_reliability(rows: Iterable[Row], counting: CountingSettings) -> Reli
     """
     measured = [article for row in rows if (article := _measure_article(row, counting)) is not None]
     several = [article for article in measured if article.items > 1]
+    asked = any(article.asked for article in measured) if measured else counting.judge == "answers"
+    unit = "questions" if asked else "items"
     if not several:
         single = "a score is one item, so that it has no halves to compare"
-        return Reliability(0, 0, reason=single if measured else "no article has two different summaries to pair")
+        return Reliability(0, 0, unit, reason=single if measured else "no article has two different summaries to pair")
     items = float(np.mean([article.items for article in several]))
-    unit = "questions" if any(article.asked for article in several) else "items"
     undefined = Reliability(len(several), sum(article.summaries for article in several), unit, items)
     if not sum(article.variance for article in several):
         return _with_reason(undefined, "all summaries of an article have the same items")
@@ -225,6 +226,7 @@ def _preferred_pairs(row: Row, indices: Sequence[int], counting: CountingSetting
     scores = scores_to_compare(row, pairs)
     verdicts = {(a, b): rule(scores[a], scores[b], pairs) for a, b in combinations(indices, 2)}
     decided = [(a, b) if verdict > 0 else (b, a) for (a, b), verdict in verdicts.items() if verdict]
+    decided = within_copied_gap(leave_out_circles(decided), scores, pairs)
     clear = beyond_noise(decided, scores, row.get("questions") or (), pairs)
     by_score = [(a, b) for a, b in clear if decided_by_score(scores[a], scores[b], pairs)]
     return by_score, len(clear) - len(by_score)

@@ -98,8 +98,9 @@ def pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
     if not decided and not against_faulty:
         return _skip("all ties", usable)
     in_order = leave_out_circles(decided)
-    within_gap = _within_copied_gap(in_order, scores, settings)
-    if in_order and not within_gap and not against_faulty:
+    within_gap, all_against_faulty = within_copied_gap(in_order, scores, settings), against_faulty
+    against_faulty = within_copied_gap(all_against_faulty, scores, settings)
+    if (in_order or all_against_faulty) and not within_gap and not against_faulty:
         return _skip("the better one copies more", usable)
     # The noise of the score says nothing about a fault.
     clear = beyond_noise(within_gap, scores, row.get("questions") or (), settings) + against_faulty
@@ -141,7 +142,7 @@ def pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> 
     against_faulty = _against_faulty(by_policy, faulty_by_base, rule, scores, settings)
     if not decided and not against_faulty:
         return _skip("none better than the base's", usable)
-    decided = _within_copied_gap(decided, scores, settings)
+    decided, against_faulty = (within_copied_gap(pairs, scores, settings) for pairs in (decided, against_faulty))
     if not decided and not against_faulty:
         return _skip("the better one copies more", usable)
     clear = beyond_noise(decided, scores, row.get("questions") or (), settings) + against_faulty
@@ -158,7 +159,7 @@ def _skip(reason: str, usable: _Usable) -> Row:
     return {"skipped": reason, "tally": usable.tally}
 
 
-def _within_copied_gap(
+def within_copied_gap(
     decided: Sequence[tuple[int, int]], scores: Sequence[Score], settings: Pairs
 ) -> list[tuple[int, int]]:
     """The pairs whose chosen summary does not copy much more of the article than the rejected one.

@@ -196,6 +196,24 @@ def test_a_score_without_items_says_why():
     assert measure_reliability([row], counting()).reason == "a score is one item, so that it has no halves to compare"
 
 
+def test_a_score_that_asks_no_questions_is_not_said_to_have_any():
+    row = article([[1], [0]])
+    for score in row["scores"]:
+        score["items"] = []
+    assert measure_reliability([row], counting()).unit == "items"
+    by_value = CountingSettings(Pairs(preference="higher_score"), Report(), 0, judge="value")
+    assert (measure_reliability([], by_value).unit, measure_reliability([], counting()).unit) == ("items", "questions")
+
+
+def test_pairs_that_training_leaves_out_do_not_count():
+    row = article([[1, 1, 1], [1, 1, 0], [0, 0, 1]])
+    faults = {"repeated": 0.0, "lead_copied": 0.0, "off_topic_end": 0.0, "other_language": None}
+    for score, copied in zip(row["scores"], (0.9, 0.1, 0.1), strict=True):
+        score["faults"] = faults | {"copied": copied}
+    assert measure_reliability([row], counting()).pairs == 3
+    assert measure_reliability([row], counting(max_copied_gap=0.2)).pairs == 1
+
+
 def test_a_value_that_is_not_made_of_its_items_is_refused():
     row = article([[1, 1], [0, 0], [1, 0]])
     for score, value in zip(row["scores"], (0.0, 1.0, 0.9), strict=True):

@@ -421,6 +421,19 @@ def test_no_pair_teaches_copying_beyond_the_gap():
     assert pairs_of(_pair(Pairs(**by_count, max_copied_gap=0.0), 0, reversed_order)) == [(1, 0)]
 
 
+def test_the_copied_gap_holds_against_a_summary_with_a_fault_too():
+    copies, repeats = SOUND | {"copied": 0.6}, REPEATS | {"copied": 0.0}
+    article = faulty_row((5, copies), (1, repeats))
+    limits = Pairs(preference="accuracy_only", max_repeated=0.2, faulty="rejected")
+    assert pairs_of(_pair(limits, 0, article)) == [(0, 1)]
+    limits = limits.model_copy(update={"max_copied_gap": 0.1})
+    assert _pair(limits, 0, article)["skipped"] == "the better one copies more"
+    base = {"base_writer": "base", "base_summaries": article["summaries"][1:], "base_scores": article["scores"][1:]}
+    own = article | {name: article[name][:1] for name in ("summaries", "scores")} | base
+    own |= {"writer": "policy", "prompt_ids": [1]}
+    assert stage.pair_article_with_base(accuracy_only, limits, 0, own)["skipped"] == "the better one copies more"
+
+
 def test_the_copied_gap_of_a_table_without_faults_is_measured():
     article = row([(score(5, 20), {}), (score(2, 20), {})])
     article["article"] = "The roof of the hall is red, and the door of the hall is blue since May."
