@@ -196,6 +196,9 @@ class JudgeSettings(Settings):
     @model_validator(mode="after")
     def _has_no_setting_without_effect(self) -> "JudgeSettings":
         prompts = ("wording", "language", "questions_prompt", "answers_prompt", "question_temperature")
+        if self.kind == "jury":
+            members = "judge.kind is jury, whose members have this setting: set it in judge.members"
+            self._refuse(*prompts, "dtype", "max_model_len", "thinking", "questions", "options", why=members)
         if kind := JUDGES.get(self.kind):
             if not kind.has_prompts:
                 does = "makes its own prompts" if kind.needs_model else "asks no model"
@@ -227,8 +230,10 @@ class JudgeSettings(Settings):
 
     def _refuse(self, *names: str, why: str) -> None:
         for name in names:
-            if getattr(self, name) != JudgeSettings.model_fields[name].default:
-                raise ValueError(f"judge.{name} is set, and {why}")
+            default = JudgeSettings.model_fields[name].default
+            if getattr(self, name) != default:
+                written = "null" if default is None else default
+                raise ValueError(f"judge.{name} is set, and {why} (on the command line judge.{name}={written})")
 
     @field_validator("language")
     @classmethod

@@ -210,11 +210,14 @@ def _describe_error(problem: Any, model: type[BaseModel]) -> str:
         return f"{name} is missing: set it in the file, or on the command line as {name}=…"
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
-        if location[:1] != ["second_judge"]:
+        if message.startswith("thinking."):  # a section that several models have
+            return ".".join(map(str, [*location[:-2], message]))
+        if location[:1] not in (["judge"], ["second_judge"]):
             return message
-        # Both judges have one settings class, whose messages name the first judge's settings. A kind may look alike.
+        # All judges have one settings class, whose messages name the first judge's settings. A kind may look alike.
+        section = ".".join(map(str, location[: 3 if location[1:2] == ["members"] else 1]))
         settings = "|".join(JudgeSettings.model_fields)
-        return re.sub(rf"(?<![\w.])judge\.(?=(?:{settings})\b)", "second_judge.", message)
+        return re.sub(rf"(?<![\w.])judge\.(?=(?:{settings})\b)", f"{section}.", message)
     if problem["type"] == "invalid_key" or location[-1:] == ["[key]"]:
         section = ".".join(map(str, location[:-2])) or "the configuration"
         return f"{section} has the name {_shorten(problem['input'])}: a name is text; put it in quotes"

@@ -236,6 +236,7 @@ class Config(Settings):
         for name, judge in self.judges.items():
             skips = name.startswith("judge")
             consequence = "every article would be skipped" if skips else "no article would get a second opinion"
+            consequence = "it would never vote" if ".members." in name else consequence
             asks = judge.asks_questions is not False
             if asks and self.questions.min_questions > judge.questions:
                 raise ValueError(
@@ -252,6 +253,45 @@ class Config(Settings):
             for check in self.questions.more_checks:
                 if refusal := refusal_of_check(check, self.judge):
                     raise ValueError(f"questions.more_checks has {check}, and {refusal}: remove it")
+        asking = [judge for judge in self.judges.values() if judge.asks_questions is not False]
+        for check in self.questions.more_checks:
+            if all(refusal_of_check(check, judge) for judge in asking):
+                who = "no judge can do it" if asking else "no judge asks questions"
+                raise ValueError(
+                    f"questions.more_checks has {check}, and {who}: remove it (on the command line "
+                    "questions.more_checks=[])"
+                )
+        if self.questions.draft is not None and not asking:
+            raise ValueError(
+                f"questions.draft is {self.questions.draft}, and no judge asks questions: remove it (on the command "
+                "line questions.draft=null)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_settings_of_rules(self) -> "Config":
+        """Refuse a setting of `pairs` that only other preferences read. A function of the user's may read any."""
+        pairs = self.pairs
+        if pairs.preference not in PREFERENCES:
+            return self
+        if pairs.min_margin and pairs.preference not in ("higher_score", "majority_vote"):
+            raise ValueError(
+                f"pairs.min_margin is {pairs.min_margin:g}, and pairs.preference is {pairs.preference}, which has no "
+                "margin: set it to 0, or use pairs.preference=higher_score"
+            )
+        if pairs.min_margin >= 1 and pairs.preference == "majority_vote":
+            raise ValueError(
+                f"pairs.min_margin is {pairs.min_margin:g}, and pairs.preference is majority_vote: no lead is larger "
+                "than 1, so no summary could win. Set it to a share of the weights, such as 0 or 0.5"
+            )
+        if self.judge.asks_questions is False:
+            for name in ("threshold", "min_word_gap", "max_length_ratio"):
+                value, default = getattr(pairs, name), Pairs.model_fields[name].default
+                if value != default:
+                    raise ValueError(
+                        f"pairs.{name} is {value}, and pairs.preference is {pairs.preference}, which does not use it: "
+                        f"remove it (on the command line pairs.{name}={default})"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -269,6 +309,11 @@ class Config(Settings):
             )
         if pairs.weighting != "margin":
             return self
+        if not self.judge.is_user_class and self.judge.kind != "mcq":
+            raise ValueError(
+                f"pairs.weighting is margin, which needs the probabilities of answers, and judge.kind is "
+                f"{self.judge.kind}, which has none: set pairs.weighting to none"
+            )
         if not self.judge.logprobs:
             raise ValueError(
                 "pairs.weighting is margin, which needs the probabilities of answers: set judge.logprobs=true as well"

@@ -139,7 +139,7 @@ def _scoring_pool(engine: str, judge: JudgeSettings, hardware: EngineHardware) -
     """A pool of models that score texts: causal LMs that give log-probabilities, or reward models."""
     model, on_gpu = locate(str(judge.model)), bool(hardware.gpus_per_replica)
     if engine == "likelihood":
-        make = partial(_make_likelihood_engine, model, judge.dtype, on_gpu)
+        make = partial(_make_likelihood_engine, model, judge.dtype, judge.max_model_len, on_gpu)
     else:
         make = partial(_make_reward_engine, model, judge.dtype, judge.max_model_len, on_gpu)
     # One batch at a time: it fills the model's threads or its GPU.
@@ -202,10 +202,10 @@ def _make_server_engine(model: str, served: ServedModel, server: Server, thinkin
     return OpenAIServerEngine(model, served, server, thinking)
 
 
-def _make_likelihood_engine(model: str, dtype: str, on_gpu: bool) -> Engine:
+def _make_likelihood_engine(model: str, dtype: str, max_model_len: int | None, on_gpu: bool) -> Engine:
     from pipeline.judging.engines.likelihood import LikelihoodEngine
 
-    return LikelihoodEngine(fetch(model), dtype, on_gpu)
+    return LikelihoodEngine(fetch(model), dtype, max_model_len, on_gpu)
 
 
 def _make_reward_engine(model: str, dtype: str, max_model_len: int | None, on_gpu: bool) -> Engine:

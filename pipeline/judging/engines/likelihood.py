@@ -27,13 +27,14 @@ class LikelihoodEngine:
     Args:
         model: a Hugging Face model by folder or name.
         dtype: "float32" or "bfloat16".
+        max_model_len: the longest prompt with a continuation in tokens; None: what the model allows.
         on_gpu: whether to put the model on the GPU.
 
     Raises:
         ValueError: the model cannot be scored on a tree.
     """
 
-    def __init__(self, model: str, dtype: str, on_gpu: bool):
+    def __init__(self, model: str, dtype: str, max_model_len: int | None, on_gpu: bool):
         from transformers import AutoTokenizer
 
         from pipeline.training.modeling.loading import load_model
@@ -41,7 +42,8 @@ class LikelihoodEngine:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         loaded = load_model(model, dtype, article_tree=True).requires_grad_(False)
         self.model = loaded.to("cuda") if on_gpu else loaded
-        self.max_model_len = getattr(loaded.config, "max_position_embeddings", None)
+        limits = (max_model_len, getattr(loaded.config, "max_position_embeddings", None))
+        self.max_model_len = min((limit for limit in limits if limit is not None), default=None)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
         from pipeline.training.modeling.logprobs import frozen_token_logps

@@ -75,6 +75,11 @@ class _Trial:
         if asks_questions(self.judge):
             self._try_exam()
         else:
+            if self.settings.logprobs:
+                raise UserError(
+                    f"{self.section}.logprobs is true, and {self.section}.kind is {self.settings.kind}, which gives "
+                    "scores and answers no questions: set it to false"
+                )
             self._try_scoring()
 
     def _try_scoring(self) -> None:

@@ -11,7 +11,7 @@ from tests.helpers.paths import POLICY_MODEL
 
 @pytest.fixture(scope="module")
 def engine():
-    return LikelihoodEngine(str(POLICY_MODEL), "float32", on_gpu=False)
+    return LikelihoodEngine(str(POLICY_MODEL), "float32", None, on_gpu=False)
 
 
 def test_a_continuation_has_the_log_probability_of_a_plain_forward(engine):
@@ -44,3 +44,9 @@ def test_a_prompt_that_cannot_be_scored_is_an_error_and_the_others_are_served(en
     refused, served = engine.generate([prompt, Prompt(user("x"), 1, continuations=("It rained.",))])
     assert refused.error == error and not refused.samples
     assert served.error is None and len(served.samples) == 1
+
+
+def test_the_setting_limits_the_length():
+    limited = LikelihoodEngine(str(POLICY_MODEL), "float32", 20, on_gpu=False)
+    short, long = limited.generate([Prompt(user("x"), 1, continuations=(text,)) for text in ("It rained.", "a " * 30)])
+    assert short.error is None and long.error == "prompt too long"

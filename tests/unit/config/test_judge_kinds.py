@@ -184,6 +184,58 @@ def test_a_preference_must_fit_the_judge(judge, preference, message):
     assert message in str(refused.value)
 
 
+SERVER = {"kind": "mcq", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"judge": RUBRIC, "pairs": {"weighting": "margin"}}, "judge.kind is rubric, which has none: set pairs.weight"),
+        ({"judge": JURY, "pairs": {"weighting": "margin"}}, "judge.kind is jury, which has none: set pairs.weighting"),
+        ({"judge": RUBRIC, "pairs": {"threshold": 1}}, "remove it (on the command line pairs.threshold=3)"),
+        ({"judge": JURY, "pairs": {"min_margin": 1}}, "no lead is larger than 1, so no summary could win"),
+        ({"pairs": {"min_margin": 1}}, "pairs.preference is accuracy_then_length, which has no margin: set it to 0"),
+        ({"judge": RUBRIC, "questions": {"draft": 8}}, "no judge asks questions: remove it (on the command line"),
+        ({"judge": RUBRIC, "questions": {"more_checks": ["no_overlap"]}}, "no_overlap, and no judge asks questions"),
+        ({"judge": JURY, "questions": {"more_checks": ["single_key"]}}, "has single_key, and no judge can do it"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_for_the_kind_is_refused(settings, message):
+    with pytest.raises(UserError) as refused:
+        config(**settings)
+    assert message in str(refused.value)
+
+
+def test_a_setting_that_one_of_the_judges_uses_is_not_refused():
+    assert config(judge=JURY, questions={"more_checks": ["no_overlap"], "draft": 8}).questions.draft == 8
+    assert config(judge=RUBRIC, second=SERVER, questions={"more_checks": ["single_key"]}).questions.more_checks
+    assert config(judge=RUBRIC, pairs={"threshold": 1, "preference": "my:rule"}).pairs.threshold == 1
+    assert config(pairs={"threshold": 1, "min_margin": 1, "preference": "higher_score"}).pairs.min_margin == 1
+
+
+@pytest.mark.parametrize("section", ["judge", "second_judge"])
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ({"kind": "rubric"}, "S.kind is rubric and S.model is missing: name a model, or use S.kind=cloze"),
+        (RUBRIC | {"questions": 7}, "S.questions is set, and S.kind is rubric, which asks no questions: remove it"),
+        (RUBRIC | {"questions": 7}, "(on the command line S.questions=5)"),
+        (RUBRIC | {"thinking": {"tags": ["x", "x"]}}, "S.thinking.tags is ['x', 'x']: it should be two texts"),
+        (SERVER | {"questions": 3}, "S.questions is only 3: it would never vote"),
+    ],
+)
+def test_a_message_names_the_member_of_a_jury(section, member, message):
+    jury = {"kind": "jury", "members": {"a": member, "b": RUBRIC}}
+    with pytest.raises(UserError) as refused:
+        config(judge=jury) if section == "judge" else config(second=jury)
+    assert message.replace("S.", f"{section}.members.a.") in str(refused.value)
+
+
+def test_a_jury_says_where_a_setting_of_its_members_belongs():
+    with pytest.raises(UserError, match=r"judge.dtype is set, .* set it in judge.members \(on the command line judge.d"):
+        config(judge=JURY | {"dtype": "float32"})
+
+
 def test_a_margin_in_standard_errors_needs_parts_of_one_scale():
     with pytest.raises(UserError, match="judge.kind is jury, whose members have scales of their own: use pairs.min_m"):
         config(judge=JURY, pairs={"min_standard_errors": 1})

@@ -334,3 +334,20 @@ def test_the_pipeline_drops_malformed_questions_of_any_judge():
 def test_unknown_settings_of_a_built_in_judge_are_refused():
     with pytest.raises(UserError, match="judge.settings has no 'blanks'"):
         make_judge(config("judge={kind: cloze, settings: {blanks: 2}}").judge, seed=0)
+
+
+def test_log_probabilities_of_a_class_that_gives_scores_are_refused(write_module):
+    write_module(
+        "scoring",
+        """
+        from judges.base import Judgement
+        class Sure:
+            def ask_scores(self, article, summaries, order=0):
+                return []
+            def read_scores(self, article, summaries, replies, order=0):
+                return [Judgement(1.0) for _ in summaries]
+        """,
+    )
+    check_judge(JudgeSettings(kind="scoring:Sure", model="m"), seed=0)
+    with pytest.raises(UserError, match="judge.logprobs is true, and judge.kind is scoring:Sure, which gives scores"):
+        check_judge(JudgeSettings(kind="scoring:Sure", model="m", logprobs=True), seed=0)
