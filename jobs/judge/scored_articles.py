@@ -123,7 +123,9 @@ def _score_batch(settings: Config, judge: OpenJudge, engine: OpenEngine, batch: 
         return [_read_outcome(row, outcome, settings) for row, outcome in zip(rows, judged, strict=True)]
     results: list[Scored | None] = [None] * len(batch)
     if asks_questions(judge):
-        replies = generate_questions(judge, settings.judge.questions, settings.questions, engine, rows)  # type: ignore[arg-type]
+        drafting = settings.questions.drafting(settings.judge)
+        asking: Any = judge if drafting is settings.judge else make_judge(drafting, settings.seed)
+        replies = generate_questions(asking, settings.judge.questions, settings.questions, engine, rows)
         for i, reply in enumerate(replies):
             assert isinstance(reply, dict)
             if reply.get("skipped"):

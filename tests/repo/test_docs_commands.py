@@ -120,6 +120,8 @@ def test_documented_yaml_is_settings() -> None:
     assert blocks
     for text in blocks:
         raw = apply_overrides(parse_yaml((ROOT / "configs" / "one_gpu.yaml").read_text("utf-8")), [])
+        if "judge" in parse_yaml(text):
+            del raw["questions"]  # checks of questions that only the file's own judge can do
         for section, value in parse_yaml(text).items():
             raw[section] = value if section == "judge" else raw.get(section, {}) | value
         raw["hardware"].pop("judge", None)  # a judge at a server has none

@@ -25,9 +25,16 @@ def choose_examples(rounds_so_far: Sequence[Round], ledger: Ledger, count: int =
     def loss(article_id: str) -> float:
         return judged_value(before[article_id]["scores"][0]) - judged_value(after[article_id]["scores"][0])
 
-    article_ids = sorted(before.keys() & after.keys(), key=lambda article_id: (loss(article_id), article_id))
+    both = [i for i in before.keys() & after.keys() if not (_has_no_value(before[i]) or _has_no_value(after[i]))]
+    article_ids = sorted(both, key=lambda article_id: (loss(article_id), article_id))
     start = max(0, (len(article_ids) - count) // 2)
     return [_example(before[i], after[i]) for i in article_ids[start : start + count]]
+
+
+def _has_no_value(row: Row) -> bool:
+    """Whether a judge that gives scores has none here. An exam counts right answers, even if others are unread."""
+    score = row["scores"][0]
+    return bool(score["unread"]) and not score["answers"]
 
 
 def _example(before: Row, after: Row) -> dict[str, Any]:

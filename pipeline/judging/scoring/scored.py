@@ -1,6 +1,7 @@
 """Scores summaries with a judge that asks no questions (`judges.base.ScoringJudge`)."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from judges.base import Judgement, ScoringJudge, Skip
@@ -9,6 +10,8 @@ from pipeline.judging import tallies
 from pipeline.judging.scoring.text_faults import measure_faults
 from pipeline.judging.text_counts import count_invalid_chars, count_words
 from pipeline.storage.schema import Outcome, Row, is_drawn
+
+_LARGEST = 3.4e38  # about the largest number of float32
 
 
 def score_by_judge(
@@ -45,7 +48,9 @@ def score_by_judge(
     for (number, texts, order), of_job in zip(jobs, prompts, strict=True):
         own, article = [next(replies) for _ in of_job], rows[number]["article"]
         samples = [reply.samples for reply in own]
-        judgements = judge.read_scores(article, texts, samples, order, **anchors[number])
+        judgements = [
+            _storable(each) for each in judge.read_scores(article, texts, samples, order, **anchors[number])
+        ]
         judged[number, order] = dict(zip(texts, judgements, strict=True))
         tally = tallies_of_rows.setdefault(number, Counter())
         tally.update(f"{tallies.UNREAD_PREFIX}{each.reason}" for each in judgements if each.reason)
@@ -83,6 +88,17 @@ def _anchor(row: Row) -> dict[str, str]:
     """The summary of the base policy, as a keyword argument of a comparing judge's methods."""
     by_base = row.get("base_summaries") or row["summaries"]
     return {"anchor": by_base[0]["text"].strip()} if by_base else {}
+
+
+def _storable(judgement: Judgement) -> Judgement:
+    """The judgement without numbers that are not finite in float32, as the column `scores` stores them.
+
+    Such a number wins and loses no comparison, and makes every mean meaningless.
+    """
+    items = tuple(None if item is None or not abs(item) <= _LARGEST else item for item in judgement.items)
+    if judgement.value is None or abs(judgement.value) <= _LARGEST:
+        return replace(judgement, items=items)
+    return Judgement(None, items, judgement.reason or "score is no finite number")
 
 
 def _score(text: str, judged: dict[str, Judgement], article: str) -> Row:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judges.base import Sample
+from judges.base import Judgement, Sample
 from judges.pairwise import PairwiseJudge
 from judges.reward import RewardJudge
 from judges.rubric import CRITERIA, RubricJudge
@@ -236,6 +236,20 @@ def test_verifiable_reads_numbers_booleans_and_lists():
     assert failed.value is None and failed.reason == "the function fails: ZeroDivisionError"
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1e39])
+def test_a_number_that_a_table_cannot_hold_is_unread(number):
+    class Odd(VerifiableJudge):
+        def read_scores(self, article, summaries, replies, order=0):
+            return [Judgement(1.0, (1.0, number)), Judgement(number, (number,))]
+
+    engine = ScriptedEngine(lambda prompt, i: pytest.fail("no prompt"))
+    (outcome,) = score_by_judge(Odd(len), engine, [row("a", "b")])
+    one, other = outcome["scores"]
+    assert (one["value"], one["items"], one["unread"]) == (1.0, [1.0, None], 0)
+    assert (other["value"], other["items"], other["unread"]) == (None, [None], 1)
+    assert outcome["tally"][f"{tallies.UNREAD_PREFIX}score is no finite number"] == 1
+
+
 def test_verifiable_counts_why_a_summary_is_unread():
     judge = VerifiableJudge(lambda article, summary: 1 / (summary != "bad"))
     (outcome,) = score_by_judge(judge, ScriptedEngine(lambda prompt, i: pytest.fail("no prompt")), [row("bad", "good")])
@@ -283,7 +297,7 @@ def test_a_jury_scores_candidates_without_ray(rules):
     names = {"kind": "cloze", "questions": 2, "options": 2}
     members = {"names": names, "rule": {"kind": "verifiable", "settings": {"function": "my_rules:good"}}}
     raw = {"run": "r", "articles": {"path": "a.jsonl"}, "policy": {"model": "p"}, "questions": {"min_questions": 2}}
-    raw |= {"judge": {"kind": "jury", "members": members}, "pairs": {"threshold": 1}}
+    raw |= {"judge": {"kind": "jury", "members": members}}
     settings = parse_config(raw)
     article = (
         "Ana Santos leads Northwind. The firm hired Ben Costa in Lima last year. Carla Weber left Bluepeak in Oslo."

@@ -10,6 +10,7 @@ from jobs.judge.correlation import Bootstrap
 from jobs.judge.evaluate import evaluate, evaluate_judge, tables
 from jobs.judge.plot import draw_agreement
 from jobs.judge.ratings import HumanRatings, RatedArticle, read_human_ratings
+from jobs.judge.scored_articles import Candidates, open_judge, score_articles
 from judges.base import Judgement
 from judges.cloze import ClozeJudge
 from pipeline.config import UserError
@@ -225,3 +226,16 @@ def test_making_a_judge_engine_outside_ray_does_not_start_ray(monkeypatch):
     monkeypatch.setattr(ray, "get_runtime_context", lambda: pytest.fail("this call would start Ray"))
     _, engine = open_judge(load_config(ROOT / "configs/demo.yaml"))
     assert engine[0] == str(ROOT / "newsroom/models/judge")
+
+
+def test_a_judge_drafts_as_many_questions_as_the_settings_say(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "jobs.judge.scored_articles.generate_questions",
+        lambda judge, *others: asked.append(judge.questions) or [{"skipped": "enough"} for _ in others[-1]],
+    )
+    for draft in ("null", "30"):
+        settings = load_config(CONFIG, [f"questions.draft={draft}"])
+        judge, engine = open_judge(settings)
+        score_articles(settings, judge, engine, [Candidates("a", "Text.", ("b",))])
+    assert asked == [20, 30]
