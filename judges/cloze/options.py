@@ -96,7 +96,7 @@ def _made_up(key: Spot) -> list[str]:
     """Numbers written like the key, with another first digit; years near it."""
     text = key.text if _DIGITS.search(key.text) else key.tokens[0]  # "eleven"
     match = _DIGITS.search(text)
-    if not match:
+    if not match or not match[0].isdecimal():  # `regex` knows newer digits than Python
         return []
     digits = "".join(str(int(digit)) for digit in match[0])
     if key.kind == "year":

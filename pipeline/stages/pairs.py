@@ -33,6 +33,7 @@ from pipeline.judging.preference import (
     load_preference,
     score_items,
     scores_to_compare,
+    vote_lead,
 )
 from pipeline.stages.base import stage
 from pipeline.storage.parts import MERGED
@@ -244,12 +245,12 @@ def _why_unusable(score: Score, settings: Pairs) -> str | None:
 
 def _describe_pair(scores: Sequence[Row], chosen: int, rejected: int, faulty: Mapping[int, list[str]]) -> str:
     better, worse = scores[chosen], scores[rejected]
-    by_questions = better["answers"] or better.get("value") is None
-    judged = (
-        f"{better['correct']} against {worse['correct']} right"
-        if by_questions
-        else f"score {better['value']:.3g} against {worse['value']:.3g}"
-    )
+    if better.get("weights") is not None:
+        judged = f"lead of {vote_lead(better, worse):.0%} in the votes"
+    elif better["answers"] or better.get("value") is None:
+        judged = f"{better['correct']} against {worse['correct']} right"
+    else:
+        judged = f"score {better['value']:.3g} against {worse['value']:.3g}"
     described = f"{judged}, {better['words']} against {worse['words']} words"
     return f"{described}; the rejected {' and '.join(faulty[rejected])}" if rejected in faulty else described
 

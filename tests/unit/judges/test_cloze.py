@@ -287,12 +287,17 @@ def test_any_text_survives(article, passage):
     assert len(answers) == len(asked) and None not in answers
 
 
+@pytest.mark.parametrize("digits", ["\U0001e4f0", "9\U00011f50", "\U00011f50\U00011f50"])
+def test_digits_that_python_does_not_know_are_no_error(digits):
+    ask(f"Ana Santos paid 14 workers in Oslo. Ben Harlow paid {digits} workers of 93 in Lima. She saw k.١{digits}--億.")
+
+
 words = st.sampled_from(
     "Ana Santos Oslo Harlow left paid saw fire 14 14,000 2.5 million the of in 市长 مدينة Дёмин .".split()
 )
 
 
-@given(st.lists(words, max_size=60).map(" ".join), st.sampled_from(["\ud800", "\t", "\u2028", "\0", "____", ""]))
+@given(st.lists(words, max_size=60).map(" ".join), st.sampled_from(["\ud800", "\t", "\u2028", "\0", "____", "", " 9\U0001e4f0 "]))
 def test_no_text_makes_a_malformed_question(article, extra):
     judge = ClozeJudge(questions=9, options=3)
     text = f"{article}{extra}{article}"

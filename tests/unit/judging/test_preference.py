@@ -153,6 +153,8 @@ def test_votes_in_a_circle_make_no_pairs():
     outcome = stage.pair_article(majority_vote, pairs, 0, row)
     assert {(pair["chosen"], pair["rejected"]) for pair in outcome["pairs"]} == {(0, 3), (1, 3), (2, 3)}
     assert outcome["tally"][CIRCULAR_PAIRS] == 3
+    # The mean of members' values, which need not be of one scale, decided nothing.
+    assert {pair["reason"] for pair in outcome["pairs"]} == {"lead of 100% in the votes, 9 against 9 words"}
     circle = row | {"summaries": row["summaries"][:3], "scores": scores[:3]}
     assert stage.pair_article(majority_vote, pairs, 0, circle)["skipped"] == "verdicts in a circle"
 
