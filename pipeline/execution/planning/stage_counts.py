@@ -23,6 +23,7 @@ from pipeline.stages.drift import COMPARED
 from pipeline.stages.summaries import BASELINES
 from pipeline.storage.ledger import Artifact
 
+_EXAMPLE_ARTICLE = "This is the first sentence of an article. The second sentence says a little more."
 _TREE_TOKENS = "tree tokens"  # in a tally: the tokens of article trees, which training computes in each epoch
 
 
@@ -274,7 +275,7 @@ class _ReplyTokens:
 def _count_prompts(judge: Any, summaries: int, anchored: bool) -> int:
     """How many prompts a scoring judge makes for an article with so many distinct summaries."""
     anchor = {"anchor": "0"} if anchored and compares(judge) else {}
-    return len(judge.ask_scores("", [str(number) for number in range(summaries)], **anchor))
+    return len(judge.ask_scores(_EXAMPLE_ARTICLE, [f"Summary {number}." for number in range(summaries)], **anchor))
 
 
 def _judge_section(stage: Stage) -> str:
