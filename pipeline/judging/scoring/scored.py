@@ -48,9 +48,7 @@ def score_by_judge(
     for (number, texts, order), of_job in zip(jobs, prompts, strict=True):
         own, article = [next(replies) for _ in of_job], rows[number]["article"]
         samples = [reply.samples for reply in own]
-        judgements = [
-            _storable(each) for each in judge.read_scores(article, texts, samples, order, **anchors[number])
-        ]
+        judgements = [_storable(each) for each in judge.read_scores(article, texts, samples, order, **anchors[number])]
         judged[number, order] = dict(zip(texts, judgements, strict=True))
         tally = tallies_of_rows.setdefault(number, Counter())
         tally.update(f"{tallies.UNREAD_PREFIX}{each.reason}" for each in judgements if each.reason)

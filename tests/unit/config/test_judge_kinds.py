@@ -232,7 +232,9 @@ def test_a_message_names_the_member_of_a_jury(section, member, message):
 
 
 def test_a_jury_says_where_a_setting_of_its_members_belongs():
-    with pytest.raises(UserError, match=r"judge.dtype is set, .* set it in judge.members \(on the command line judge.d"):
+    with pytest.raises(
+        UserError, match=r"judge.dtype is set, .* set it in judge.members \(on the command line judge.d"
+    ):
         config(judge=JURY | {"dtype": "float32"})
 
 

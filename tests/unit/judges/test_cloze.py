@@ -297,7 +297,10 @@ words = st.sampled_from(
 )
 
 
-@given(st.lists(words, max_size=60).map(" ".join), st.sampled_from(["\ud800", "\t", "\u2028", "\0", "____", "", " 9\U0001e4f0 "]))
+@given(
+    st.lists(words, max_size=60).map(" ".join),
+    st.sampled_from(["\ud800", "\t", "\u2028", "\0", "____", "", " 9\U0001e4f0 "]),
+)
 def test_no_text_makes_a_malformed_question(article, extra):
     judge = ClozeJudge(questions=9, options=3)
     text = f"{article}{extra}{article}"

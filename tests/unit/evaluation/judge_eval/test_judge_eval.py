@@ -72,7 +72,9 @@ def test_ratings_by_number_of_facts_agree_with_a_judge_that_asks_questions():
         article.texts = [". ".join(sentences[:n]) for n in (1, 6, 12, len(sentences))]
         article.ratings = [{"relevance": {"1": float(n)}} for n in range(4)]
     view.articles[3].article = "Nothing to ask."
-    settings = load_config(CONFIG, ["pairs.preference=accuracy_only", "pairs.min_margin=0", "questions.min_questions=4"])
+    settings = load_config(
+        CONFIG, ["pairs.preference=accuracy_only", "pairs.min_margin=0", "questions.min_questions=4"]
+    )
     judge = ClozeJudge(settings.judge.questions, settings.judge.options, settings.seed)
     result = evaluate(view, settings, judge, ScriptedEngine(judge.reply))
     assert (result["articles"], result["summaries"], result["systems"], result["raters"]) == (3, 12, 0, 1)
