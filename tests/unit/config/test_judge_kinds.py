@@ -9,6 +9,7 @@ from pipeline.config import UserError
 from pipeline.config.judging import Pairs
 from pipeline.config.loader import apply_overrides, parse_config
 from pipeline.evaluation.comparison import CountingSettings, compare_writers, describe_writer, single_summary_rows
+from pipeline.evaluation.report import examples
 from pipeline.evaluation.report.metrics import compare_by_second_judge
 from pipeline.evaluation.report.plot import draw_plot
 from pipeline.evaluation.report.render import result_tables
@@ -322,3 +323,15 @@ def test_settings_of_a_member_can_be_set_on_the_command_line():
     raw = {"run": "r", "articles": {"path": "a.jsonl"}, "policy": {"model": "p"}, "judge": JURY}
     settings = parse_config(apply_overrides(raw, ["judge.members.b.weight=3"]))
     assert settings.judge.members["b"].weight == 3 and settings.judge.name == "jury of a (cloze), b (rubric with m)"
+
+
+def test_an_article_whose_score_could_not_be_read_is_no_example(monkeypatch):
+    """Counted as 0, it would be the largest loss of a judge whose values are all above 0."""
+    before = [row(i, "old", value=value) for i, value in zip("abcd", (5.0, 5.0, None, 5.0), strict=True)]
+    after = [row(i, "new", value=value) for i, value in zip("abcd", (None, 6.0, 6.0, 7.0), strict=True)]
+    for one in (*before, *after):
+        one["questions"] = []
+        one["scores"][0]["unread"] = int(one["scores"][0]["value"] is None)
+    both = [SimpleNamespace(policy=object(), results=rows) for rows in (before, after)]
+    monkeypatch.setattr(examples.tables, "read_table", lambda ledger, results: results)
+    assert {found["id"] for found in examples.choose_examples(both, None, count=4)} == {"b", "d"}
