@@ -39,6 +39,7 @@ class CountingSettings:
         report: the section `report`, with the bootstrap's parameters and the length from which a summary is too long.
         seed: seed of the bootstrap.
         judge, second_judge: what the scores of each judge hold.
+        same_scale: whether differences of the second judge's scores mean what those of the first judge's mean.
     """
 
     pairs: Pairs
@@ -46,12 +47,19 @@ class CountingSettings:
     seed: int
     judge: ScoreKind = "answers"
     second_judge: ScoreKind = "answers"
+    same_scale: bool = True
 
     @classmethod
     def from_config(cls, config: Config) -> "CountingSettings":
         judge, second = config.judge, config.second_judge or config.judge
         kinds = score_kind(judge, config.seed), score_kind(second, config.seed, "second_judge")
-        return cls(config.pairs, config.report, config.seed, *kinds)
+        same_scale = kinds[0] == kinds[1] and (kinds[0] != "value" or judge.kind == second.kind)
+        return cls(config.pairs, config.report, config.seed, *kinds, same_scale)
+
+    @property
+    def second_pairs(self) -> Pairs:
+        """`pairs` for the second judge's scores. The margin is one of the first judge's scale."""
+        return self.pairs if self.same_scale else self.pairs.model_copy(update={"min_margin": 0.0})
 
     @property
     def threshold(self) -> int:

@@ -4,6 +4,7 @@ It runs again after every round and reads the evaluations again, so the report i
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.config import Config
@@ -191,13 +192,14 @@ def compare_by_second_judge(
         ours, theirs: rows of `comparison.single_summary_rows`, with the first judge's scores.
     """
     our_rescored, their_rescored = _rescore(ours, second_scores), _rescore(theirs, second_scores)
-    rates = _win_rates(our_rescored, their_rescored, counting, counting.second_rules)
+    second_counting = replace(counting, pairs=counting.second_pairs)
+    rates = _win_rates(our_rescored, their_rescored, second_counting, counting.second_rules)
     return {
         name: {
             "rate": rates[name],
             "agreement": judge_agreement(
                 verdicts_by_article(ours, theirs, counting.pairs, counting.rules[name]),
-                verdicts_by_article(our_rescored, their_rescored, counting.pairs, rule),
+                verdicts_by_article(our_rescored, their_rescored, second_counting.pairs, rule),
             ),
         }
         for name, rule in counting.second_rules.items()

@@ -55,6 +55,27 @@ def test_a_scoring_second_judge_is_not_counted_by_right_answers():
     assert "reference" not in result, "by that rule the shorter would win every time"
 
 
+def test_a_margin_is_not_applied_to_a_second_judge_of_another_scale():
+    """No rubric's scores differ by more than 1, and no lead in votes is larger."""
+    pairs = {"preference": "higher_score", "min_margin": 1}
+    ours, theirs = (
+        single_summary_rows([row(i, who, answers=["A"] * 5, correct=n, value=n) for i in "ab"], 0)
+        for who, n in (("new", 4), ("old", 2))
+    )
+    second = {
+        (i, who): row(i, who, value=value, items=[value], weights=[1.0])["scores"]
+        for i in "ab"
+        for who, value in (("new", 0.75), ("old", 0.5))
+    }
+    for kind in (RUBRIC, JURY):
+        counting = CountingSettings.from_config(config(second=kind, pairs=pairs))
+        assert compare_by_second_judge(ours, theirs, counting, second)["strict"]["rate"]["wins"] == 2
+    alike = CountingSettings.from_config(config(second={"kind": "cloze"}, pairs=pairs))
+    assert alike.second_pairs.min_margin == 1
+    other = {"kind": "likelihood", "model": "m"}
+    assert CountingSettings.from_config(config(judge=other, second=RUBRIC, pairs=pairs)).second_pairs.min_margin == 0
+
+
 def test_an_exam_as_second_judge_of_a_scoring_judge():
     counting = CountingSettings.from_config(config(judge=RUBRIC, second={"kind": "cloze"}))
     assert set(counting.rules) == {"strict"}
