@@ -188,6 +188,19 @@ class Config(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_gpus_of_scoring_engines(self) -> "Config":
+        local = {name: judge for name, judge in self.judges.items() if judge.model and not judge.served}
+        one_gpu = [name for name, judge in local.items() if judge.kind in JUDGES and not JUDGES[judge.kind].served]
+        if len(one_gpu) == len(local) and any(self.judge_hardware(name).gpus_per_replica > 1 for name in one_gpu):
+            gpus, name = self.hardware.judge.gpus_per_replica, one_gpu[0]
+            raise ValueError(
+                f"hardware.judge.gpus_per_replica is {gpus:g}, and {name}.kind is {local[name].kind}, whose "
+                "model runs on one GPU, so the others would idle: lower it, and use "
+                "hardware.judge.replicas for more GPUs"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _choose_preference(cls, data: Any) -> Any:

@@ -154,6 +154,9 @@ def measure_reliability(rows: Iterable[Row], counting: CountingSettings) -> Reli
         rows: with `article_id`, `article`, `summaries`, `scores`, and `questions` if scores have no items.
         counting: the preference with its parameters, and the bootstrap's.
     """
+    if counting.judge == "votes":
+        # One member's scale would hide the others', and the votes decide the pairs.
+        return Reliability(0, 0, "items", reason="a jury's items are its members' scores, which have no common scale")
     measured = [article for row in rows if (article := _measure_article(row, counting)) is not None]
     several = [article for article in measured if article.items > 1]
     asked = any(article.asked for article in measured) if measured else counting.judge == "answers"

@@ -228,6 +228,14 @@ def test_a_setting_that_would_do_nothing_for_the_kind_is_refused(settings, messa
     assert message in str(refused.value)
 
 
+def test_a_model_that_runs_on_one_gpu_reserves_no_more():
+    likelihood, two = {"kind": "likelihood", "model": "m"}, {"judge": {"gpus_per_replica": 2}}
+    with pytest.raises(UserError, match="gpus_per_replica is 2, and judge.kind is likelihood, whose model runs on one"):
+        config(judge=likelihood, hardware=two)
+    assert config(judge=likelihood, second=RUBRIC, hardware=two).hardware.judge.gpus_per_replica == 2
+    assert config(judge=likelihood, hardware={"judge": {"gpus_per_replica": 1}}).judge.kind == "likelihood"
+
+
 def test_a_setting_that_one_of_the_judges_uses_is_not_refused():
     assert config(judge=JURY, questions={"more_checks": ["no_overlap"], "draft": 8}).questions.draft == 8
     assert config(judge=RUBRIC, second=SERVER, questions={"more_checks": ["single_key"]}).questions.more_checks

@@ -205,6 +205,15 @@ def test_a_score_that_asks_no_questions_is_not_said_to_have_any():
     assert (measure_reliability([], by_value).unit, measure_reliability([], counting()).unit) == ("items", "questions")
 
 
+def test_a_jury_has_no_score_whose_items_could_be_compared():
+    """Its members' scales differ, and their votes decide the pairs, so no run may stop because of the mean."""
+    rows = [article([[1, -9], [0, 9], [1, 0]], f"a{i}", weights=[1.0, 1.0]) for i in range(40)]
+    jury = CountingSettings(Pairs(preference="majority_vote"), Report(resamples=100), 0, judge="votes")
+    found = measure_reliability(rows, jury)
+    assert "no common scale" in found.reason and found.same_winner is None and coin_message(found, 1.0) is None
+    assert reliability_lines(found.as_dict())[0][1] == "–"
+
+
 def test_pairs_that_training_leaves_out_do_not_count():
     row = article([[1, 1, 1], [1, 1, 0], [0, 0, 1]])
     faults = {"repeated": 0.0, "lead_copied": 0.0, "off_topic_end": 0.0, "other_language": None}
