@@ -89,7 +89,7 @@ class LikelihoodJudge(ScoringJudge):
             gains = [self._gain(a, b) for a, b in zip(after.get(text, alone), alone, strict=True)]
             faithfulness = likelihoods.get(text, _UNLIKELY)
             if faithfulness is None or any(gain is None for gain in gains):
-                judgements.append(Judgement(None, (None,) * max(1, len(keys))))
+                judgements.append(Judgement(None, (None,) * max(1, len(keys)), reason="not scored: too long"))
                 continue
             repeated = repeated_share(text)
             base = faithfulness * (1 - repeated) + _UNLIKELY * repeated
@@ -117,7 +117,14 @@ def _prompt(text: str, continuations: Sequence[str], quote: str = "") -> Prompt:
 
 
 def _mean_logps(samples: Sequence[Sample], count: int) -> list[float | None]:
-    """The mean log-probability per token of each of `count` texts; None for each if the engine gave no reply."""
-    if len(samples) != count or any(sample.logp is None or not sample.token_ids for sample in samples):
+    """The mean log-probability per token of each of `count` texts.
+
+    Returns:
+        None for each text that the engine could not score; None for all if it gave no reply.
+    """
+    if len(samples) != count:
         return [None] * count
-    return [(sample.logp or 0.0) / len(sample.token_ids) for sample in samples]
+    return [
+        sample.logp / len(sample.token_ids) if sample.logp is not None and sample.token_ids else None
+        for sample in samples
+    ]

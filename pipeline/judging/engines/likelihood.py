@@ -22,7 +22,8 @@ class LikelihoodEngine:
     """Answers a prompt with one sample for each of its continuations, with `logp` and `token_logps`.
 
     The prompt is written with the model's chat template. A continuation is tokenized by itself, so its tokens do not
-    depend on the prompt. A prompt that is longer than the model's context with one of its continuations is an error.
+    depend on the prompt. A continuation that is empty, or longer than the model's context together with the prompt, has
+    no `logp`; if no continuation of a prompt can be scored, the reply is an error.
 
     Args:
         model: a Hugging Face model by folder or name.
@@ -49,12 +50,12 @@ class LikelihoodEngine:
         from pipeline.training.modeling.logprobs import frozen_token_logps
 
         trees = [self._tokenize(prompt) for prompt in prompts]
-        errors = [self._fault(tree) for tree in trees]
-        scorable = [tree for tree, error in zip(trees, errors, strict=True) if error is None]
+        fitting = [[ids for ids in texts if self._fits(prompt_ids, ids)] for prompt_ids, texts in trees]
+        scorable = [(tree[0], texts) for tree, texts in zip(trees, fitting, strict=True) if texts]
         logps = iter(frozen_token_logps(self.model, scorable, _TOKENS_PER_BATCH))
         return [
-            Reply(tree[0], error=error) if error else self._reply(prompt, tree, next(logps))
-            for prompt, tree, error in zip(prompts, trees, errors, strict=True)
+            self._reply(prompt, tree, next(logps)) if texts else Reply(tree[0], error=_fault(tree[1]))
+            for prompt, tree, texts in zip(prompts, trees, fitting, strict=True)
         ]
 
     def _tokenize(self, prompt: Prompt) -> _Tree:
@@ -63,16 +64,25 @@ class LikelihoodEngine:
         texts = [self.tokenizer(text, **_AS_TEXT)["input_ids"] for text in prompt.continuations]
         return encode_messages(self.tokenizer, break_special_tokens(prompt, special_tokens_of(self.tokenizer))), texts
 
-    def _fault(self, tree: _Tree) -> str | None:
-        prompt_ids, texts = tree
-        if not texts or not all(texts):
-            return "empty continuation" if texts else "prompt without continuations"
-        longest = len(prompt_ids) + max(map(len, texts))
-        return "prompt too long" if self.max_model_len is not None and longest > self.max_model_len else None
+    def _fits(self, prompt_ids: list[int], ids: list[int]) -> bool:
+        return bool(ids) and (self.max_model_len is None or len(prompt_ids) + len(ids) <= self.max_model_len)
 
     def _reply(self, prompt: Prompt, tree: _Tree, logps: list[list[float]]) -> Reply:
+        prompt_ids, texts = tree
+        of_fitting = iter(logps)
         samples = []
-        for text, ids, values in zip(prompt.continuations, tree[1], logps, strict=True):
+        for text, ids in zip(prompt.continuations, texts, strict=True):
+            if not self._fits(prompt_ids, ids):
+                samples.append(Sample(text, ids, "length" if ids else "stop"))
+                continue
+            values = next(of_fitting)
             token_logps = list(zip(self.tokenizer.convert_ids_to_tokens(ids), values, strict=True))
             samples.append(Sample(text, ids, "stop", math.fsum(values), token_logps))
-        return Reply(tree[0], samples)
+        return Reply(prompt_ids, samples)
+
+
+def _fault(texts: list[list[int]]) -> str:
+    """Why none of these continuations can be scored."""
+    if not texts:
+        return "prompt without continuations"
+    return "prompt too long" if any(texts) else "empty continuation"

@@ -50,3 +50,9 @@ def test_the_setting_limits_the_length():
     limited = LikelihoodEngine(str(POLICY_MODEL), "float32", 20, on_gpu=False)
     short, long = limited.generate([Prompt(user("x"), 1, continuations=(text,)) for text in ("It rained.", "a " * 30)])
     assert short.error is None and long.error == "prompt too long"
+
+
+def test_a_continuation_that_does_not_fit_leaves_the_others_scored(engine):
+    texts = ("It rained.", "word " * 100_000, "")
+    (reply,) = engine.generate([Prompt(user("x"), 1, continuations=texts)])
+    assert [sample.logp is None for sample in reply.samples] == [False, True, True]

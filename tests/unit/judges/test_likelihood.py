@@ -75,6 +75,16 @@ def test_a_reply_that_is_missing_makes_the_value_unread(replies):
     assert judgement.value is None
 
 
+def test_a_summary_that_is_too_long_for_the_model_leaves_the_others_scored():
+    judge = LikelihoodJudge()
+    prompts = judge.ask_scores(ARTICLE, ["Merson.", "Townsend."])
+    replies = [[Sample(text, [1], "stop", -2.0) for text in prompt.continuations] for prompt in prompts]
+    replies[0][1] = Sample("Townsend.", [1], "length")
+    first, second = judge.read_scores(ARTICLE, ["Merson.", "Townsend."], replies)
+    assert first.value is not None
+    assert second.value is None and second.reason == "not scored: too long"
+
+
 def test_an_article_without_words_can_be_scored():
     (judgement,) = score(LikelihoodJudge(), ["A summary."], lambda prompt, text: -1.0, article="")
     assert judgement.value == pytest.approx(-1.0)
