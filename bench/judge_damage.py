@@ -5,7 +5,7 @@ ARTICLES (JSONL, JSON, Parquet or hf:NAME:SPLIT) has articles with a human summa
 (`judge_quality/damages.py`), in this process and without Ray:
 
 - *damaged* in a known way. The undamaged one should have the higher value. The table shows how often it has (`wins`),
-  how often both have the same value (`ties`), and `score`: wins + ties / 2, which is 50 % for a judge that sees
+  how often both have the same value (`ties`), and the win rate (wins + ties / 2), which is 50 % for a judge that sees
   nothing. Beside it are the scores of `pairs.preference` and of rules that know nothing of the article: the longer one
   wins, the shorter one wins, chance decides.
 - *harmless*, such as lower case. The table shows how often the value stays the same, and how often the changed version
@@ -349,7 +349,7 @@ def print_result(result: Mapping[str, Any]) -> None:
                 "n": figures["wins"]["n"],
                 "wins": _percent(figures["wins"], False),
                 "ties": _percent(figures["ties"], False),
-                "score": _percent(figures["score"]),
+                "win rate": _percent(figures["score"]),
                 result["preference"]: _percent(figures["preferred"], False),
                 **{rule: _percent(figures[rule], False) for rule in _RULES},
             }
