@@ -19,6 +19,7 @@ from pipeline.execution.dry_run import DryRun
 from pipeline.execution.executor import Executor, address_of
 from pipeline.execution.progress import Display, StageProgress, summarize_record
 from pipeline.execution.ray_cluster import connected_ray
+from pipeline.execution.recipe import Recipe, compare_recipes
 from pipeline.execution.resources import provide_resources
 from pipeline.stages.base import Stage
 from pipeline.storage import parts, run_folder, streams, tables
@@ -114,11 +115,19 @@ class Runner(Executor):
         """Note build id and recipe of a new artifact, or resume an interrupted artifact of the same recipe."""
         recipe, begun = self.recipe(stage, inputs), self.ledger.begun(address)
         can_resume = stage.resumes or _is_made_by_row(stage, inputs)
-        if begun is None or begun["recipe"] != recipe or not can_resume:
+        if begun is None or not can_resume or self._is_changed(stage, begun["recipe"], recipe):
             self.ledger.clear(address)
             begun = {"build": uuid.uuid4().hex[:12], "recipe": recipe}
             self.ledger.begin(address, begun)
         return _Job(stage, tuple(inputs), Artifact(self.ledger.root, address, {**begun, "parts": []}))
+
+    def _is_changed(self, stage: Stage, was: Recipe, now: Recipe) -> bool:
+        """Whether an interrupted artifact was begun with another recipe.
+
+        A training that an older version began is resumed, if settings that the older version lacked have their
+        defaults. A table is not: its parts could lack columns that today's parts have.
+        """
+        return bool(compare_recipes(was, now, self.config)) if stage.resumes else was != now
 
     def _call(self, job: _Job, inputs: Sequence[Any], progress: StageProgress) -> Any:
         """Call the stage's function. Its inputs may be datasets in place of artifacts."""
