@@ -9,6 +9,8 @@ import sentencex
 from judges.text.languages import detect_language
 
 _SURROGATE = regex.compile(r"[\ud800-\udfff]")  # sentencex refuses it
+_OTHER_SPACES = regex.compile(r"[^\S ]")
+_AFTER_SIGN = regex.compile(r"(?<=[\p{Sentence_Terminal}…])\s+")
 _LINE_END = regex.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _ENDS_SENTENCE = regex.compile(r"[\p{Sentence_Terminal}…:;][\p{Pe}\p{Pf}\p{Pi}\"'*_]*$")
 
@@ -47,7 +49,7 @@ def split_sentences(text: str, language: str | None = None) -> list[str]:
 
     No character but white space is lost or added, and sentences keep their order. A line end ends a sentence, except
     in text that is wrapped at a fixed width: a next line that begins with a small letter goes on, and if most do, only
-    blank lines end paragraphs. A line end inside a sentence becomes a space.
+    blank lines end paragraphs. Any white space inside a sentence becomes a space.
 
     Args:
         text: plain text in any language.
@@ -103,13 +105,27 @@ def _split_paragraph(paragraph: str, language: str) -> list[str]:
         first, *others = _split_paragraph(paragraph[glued.end() :], language)
         return [glued[0] + first, *others]
     sentences: list[str] = []
-    for part in sentencex.segment(language, paragraph):
+    for part in _segment(paragraph, language):
         sentence = part.strip()
         if sentences and sentence and _is_one(sentences[-1], sentence):
             sentences[-1] += f" {sentence}"
         elif sentence:
             sentences.append(sentence)
     return sentences
+
+
+def _segment(paragraph: str, language: str) -> list[str]:
+    """The sentences that sentencex finds; those that end in a sign if it fails.
+
+    sentencex (1.0.32) takes an initial and what follows for single bytes, and panics at "B." before a no-break space. Its panic is
+    no Exception, so it would end the worker.
+    """
+    try:
+        return list(sentencex.segment(language, _OTHER_SPACES.sub(" ", paragraph)))
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        return _AFTER_SIGN.split(paragraph)
 
 
 def _is_one(part: str, following: str) -> bool:

@@ -91,3 +91,19 @@ def test_datelines(sentence, rest):
 
 def test_a_lone_surrogate_becomes_a_replacement_character():
     assert split_sentences("It rained \ud800. The sun came.") == ["It rained \ufffd.", "The sun came."]
+
+
+@pytest.mark.parametrize("text", ["B.\u00a0Smith came. He left.", "A. B.\u2009Smith came. He left.", "é. B.\u00a0é. a"])
+def test_initials_before_other_spaces_are_split_like_any(text):
+    assert split_sentences(text, "en") == split_sentences(" ".join(text.split()), "en")
+
+
+def test_a_panic_of_the_splitter_falls_back_to_signs(monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    def panic(language, text):
+        raise PanicException("end byte index 2 is not a char boundary")
+
+    monkeypatch.setattr("judges.text.sentences.sentencex.segment", panic)
+    assert split_sentences("It rained. The sun came!", "en") == ["It rained.", "The sun came!"]
