@@ -117,8 +117,8 @@ def _split_paragraph(paragraph: str, language: str) -> list[str]:
 def _segment(paragraph: str, language: str) -> list[str]:
     """The sentences that sentencex finds; those that end in a sign if it fails.
 
-    sentencex (1.0.32) takes an initial and what follows for single bytes, and panics at "B." before a no-break space. Its panic is
-    no Exception, so it would end the worker.
+    sentencex (1.0.32) takes an initial and what follows for single bytes, and panics at "B." before a no-break space.
+    Its panic is no Exception, so it would end the worker.
     """
     try:
         return list(sentencex.segment(language, _OTHER_SPACES.sub(" ", paragraph)))
