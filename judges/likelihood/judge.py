@@ -16,6 +16,7 @@ trained on likelihood may still learn to copy: `pairs.max_copied_gap` keeps such
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import fmean
 
 from judges.base import Judgement, Prompt, Sample, ScoringJudge, fill, user
@@ -82,7 +83,7 @@ class LikelihoodJudge(ScoringJudge):
         likelihoods = dict(zip(written, _mean_logps(next(remaining), len(written)), strict=True)) if written else {}
         alone = _mean_logps(next(remaining), len(keys)) if keys else []
         after = {text: _mean_logps(next(remaining), len(keys)) for text in written} if keys else {}
-        weights = word_weights(article_sentences(article))
+        weights = _read_article(article)[1]
         judgements = []
         for summary in summaries:
             text = restore(summary, article)
@@ -106,10 +107,16 @@ class LikelihoodJudge(ScoringJudge):
         return list(dict.fromkeys(filter(None, (restore(summary, article) for summary in summaries))))
 
     def _keys(self, article: str, order: int) -> list[str]:
-        sentences = article_sentences(article)
-        weights = word_weights(sentences)
+        sentences, weights = _read_article(article)
         keys = key_sentences(sentences, weights, self.sentences, skip=order * self.sentences)
         return keys or key_sentences(sentences, weights, self.sentences)  # a short article has no other sentences
+
+
+@lru_cache(maxsize=256)  # the articles of a batch: each is read before and after the engine
+def _read_article(article: str) -> tuple[list[str], dict[str, float]]:
+    """The article's sentences, and how much each of its words matters."""
+    sentences = article_sentences(article)
+    return sentences, word_weights(sentences)
 
 
 def _prompt(text: str, continuations: Sequence[str], quote: str = "") -> Prompt:

@@ -5,6 +5,7 @@ unlikely, and would blame the summary for it.
 """
 
 from collections import Counter
+from functools import lru_cache
 
 import regex
 
@@ -35,11 +36,7 @@ def restore(summary: str, article: str) -> str:
     summary = summary.translate(signs)
     text = " ".join(_QUOTES.sub('"', _BRACKET.sub(lambda match: _BRACKETS[match[0].lower()], summary)).split())
     text = _CLITIC.sub("", _SPACE_AFTER.sub("", _SPACE_BEFORE.sub("", text)))
-    writings: dict[str, Counter[str]] = {}
-    for word in _WORD.findall(article):
-        # "Just" in the article only opens a sentence.
-        if not (word[0].isupper() and is_function_word(word.casefold())):
-            writings.setdefault(word.casefold(), Counter())[word] += 1
+    writings = _count_writings(article)
 
     def as_in_article(match: regex.Match[str]) -> str:
         known = writings.get(match[0].casefold())
@@ -51,3 +48,14 @@ def restore(summary: str, article: str) -> str:
     has_capitals = any(c.isupper() for c in text)
     text = _WORD.sub(as_in_article, text)
     return text if has_capitals else _OPENING_WORD.sub(lambda match: match[0].upper(), text)
+
+
+@lru_cache(maxsize=256)  # the articles of a batch: each is asked for with every summary, before and after the engine
+def _count_writings(article: str) -> dict[str, Counter[str]]:
+    """How the article writes each word, by the word in small letters."""
+    writings: dict[str, Counter[str]] = {}
+    for word in _WORD.findall(article):
+        # "Just" in the article only opens a sentence.
+        if not (word[0].isupper() and is_function_word(word.casefold())):
+            writings.setdefault(word.casefold(), Counter())[word] += 1
+    return writings
