@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from judges.base import LETTERS, UNSURE, Answer, Judge, Question, Skip, line_logps, shuffled
 from pipeline.inference.base import Engine, Reply, count_tokens
 from pipeline.judging import tallies
-from pipeline.judging.scoring.text_faults import measure_faults
-from pipeline.judging.text_counts import count_invalid_chars, count_words
+from pipeline.judging.scoring.text_faults import measure_text
 from pipeline.storage.schema import Outcome, Row, is_drawn
 
 # A second order of a question's options is drawn with seeds that count up from here. The first order is in the row.
@@ -152,13 +151,11 @@ def _score(passage: _Passage, answered: Answered, article: str) -> Row:
         "answers": answered.answers,
         "correct": sum(right),
         "unread": answered.answers.count(None),
-        "words": count_words(passage.text),
-        "invalid_chars": count_invalid_chars(passage.text, article),
         "answer_logps": answered.logps,
         "soft": None if answered.logps is None else soft_score(right, answered.logps),
         "value": float(sum(right)),
         "items": [None if answer is None else float(r) for answer, r in zip(answered.answers, right, strict=True)],
-        "faults": measure_faults(passage.text, article),
+        **measure_text(passage.text, article),
     }
 
 

@@ -7,8 +7,7 @@ from typing import Any
 from judges.base import Judgement, ScoringJudge, Skip
 from pipeline.inference.base import Engine, count_tokens
 from pipeline.judging import tallies
-from pipeline.judging.scoring.text_faults import measure_faults
-from pipeline.judging.text_counts import count_invalid_chars, count_words
+from pipeline.judging.scoring.text_faults import measure_text
 from pipeline.storage.schema import Outcome, Row, is_drawn
 
 _LARGEST = 3.4e38  # about the largest number of float32
@@ -106,13 +105,11 @@ def _score(text: str, judged: dict[str, Judgement], article: str) -> Row:
         "answers": [],
         "correct": 0,
         "unread": int(judgement.value is None),
-        "words": count_words(text),
-        "invalid_chars": count_invalid_chars(text, article),
         "answer_logps": None,
         "soft": None,
         "value": judgement.value,
         "items": list(judgement.items),
-        "faults": measure_faults(text, article),
+        **measure_text(text, article),
     }
 
 

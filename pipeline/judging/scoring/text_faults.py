@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from judges.text.gibberish import count_gibberish
 from judges.text.languages import detect_language
 from judges.text.repetition import UNSPACED, gram_size, grams, repeated_share_of, tokens_by_sentence
+from judges.text.words import count_words
 from pipeline.config.judging import Pairs
 
 Faults = Mapping[str, Any]  # see `measure_faults`
@@ -52,6 +54,15 @@ class _Article:
     grams: frozenset[tuple[str, ...]]
     lead_grams: frozenset[tuple[str, ...]]
     language: str | None
+
+
+def measure_text(summary: str, article: str) -> dict[str, Any]:
+    """The fields of a score that depend on the text alone: `words`, `invalid_chars` (of gibberish) and `faults`."""
+    return {
+        "words": count_words(summary),
+        "invalid_chars": count_gibberish(summary, article),
+        "faults": measure_faults(summary, article),
+    }
 
 
 @lru_cache(maxsize=1024)

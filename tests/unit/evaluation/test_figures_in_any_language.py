@@ -2,9 +2,10 @@
 
 import pytest
 
+from judges.text.gibberish import count_gibberish
+from judges.text.words import count_words
 from pipeline.config import run
 from pipeline.evaluation.comparison import CountingSettings, describe_writer
-from pipeline.judging.text_counts import count_invalid_chars, count_words
 from tests.unit.text.languages import ARTICLES, SUMMARIES
 
 
@@ -16,7 +17,7 @@ def test_a_summary_is_shorter_than_its_article_and_no_gibberish(language):
         "correct": 1,
         "unread": 0,
         "words": count_words(summary),
-        "invalid_chars": count_invalid_chars(summary, article),
+        "invalid_chars": count_gibberish(summary, article),
     }
     row = {"article": article, "scores": [score], "summaries": [{"text": summary, "finish_reason": "stop"}]}
     figures = describe_writer([row], CountingSettings(run.Pairs(), run.Report(), seed=0))
