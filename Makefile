@@ -5,10 +5,14 @@ EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo test check format lock clean
+# The articles of `make demo-real`, and where its model is kept.
+ARTICLES ?= hf:abisee/cnn_dailymail/3.0.0:validation
+SMOLLM2 := runs/models/SmolLM2-135M-Instruct
+
+.PHONY: help setup dev demo demo-real test check format lock clean
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
 
 setup:  ## install pinned versions into .venv, for this machine's CPU or GPU
 	@$(PYTHON) requirements/install.py $(EXTRA)
@@ -18,6 +22,11 @@ dev:
 
 demo: setup  ## run two rounds on the newsroom with tiny models; needs no GPU and no model downloads
 	@$(BIN)/rondo run configs/demo.yaml
+
+demo-real: setup  ## run two rounds of a real model on real articles (ARTICLES=my.jsonl); needs no GPU; an hour
+	@$(BIN)/python requirements/get_smollm2.py $(SMOLLM2)
+	@$(BIN)/rondo run configs/smollm2_cpu.yaml policy.model=$(SMOLLM2) judge.model=$(SMOLLM2) \
+		articles.path=$(ARTICLES) $(if $(filter hf:abisee/%,$(ARTICLES)),articles.text_column=article) $(ARGS)
 
 test: dev  ## run the tests; ARGS=tests/unit for the fast ones, ARGS='-m slow' for the slow ones
 	@$(BIN)/python -m pytest $(ARGS)

@@ -1,7 +1,7 @@
 """The stages `pairs` and `replay`: scored summaries of an article become chosen and rejected.
 
-A tie makes no pair. A summary that the token limit cut off is never paired: it has no stop token, and it is short only
-because it is unfinished. A summary with a fault beyond a limit of the setting `pairs` is never chosen.
+A tie makes no pair. A summary that the token limit cut off, or with a fault beyond a limit of the setting `pairs`, is
+never chosen. `pairs.cut_off` and `pairs.faulty` say whether it may be rejected.
 `judging/preference.py` decides which summary is better, and `judging/pair_selection.py` decides which pairs are kept.
 The tally counts why summaries could not be paired.
 
@@ -217,14 +217,14 @@ def _find_usable(row: Row, scores: Sequence[Score], settings: Pairs) -> _Usable:
     faulty: dict[int, list[str]] = {}
     tally = Counter({tallies.TO_PAIR: len(scores)})
     for i, score in enumerate(scores):
-        faults = faults_beyond_limits(score, settings)
+        is_cut_off, faults = score["finish_reason"] != "stop", faults_beyond_limits(score, settings)
         if reason := _why_unusable(score, settings):
             tally[f"{tallies.UNUSABLE_PREFIX}{reason}"] += 1
-        elif not faults:
+        elif not is_cut_off and not faults:
             clean.append(i)
-        elif settings.faulty == "rejected":
-            faulty[i] = faults
-            tally[f"{tallies.REJECTED_ONLY_PREFIX}{faults[0]}"] += 1
+        elif is_cut_off or settings.faulty == "rejected":
+            faulty[i] = ["was cut off"] if is_cut_off else faults
+            tally[f"{tallies.REJECTED_ONLY_PREFIX}{faulty[i][0]}"] += 1
         else:
             tally[f"{tallies.UNUSABLE_PREFIX}{faults[0]}"] += 1
     return _Usable(clean, faulty, dict(tally))
@@ -232,13 +232,14 @@ def _find_usable(row: Row, scores: Sequence[Score], settings: Pairs) -> _Usable:
 
 def _why_unusable(score: Score, settings: Pairs) -> str | None:
     """Why a summary may be in no pair, whatever its faults; None if it may."""
-    if score["finish_reason"] != "stop":
+    is_cut_off = score["finish_reason"] != "stop"
+    if is_cut_off and settings.cut_off == "never":
         return "cut off"
     if score["unread"]:
         return "unread"
     if score["words"] < settings.min_words:
         return "too short"
-    if score["words"] >= settings.max_words:
+    if score["words"] >= settings.max_words and not is_cut_off:
         return "too long"
     return "gibberish" if score["invalid_chars"] else None
 

@@ -384,6 +384,28 @@ def test_a_fault_does_not_save_a_summary_that_is_never_paired():
     assert skipped["tally"] == {"summaries to pair": 2, "unusable: cut off": 1}
 
 
+def test_a_summary_that_was_cut_off_may_be_rejected():
+    article = row([(score(correct, 20), {}) for correct in (3, 2, 2, 1)])
+    for i in (0, 2, 3):
+        article["summaries"][i]["finish_reason"] = "length"
+    article["scores"][3]["words"] = 900  # the token limit has measured its length already
+    outcome = _pair(Pairs(max_per_article=9, cut_off="rejected"), 0, article)
+    # Never against summary 0: the judge prefers it, though it was cut off.
+    assert pairs_of(outcome) == [(1, 2), (1, 3)]
+    assert {pair["reason"] for pair in outcome["pairs"]} == {
+        "2 against 2 right, 20 against 20 words; the rejected was cut off",
+        "2 against 1 right, 20 against 900 words; the rejected was cut off",
+    }
+    assert outcome["tally"]["only rejected: was cut off"] == 3
+    assert _pair(Pairs(max_per_article=9), 0, article)["skipped"] == "under two usable summaries"
+
+
+def test_a_summary_that_was_cut_off_and_not_read_is_in_no_pair():
+    article = row([(score(3, 20), {}), (score(0, 20), {"unread": 5})])
+    article["summaries"][1]["finish_reason"] = "length"
+    assert _pair(Pairs(cut_off="rejected"), 0, article)["tally"]["unusable: unread"] == 1
+
+
 def test_faults_of_a_table_without_them_are_measured_when_a_limit_needs_them():
     said_twice = "The roof of the hall is red. The roof of the hall is red. "
     article = row([(score(5, 20), {}), (score(2, 20), {}), (score(1, 20), {})])
