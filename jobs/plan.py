@@ -16,6 +16,7 @@ from pipeline.execution.planning.estimator import Estimator
 from pipeline.execution.planning.gpu_memory import GIB, MemoryNeed, PackedRow
 from pipeline.execution.planning.stage_counts import StageEstimate
 from pipeline.execution.planning.throughput import Throughput, open_measured_run
+from pipeline.execution.planning.token_habits import habit_notes
 from pipeline.execution.preflight import check_preference, installed_gpu_memory, memory_needs, open_run_folder
 from pipeline.execution.progress import format_duration
 from pipeline.inference.base import TOKENS_IN, TOKENS_OUT
@@ -58,7 +59,8 @@ def plan(
         check_judge(getattr(settings, section), settings.seed, section)
     check_preference(settings)
     ledger = open_run_folder(settings)
-    throughput = Throughput([open_measured_run(name) for name in rates] or [ledger], settings)
+    measured = [open_measured_run(name) for name in rates]
+    throughput = Throughput(measured or [ledger], settings)
     estimator = Estimator(settings, ledger, throughput, price)
     from pipeline.round import rounds
 
@@ -66,7 +68,10 @@ def plan(
         pass
     memory = gpu_gib * GIB if gpu_gib is not None else installed_gpu_memory()
     needs, unknown = _memory_needs(settings, estimator, memory)
-    notes = _notes(settings, estimator, needs, unknown, memory)
+    notes = _articles_notes(estimator)
+    if any(stage.workload == "sampling" for stage in estimator.unmade.values()):
+        notes += habit_notes(settings, [ledger, *measured])
+    notes += _notes(settings, estimator, needs, unknown, memory)
     run_plan = _Plan(settings.run, estimator.estimates, needs, notes, memory)
     if out is not None:
         try:
@@ -130,6 +135,14 @@ def _total(estimates: Sequence[StageEstimate]) -> dict[str, Any]:
         "dollars": sum(line.dollars or 0 for line in new),
         "untimed": [line.address for line in new if line.untimed],
     }
+
+
+def _articles_notes(estimator: Estimator) -> list[str]:
+    """How many articles are left, if there are far fewer than the settings ask for."""
+    uses = {use for stage in estimator.unmade.values() for use in stage.uses}
+    engines = {"policy": "policy_engine", "judge": "judge_engine"}
+    too_long = [str(found) for section, found in estimator.too_long.items() if engines[section] in uses]
+    return [f"articles: {note}" for note in (estimator.articles_note, *too_long) if note and estimator.unmade]
 
 
 def _notes(

@@ -18,6 +18,7 @@ from pipeline.execution.dry_run import DryRun
 from pipeline.execution.progress import Display, summarize_record
 from pipeline.execution.recipe import Change
 from pipeline.judging.scoring.text_faults import describe_faults
+from pipeline.judging.tallies import describe_unusable
 from pipeline.stages.base import Stage
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.run_folder import CONFIG, read_settings
@@ -91,12 +92,16 @@ def show_rows(folder: str, stage_or_address: str, count: int, article_id: str | 
         if not rows:
             raise UserError(f"{table.address} has no kept row of article {article_id!r}")
     if not rows:
-        record = f"{table.address}/record.json"
-        raise UserError(f"{folder}/{table.address} holds no kept rows; look into {record} for the reasons")
+        raise UserError(
+            f"{folder}/{table.address} holds no kept rows: {summarize_record(table.record).strip()}. The skipped rows "
+            f"are in {table.address}/skipped/"
+        )
     console = Console(highlight=False)
     for row in rows[:count]:
         _print_row(console, row)
     console.print(f"{min(count, len(rows))} of {len(rows):,} rows of {table.address}", style="dim", markup=False)
+    if unusable := describe_unusable(table.record.get("tally", {})):
+        console.print(unusable, style="dim", markup=False)
 
 
 def _find_table(ledger: Ledger, stage_or_address: str) -> Artifact:

@@ -15,6 +15,7 @@ from pipeline.evaluation.round_result import Assessment, Round
 from pipeline.evaluation.stopping import RoundFigures, stop_reasons
 from pipeline.execution.executor import NOT_MADE, Executor
 from pipeline.judging.factory import compares_with_base
+from pipeline.judging.remedies import why_no_pairs
 from pipeline.judging.tallies import describe_unusable
 from pipeline.stages.articles import NoNewArticles, read_articles, read_first_articles, read_new_articles
 from pipeline.stages.base import Stage
@@ -244,14 +245,18 @@ def _end_without_pairs(last: Round, pairs: Artifact, run: Executor) -> Round:
     if run.setting("articles.each_round") == "same":
         reasons = ", ".join(f"{reason}: {count}" for reason, count in pairs.record["skipped"].items())
         why = "; ".join(filter(None, (reasons, describe_unusable(pairs.record["tally"]))))
-        return _end_without_round(last, f"gave no pairs ({why or 'no summaries'})")
+        assert isinstance(run.config, Config), "only a run of rounds makes pairs"
+        return _end_without_round(
+            last, f"gave no pairs ({why or 'no summaries'})", why_no_pairs(pairs.record, run.config)
+        )
     figures = RoundFigures(number, pair_yield=0.0)
     assessment = last.assessment and replace(last.assessment, figures=figures, drift=None, challenge=None)
     return replace(last, number=number, pairs=pairs, assessment=assessment, trained=False)
 
 
-def _end_without_round(last: Round, why: str) -> Round:
-    """The end of a run whose next round cannot train: the last policy again, with the reason."""
+def _end_without_round(last: Round, why: str, remedy: str = "") -> Round:
+    """The end of a run whose next round cannot train: the last policy again, with the reason and its remedy."""
     number = last.number + 1
     ended = f"Round {number} {why}. There is nothing to train on, so the run ends with the policy it has"
+    ended = ". ".join(filter(None, (ended, remedy)))
     return replace(last, number=number, pairs=None, trained=False, ended=ended)

@@ -13,8 +13,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from pipeline.config.messages import printable
-from pipeline.inference.base import MICRO_USD, SUMMARIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
-from pipeline.judging.tallies import ANSWERS, JUDGED, JUDGED_AGAIN, PAIRS, UNREAD
+from pipeline.inference.base import (
+    MICRO_USD,
+    REPLIES,
+    REPLIES_CUT_OFF,
+    SUMMARIES,
+    TOKENS_CACHED,
+    TOKENS_IN,
+    TOKENS_OUT,
+)
+from pipeline.judging.tallies import ANSWERS, JUDGED, JUDGED_AGAIN, PAIRS, UNREAD, describe_unusable
 from pipeline.storage.parts import MERGED
 
 _SECONDS_BETWEEN_LINES = 20.0
@@ -104,7 +112,7 @@ def summarize_record(record: dict[str, Any]) -> str:
     """Summarize a record in one line: `12,480 in  12,311 kept  169 skipped (all ties 169)  3m12s`."""
     parts = []
     if "kept" in record:
-        parts += [f"{record['in']:>6,} in", f"{record['kept']:>6,} kept"]
+        parts += [f"{record['in']:>6,} in", f"{record['kept']:>6,} kept{_describe_splits(record)}"]
         if record["skipped"]:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in record["skipped"].items())
             parts.append(f"{sum(record['skipped'].values()):,} skipped ({reasons})")
@@ -113,11 +121,15 @@ def summarize_record(record: dict[str, Any]) -> str:
         parts.append(f"{tally[MERGED]:,} merged")
     if tally.get(PAIRS):
         parts.append(f"{tally[PAIRS]:,} pairs")
+    if unusable := describe_unusable(tally):
+        parts.append(unusable)
     if "training" in record:
         training = record["training"]
         parts.append(f"{training['steps']} steps  loss {training['final_loss']:.4f}")
         if training.get("eval_accuracy_last") is not None:
             parts.append(f"held-out reward accuracy {training['eval_accuracy_last']:.2f}")
+    if SUMMARIES in tally and tally.get(REPLIES_CUT_OFF):
+        parts.append(f"{tally[REPLIES_CUT_OFF]:,} of {tally[REPLIES]:,} cut off")
     if tally.get(UNREAD):
         parts.append(f"unread {tally[UNREAD] / tally[ANSWERS]:.1%}")
     if tally.get(JUDGED) and SUMMARIES not in tally:  # an evaluation's tokens are the policy's too
@@ -130,6 +142,12 @@ def summarize_record(record: dict[str, Any]) -> str:
     if "seconds" in record:
         parts.append(format_duration(record["seconds"]))
     return "  ".join(parts)
+
+
+def _describe_splits(record: dict[str, Any]) -> str:
+    """How many of the kept rows are for training and how many are held out: ` (104 train, 12 eval)`."""
+    counts = [record.get("tally", {}).get(split, 0) for split in ("train", "eval")]
+    return f" ({counts[0]:,} train, {counts[1]:,} eval)" if all(counts) else ""
 
 
 def format_duration(seconds: float) -> str:

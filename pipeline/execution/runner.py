@@ -6,7 +6,7 @@ Rows are stored by `storage/tables.py`. The stages are in `stages/`.
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,13 @@ from pipeline.config import Alignment, Config, UserError
 from pipeline.config.hardware import driver_node_options
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.executor import Executor, address_of
+from pipeline.execution.planning import articles_left
 from pipeline.execution.progress import Display, StageProgress, summarize_record
 from pipeline.execution.ray_cluster import connected_ray
 from pipeline.execution.recipe import Recipe, compare_recipes
 from pipeline.execution.resources import provide_resources
-from pipeline.stages.base import Stage
+from pipeline.judging.remedies import cut_off_note, few_pairs_note
+from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage import parts, run_folder, streams, tables
 from pipeline.storage.files import remove_folder
 from pipeline.storage.ledger import Artifact, Ledger, utc_now
@@ -50,7 +52,8 @@ def open_run(
         display.say(title, style="bold")
         ray = connected_ray(config.hardware) if dry_run.unmade else nullcontext(config.hardware)
         with ledger.remaking(addresses_to_remake), ray as hardware:
-            yield Runner(config.model_copy(update={"hardware": hardware}), ledger, display, dry_run.remake)
+            uses = {use for stage in dry_run.unmade.values() for use in stage.uses}
+            yield Runner(config.model_copy(update={"hardware": hardware}), ledger, display, dry_run.remake, uses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +70,25 @@ class _Job:
 
 
 class Runner(Executor):
-    """Makes what is missing or stale. Arguments as for `Executor`, and `display`, which shows the progress."""
+    """Makes what is missing or stale.
 
-    def __init__(self, config: Config | Alignment, ledger: Ledger, display: Display, remake: str | None = None):
+    Args:
+        config, ledger, remake: as for `Executor`.
+        display: shows the progress.
+        uses: the resources of all stages that will be made. Articles that their models cannot read are counted.
+    """
+
+    def __init__(
+        self,
+        config: Config | Alignment,
+        ledger: Ledger,
+        display: Display,
+        remake: str | None = None,
+        uses: Collection[str] = (),
+    ):
         super().__init__(config, ledger, remake)
-        self.display = display
+        self.display, self.uses = display, uses
+        self._limits_warned_of: set[str] = set()  # token limits: one warning for each is enough
 
     def reuse(self, artifact: Artifact) -> Artifact:
         if "training" in artifact.record:
@@ -157,8 +174,38 @@ class Runner(Executor):
         if job.stage.resumes:
             _remove_checkpoints(artifact)  # three times the size of the weights, and useless once training is done
         self.display.line(artifact.address, summarize_record(record))
+        if "tally" in record:
+            self._warn_of_cut_off(job, streams.Written(record["in"], record["tally"]), is_complete=True)
+        if job.stage.workload == "reading" and not job.inputs:
+            self._say_what_is_left(artifact)
+        if job.stage.workload == "pairs" and (note := few_pairs_note(record, self._rounds_config)):
+            self.display.warn(f"{artifact.address}: {note}")
         self.check_limits(job.stage, artifact)
         return artifact
+
+    @property
+    def _rounds_config(self) -> Config:
+        assert isinstance(self.config, Config), "only a run of rounds samples, judges and pairs"
+        return self.config
+
+    def _say_what_is_left(self, articles: Artifact) -> None:
+        """Before anything costly: warn if the corpus leaves far fewer articles than the settings ask for."""
+        record = articles.record
+        if note := articles_left.skipped_note(record, self._rounds_config.articles):
+            self.display.warn(f"{articles.address}: {note}")
+        rows = tables.read_some_rows(self.ledger, articles, articles_left.SAMPLED, ("split", "article"))
+        texts = [(row["split"], row["article"]) for row in rows]
+        for too_long in articles_left.find_too_long(self._rounds_config, texts, record["tally"], self.uses):
+            self.display.warn(f"{articles.address}: {too_long}")
+
+    def _warn_of_cut_off(self, job: _Job, written: streams.Written, is_complete: bool = False) -> None:
+        """Warn once if a token limit cuts off most replies of a stage: while it runs, not only when it is finished."""
+        limit = _token_limit(job.stage)
+        if limit is None or limit in self._limits_warned_of:
+            return
+        if note := cut_off_note(limit, self._rounds_config, written.rows, written.tally, is_complete):
+            self._limits_warned_of.add(limit)
+            self.display.warn(f"{job.artifact.address}: {note}")
 
     # A table that is made as a whole
 
@@ -169,8 +216,8 @@ class Runner(Executor):
             rows = self._call(job, inputs, progress)
             self.ledger.check_held()
             draft = tables.begin_table(job.artifact.uri, _new_attempt())
-            for count in streams.write_rows(rows, draft):
-                progress.advance(count)
+            for written in streams.write_rows(rows, draft):
+                progress.advance(written.rows)
             self.ledger.check_held()
             result = tables.finish_table(draft, expected=None)
         except UserError:
@@ -206,7 +253,8 @@ class Runner(Executor):
         with self.display.working([job.artifact.address for job in jobs], total) as bars, ExitStack() as stack:
             for bar, draft in zip(bars, drafts, strict=True):
                 bar.resume(len(draft.ids))
-            counter = stack.enter_context(_show_written_rows(bars, drafts)) if len(jobs) > 1 and total else None
+            shows_others = len(jobs) > 1 and total
+            counter = stack.enter_context(self._show_written_rows(jobs, bars, drafts)) if shows_others else None
             self._stream_rows(jobs, drafts, bars, counter, total)
         self.ledger.check_held()
         return _finish_tables(jobs, drafts, source.record["ids"])
@@ -246,9 +294,46 @@ class Runner(Executor):
                 if job is not jobs[-1]:
                     new_rows = streams.write_through(result, draft, counter)
                 else:
-                    for count in streams.write_rows(result, draft):
-                        bar.advance(count)
+                    so_far = streams.Written()
+                    for written in streams.write_rows(result, draft):
+                        bar.advance(written.rows)
+                        so_far += written
+                        self._warn_of_cut_off(job, so_far)
             parts_before, rows_before = draft.adopted, parts.count_rows(draft.uri, draft.adopted).kept
+
+    @contextmanager
+    def _show_written_rows(
+        self, jobs: Sequence[_Job], bars: Sequence[StageProgress], drafts: Sequence[tables.TableDraft]
+    ) -> Iterator[Any]:
+        """Show the progress of all tables of a pipeline except the last. Their rows are written on other nodes.
+
+        Yields:
+            the actor that counts rows; the writers report their rows to it.
+        """
+        import ray
+
+        progress_actor = ray.remote(streams.WriteProgress).options(**driver_node_options())
+        counter, finished = progress_actor.remote(), threading.Event()
+        shown = list(zip(jobs, bars, drafts, strict=True))[:-1]
+
+        def show() -> None:
+            while not finished.wait(1.0):
+                with suppress(ray.exceptions.RayError):  # the actor may be on a node that is gone: only the bar suffers
+                    written_by_uri = ray.get(counter.read.remote())
+                    for job, bar, draft in shown:
+                        written = written_by_uri.get(draft.uri, streams.Written())
+                        if more := len(draft.ids) + written.rows - bar.done:
+                            bar.advance(more)
+                        self._warn_of_cut_off(job, written)
+
+        thread = threading.Thread(target=show, daemon=True)
+        thread.start()
+        try:
+            yield counter
+        finally:
+            finished.set()
+            thread.join()
+            ray.kill(counter)
 
 
 def _finish_tables(
@@ -266,39 +351,16 @@ def _finish_tables(
     return results
 
 
-@contextmanager
-def _show_written_rows(bars: Sequence[StageProgress], drafts: Sequence[tables.TableDraft]) -> Iterator[Any]:
-    """Show the progress of all tables of a pipeline except the last. Their rows are written on other nodes.
-
-    Yields:
-        the actor that counts rows; the writers report their rows to it.
-    """
-    import ray
-
-    counter, finished = ray.remote(streams.WriteProgress).options(**driver_node_options()).remote(), threading.Event()
-    shown = list(zip(bars, drafts, strict=True))[:-1]
-
-    def show() -> None:
-        while not finished.wait(1.0):
-            with suppress(ray.exceptions.RayError):  # the actor may be on a node that is gone: only the bar suffers
-                written = ray.get(counter.read.remote())
-                for bar, draft in shown:
-                    if more := len(draft.ids) + written.get(draft.uri, 0) - bar.done:
-                        bar.advance(more)
-
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
-    try:
-        yield counter
-    finally:
-        finished.set()
-        thread.join()
-        ray.kill(counter)
-
-
 def _is_made_by_row(stage: Stage, inputs: Sequence[Artifact]) -> bool:
     """Whether each row is made from one row of the first input."""
     return bool(stage.writes and inputs and _is_table(inputs[0]) and stage.by_row)
+
+
+def _token_limit(stage: Stage) -> str | None:
+    """What decides how many tokens the replies of a stage may have, as `cut_off_note` names it. None: no engine."""
+    if "policy_engine" in stage.uses:
+        return "summaries.max_tokens" if "summaries" in stage.settings else "evaluation.max_tokens"
+    return next((section for section, engine in JUDGE_ENGINES.items() if engine in stage.uses), None)
 
 
 def _is_table(artifact: Artifact) -> bool:

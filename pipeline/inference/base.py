@@ -17,6 +17,8 @@ TOKENS_IN = "tokens_in"  # prompt tokens
 TOKENS_CACHED = "tokens_cached"  # prompt tokens that were found in the prefix cache
 TOKENS_OUT = "tokens_out"  # sampled tokens
 TOKENS_THOUGHT = "tokens_thought"  # those of them that are thoughts
+REPLIES = "replies"  # samples of a model
+REPLIES_CUT_OFF = "replies cut off"  # those of them that a token limit cut off
 RETRIES = "retries"  # requests that were sent to a server again
 MICRO_USD = "micro_usd"  # what a server charges, in millionths of a US dollar
 ENGINE_STARTS = "engine starts"
@@ -45,15 +47,18 @@ class Reply:
 
 
 def count_tokens(replies: Iterable[Reply]) -> dict[str, int]:
-    """Count the tokens of replies, and their cost.
+    """Count the tokens of replies, their cost, and how many samples a token limit cut off.
 
     Returns:
+        replies: samples; replies cut off: those of them that a token limit cut off.
         tokens_in: prompt tokens; tokens_cached: those of them found in the prefix cache; tokens_out: sampled tokens.
         Of a model that thinks also tokens_thought: those of tokens_out that are thoughts. For a server also `retries`,
         and `micro_usd` (millionths of a dollar) if the model's price is known.
     """
-    total = Counter({TOKENS_IN: 0, TOKENS_CACHED: 0, TOKENS_OUT: 0})
+    total = Counter({TOKENS_IN: 0, TOKENS_CACHED: 0, TOKENS_OUT: 0, REPLIES: 0, REPLIES_CUT_OFF: 0})
     for reply in replies:
+        total[REPLIES] += len(reply.samples)
+        total[REPLIES_CUT_OFF] += sum(sample.finish_reason == "length" for sample in reply.samples)
         if reply.usage is not None:  # even if the reply is an error: the server charged for it
             total.update(reply.usage)
         elif reply.error is None:

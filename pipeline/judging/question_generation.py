@@ -65,7 +65,7 @@ def _parse_questions(judge: Judge, reply: Reply, count: int) -> list[Draft]:
     drafts = vet(judge.read_questions(reply.samples[0].text)[:count])
     if reply.samples[0].finish_reason == "length":
         # The last option of a reply that was cut off may be half a word and still look like an option.
-        drafts = [*drafts[:-1], Skip("question cut off")]
+        drafts = [*drafts[:-1], Skip(tallies.QUESTION_CUT_OFF)]
     return [*drafts, *[Skip("question not written")] * (count - len(drafts))]
 
 

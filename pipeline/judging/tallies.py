@@ -5,12 +5,14 @@ sums into `tally` of its `record.json`. Records lie on users' disks, so these st
 engines have their names in `inference/base.py`, and that of merged rows in `storage/parts.py`.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 # Questions (`question_generation.py`):
 QUESTIONS_ASKED = "questions asked"
 QUESTIONS = "questions"  # questions that are used
 DROPPED_PREFIX = "question dropped: "  # + the reason
+QUESTION_CUT_OFF = "question cut off"  # the reason for the last question of a reply that a token limit cut off
 
 # What each check of questions did. The names are these prefixes with one of CHECKS.
 CHECK_ASKED_PREFIX = "check asked: "  # questions that it looked at
@@ -74,12 +76,26 @@ UNUSABLE_PREFIX = "unusable: "  # + why a summary could not be in any pair; each
 REJECTED_ONLY_PREFIX = "only rejected: "  # + the fault because of which a summary could only be rejected
 CIRCULAR_PAIRS = "pairs in a circle"  # pairs that are left out, because verdicts go in a circle through them
 PAIRS_AGAINST_BASE = "pairs against the base"  # pairs whose rejected summary is the base policy's
+# Why a summary could not be in any pair, whatever its faults (`scoring/text_faults.py` names these).
+CUT_OFF, UNREAD_SCORE, TOO_SHORT, TOO_LONG, GIBBERISH = "cut off", "unread", "too short", "too long", "gibberish"
 REPLAYED_PAIRS = "replayed pairs"  # pairs from earlier rounds
 REPLAYED_ARTICLES = "replayed articles"  # articles with such pairs
 
+# Why an article gave no pair: in `skipped` of the record of `pairs`.
+UNDER_TWO_USABLE = "under two usable summaries"
+NONE_WITHOUT_FAULT = "no usable summary without a fault"
+NONE_BY_POLICY = "no usable summary of the policy"
+NONE_BY_BASE = "no usable summary of the base"
+ALL_TIES = "all ties"
+NONE_BEATS_BASE = "none better than the base's"
+COPIES_MORE = "the better one copies more"
+WITHIN_NOISE = "difference within the score's noise"
+NO_STANDARD_ERROR = "score of one item, which has no standard error"
+IN_A_CIRCLE = "verdicts in a circle"
+
 
 def describe_unusable(tally: Mapping[str, int]) -> str:
-    """Why summaries could not be paired: `unusable summaries: cut off 240, too short 3, of 384`.
+    """Why summaries could not be paired: `unusable summaries: cut off 240 of 384, too short 3`.
 
     Args:
         tally: of a table `pairs`.
@@ -87,10 +103,17 @@ def describe_unusable(tally: Mapping[str, int]) -> str:
     Returns:
         the most frequent reason first; an empty text if all were usable, or if an older version did not count them.
     """
-    counts = {
-        name.removeprefix(UNUSABLE_PREFIX): count for name, count in tally.items() if name.startswith(UNUSABLE_PREFIX)
-    }
+    counts = count_unusable(tally)
     if not counts:
         return ""
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items(), key=lambda item: -item[1]))
-    return f"unusable summaries: {reasons}, of {tally[TO_PAIR]:,}"
+    (first, most), *others = counts.most_common()
+    reasons = [f"{first} {most:,} of {tally[TO_PAIR]:,}", *(f"{reason} {count:,}" for reason, count in others)]
+    return f"unusable summaries: {', '.join(reasons)}"
+
+
+def count_unusable(tally: Mapping[str, int]) -> Counter[str]:
+    """How many summaries could not be paired, by reason. See `describe_unusable`."""
+    reasons = {
+        name.removeprefix(UNUSABLE_PREFIX): count for name, count in tally.items() if name.startswith(UNUSABLE_PREFIX)
+    }
+    return Counter(reasons)

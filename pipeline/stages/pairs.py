@@ -90,23 +90,23 @@ def pair_article(rule: Rule, settings: Pairs, seed: int, row: Row) -> Outcome:
     scores = scores_to_compare(row, settings)
     usable = _find_usable(row, scores, settings)
     if len(usable.clean) + len(usable.faulty) < 2:
-        return _skip("under two usable summaries", usable)
+        return _skip(tallies.UNDER_TWO_USABLE, usable)
     if not usable.clean:
-        return _skip("no usable summary without a fault", usable)
+        return _skip(tallies.NONE_WITHOUT_FAULT, usable)
     verdicts = {(a, b): rule(scores[a], scores[b], settings) for a, b in combinations(usable.clean, 2)}
     decided = [(a, b) if verdict > 0 else (b, a) for (a, b), verdict in verdicts.items() if verdict]
     against_faulty = _against_faulty(usable.clean, usable.faulty, rule, scores, settings)
     if not decided and not against_faulty:
-        return _skip("all ties", usable)
+        return _skip(tallies.ALL_TIES, usable)
     in_order = leave_out_circles(decided)
     within_gap, all_against_faulty = within_copied_gap(in_order, scores, settings), against_faulty
     against_faulty = within_copied_gap(all_against_faulty, scores, settings)
     if (in_order or all_against_faulty) and not within_gap and not against_faulty:
-        return _skip("the better one copies more", usable)
+        return _skip(tallies.COPIES_MORE, usable)
     # The noise of the score says nothing about a fault.
     clear = beyond_noise(within_gap, scores, row.get("questions") or (), settings) + against_faulty
     if not clear:
-        return _skip(_why_unclear(within_gap, row, scores) if in_order else "verdicts in a circle", usable)
+        return _skip(_why_unclear(within_gap, row, scores) if in_order else tallies.IN_A_CIRCLE, usable)
     selected = _select_pairs(clear, settings, seed, row, usable)
     if len(in_order) < len(decided):
         selected["tally"][tallies.CIRCULAR_PAIRS] = len(decided) - len(in_order)
@@ -138,14 +138,14 @@ def pair_article_with_base(rule: Rule, settings: Pairs, seed: int, row: Row) -> 
     by_policy, by_base = ([i for i in usable.clean if (i < policy_count) == own] for own in (True, False))
     faulty_by_base = [i for i in usable.faulty if i >= policy_count]
     if not by_policy or not (by_base or faulty_by_base):
-        return _skip(f"no usable summary {'of the base' if by_policy else 'of the policy'}", usable)
+        return _skip(tallies.NONE_BY_BASE if by_policy else tallies.NONE_BY_POLICY, usable)
     decided = [(a, b) for a, b in product(by_policy, by_base) if rule(scores[a], scores[b], settings) > 0]
     against_faulty = _against_faulty(by_policy, faulty_by_base, rule, scores, settings)
     if not decided and not against_faulty:
-        return _skip("none better than the base's", usable)
+        return _skip(tallies.NONE_BEATS_BASE, usable)
     decided, against_faulty = (within_copied_gap(pairs, scores, settings) for pairs in (decided, against_faulty))
     if not decided and not against_faulty:
-        return _skip("the better one copies more", usable)
+        return _skip(tallies.COPIES_MORE, usable)
     clear = beyond_noise(decided, scores, row.get("questions") or (), settings) + against_faulty
     if not clear:
         return _skip(_why_unclear(decided, row, scores), usable)
@@ -177,7 +177,7 @@ def within_copied_gap(
 def _why_unclear(decided: Sequence[tuple[int, int]], row: Row, scores: Sequence[Score]) -> str:
     """Why no difference exceeds the score's noise."""
     most_items = max(len(score_items(scores[i], row.get("questions") or ())) for pair in decided for i in pair)
-    return "difference within the score's noise" if most_items > 1 else "score of one item, which has no standard error"
+    return tallies.WITHIN_NOISE if most_items > 1 else tallies.NO_STANDARD_ERROR
 
 
 def _against_faulty(
@@ -234,14 +234,14 @@ def _why_unusable(score: Score, settings: Pairs) -> str | None:
     """Why a summary may be in no pair, whatever its faults; None if it may."""
     is_cut_off = score["finish_reason"] != "stop"
     if is_cut_off and settings.cut_off == "never":
-        return "cut off"
+        return tallies.CUT_OFF
     if score["unread"]:
-        return "unread"
+        return tallies.UNREAD_SCORE
     if score["words"] < settings.min_words:
-        return "too short"
+        return tallies.TOO_SHORT
     if score["words"] >= settings.max_words and not is_cut_off:
-        return "too long"
-    return "gibberish" if score["invalid_chars"] else None
+        return tallies.TOO_LONG
+    return tallies.GIBBERISH if score["invalid_chars"] else None
 
 
 def _describe_pair(scores: Sequence[Row], chosen: int, rejected: int, faulty: Mapping[int, list[str]]) -> str:

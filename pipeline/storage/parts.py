@@ -146,11 +146,7 @@ def _footer(rows: pa.Table) -> dict[str, Any]:
     """The counts of rows, as a part's footer stores them."""
     reasons, splits = rows["skipped"].to_pylist(), rows["split"].to_pylist()
     hashes = [_hash_id(article) for article in rows["article_id"].to_pylist()]
-    tally: Counter[str] = Counter()
-    if "tally" in rows.column_names:
-        for counts in rows["tally"].to_pylist():
-            for entry in counts or []:
-                tally[entry["what"]] += entry["count"]
+    tally = sum_tallies(rows)
     # The rows of each split: a later stage that reads one split then knows how many rows will come.
     tally.update(split for split, reason in zip(splits, reasons, strict=True) if reason is None)
     ids: Counter[str] = Counter()
@@ -166,6 +162,16 @@ def _footer(rows: pa.Table) -> dict[str, Any]:
         "ids": ids,
         "kept_ids": kept_ids,
     }
+
+
+def sum_tallies(rows: pa.Table) -> Counter[str]:
+    """The sums of the rows' tallies."""
+    tally: Counter[str] = Counter()
+    if "tally" in rows.column_names:
+        for counts in rows["tally"].to_pylist():
+            for entry in counts or []:
+                tally[entry["what"]] += entry["count"]
+    return tally
 
 
 def _hash_id(article_id: str) -> int:

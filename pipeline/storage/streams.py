@@ -4,9 +4,11 @@ Rows are written by the worker that made them; only counts reach the driver.
 """
 
 import gc
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +23,22 @@ from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.tables import TableDraft
 
 _PARTS_PER_TASK = 16  # parts that one task reads, one after the other
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written to a table.
+
+    Attributes:
+        rows: number of rows, kept and skipped.
+        tally: sums of the rows' tallies.
+    """
+
+    rows: int = 0
+    tally: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: "Written") -> "Written":
+        return Written(self.rows + other.rows, self.tally + other.tally)
 
 
 def write_through(rows: Dataset, table: TableDraft, progress: Any = None) -> Dataset:
@@ -39,26 +57,26 @@ def write_through(rows: Dataset, table: TableDraft, progress: Any = None) -> Dat
 def _write_and_return(rows: pa.Table, uri: str, attempt: str, progress: Any) -> pa.Table:
     kept = parts.write_part(rows, uri, attempt)
     if progress is not None:
-        progress.add.remote(uri, rows.num_rows)
+        progress.add.remote(uri, Written(rows.num_rows, parts.sum_tallies(rows)))
     return kept
 
 
 class WriteProgress:
-    """Counts the rows written to each table, for a progress display. Runs as a Ray actor."""
+    """Counts what is written to each table, for a progress display. Runs as a Ray actor."""
 
     def __init__(self) -> None:
-        self.rows: Counter[str] = Counter()
+        self.written: dict[str, Written] = {}
 
-    def add(self, uri: str, count: int) -> None:
+    def add(self, uri: str, written: Written) -> None:
         """Add rows that were written to the table at `uri`."""
-        self.rows[uri] += count
+        self.written[uri] = self.written.get(uri, Written()) + written
 
-    def read(self) -> dict[str, int]:
-        """The rows written so far, by the table's uri."""
-        return dict(self.rows)
+    def read(self) -> dict[str, Written]:
+        """What was written so far, by the table's uri."""
+        return self.written
 
 
-def write_rows(rows: Dataset | Iterable[pa.Table], table: TableDraft) -> Iterator[int]:
+def write_rows(rows: Dataset | Iterable[pa.Table], table: TableDraft) -> Iterator[Written]:
     """Write the rows of a table.
 
     Args:
@@ -67,14 +85,15 @@ def write_rows(rows: Dataset | Iterable[pa.Table], table: TableDraft) -> Iterato
         table: the table to write.
 
     Yields:
-        the number of rows of each part written.
+        what each part written holds.
 
     Raises:
         UserError: a worker raised one.
     """
     if not isinstance(rows, Dataset):
         for batch in rows:
-            yield _write_and_count(batch, table.uri, table.attempt)["rows"][0].as_py()
+            parts.write_part(batch, table.uri, table.attempt)
+            yield Written(batch.num_rows, parts.sum_tallies(batch))
         return
 
     def run_pipeline() -> Iterator[dict[str, Any]]:
@@ -83,12 +102,12 @@ def write_rows(rows: Dataset | Iterable[pa.Table], table: TableDraft) -> Iterato
         )
         return counts.iter_rows()
 
-    yield from (row["rows"] for row in _run_and_release(run_pipeline))
+    yield from (Written(row["rows"], Counter(json.loads(row["tally"]))) for row in _run_and_release(run_pipeline))
 
 
 def _write_and_count(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
     parts.write_part(rows, uri, attempt)
-    return pa.table({"rows": [rows.num_rows]})
+    return pa.table({"rows": [rows.num_rows], "tally": [json.dumps(parts.sum_tallies(rows))]})
 
 
 def materialize(rows: Dataset) -> Dataset:

@@ -21,6 +21,7 @@ from pipeline.evaluation.fault_figures import FAULTS, clear_rises
 from pipeline.evaluation.reliability import measure_table
 from pipeline.evaluation.round_result import Round
 from pipeline.judging.preference import Rule, ScoreKind
+from pipeline.judging.remedies import few_pairs_note, why_no_pairs
 from pipeline.judging.tallies import PAIRS, PAIRS_AGAINST_BASE, REPLAYED_PAIRS, describe_unusable
 from pipeline.stages.summaries import BASELINES
 from pipeline.storage import tables
@@ -240,11 +241,13 @@ def _notes(rounds_so_far: Sequence[Round], metrics: dict[str, Any], config: Conf
             notes += [
                 f"Round {current.number}: {warning}." for warning in current.policy.record["training"]["warnings"]
             ]
-        elif current.pairs:
+        if current.trained and current.pairs and (note := few_pairs_note(current.pairs.record, config)):
+            notes.append(f"Round {current.number}: {note}.")
+        elif not current.trained and current.pairs:
             unusable = describe_unusable(current.pairs.record["tally"])
-            notes.append(
-                f"Round {current.number} gave no pairs{f' ({unusable})' if unusable else ''}, so nothing was trained."
-            )
+            no_pairs = f"gave no pairs{f' ({unusable})' if unusable else ''}, so nothing was trained"
+            why = why_no_pairs(current.pairs.record, config)
+            notes.append(f"Round {current.number} {no_pairs}. {f'{why}.' if why else ''}".rstrip())
     if metrics["base"]["n"] < _FEW_ARTICLES:
         notes.append(
             f"Only {metrics['base']['n']} held-out articles could be compared. With so few, intervals are not reliable."

@@ -15,6 +15,8 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.executor import NOT_MADE
+from pipeline.execution.planning import articles_left
+from pipeline.execution.planning.articles_left import Text, TooLong
 from pipeline.execution.planning.prompt_lengths import measure_prompts
 from pipeline.execution.planning.stage_counts import StageCounts, StageEstimate
 from pipeline.execution.planning.throughput import StageThroughput, Throughput, computed_tokens
@@ -31,6 +33,10 @@ _SAMPLED_ARTICLES = 200  # articles that are tokenized
 class Estimator(DryRun):
     """Walks the page of a run. After the walk, `estimates` has one entry for each artifact.
 
+    Attributes:
+        too_long: the articles that a model cannot read, by the section of the settings that names the model.
+        articles_note: a note if far fewer articles are left than the settings ask for, else empty.
+
     Args:
         config: the settings of the run.
         ledger: the run folder.
@@ -42,6 +48,8 @@ class Estimator(DryRun):
         super().__init__(config, ledger)
         self.settings, self.throughput, self.gpu_price = config, throughput, gpu_price
         self.estimates: list[StageEstimate] = []
+        self.too_long: dict[str, TooLong] = {}
+        self.articles_note = ""
         self._articles: list[str] = []
         self._pipeline_uses: set[str] = set()  # resources of all tables of the pipeline in progress
 
@@ -53,7 +61,7 @@ class Estimator(DryRun):
             ledger = Ledger(root)
             for address in ("questions", "second_questions"):
                 if table := ledger.find(address):
-                    rows_with_questions += islice(_read_column(ledger, table, address), _SAMPLED_ARTICLES)
+                    rows_with_questions += islice(_read_columns(ledger, table, address), _SAMPLED_ARTICLES)
         lengths = measure_prompts(self.settings, self._articles, rows_with_questions)
         return StageCounts(self.settings, lengths, self.throughput)
 
@@ -63,7 +71,8 @@ class Estimator(DryRun):
         record = artifact.record
         self.estimates.append(StageEstimate(artifact.address, "made", record.get("in"), tally=record.get("tally", {})))
         if artifact.address == "articles":
-            self._sample_articles(row["article"] for row in _read_column(self.ledger, artifact, "article"))
+            rows = _read_columns(self.ledger, artifact, "split", "article")
+            self._sample_articles([(row["split"], row["article"]) for row in rows], record)
         return artifact
 
     def produce_chain(self, *links: Sequence[Any], into: str = "") -> tuple[Artifact, ...]:
@@ -111,7 +120,9 @@ class Estimator(DryRun):
         else:
             share_kept = kept / max(1, table["kept"])
             splits = {split: before.get(split, 0) * share_kept for split in ("train", "eval")}
-        tally = {**splits, **estimate.tally}
+        fitting = self._fitting(stage, inputs, splits)
+        kept -= sum(splits.values()) - sum(fitting.values())
+        tally = {**fitting, **estimate.tally}
         return {"in": rows, "kept": max(1, round(kept)), "tally": tally, "at most": estimate.at_most}
 
     def _expected_policy(self, stage: Stage) -> dict[str, Any]:
@@ -124,25 +135,41 @@ class Estimator(DryRun):
 
     def _read_articles(self, estimate: StageEstimate) -> dict[str, Any]:
         """Read the corpus as the stage does. This is exact, and cheap compared with everything else."""
-        counts: Counter[str] = Counter()
-        texts: list[str] = []
+        splits: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
+        texts: list[Text] = []
         for table in read_articles(articles=self.settings.articles):
             for row in table.to_pylist():
-                counts[row["split"] if row["skipped"] is None else "skipped"] += 1
                 if row["skipped"] is None:
-                    texts.append(row["article"])
-        self._sample_articles(texts)
-        estimate.rows = sum(counts.values())
-        return {
+                    splits[row["split"]] += 1
+                    texts.append((row["split"], row["article"]))
+                else:
+                    skipped[row["skipped"]] += 1
+        estimate.rows = len(texts) + skipped.total()
+        record = {
             "in": estimate.rows,
             "kept": len(texts),
-            "tally": {"train": counts["train"], "eval": counts["eval"]},
+            "skipped": dict(skipped.most_common()),
+            "tally": {"train": splits["train"], "eval": splits["eval"]},
         }
+        self._sample_articles(texts, record)
+        return record
 
-    def _sample_articles(self, texts: Iterable[str]) -> None:
-        """Sample evenly over the corpus, whatever its order."""
-        articles = list(texts)
-        self._articles = articles[:: max(1, len(articles) // _SAMPLED_ARTICLES)][:_SAMPLED_ARTICLES]
+    def _sample_articles(self, texts: Sequence[Text], record: dict[str, Any]) -> None:
+        """Sample evenly over the corpus, whatever its order. Also find out how many articles are left."""
+        self._articles = [article for _, article in _draw(texts, _SAMPLED_ARTICLES)]
+        self.articles_note = articles_left.skipped_note(record, self.settings.articles)
+        drawn = _draw(texts, articles_left.SAMPLED)
+        found = articles_left.find_too_long(self.settings, drawn, Counter(split for split, _ in texts))
+        self.too_long = {each.section: each for each in found}
+
+    def _fitting(self, stage: Stage, inputs: Sequence[Artifact], splits: dict[str, float]) -> dict[str, float]:
+        """The rows of each split that a stage keeps, at most as many as its model can read."""
+        section = {"sampling": "policy", "questions": "judge"}.get(stage.workload or "", "")
+        too_long = self.too_long.get(section)
+        if too_long is None or any("served" in artifact.record for artifact in inputs):
+            return splits
+        return {split: min(count, too_long.left.get(split, 0)) for split, count in splits.items()}
 
     # Time and cost
 
@@ -205,6 +232,10 @@ class Estimator(DryRun):
         return min(widths)
 
 
-def _read_column(ledger: Ledger, table: Artifact, column: str) -> Iterable[dict[str, Any]]:
+def _draw(texts: Sequence[Text], most: int) -> Sequence[Text]:
+    return texts[:: max(1, len(texts) // most)][:most]
+
+
+def _read_columns(ledger: Ledger, table: Artifact, *columns: str) -> Iterable[dict[str, Any]]:
     for name in table.record["parts"]:
-        yield from parts.read_part(f"{ledger.root}/{table.address}", name, [column]).to_pylist()
+        yield from parts.read_part(f"{ledger.root}/{table.address}", name, columns).to_pylist()

@@ -73,10 +73,10 @@ def measure_prompts(config: Config, articles: Sequence[str], rows: Sequence[dict
     """
     notes: list[str] = []
     mean_prompt_length, longest_prompt, mean_article_length = None, 0, 0.0
-    if tokenizer := _load_tokenizer("policy", config.policy.model, notes):
+    if tokenizer := load_tokenizer("policy", config.policy.model, notes):
         template = Prompt(user(config.policy.instruction), config.summaries.max_tokens)
         thinker = _thinker(tokenizer, "policy", config.policy)
-        prompt_lengths = [_count_prompt(tokenizer, fill_article(template, text).messages, thinker) for text in articles]
+        prompt_lengths = [count_prompt(tokenizer, fill_article(template, text).messages, thinker) for text in articles]
         mean_prompt_length, longest_prompt = fmean(prompt_lengths), max(prompt_lengths)
         mean_article_length = fmean(_count_text(tokenizer, text) for text in articles)
     return PromptLengths(
@@ -105,7 +105,7 @@ def _measure_judge(
     settings: JudgeSettings | None = getattr(config, section)
     if settings is None or settings.model is None:
         return None
-    tokenizer = _load_tokenizer(section, settings.model, notes)
+    tokenizer = load_tokenizer(section, settings.model, notes)
     if tokenizer is None:
         return None
     judge = make_judge(config.questions.drafting(settings), config.seed)
@@ -113,13 +113,13 @@ def _measure_judge(
         return None  # its prompts are not counted: records of earlier runs give its rate
     thinker = _thinker(tokenizer, section, settings)
     thought_limit = thinker.budget or 0
-    length_without_questions = _count_prompt(tokenizer, judge.ask_answers("", []).messages, thinker)
+    length_without_questions = count_prompt(tokenizer, judge.ask_answers("", []).messages, thinker)
     lengths_with_questions = [
         _count_with_questions(tokenizer, judge, row_questions, thinker) for row_questions in questions if row_questions
     ]
     question_tokens = fmean(lengths_with_questions) - length_without_questions if lengths_with_questions else None
     return JudgePromptLengths(
-        article=fmean(_count_prompt(tokenizer, judge.ask_questions(text).messages, thinker) for text in articles),
+        article=fmean(count_prompt(tokenizer, judge.ask_questions(text).messages, thinker) for text in articles),
         passage=fmean(_count_text(tokenizer, text) for text in articles),
         answers=length_without_questions,
         questions=question_tokens,
@@ -134,10 +134,10 @@ def _thinker(tokenizer: Any, section: str, settings: PolicySettings | JudgeSetti
 
 def _count_with_questions(tokenizer: Any, judge: Judge, questions: Sequence[dict[str, Any]], thinker: Thinker) -> int:
     parsed = [Question(q["question_id"], q["question"], tuple(q["options"]), q["answer"]) for q in questions]
-    return _count_prompt(tokenizer, judge.ask_answers("", parsed).messages, thinker)
+    return count_prompt(tokenizer, judge.ask_answers("", parsed).messages, thinker)
 
 
-def _load_tokenizer(section: str, model: str, notes: list[str]) -> Any:
+def load_tokenizer(section: str, model: str, notes: list[str]) -> Any:
     """Load the tokenizer of a model. If it cannot be loaded, add a message to `notes` and return None."""
     from transformers import AutoTokenizer
 
@@ -151,7 +151,8 @@ def _load_tokenizer(section: str, model: str, notes: list[str]) -> Any:
         return None
 
 
-def _count_prompt(tokenizer: Any, messages: Sequence[dict[str, str]], thinker: Thinker) -> int:
+def count_prompt(tokenizer: Any, messages: Sequence[dict[str, str]], thinker: Thinker) -> int:
+    """The tokens of a conversation as an engine gives it to its model."""
     from pipeline.inference.vllm import encode_messages
 
     return len(encode_messages(tokenizer, messages, thinker))

@@ -115,7 +115,7 @@ def test_a_policy_that_copies_more_is_no_champion_and_ends_the_run(tmp_path):
 
 def test_unusable_summaries_are_counted_where_a_reader_looks(tmp_path):
     unusable = {"summaries to pair": 1384, "unusable: too short": 3, "unusable: cut off": 1240}
-    line = "unusable summaries: cut off 1,240, too short 3, of 1,384"
+    line = "unusable summaries: cut off 1,240 of 1,384, too short 3"
     assert describe_unusable(unusable) == line and describe_unusable({"summaries to pair": 5}) == ""
     rounds_so_far, run = run_rounds(tmp_path / "a", [0, 40], unusable=unusable)
     metrics = collect_metrics(rounds_so_far, run.config, run.ledger)

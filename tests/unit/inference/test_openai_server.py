@@ -34,7 +34,10 @@ def test_samples_log_probabilities_usage_and_cost(server):
     assert reply.samples[1].token_logps == [*((letter, -1.0) for letter in "said 1"), ("", -1.0)]
     assert (reply.prompt_ids, reply.samples[0].token_ids, reply.cached_tokens) == ([], [], 3)
     cost = round((4 - 3) * 2.5 + 3 * 1.25 + 21 * 10)
-    assert count_tokens([reply]) == {"tokens_in": 4, "tokens_cached": 3, "tokens_out": 21, "micro_usd": cost}
+    assert count_tokens([reply]) == {"tokens_in": 4, "tokens_cached": 3, "tokens_out": 21, "micro_usd": cost} | {
+        "replies": 3,
+        "replies cut off": 0,
+    }
     assert {name: server.bodies[0][name] for name in ("n", "temperature", "top_p", "max_tokens", "logprobs")} == {
         "n": 3, "temperature": 0.7, "top_p": 0.9, "max_tokens": 20, "logprobs": True,
     }  # fmt: skip
