@@ -51,7 +51,9 @@ def make_judge_card(path: str, overrides: Sequence[str]) -> None:
     check_servers(settings, dry_run.unmade)
     with ledger.lock(display.warn):
         with connected_ray(settings.hardware) as hardware:
-            runner = Runner(settings.model_copy(update={"hardware": hardware}), ledger, display)
+            uses = {use for stage in dry_run.unmade.values() for use in stage.uses}
+            on_hardware = settings.model_copy(update={"hardware": hardware})
+            runner = Runner(on_hardware, ledger, display, uses=uses)
             questions, extracts = judge_only(runner)
         reliability = measure_table(extracts, settings, ledger, start=1)  # the lead is no random extract
         records = questions.record, [extracts.record], [extracts.record]

@@ -5,8 +5,9 @@ its model may read. Here such prompts are counted before an engine starts, with 
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from judges.base import Prompt, user
@@ -22,7 +23,7 @@ from pipeline.storage.model_files import shapes
 SAMPLED = 500  # articles whose prompts are looked at; of a larger corpus a sample
 _FAR_FEWER = 0.8  # a limit that leaves less than this share of what it asks for gets a note
 _FEW_LEFT = 0.5  # so does a corpus of which less than this share is left
-_TEMPLATE_BYTES = 512  # more than most chat templates add to a message
+_TEMPLATE_TOKENS = 64  # more than most chat templates add to a message
 
 ENGINES = ("policy_engine", "judge_engine")  # those that skip an article whose prompt is too long
 
@@ -109,8 +110,7 @@ def find_too_long(
     """Count the articles whose prompts are too long, for the policy and for a judge that asks a model about them.
 
     Left out are a model whose size or tokenizer is unknown, a model at a server, and the members of a jury, because an
-    article is skipped only if none of them can read it. A model that has room for the bytes of every article needs no
-    tokenizer: a token has at least one byte.
+    article is skipped only if none of them can read it.
 
     Args:
         config: the settings of the run.
@@ -150,7 +150,8 @@ def _count(
     if limit is None:
         return None
     rooms = [limit - budget - replies[split] for split, _ in texts]
-    suspects = [i for i, prompt in enumerate(prompts) if _count_bytes(prompt) + _TEMPLATE_BYTES > rooms[i]]
+    most_tokens = _most_tokens(name)
+    suspects = [i for i, prompt in enumerate(prompts) if most_tokens(prompt) + _TEMPLATE_TOKENS > rooms[i]]
     tokenizer = load_tokenizer(section, name, []) if suspects else None
     if tokenizer is None:
         return None
@@ -178,8 +179,23 @@ def _count(
     )
 
 
-def _count_bytes(prompt: Prompt) -> int:
-    return sum(len(message["content"].encode("utf-8", "replace")) for message in prompt.messages)
+def _most_tokens(model: str) -> Callable[[Prompt], int]:
+    """A function that gives the most tokens of a prompt without its chat template, and needs no transformers.
+
+    Its import takes 6 seconds of CPU time, and most runs have no article that comes near the limit.
+    """
+    from tokenizers import Tokenizer
+
+    file = Path(model, "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
+
+    def count(prompt: Prompt) -> int:
+        texts = [message["content"] for message in prompt.messages]
+        if tokenizer is None:
+            return sum(len(text.encode("utf-8", "replace")) for text in texts)  # a token has at least one byte
+        return sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
+
+    return count
 
 
 def _most_positions(model: str) -> int | None:

@@ -31,17 +31,18 @@ _SAMPLED_ARTICLES = 200  # articles that are tokenized
 
 
 class Estimator(DryRun):
-    """Walks the page of a run. After the walk, `estimates` has one entry for each artifact.
-
-    Attributes:
-        too_long: the articles that a model cannot read, by the section of the settings that names the model.
-        articles_note: a note if far fewer articles are left than the settings ask for, else empty.
+    """Walks the page of a run. The attributes are complete after the walk.
 
     Args:
         config: the settings of the run.
         ledger: the run folder.
         throughput: the throughput that earlier runs measured.
         gpu_price: dollars for an hour of a GPU; None: unknown.
+
+    Attributes:
+        estimates: one for each artifact.
+        too_long: the articles that a model cannot read, by the section of the settings that names the model.
+        articles_note: a note if far fewer articles are left than the settings ask for, else empty.
     """
 
     def __init__(self, config: Config, ledger: Ledger, throughput: Throughput, gpu_price: float | None = None):

@@ -70,7 +70,7 @@ def test_articles_too_long_for_the_policy_are_counted_as_its_engine_counts_them(
     assert str(found) == (
         f"{expected.total()} of 40 articles are too long for policy.max_model_len=300 with a reply of 60, and will be "
         f"skipped: {train} to train on and {held_out} held out are left. To have more, raise policy.max_model_len (the "
-        "model's limit is 1,024) or raise articles.limit=480"
+        "model's limit is 2,048) or raise articles.limit=480"
     )
     half = texts[::2]
     (about,) = find_too_long(settings, half, {"train": 60, "eval": 0}, ["policy_engine"])
@@ -88,8 +88,14 @@ def test_a_judge_that_cannot_read_an_article_counts_too():
     assert alone.section == "policy", "the server decides what it can read"
 
 
-def test_no_tokenizer_is_loaded_if_each_article_has_fewer_bytes_than_there_is_room(monkeypatch):
+def test_transformers_is_not_imported_for_articles_that_surely_fit(monkeypatch, tmp_path):
     monkeypatch.setattr(articles_left, "load_tokenizer", None)
-    room = config("policy.max_model_len=1024", "summaries.max_tokens=60")
-    assert find_too_long(room, [("train", "Short.")], {"train": 1}, ["policy_engine"]) == []
+    room = config("policy.max_model_len=200", "summaries.max_tokens=60")
+    assert find_too_long(room, [("train", SENTENCE * 4)], {"train": 1}, ["policy_engine"]) == []
     assert find_too_long(room, [], {}) == []
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(ROOT / "newsroom" / "models" / "policy" / name)
+    without_tokenizer = config(f"policy.model={tmp_path}", "policy.max_model_len=600")
+    assert find_too_long(without_tokenizer, [("train", "Short.")], {"train": 1}, ["policy_engine"]) == []
+    with pytest.raises(TypeError, match="not callable"):  # more bytes than there is room for tokens
+        find_too_long(without_tokenizer, [("train", SENTENCE * 12)], {"train": 1}, ["policy_engine"])
