@@ -3,6 +3,7 @@
 import pytest
 
 from jobs.show import show_rows
+from pipeline.config import UserError
 from pipeline.config.judging import Pairs
 from pipeline.config.run import Report
 from pipeline.evaluation.comparison import CountingSettings, compare_writers
@@ -13,7 +14,7 @@ from pipeline.judging.tallies import describe_unusable
 from pipeline.round import rounds
 from pipeline.storage.ledger import Ledger
 from tests.helpers.scripted_rounds import ScriptedRounds, settings
-from tests.helpers.tables import add_table
+from tests.helpers.tables import add_table, row_with_pairs
 
 SOUND = {"repeated": 0.0, "copied": 0.25, "lead_copied": 0.125, "off_topic_end": 0.25, "other_language": None}
 FAULTS = (
@@ -123,10 +124,35 @@ def test_unusable_summaries_are_counted_where_a_reader_looks(tmp_path):
     assert f"- Round 1, {line}." in run.ledger.read("report.md")
     rounds_so_far, _ = run_rounds(tmp_path / "b", [0, 40], yields=[0], unusable=unusable)
     assert rounds_so_far[-1].ended.startswith(f"Round 1 gave no pairs (all ties: 100; {line}). There is nothing")
+    assert ". Main reason: all ties (100 of 100 articles): raise summaries.n=8 or " in rounds_so_far[-1].ended
     new = ("articles.each_round=new",)
     rounds_so_far, run = run_rounds(tmp_path / "c", [0, 40, 80], *new, yields=[0, 60], unusable=unusable)
     notes = collect_metrics(rounds_so_far, run.config, run.ledger)["notes"]
-    assert f"Round 1 gave no pairs ({line}), so nothing was trained." in notes
+    (note,) = (note for note in notes if note.startswith(f"Round 1 gave no pairs ({line}), so nothing was trained. "))
+    assert "trained. Main reason: all ties (100 of 100 articles): raise summaries.n=8 or " in note
+    assert not any("articles gave a pair" in note for note in notes)
+    rounds_so_far, run = run_rounds(tmp_path / "d", [0, 40], yields=[20], unusable=unusable)
+    notes = collect_metrics(rounds_so_far, run.config, run.ledger)["notes"]
+    assert any(
+        note.startswith("Round 1: only 20 of 100 articles gave a pair. Main reason: all ties (80 ") for note in notes
+    )
+
+
+def test_show_says_why_summaries_were_not_paired(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "400")
+    ledger = Ledger(str(tmp_path))
+    kept = add_table(ledger, "round-01/pairs", [row_with_pairs("w", 2, [(1, 0)])])
+    unusable = {"summaries to pair": 384, "unusable: cut off": 240}
+    ledger.finish("round-01/pairs", kept.record | {"tally": unusable})
+    show_rows(str(tmp_path), "pairs", 1, None)
+    assert "unusable summaries: cut off 240 of 384" in capsys.readouterr().out
+    nothing = {"kept": 0, "in": 64, "skipped": {"under two usable summaries": 64}, "parts": []}
+    ledger.finish("round-02/pairs", kept.record | nothing | {"tally": unusable})
+    reasons = r"64 in +0 kept  64 skipped \(under two usable summaries 64\)  unusable summaries: cut off 240 of 384"
+    with pytest.raises(
+        UserError, match=rf"round-02/pairs holds no kept rows: {reasons}.* are in round-02/pairs/skipped/"
+    ):
+        show_rows(str(tmp_path), "pairs", 1, None)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pipeline.round import rounds
 from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger
 from tests.helpers.paths import ROOT
-from tests.helpers.tables import write_table
+from tests.helpers.tables import as_table, write_table
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
 
@@ -222,6 +222,31 @@ def test_the_command_prints_the_plan_and_writes_it_as_json(tmp_path, capsys):
     assert written["total"]["prompts"] == sum(stage["prompts"] for stage in written["stages"])
     assert {need["use"] for need in written["memory"]} == {"policy", "judge", "training"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "small"]
+
+
+def test_the_plan_says_how_many_articles_are_left_and_which_limit_cuts_off_summaries(tmp_path, capsys):
+    small = config(f"run={tmp_path}/small", "articles.limit=120", "rounds=1")
+    write_records(small)
+    summaries = [{"text": "t", "token_ids": [1] * 160, "finish_reason": "length"}] * 8
+    row = {"article_id": "a", "article": "t", "split": "train", "summaries": summaries, "skipped": None}
+    address = "round-01/summaries"
+    write_table([as_table([row | {"article_id": f"a{i}"} for i in range(4)])], f"{tmp_path}/small/{address}")
+
+    arguments = [f"run={tmp_path}/none", "rounds=1", "articles.limit=240", "articles.max_words=110"]
+    plan(DEMO, [*arguments, "policy.max_model_len=288"], rates=[f"{tmp_path}/small"], out=str(tmp_path / "plan.json"))
+
+    written = json.loads((tmp_path / "plan.json").read_text())
+    notes = [note for note in written["notes"] if note.startswith(("articles: ", f"{tmp_path}/small"))]
+    skipped, too_long, habit = notes
+    assert "articles.limit=240 counts rows of the file" in skipped and "or raise articles.max_words=110" in skipped
+    assert "articles are too long for policy.max_model_len=288 with a reply of 160, and will be skipped" in too_long
+    assert habit.startswith(f"{tmp_path}/small/{address}: summaries used 160 of 160 tokens in 100% of cases")
+    rows = {stage["address"]: stage["rows"] for stage in written["stages"]}
+    assert 0 < rows["round-01/scores"] < rows["round-01/summaries"], "those that are too long leave"
+
+    write_records(config(f"run={tmp_path}/small", "articles.limit=120", "rounds=1"))
+    plan(DEMO, [f"run={tmp_path}/small", "rounds=1", "articles.limit=120"])
+    assert "cut off" not in capsys.readouterr().out.split("reused")[-1], "nothing is sampled any more"
 
 
 def test_a_model_that_cannot_fit_is_refused(tmp_path, monkeypatch):
