@@ -4,5 +4,5 @@
 holds the engines of judges that score texts instead of generating them. `question_generation` asks the judge for
 questions and checks them. `scoring` has the judge score each summary, and measures its text. `preference` decides which
 of two scored summaries is better. `pair_selection` chooses and weighs the pairs of an article. `tallies` names the
-counts that all of this adds to records.
+counts that all of this adds to records. `remedies` says what to change when summaries cannot be used.
 """
