@@ -19,6 +19,7 @@ _MANY_CUT_OFF = 0.5  # of the replies; if more are cut off, a note says so
 _FEW_REPLIES = 16  # so few replies show nothing yet
 _UNREAD = 0.1  # of the answers; if so few are unread, a judge's replies are whole although they end at the limit
 _NOT_USABLE = (tallies.UNDER_TWO_USABLE, tallies.NONE_WITHOUT_FAULT, tallies.NONE_BY_POLICY, tallies.NONE_BY_BASE)
+_REJECT = "let them be rejected by pairs.cut_off=rejected"
 _SHORTER = "ask for a shorter summary in policy.instruction"
 
 
@@ -73,7 +74,7 @@ def _of_summaries(fault: str, config: Config) -> tuple[str, str]:
     }
     match fault:
         case tallies.CUT_OFF:
-            return f"were cut off by summaries.max_tokens={summaries.max_tokens}", f"raise it, or {_SHORTER}"
+            return f"were cut off by summaries.max_tokens={summaries.max_tokens}", f"raise it, {_SHORTER}, or {_REJECT}"
         case tallies.UNREAD_SCORE:
             return "have an answer of the judge that could not be read", (
                 "rondo judge-card shows how good the judge is; use another judge.model"
@@ -145,7 +146,8 @@ def cut_off_note(limit: str, config: Config, rows: int, tally: Mapping[str, int]
         if not _are_many(cut, replies, is_complete):
             return ""
         is_training = limit == "summaries.max_tokens"
-        consequence = "are in no pair" if is_training else "win no comparison"
+        is_rejected = is_training and config.pairs.cut_off == "rejected"
+        consequence = "can only be rejected" if is_rejected else "are in no pair" if is_training else "win no comparison"
         most = (config.summaries if is_training else config.evaluation).max_tokens
         return (
             f"{_of(cut, replies, is_complete)} summaries were cut off by {limit}={most} and {consequence}: raise it, "

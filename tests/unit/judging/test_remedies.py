@@ -41,8 +41,8 @@ def test_the_main_reason_is_that_of_the_summaries_if_too_few_are_usable():
     few = record(skipped={"under two usable summaries": 51, "all ties": 4}, **{"cut off": 240, "too short": 12})
     limited = config(summaries={"max_tokens": 96})
     why = (
-        "Main reason: 240 of 384 summaries were cut off by summaries.max_tokens=96: raise it, or ask for a shorter "
-        "summary in policy.instruction"
+        "Main reason: 240 of 384 summaries were cut off by summaries.max_tokens=96: raise it, ask for a shorter "
+        "summary in policy.instruction, or let them be rejected by pairs.cut_off=rejected"
     )
     assert why_no_pairs(few, limited) == why
     assert few_pairs_note(few, limited) == f"only 9 of 64 articles gave a pair. {why}"
@@ -74,7 +74,7 @@ def test_each_reason_has_a_remedy_that_names_settings_with_their_values(reason):
     assert named and ": " in why.removeprefix("Main reason: ")
     for name, value in named:
         found = get_setting(settings, name)
-        assert not value or value == "policy" or value == str(found) or float(value) == found
+        assert not value or value in ("policy", "rejected") or value == str(found) or float(value) == found
 
 
 def test_a_judge_that_gives_scores_has_no_questions_to_raise():
