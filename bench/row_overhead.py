@@ -145,8 +145,8 @@ def run_ray_data(config: Any) -> list[str]:
         began = time.monotonic()
         names = [name.rsplit(".", 1)[-1] for name in (*stage.settings, *stage.uses)]
         rows = ray.data.read_parquet(str(folder / input_name))
-        if stage.split:
-            rows = rows.filter(expr=col("split") == stage.split)
+        if stage.splits:
+            rows = rows.filter(expr=col("split").is_in(list(stage.splits)))
         results = stage(rows, *other_inputs, **{name: resources[name] for name in names})
         kept = results.filter(expr=col("skipped").is_null()).drop_columns(["skipped", "tally"])
         kept.write_parquet(str(folder / stage.name))

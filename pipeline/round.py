@@ -164,7 +164,7 @@ def next_articles(articles: RoundArticles, folder: str, run: Executor) -> RoundA
     if run.setting("articles.each_round") == "same":
         return articles
     new = run.produce(read_new_articles, *articles.read, into=folder)
-    questions = run.produce(replace(ask_questions, split="train"), new, into=folder)
+    questions = run.produce(replace(ask_questions, splits=("train",)), new, into=folder)
     return replace(articles, train=questions, read=(*articles.read, new))
 
 

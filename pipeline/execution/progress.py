@@ -24,6 +24,7 @@ from pipeline.inference.base import (
 )
 from pipeline.judging.tallies import ANSWERS, JUDGED, JUDGED_AGAIN, PAIRS, UNREAD, describe_unusable
 from pipeline.storage.parts import MERGED
+from pipeline.storage.schema import SPLITS
 
 _SECONDS_BETWEEN_LINES = 20.0
 
@@ -145,9 +146,10 @@ def summarize_record(record: dict[str, Any]) -> str:
 
 
 def _describe_splits(record: dict[str, Any]) -> str:
-    """How many of the kept rows are for training and how many are held out: ` (104 train, 12 eval)`."""
-    counts = [record.get("tally", {}).get(split, 0) for split in ("train", "eval")]
-    return f" ({counts[0]:,} train, {counts[1]:,} eval)" if all(counts) else ""
+    """How many of the kept rows are in each split: ` (104 train, 12 eval)`. Empty if all are in one."""
+    counts = {split: record.get("tally", {}).get(split, 0) for split in SPLITS}
+    parts = [f"{count:,} {split}" for split, count in counts.items() if count]
+    return f" ({', '.join(parts)})" if len(parts) > 1 else ""
 
 
 def format_duration(seconds: float) -> str:

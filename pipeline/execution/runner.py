@@ -249,7 +249,7 @@ class Runner(Executor):
         self.ledger.check_held()
         drafts = self._begin_tables(jobs)
         source = jobs[0].inputs[0]
-        total = _count_rows(source, jobs[0].stage.split)
+        total = _count_rows(source, jobs[0].stage.splits)
         with self.display.working([job.artifact.address for job in jobs], total) as bars, ExitStack() as stack:
             for bar, draft in zip(bars, drafts, strict=True):
                 bar.resume(len(draft.ids))
@@ -287,7 +287,7 @@ class Runner(Executor):
             remaining = None
             if rows_before != len(draft.ids):
                 uri = job.inputs[0].uri
-                remaining = streams.stream_parts(uri, parts_before, job.stage.split, excluded_ids=draft.ids)
+                remaining = streams.stream_parts(uri, parts_before, job.stage.splits, excluded_ids=draft.ids)
             rows = remaining.union(new_rows) if remaining and new_rows else remaining or new_rows
             if rows:  # without rows no engine needs to start
                 result = self._call(job, (rows, *job.inputs[1:]), bar)
@@ -343,7 +343,7 @@ def _finish_tables(
     results: list[dict[str, Any]] = []
     for job, draft in zip(jobs, drafts, strict=True):
         ids_before = results[-1]["ids"] if results else source_ids
-        expected = {split: ids for split, ids in ids_before.items() if job.stage.split in (None, split)}
+        expected = {split: ids for split, ids in ids_before.items() if split in (job.stage.splits or ids_before)}
         result = tables.finish_table(draft, expected)
         if result is None:
             return None
@@ -371,8 +371,9 @@ def _count_parts(jobs: Sequence[_Job]) -> int:
     return sum(len(parts.list_parts(job.artifact.uri)["parts"]) for job in jobs)
 
 
-def _count_rows(table: Artifact, split: str | None) -> int:
-    return table.record["kept"] if split is None else table.record["tally"].get(split, 0)
+def _count_rows(table: Artifact, splits: Sequence[str]) -> int:
+    tally = table.record["tally"]
+    return sum(tally.get(split, 0) for split in splits) if splits else table.record["kept"]
 
 
 def _new_attempt() -> str:

@@ -37,7 +37,7 @@ class Stage:
         contents: the settings that name a file or a model whose contents the result depends on.
         uses: the resources that the function needs and the result does not depend on: see `execution/resources.py`.
         writes: the columns that the stage adds to each row.
-        split: the rows that the stage takes, "train" or "eval"; None: all.
+        splits: the rows that the stage takes, by their `split`; empty: all.
         limits: settings named max_skipped (a share of rows) or max_unread (a share of answers). The run stops when a
             limit is exceeded. Limits change no row, so they are not in the recipe.
         resumes: the function resumes from the files that an interrupted attempt left. If it does not, these files are
@@ -56,7 +56,7 @@ class Stage:
     contents: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
-    split: str | None = None
+    splits: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     resumes: bool = False
     by_row: bool = True

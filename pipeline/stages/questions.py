@@ -1,7 +1,8 @@
 """The stages `questions` and `second_questions`: each judge asks questions about articles.
 
 `questions` runs once, and with `articles.each_round=new` once per round, for the new articles of the round.
-`second_questions` always runs once. How questions are asked and checked is in `judging/question_generation.py`.
+`second_questions` runs once. At the end of a run both run again, for the test articles. How questions are asked and
+checked is in `judging/question_generation.py`.
 """
 
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from pipeline.storage.schema import Outcome, Row, map_rows
     contents=judge_contents("judge"),
     uses=("judge_engine",),
     writes=("questions", "dropped"),
+    splits=("train", "eval"),
     limits=("questions.max_skipped",),
     workload="questions",
 )
@@ -56,7 +58,7 @@ def _without_questions(row: Row) -> Outcome:
     contents=judge_contents("second_judge"),
     uses=("second_judge_engine",),
     writes=("second_questions",),
-    split="eval",
+    splits=("eval",),
     workload="questions",
 )
 def ask_second_questions(

@@ -32,7 +32,7 @@ _summaries = partial(
     inputs=("rows", "policy.build"),
     settings=("summaries", "policy", "seed"),
     uses=("policy_engine",),
-    split="train",
+    splits=("train",),
     limits=("summaries.max_skipped",),
     workload="sampling",
 )
@@ -42,7 +42,7 @@ _exam = partial(
     version=2,
     inputs=("rows", "policy.build"),
     uses=("policy_engine",),
-    split="eval",
+    splits=("eval",),
     limits=("evaluation.max_skipped",),
     workload="sampling",
 )

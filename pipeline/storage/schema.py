@@ -80,10 +80,12 @@ _PAIR = pa.struct(
     }
 )
 
+SPLITS = ("train", "eval", "test")  # eval: the held-out articles
+
 COLUMNS: dict[str, pa.DataType] = {
     "article_id": pa.string(),
     "article": pa.string(),  # its text
-    "split": pa.string(),  # "train" or "eval" (held out), by a hash of the id
+    "split": pa.string(),  # one of SPLITS, by a hash of the id or the group
     "questions": pa.list_(_QUESTION),
     "dropped": pa.list_(pa.string()),  # the reason for each question that was generated but is not used
     "writer": pa.string(),  # build id of the policy that wrote the summaries, or the name of a baseline

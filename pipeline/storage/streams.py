@@ -142,14 +142,14 @@ def _worker_user_error(ray_error: ray.exceptions.RayError) -> UserError | None:
 
 
 def stream_parts(
-    uri: str, names: Sequence[str], split: str | None, excluded_ids: pa.ChunkedArray | None = None
+    uri: str, names: Sequence[str], splits: Sequence[str] = (), excluded_ids: pa.ChunkedArray | None = None
 ) -> Dataset | None:
     """Stream the kept rows of parts.
 
     Args:
         uri: the table's folder.
         names: the parts. Those of skipped rows are left out.
-        split: the split to stream; None: all.
+        splits: the splits to stream; empty: all.
         excluded_ids: ids of articles to leave out.
 
     Returns:
@@ -162,15 +162,17 @@ def stream_parts(
     excluded_ref = ray.put(excluded_ids) if excluded_ids is not None and len(excluded_ids) else None
     # One block per task, so that each task is one list of parts. Parts of a table have about the same size.
     return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        _read_parts, fn_args=(uri, split, excluded_ref), batch_format="pyarrow", batch_size=None
+        _read_parts, fn_args=(uri, splits, excluded_ref), batch_format="pyarrow", batch_size=None
     )
 
 
-def _read_parts(tasks: pa.Table, uri: str, split: str | None, excluded_ref: ray.ObjectRef | None) -> Iterator[pa.Table]:
+def _read_parts(
+    tasks: pa.Table, uri: str, splits: Sequence[str], excluded_ref: ray.ObjectRef | None
+) -> Iterator[pa.Table]:
     excluded_ids = None if excluded_ref is None else ray.get(excluded_ref)
     has_rows = False
     for name in (name for task in tasks["parts"].to_pylist() for name in task):
-        table = filter_rows(parts.read_part(uri, name), split, excluded_ids)
+        table = filter_rows(parts.read_part(uri, name), splits, excluded_ids)
         if table.num_rows:
             has_rows = True
             yield table
@@ -178,15 +180,15 @@ def _read_parts(tasks: pa.Table, uri: str, split: str | None, excluded_ref: ray.
         yield table  # empty, but it tells Ray Data the columns
 
 
-def filter_rows(table: pa.Table, split: str | None, excluded_ids: pa.ChunkedArray | None) -> pa.Table:
-    """The rows of one split (None: all), without those of the excluded articles."""
-    if split is not None:
-        table = table.filter(pa.compute.equal(table["split"], split))
+def filter_rows(table: pa.Table, splits: Sequence[str], excluded_ids: pa.ChunkedArray | None) -> pa.Table:
+    """The rows of some splits (empty: of all), without those of the excluded articles."""
+    if splits:
+        table = table.filter(pa.compute.is_in(table["split"], value_set=pa.array(splits)))
     if excluded_ids is not None and len(excluded_ids):
         table = table.filter(pa.compute.invert(pa.compute.is_in(table["article_id"], value_set=excluded_ids)))
     return table
 
 
-def stream_table(ledger: Ledger, table: Artifact, split: str | None = None) -> Dataset | None:
-    """Stream the kept rows of a finished table, of one split or all. Returns None if it has no kept rows."""
-    return stream_parts(f"{ledger.root}/{table.address}", table.record["parts"], split)
+def stream_table(ledger: Ledger, table: Artifact) -> Dataset | None:
+    """Stream the kept rows of a finished table. Returns None if it has no kept rows."""
+    return stream_parts(f"{ledger.root}/{table.address}", table.record["parts"])

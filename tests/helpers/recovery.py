@@ -66,14 +66,14 @@ class Work:
         self.folder, self.error = Path(folder), UserError
         pool = EnginePool(lambda: ScriptedEngine(script), HARDWARE).map
         stages = {
-            "summaries": (lambda rows: pool(rows, self.write, SUMMARIES), SUMMARIES, "train"),
-            "scores": (lambda rows: pool(rows, self.score, ("second_scores",)), ("second_scores",), None),
-            "pairs": (lambda rows: map_rows(rows, self.pair, ("pairs",)), ("pairs",), None),
-            "references": (lambda rows: pool(rows, self.refer, REFERENCES), REFERENCES, None),
+            "summaries": (lambda rows: pool(rows, self.write, SUMMARIES), SUMMARIES, ("train",)),
+            "scores": (lambda rows: pool(rows, self.score, ("second_scores",)), ("second_scores",), ()),
+            "pairs": (lambda rows: map_rows(rows, self.pair, ("pairs",)), ("pairs",), ()),
+            "references": (lambda rows: pool(rows, self.refer, REFERENCES), REFERENCES, ()),
         }
         self.stages = [
-            Stage(name, function, version=1, writes=writes, split=split)
-            for name, (function, writes, split) in stages.items()
+            Stage(name, function, version=1, writes=writes, splits=splits)
+            for name, (function, writes, splits) in stages.items()
         ]
 
     def log_rows(self, name: str, rows: list[dict]) -> None:

@@ -19,6 +19,7 @@ from pipeline.inference.sampling import fill_article
 from pipeline.inference.thinking import make_thinker
 from pipeline.judging.factory import asks_questions, make_judge
 from pipeline.storage.model_files import shapes
+from pipeline.storage.schema import SPLITS
 
 SAMPLED = 500  # articles whose prompts are looked at; of a larger corpus a sample
 _FAR_FEWER = 0.8  # a limit that leaves less than this share of what it asks for gets a note
@@ -41,8 +42,7 @@ def skipped_note(record: Mapping[str, Any], articles: Articles) -> str:
     expected = _FEW_LEFT * rows if limit is None else _FAR_FEWER * limit
     if kept >= expected:
         return ""
-    train, held_out = (record["tally"].get(split, 0) for split in ("train", "eval"))
-    left = f"{kept:,} of {rows:,} rows are left, {train:,} to train on and {held_out:,} held out"
+    left = f"{kept:,} of {rows:,} rows are left, {_describe_splits(record['tally'])}"
     if not record["skipped"]:
         return f"{left}: {articles.path} has no more rows, and articles.limit is {limit:,}"
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in record["skipped"].items())
@@ -53,6 +53,13 @@ def skipped_note(record: Mapping[str, Any], articles: Articles) -> str:
     if change := _remedy(max(record["skipped"], key=record["skipped"].__getitem__), articles):
         remedies.append(change)
     return f"{left} (skipped: {reasons}){_to_have_more(remedies)}"
+
+
+def _describe_splits(counts: Mapping[str, int]) -> str:
+    parts = [f"{counts.get('train', 0):,} to train on", f"{counts.get('eval', 0):,} held out"]
+    if counts.get("test"):
+        parts.append(f"{counts['test']:,} to test")
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _to_have_more(remedies: Sequence[str]) -> str:
@@ -99,8 +106,8 @@ class TooLong:
         about, count = "" if self.is_exact else "about ", sum(self.counts.values())
         return (
             f"{about}{count:,} of {count + sum(self.left.values()):,} articles are too long for {self.limit} with a "
-            f"reply of {self.reply:,}, and will be skipped: {about}{self.left.get('train', 0):,} to train on and "
-            f"{self.left.get('eval', 0):,} held out are left{_to_have_more(self.remedies)}"
+            f"reply of {self.reply:,}, and will be skipped: {about}{_describe_splits(self.left)} are left"
+            f"{_to_have_more(self.remedies)}"
         )
 
 
@@ -120,7 +127,7 @@ def find_too_long(
     """
     policy, judge = config.policy, config.judge
     summarize = Prompt(user(policy.instruction), 0)
-    replies = {"train": config.summaries.max_tokens, "eval": config.evaluation.max_tokens}
+    replies = dict.fromkeys(SPLITS, config.evaluation.max_tokens) | {"train": config.summaries.max_tokens}
     found = []
     if "policy_engine" in uses:
         prompts = [fill_article(summarize, text) for _, text in texts]
@@ -130,7 +137,7 @@ def find_too_long(
     if made is not None and asks_questions(made):
         prompts = [made.ask_questions(text) for _, text in texts]
         most = max((prompt.max_tokens for prompt in prompts), default=0)
-        found.append(_count("judge", judge, prompts, {"train": most, "eval": most}, texts, totals, config))
+        found.append(_count("judge", judge, prompts, dict.fromkeys(SPLITS, most), texts, totals, config))
     return [each for each in found if each]
 
 

@@ -26,6 +26,7 @@ from pipeline.stages.articles import read_articles
 from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage import parts
 from pipeline.storage.ledger import Artifact, Ledger
+from pipeline.storage.schema import SPLITS
 
 _SAMPLED_ARTICLES = 200  # articles that are tokenized
 
@@ -109,20 +110,17 @@ class Estimator(DryRun):
         if table is None:
             return self._expected_policy(stage)
         before = dict(table.get("tally", {}))
-        rows = table["kept"] if stage.split is None else round(before.get(stage.split, table["kept"]))
+        by_split = {split: before[split] for split in stage.splits or SPLITS if split in before}
+        rows = round(sum(by_split.values())) if stage.splits and by_split else table["kept"]
         estimate.rows, estimate.gpus = rows, self._gpus_in_use(stage, inputs)
         estimate.at_most = table.get("at most", False) and stage.workload in ("references", "training")
         kept, estimate.tally = self.counts.estimate(stage, inputs, rows, before, estimate)
         self._add_time_and_cost(stage, estimate)
         if not stage.writes:
             return {"model": self.settings.policy.model}
-        if stage.split:
-            splits = {stage.split: kept}
-        else:
-            share_kept = kept / max(1, table["kept"])
-            splits = {split: before.get(split, 0) * share_kept for split in ("train", "eval")}
-        fitting = self._fitting(stage, inputs, splits)
-        kept -= sum(splits.values()) - sum(fitting.values())
+        kept_by_split = {split: count * kept / max(1, rows) for split, count in by_split.items()}
+        fitting = self._fitting(stage, inputs, kept_by_split)
+        kept -= sum(kept_by_split.values()) - sum(fitting.values())
         tally = {**fitting, **estimate.tally}
         return {"in": rows, "kept": max(1, round(kept)), "tally": tally, "at most": estimate.at_most}
 
@@ -151,7 +149,7 @@ class Estimator(DryRun):
             "in": estimate.rows,
             "kept": len(texts),
             "skipped": dict(skipped.most_common()),
-            "tally": {"train": splits["train"], "eval": splits["eval"]},
+            "tally": {split: splits[split] for split in SPLITS},
         }
         self._sample_articles(texts, record)
         return record

@@ -101,7 +101,7 @@ def test_an_empty_table_starts_no_engine(tmp_path):
     def never():
         raise AssertionError("an engine was started without any rows")
 
-    @stage("summaries", version=1, writes=SUMMARIES, split="nobody")
+    @stage("summaries", version=1, writes=SUMMARIES, splits=("nobody",))
     def write(rows):
         return EnginePool(never, HARDWARE).map(rows, lambda engine, some: [], SUMMARIES)
 
