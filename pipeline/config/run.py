@@ -29,9 +29,11 @@ class Articles(Settings):
     path: str
     id_column: str = "id"
     text_column: str = "text"
-    group_column: str | None = None  # articles with the same value, such as a document's id, are all held out or none
+    group_column: str | None = None  # articles with the same value, such as a document's id, are all in one split
     limit: Positive | None = None  # use only the first `limit` articles of the file; None: all
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share that is held out, chosen by a hash of the id
+    # Share of test articles, which nothing reads before the end of the run. They are taken from the training articles.
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # Words are counted by white space, and in Chinese, Japanese, Thai, Lao, Khmer and Burmese by characters.
     min_words: Natural = 20  # shorter articles are skipped
     max_words: Positive = 4000  # longer articles are skipped
@@ -39,8 +41,17 @@ class Articles(Settings):
     # share that both have. None: only if all its words are the same.
     near_copies: Annotated[float, Field(ge=0.2, le=1)] | None = 0.8
     # same: every round uses the same articles. new: each round takes `limit` articles that no earlier round
-    # had, from a corpus that may have grown meanwhile; the held-out articles stay those of the first round.
+    # had, from a corpus that may have grown meanwhile; held-out and test articles stay those of the first round.
     each_round: Literal["same", "new"] = "same"
+
+    @model_validator(mode="after")
+    def _check_fractions(self) -> "Articles":
+        if self.eval_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"articles.eval_fraction is {self.eval_fraction} and articles.test_fraction is {self.test_fraction}: "
+                "no article would be left for training. Set them to less than 1 together"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_word_limits(self) -> "Articles":

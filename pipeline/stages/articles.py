@@ -2,8 +2,8 @@
 
 The corpus is read once per run, or each round reads new articles. A bad row is skipped with its reason; a bad file is
 refused with a message of one line. An article that is too long is skipped, never cut. The hash of an article's id,
-or of its group, decides whether it is for training or held out, so its position never matters. `data/readers.py` opens
-the files, and `data/dedup.py` finds near-copies.
+or of its group, decides whether it is for training, held out, or for the test at the end of the run, so its position
+never matters. `data/readers.py` opens the files, and `data/dedup.py` finds near-copies.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from pipeline.data import readers
 from pipeline.data.dedup import SeenArticles, SeenTexts
 from pipeline.data.readers import UNREADABLE, replace_surrogates
 from pipeline.stages.base import stage
-from pipeline.storage.schema import COLUMNS
+from pipeline.storage.schema import COLUMNS, SPLITS
 
 _ROWS_PER_TABLE = 1000
 _COLUMNS = ("article_id", "article", "split")
@@ -44,21 +44,21 @@ def read_articles(*, articles: Articles) -> Iterator[pa.Table]:
 
     Raises:
         UserError: there is no such file or dataset, it cannot be read, or a column is missing; or no article is left
-            for training, or none for evaluation.
+            for training, none for evaluation, or none for the test that the settings ask for.
     """
     source = iter(_check_columns(_open_corpus(articles), articles))
     counts: Counter[str] = Counter()
     yield from _make_tables(
         _check_rows(islice(source, articles.limit), articles, SeenArticles(articles.near_copies)), counts
     )
-    for split in ("train", "eval"):
+    for split in SPLITS if articles.test_fraction else ("train", "eval"):
         if not counts[split]:
             summary = ", ".join(f"{what}: {count:,}" for what, count in counts.most_common())
-            if not counts["train"] + counts["eval"]:
+            if not any(counts[each] for each in SPLITS):
                 raise UserError(f"{articles.path} has no article that can be used ({summary})")
             raise UserError(
                 f"{articles.path} has no article for {split} ({summary}): give more articles, or change "
-                "articles.eval_fraction, min_words or max_words"
+                f"articles.{'test' if split == 'test' else 'eval'}_fraction, min_words or max_words"
             )
 
 
@@ -75,8 +75,8 @@ def read_first_articles(*, articles: Articles) -> Iterator[pa.Table]:
 def read_new_articles(*earlier: Dataset, articles: Articles) -> Iterator[pa.Table]:
     """Read up to `articles.limit` articles that no earlier round read.
 
-    The id or the group decides the split, as in the first round. Held-out articles are read but not used, because the
-    evaluation keeps those of the first round. A near-copy of an article that was read before is skipped.
+    The id or the group decides the split, as in the first round. Held-out and test articles are read but not used,
+    because the evaluations keep those of the first round. A near-copy of an article that was read before is skipped.
 
     Args:
         earlier: the tables of articles of the rounds before.
@@ -114,8 +114,25 @@ def check_corpus(settings: Articles) -> None:
 
 def is_held_out(name: str, fraction: float) -> bool:
     """Whether an article is held out. Only its id or group decides, so an article never moves to the other split."""
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+    return _hash(name) < fraction * 2**64
+
+
+def is_for_test(name: str, fraction: float) -> bool:
+    """Whether an article is for the test. These have the highest hashes, and the held-out articles the lowest.
+
+    So a larger share of test articles takes articles from training only, and no held-out one.
+    """
+    return 2**64 - _hash(name) <= fraction * 2**64
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def _choose_split(name: str, settings: Articles) -> str:
+    if is_held_out(name, settings.eval_fraction):
+        return "eval"
+    return "test" if is_for_test(name, settings.test_fraction) else "train"
 
 
 def _make_tables(rows: Iterator[dict[str, Any]], counts: Counter[str]) -> Iterator[pa.Table]:
@@ -153,9 +170,9 @@ def _check_rows(source: Iterable[dict[str, Any]], settings: Articles, seen: Seen
         if skipped is None:
             skipped = "duplicate id" if not is_new else _length_fault(article, settings)
         if skipped is None and not seen.add(article):
-            # With a copy in train and another in eval, the held-out figures would be wrong.
+            # With copies in two splits, the figures of held-out or test articles would be wrong.
             skipped = "near-copy of another article"
-        split = "eval" if is_held_out(str(group), settings.eval_fraction) else "train"
+        split = _choose_split(str(group), settings)
         yield {"article_id": replace_surrogates(article_id), "article": article, "split": split, "skipped": skipped}
 
 

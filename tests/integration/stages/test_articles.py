@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,11 +20,13 @@ from pipeline.execution.runner import Runner
 from pipeline.stages.articles import (
     NoNewArticles,
     check_corpus,
+    is_for_test,
     is_held_out,
     read_articles,
     read_first_articles,
     read_new_articles,
 )
+from pipeline.stages.questions import ask_questions
 from pipeline.storage import tables
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.schema import to_dataset
@@ -170,6 +173,60 @@ def test_the_split_depends_on_the_id_alone():
     assert {
         i for i in range(20_000) if is_held_out(str(i), 0.1)
     } <= held_out  # a larger exam keeps the smaller one's articles
+
+
+@given(st.text(), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_test_articles_come_from_training_alone(name, held_out, less, more):
+    """Whatever the shares: a larger one takes nothing from the other, and no share takes nothing."""
+    less, more = sorted((less, more))
+    assert not is_for_test(name, 0.0)
+    assert is_for_test(name, less) <= is_for_test(name, more)
+    if held_out + more < 1:
+        assert not (is_held_out(name, held_out) and is_for_test(name, more))
+
+
+def test_a_test_fraction_moves_articles_from_training_only(write):
+    path = write(*({"id": i, "text": article(i)} for i in range(200)))
+    before, after = ({row["article_id"]: row["split"] for row in rows(path, **shares)} for shares in (
+        {"eval_fraction": 0.3}, {"eval_fraction": 0.3, "test_fraction": 0.2}
+    ))  # fmt: skip
+    moved = {(before[name], after[name]) for name in before if before[name] != after[name]}
+    assert moved == {("train", "test")}
+    assert before == {str(i): "eval" if is_held_out(str(i), 0.3) else "train" for i in range(200)}
+    assert 20 < list(after.values()).count("test") < 60
+
+
+def test_no_document_and_no_text_is_both_in_the_test_and_elsewhere(write):
+    path = write(
+        *({"id": f"{d}-{q}", "document": f"d{d}", "text": article(f"{d}q{q}")} for d in range(30) for q in range(3)),
+        *({"id": f"copy{d}", "document": f"c{d}", "text": f"{article(f'{d}q0')} more"} for d in range(30)),
+    )
+    found = rows(path, group_column="document", eval_fraction=0.3, test_fraction=0.3)
+    kept = [row for row in found if row["skipped"] is None]
+    assert len(kept) == 90 and {row["split"] for row in kept} == {"train", "eval", "test"}
+    assert len({(row["article_id"].split("-")[0], row["split"]) for row in kept}) == 30
+
+
+def test_a_corpus_without_a_test_article_is_refused(write):
+    kept = [i for i in range(200) if not is_for_test(str(i), 0.2)]
+    path = write(*({"id": i, "text": article(i)} for i in kept))
+    with pytest.raises(UserError, match=r"no article for test \(.*change articles\.test_fraction"):
+        list(read_articles(articles=Articles(path=str(path), test_fraction=0.2)))
+
+
+def test_a_run_asks_about_test_articles_only_when_told(ray_cluster, tmp_path):
+    corpus = tmp_path / "a.jsonl"
+    corpus.write_text("\n".join(json.dumps({"id": str(i), "text": article(i)}) for i in range(40)))
+    overrides = (f"articles.path={corpus}", "articles.eval_fraction=0.3", "articles.test_fraction=0.3")
+    config = settings(tmp_path / "run", [0, 0], *overrides, "questions.max_skipped=1.0")
+    run = Runner(config, Ledger(config.run), Display(Console(file=io.StringIO())))
+    source = run.produce(read_articles)
+    expected = source.record["tally"]
+    asked = run.produce(ask_questions, source)
+    assert set(asked.record["ids"]) <= {"train", "eval"}
+    assert asked.record["in"] == expected["train"] + expected["eval"]
+    tested = run.produce(replace(ask_questions, splits=("test",)), source, into="test")
+    assert tested.record["in"] == expected["test"] > 0
 
 
 def test_real_articles_are_all_kept(shared_data):

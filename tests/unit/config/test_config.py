@@ -162,6 +162,10 @@ def test_the_reference_configuration_has_the_published_values():
             "articles.max_words=10",
             "articles.min_words is 20 and articles.max_words is 10: every article would be skipped",
         ),
+        (
+            "articles={path: a.jsonl, eval_fraction: 0.66, test_fraction: 0.34}",
+            "articles.eval_fraction is 0.66 and articles.test_fraction is 0.34: no article would be left for training",
+        ),
         ("judge.kind=cloze", "judge.kind is cloze, which needs no model, and judge.model is set"),
         ("judge.model=null", "judge.kind is mcq and judge.model is missing"),
         ("judge.wording=plan", "judge.wording is 'plan'; there are plain, newsroom"),
