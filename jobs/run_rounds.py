@@ -23,6 +23,7 @@ def run_rounds(path: str, overrides: Sequence[str], remake: str | None) -> None:
     settings, ledger = check_rounds(path, overrides, display)
     from pipeline.evaluation.champion import write_champion
     from pipeline.evaluation.report.examples import choose_examples
+    from pipeline.evaluation.report.looks import note_look
     from pipeline.evaluation.report.metrics import collect_metrics
     from pipeline.evaluation.report.render import write_report
     from pipeline.evaluation.round_result import Round
@@ -39,7 +40,9 @@ def run_rounds(path: str, overrides: Sequence[str], remake: str | None) -> None:
     title = f"{ledger.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}"
     with open_run(settings, ledger, display, dry_run, title) as runner:
         for current in rounds(runner):
-            rounds_so_far.append(current)
+            rounds_so_far[current.number :] = [current]  # the last round comes again, with the test
+            if current.test:
+                note_look(current, ledger)
             metrics = collect_metrics(rounds_so_far, settings, ledger)
             examples = choose_examples(rounds_so_far, ledger, count=3)
             write_report(metrics, examples, settings, ledger)

@@ -21,7 +21,7 @@ from pipeline.judging.scoring.text_faults import describe_faults
 from pipeline.judging.tallies import describe_unusable
 from pipeline.stages.base import Stage
 from pipeline.storage.ledger import Artifact, Ledger
-from pipeline.storage.run_folder import CONFIG, read_settings
+from pipeline.storage.run_folder import CONFIG, TEST, read_settings
 
 _ARTICLE_CHARACTERS = 900  # an article is cut after so many
 _THOUGHT_CHARACTERS = 400  # and a thought after so many
@@ -65,7 +65,7 @@ def show_status(folder: str, overrides: Sequence[str]) -> None:
         from pipeline.round import rounds
 
         for current in rounds(status):
-            if current.ended:
+            if current.ended and not current.test:  # with its test, the last round comes again
                 display.say(current.ended)
 
 
@@ -105,12 +105,18 @@ def show_rows(folder: str, stage_or_address: str, count: int, article_id: str | 
 
 
 def _find_table(ledger: Ledger, stage_or_address: str) -> Artifact:
-    """The table at this address, or the latest round's table of this stage."""
+    """The table at this address, or the latest round's table of this stage, but none of the test articles."""
     addresses = ledger.addresses()
     if not addresses:
         unfinished = "has nothing finished yet: rondo status says what comes next"
         raise UserError(f"{ledger.root} {'holds no run' if ledger.read(CONFIG) is None else unfinished}")
-    matching = [address for address in addresses if re.fullmatch(rf"(.*/)?{re.escape(stage_or_address)}", address)]
+    # Nobody should look at the test articles by chance, so their tables need their whole address.
+    matching = [
+        address
+        for address in addresses
+        if address == stage_or_address
+        or (re.fullmatch(rf"(.*/)?{re.escape(stage_or_address)}", address) and not address.startswith(f"{TEST}/"))
+    ]
     if not matching:
         raise UserError(f"{ledger.root} has no {stage_or_address!r}; it has {', '.join(addresses)}")
     table = ledger.find(matching[-1])

@@ -35,7 +35,7 @@ from pipeline.stages.summaries import (
     summarize_heldout_with_baselines,
 )
 from pipeline.storage.ledger import Artifact
-from pipeline.storage.run_folder import round_folder
+from pipeline.storage.run_folder import TEST, round_folder
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class RoundArticles:
     Attributes:
         train: the table with the training articles.
         heldout: the table with the held-out articles; with a second judge it also has that judge's questions.
-        read: the tables of articles that were read for this round and for the rounds before it.
+        read: the tables of articles that were read for this round and for the rounds before it. The first one also has
+            the test articles.
     """
 
     train: Artifact
@@ -56,7 +57,8 @@ class RoundArticles:
 def rounds(run: Executor) -> Iterator[Round]:
     """Carry out a run: yield the base, then each round as it is finished.
 
-    The run ends early if a rule of `stop` says so, or if there is nothing to train on.
+    The run ends early if a rule of `stop` says so, or if there is nothing to train on. If there are test articles, the
+    last round comes twice, the second time with `test`.
     """
     articles, base = prepare(run)
     rounds_so_far = [base]
@@ -69,6 +71,8 @@ def rounds(run: Executor) -> Iterator[Round]:
         except NoNewArticles as reason:
             rounds_so_far.append(_end_without_round(last, f"was not run, because {reason}"))
         yield rounds_so_far[-1]
+    if test := evaluate_on_test(rounds_so_far, articles.read[0], run):
+        yield replace(rounds_so_far[-1], test=test)
 
 
 def prepare(run: Executor) -> tuple[RoundArticles, Round]:
@@ -76,8 +80,7 @@ def prepare(run: Executor) -> tuple[RoundArticles, Round]:
     articles, questions = _ask_about_articles(run)
     heldout = run.produce(ask_second_questions, questions) if run.setting("second_judge") else questions
     policy = run.produce(register_base, into=round_folder(0))
-    evaluate = (summarize_heldout_with_baselines, heldout, policy), (score_heldout,)
-    _, results = run.produce_chain(*evaluate, into=round_folder(0))
+    results = evaluate((summarize_heldout_with_baselines, heldout), policy, round_folder(0), run)
     compared = {name: _evaluate_external(name, results, heldout, run) for name in run.setting("compare")}
     second = second_opinion(results, run, round_folder(0))
     base = Round(0, policy, results, compared=compared, second_results=second, assessment=Assessment())
@@ -116,7 +119,7 @@ def run_round(rounds_so_far: Sequence[Round], articles: RoundArticles, run: Exec
 
     drift = make(drift_from_base, summaries, start, base) if start_number > 0 else None
     policy = make(train_policy, references, start, *([base] if keeps_base_reference else []))
-    _, results = make_chain((*choose_exam(rounds_so_far[0].results, articles.heldout, run), policy), (score_heldout,))
+    results = evaluate(choose_exam(rounds_so_far[0].results, articles.heldout, run), policy, folder, run)
     second = second_opinion(results, run, folder)
     return Round(last.number + 1, policy, results, start_number, scores, pairs, replayed, drift, second_results=second)
 
@@ -175,6 +178,11 @@ def judge_only(run: Executor) -> tuple[Artifact, Artifact]:
     return questions, run.produce_chain(*links, into="judge-card")[-1]
 
 
+def evaluate(exam: tuple[Stage, Artifact], policy: Artifact, folder: str, run: Executor) -> Artifact:
+    """The policy's summaries of held-out articles, scored. `exam`: the stage that writes them, and the articles."""
+    return run.produce_chain((*exam, policy), (score_heldout,), into=folder)[-1]
+
+
 def second_opinion(results: Artifact, run: Executor, folder: str) -> Artifact | None:
     """The evaluation as the second judge scores it; None without a second judge."""
     return run.produce(score_second, results, into=folder) if run.setting("second_judge") else None
@@ -198,11 +206,42 @@ def _evaluate_external(name: str, by_base: Artifact, heldout: Artifact, run: Exe
     """Evaluate `compare.NAME`, a model at a server."""
     folder = f"compare/{name}"
     policy = run.produce(external_policy(name), into=folder)
-    exam = *choose_exam(by_base, heldout, run), policy
-    return run.produce_chain(exam, (score_heldout,), into=folder)[-1]
+    return evaluate(choose_exam(by_base, heldout, run), policy, folder, run)
 
 
 # The end of a run
+
+
+def evaluate_on_test(rounds_so_far: Sequence[Round], corpus: Artifact, run: Executor) -> tuple[Round, Round] | None:
+    """Evaluate the base and the run's policy on the test articles, which nothing has read or chosen by before.
+
+    The run's policy is the one that another round would start from. See `Round.test`.
+
+    Args:
+        rounds_so_far: all rounds of the run.
+        corpus: the table with the test articles.
+
+    Returns:
+        None if the settings ask for no test, or if the run ends with the base.
+    """
+    number, policy = choose_start(rounds_so_far, run)
+    if not run.setting("articles.test_fraction") or number == 0:
+        return None
+    articles = run.produce(_for_test(ask_questions), corpus, into=TEST)
+    if run.setting("second_judge"):
+        articles = run.produce(_for_test(ask_second_questions), articles, into=TEST)
+
+    def tested(current: Round, folder: str, exam: Stage, rows: Artifact) -> Round:
+        results = evaluate((_for_test(exam), rows), current.policy, folder, run)
+        return replace(current, results=results, second_results=second_opinion(results, run, folder))
+
+    base = tested(rounds_so_far[0], f"{TEST}/base", summarize_heldout_with_baselines, articles)
+    last = replace(rounds_so_far[number], policy=policy)
+    return base, tested(last, f"{TEST}/{round_folder(number)}", *choose_exam(base.results, articles, run))
+
+
+def _for_test(stage: Stage) -> Stage:
+    return replace(stage, splits=("test",))
 
 
 def assess(rounds_so_far: Sequence[Round], run: Executor) -> Round:

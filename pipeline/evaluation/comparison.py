@@ -14,7 +14,7 @@ from judges.text.words import count_words
 from pipeline.config import Config
 from pipeline.config.judging import Pairs
 from pipeline.config.run import Report
-from pipeline.evaluation.fault_figures import mean_faults
+from pipeline.evaluation.fault_figures import fault_intervals, is_cut_off, mean_faults
 from pipeline.evaluation.win_rate import WinRate, win_rate
 from pipeline.judging.factory import score_kind
 from pipeline.judging.preference import (
@@ -138,10 +138,6 @@ def _compare(ours: Score, theirs: Score, pairs: Pairs, rule: Rule) -> int:
     return 0 if winner["finish_reason"] == "length" or faults_beyond_limits(winner, pairs) else verdict
 
 
-def _is_cut_off(row: Row) -> bool:
-    return row["summaries"][0]["finish_reason"] == "length"
-
-
 def judge_agreement(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, Any]:
     """How often two judges agree on who wins.
 
@@ -170,7 +166,8 @@ def describe_writer(rows: Sequence[Row], counting: CountingSettings) -> dict[str
         `unread`, the number of articles with an unread answer, and figures of the `n` other articles. `accuracy` is the
         share of summaries with at least `counting.threshold` right answers, `accuracy_above` the share with more.
         Compression is the number of words of the summary divided by that of the article. `fault_figures.mean_faults`
-        has the faults of the text, which older tables lack. If `n` is 0, there are no figures beside `n` and `unread`.
+        has the faults of the text, which older tables lack, and `faults` gives their intervals. If `n` is 0, there are
+        no figures beside `n` and `unread`.
         If the judge gives scores, `value_mean` takes the place of the figures about right answers.
     """
     read_rows = [row for row in rows if row["scores"][0]["unread"] == 0]
@@ -197,8 +194,9 @@ def describe_writer(rows: Sequence[Row], counting: CountingSettings) -> dict[str
         "compression_median": float(np.median(compression)),
         "compression_mean": float(compression.mean()),
         "too_long": float((words >= counting.report.max_words).mean()),
-        "cut_off": float(np.mean([_is_cut_off(row) for row in read_rows])),
+        "cut_off": float(np.mean([is_cut_off(row) for row in read_rows])),
         "empty": float((words == 0).mean()),
         "invalid_chars": float(np.mean([score["invalid_chars"] > 0 for score in scores])),
         **mean_faults(read_rows),
+        "faults": fault_intervals(read_rows, counting.report.confidence),
     }

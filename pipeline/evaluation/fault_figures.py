@@ -5,9 +5,11 @@ The faults of a single summary are measured in `judging/scoring/text_faults.py`.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from pipeline.evaluation.win_rate import mean_share
 from pipeline.judging.scoring.text_faults import OFF_TOPIC
 from pipeline.storage.schema import Row
 
@@ -33,6 +35,18 @@ def mean_faults(rows: Sequence[Row]) -> dict[str, float]:
     values = [_values(row) for row in rows]
     known = {name: [value[name] for value in values if name in value] for name in FAULTS}
     return {name: float(np.mean(numbers)) for name, numbers in known.items() if numbers}
+
+
+def fault_intervals(rows: Sequence[Row], confidence: float) -> dict[str, dict[str, Any]]:
+    """The figures of `mean_faults`, and `cut_off`, each with its interval (`win_rate.mean_share`)."""
+    values = [_values(row) | {"cut_off": float(is_cut_off(row))} for row in rows]
+    known = {name: [value[name] for value in values if name in value] for name in (*FAULTS, "cut_off")}
+    return {name: mean_share(numbers, confidence) for name, numbers in known.items() if numbers}
+
+
+def is_cut_off(row: Row) -> bool:
+    """Whether the token limit cut off the first summary of a row."""
+    return row["summaries"][0]["finish_reason"] == "length"
 
 
 def clear_rises(ours: Sequence[Row], base: Sequence[Row]) -> dict[str, tuple[float, float]]:

@@ -54,6 +54,8 @@ class Round:
         trained: False if there was nothing to train on; `policy` and `results` are then those of the round before.
         assessment: the assessment of the policy, and the champion; None while a dry run cannot know it.
         ended: why the run stops early, after this round; None if it does not.
+        test: round 0 and the round whose policy the run ends with, both with evaluations on the test articles in place
+            of those on held-out articles. None before the end of a run, and without test articles.
     """
 
     number: int
@@ -69,6 +71,7 @@ class Round:
     trained: bool = True
     assessment: Assessment | None = None
     ended: str | None = None
+    test: "tuple[Round, Round] | None" = None
 
     @property
     def next_folder(self) -> str:

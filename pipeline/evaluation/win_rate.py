@@ -1,4 +1,4 @@
-"""Computes win rates with confidence intervals, and two tests for counts, with NumPy alone.
+"""Computes win rates and means with confidence intervals, and two tests for counts, with NumPy alone.
 
 `comparison.py` decides what is compared, and by which rule.
 """
@@ -6,6 +6,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -99,3 +100,23 @@ def sign_test(wins: int, losses: int) -> float:
     """The exact two-sided p-value: the probability of counts this uneven if wins and losses are equally likely."""
     n = wins + losses
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(max(wins, losses), n + 1)) / 2**n)
+
+
+def mean_share(values: Sequence[float], confidence: float) -> dict[str, Any]:
+    """The mean of values from 0 to 1, with Wilson's interval (1927).
+
+    A bootstrap interval would be empty if all values are 0. Wilson's is for zeros and ones. Values between them vary
+    less than zeros and ones of the same mean, so their interval is rather too wide.
+
+    Args:
+        values: the values, at least one.
+        confidence: 0.95 for a 95 % interval.
+
+    Returns:
+        `mean`, the ends `low` and `high` of the interval, and `n`, the number of values.
+    """
+    p, n = float(np.mean(values)), len(values)
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    return {"mean": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": n}

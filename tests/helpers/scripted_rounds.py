@@ -43,6 +43,7 @@ class ScriptedRounds(DryRun):
         remake: as in `DryRun`.
         faults: faults of every held-out summary in each round, from round 0 on; unknown if left out.
         unusable: in the tally of each table `pairs`, why summaries could not be paired.
+        test_skills: as `skills`, on the test articles; the same if left out.
 
     Attributes:
         made: addresses of the artifacts made so far, each with the addresses of its inputs.
@@ -60,21 +61,28 @@ class ScriptedRounds(DryRun):
         remake: str | None = None,
         faults: Sequence[dict[str, Any]] = (),
         unusable: Mapping[str, int] | None = None,
+        test_skills: Sequence[int] | None = None,
     ) -> None:
         super().__init__(config, ledger, remake)
         self.faults, self.unusable = faults, unusable or {}
+        self.test_skills = skills if test_skills is None else test_skills
         self.skills, self.yields, self.words, self.dry, self.drift = skills, yields, words, dry, drift
         self.made: dict[str, tuple[str, ...]] = {}
 
     def make(self, stage: Stage, inputs: Sequence[Artifact], address: str) -> Artifact:
-        number = int(address[6:8]) if address.startswith("round-") else 0
+        folder, is_test = address.removeprefix("test/"), address.startswith("test/")
+        number = int(folder[6:8]) if folder.startswith("round-") else 0
         if stage.name == "articles" and number in self.dry:
             raise NoNewArticles("a.jsonl has no new article to train on")
         match stage.name:
             case "policy":
                 result = {"model": f"models/{number}", "digest": f"d{number}", "training": TRAINING}
             case "evaluation":
-                result = self.write(address, list(self.heldout_rows(number)))
+                result = self.write(address, list(self.heldout_rows(number, is_test)))
+            case "second_scores":
+                asked = {"second_questions": [{"question": "Which?", "options": ["a", "b"], "answer": 0}]}
+                rows = self.heldout_rows(number, is_test)
+                result = self.write(address, [row | asked | {"second_scores": row["scores"]} for row in rows])
             case "drift":
                 result = self.write(address, [drift_row(ratio) for ratio in self.drift[number - 2 : number - 1]])
             case "pairs":
@@ -90,17 +98,18 @@ class ScriptedRounds(DryRun):
         skipped = {"all ties": rows - kept} if kept < rows else {}
         return {"in": rows, "kept": kept, "skipped": skipped, "tally": {"pairs": kept, "train": kept}, "parts": []}
 
-    def heldout_rows(self, number: int) -> Iterator[dict[str, Any]]:
+    def heldout_rows(self, number: int, is_test: bool = False) -> Iterator[dict[str, Any]]:
         writer = self.ledger.find(f"round-{number:02d}/policy").build
         texts = 1 if number else 3  # the base's rows hold two baselines too
         words = self.words[number] if self.words else 20
+        skill = (self.test_skills if is_test else self.skills)[number]
         for i in range(ARTICLES):
-            score = {"answers": ["A"] * 4, "correct": int(i < self.skills[number]), "unread": 0}
+            score = {"answers": ["A"] * 4, "correct": int(i < skill), "unread": 0}
             score |= {"faults": self.faults[number]} if self.faults else {}
             yield {
-                "article_id": f"a{i:03d}",
+                "article_id": f"{'t' if is_test else 'a'}{i:03d}",
                 "article": "Some text.",
-                "split": "eval",
+                "split": "test" if is_test else "eval",
                 "questions": [],
                 "writer": writer,
                 "summaries": [{"text": f"by {number}", "token_ids": [1], "finish_reason": "stop"}] * texts,

@@ -19,6 +19,7 @@ from pipeline.evaluation.comparison import (
 )
 from pipeline.evaluation.fault_figures import FAULTS, clear_rises
 from pipeline.evaluation.reliability import measure_table
+from pipeline.evaluation.report.looks import read_looks
 from pipeline.evaluation.round_result import Round
 from pipeline.judging.preference import Rule, ScoreKind
 from pipeline.judging.remedies import few_pairs_note, why_no_pairs
@@ -48,8 +49,9 @@ def collect_metrics(rounds_so_far: Sequence[Round], config: Config, ledger: Ledg
         With a second judge, each round and baseline also has `second`: the same win rates by that judge as `rate`, and
         its `agreement` with the first judge (`comparison.judge_agreement`). `fault_rises` of a round are the faults of
         the text that it has clearly more often than the base (`fault_figures.clear_rises`), and `unusable` says why
-        summaries could not be paired. `champion` is the number of the round whose policy is champion. `stopped` says
-        why the run stopped early, or is None. `notes` are sentences for the reader.
+        summaries could not be paired. `test` has the figures of the test articles, see `_test_metrics`; None before the
+        end of a run, and without test articles. `champion` is the number of the round whose policy is champion.
+        `stopped` says why the run stopped early, or is None. `notes` are sentences for the reader.
     """
     last = rounds_so_far[-1]
     assert last.assessment is not None, "a finished round has an assessment"
@@ -65,6 +67,7 @@ def collect_metrics(rounds_so_far: Sequence[Round], config: Config, ledger: Ledg
         "baselines": _baseline_metrics(evaluation, base, counting, second_scores),
         "compared": _compared_metrics(rounds_so_far[0], base, counting, ledger),
         "rounds": _round_metrics(rounds_so_far, base, counting, second_scores, ledger),
+        "test": _test_metrics(last, counting, second_scores, ledger),
         "champion": last.assessment.champion,
         "stopped": last.ended,
         "second_judge": config.second_judge.name if config.second_judge else None,
@@ -85,6 +88,31 @@ def _baseline_metrics(
         if second_scores is not None:
             metrics[name]["second"] = {"vs_base": compare_by_second_judge(rows, base, counting, second_scores)}
     return metrics
+
+
+def _test_metrics(
+    last: Round, counting: CountingSettings, second_scores: SecondScores | None, ledger: Ledger
+) -> dict[str, Any] | None:
+    """The figures of the test articles: those of `base`, `baselines`, and of the `policy` of round `round`.
+
+    `looks` are the tests so far, with this one: see `looks.read_looks`.
+    """
+    if last.test is None:
+        return None
+    first, tested = last.test
+    evaluation = tables.read_table(ledger, first.results)
+    base = single_summary_rows(evaluation, 0)
+    rows = single_summary_rows(tables.read_table(ledger, tested.results), 0)
+    policy = describe_writer(rows, counting) | {"vs_base": _win_rates(rows, base, counting)}
+    if second_scores is not None:
+        policy["second"] = {"vs_base": compare_by_second_judge(rows, base, counting, second_scores)}
+    return {
+        "round": tested.number,
+        "looks": read_looks(ledger),
+        "base": describe_writer(base, counting),
+        "baselines": _baseline_metrics(evaluation, base, counting, second_scores),
+        "policy": policy | {"fault_rises": clear_rises(rows, base)},
+    }
 
 
 def _compared_metrics(first: Round, base: Sequence[Row], counting: CountingSettings, ledger: Ledger) -> dict[str, Any]:
@@ -171,7 +199,9 @@ def _read_second_scores(rounds_so_far: Sequence[Round], kind: ScoreKind, ledger:
     """The second judge's scores of all evaluations. Articles are left out for which a judge with questions has none."""
     # A round without training has the evaluation of the round before.
     evaluations = {
-        current.second_results.build: current.second_results for current in rounds_so_far if current.second_results
+        current.second_results.build: current.second_results
+        for current in (*rounds_so_far, *(rounds_so_far[-1].test or ()))
+        if current.second_results
     }
     rows = [row for table in evaluations.values() for row in tables.read_table(ledger, table)]
     return {
@@ -257,6 +287,7 @@ def _notes(rounds_so_far: Sequence[Round], metrics: dict[str, Any], config: Conf
     notes += judge_card.card_notes(metrics["judge"])
     notes += risen_faults(metrics)
     notes += unconfirmed_wins(metrics)
+    notes += _test_notes(metrics)
     notes += _wins_by_shortening(metrics, config.baselines.shorten_to)
     return notes
 
@@ -285,6 +316,33 @@ def risen_faults(metrics: dict[str, Any]) -> list[str]:
         for entry in metrics["rounds"]
         for name, (ours, base) in entry["fault_rises"].items()
     ]
+
+
+def _test_notes(metrics: dict[str, Any]) -> list[str]:
+    """Notes for the test: few articles, a win that the test does not confirm, faults that have risen."""
+    if (test := metrics["test"]) is None:
+        return []
+    policy = test["policy"]
+    notes = []
+    if test["base"]["n"] < _FEW_ARTICLES:
+        notes.append(
+            f"Only {test['base']['n']} test articles could be compared. With so few, intervals are not reliable."
+        )
+    heldout, rate = tested_round(metrics)["vs_base"]["strict"], policy["vs_base"]["strict"]
+    if heldout and rate and heldout["better"] and not rate["better"]:
+        notes.append(
+            f"By the strict rule, round {test['round']} wins {format_rate(heldout)} against the base on held-out "
+            f"articles, but only {format_rate(rate)} on the test articles: the gain is not confirmed."
+        )
+    return notes + [
+        f"On the test articles, round {test['round']} {FAULTS[name]}: {ours:.1%}, and the base {base:.1%}."
+        for name, (ours, base) in policy["fault_rises"].items()
+    ]
+
+
+def tested_round(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The entry in `rounds` of the policy that was tested."""
+    return next(entry for entry in metrics["rounds"] if entry["round"] == metrics["test"]["round"])
 
 
 def _wins_by_shortening(metrics: dict[str, Any], shorten_to: float) -> list[str]:

@@ -1,6 +1,7 @@
 """Renders the figures of a run: tables for the terminal, report.md and report.png."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipeline.config import Config
 from pipeline.config.messages import escape_markdown, printable
 from pipeline.evaluation import judge_card
 from pipeline.evaluation.comparison import CountingSettings
-from pipeline.evaluation.report.metrics import format_rate
+from pipeline.evaluation.report.metrics import format_rate, tested_round
 from pipeline.evaluation.report.plot import draw_plot
 from pipeline.storage.ledger import Ledger
 
@@ -37,6 +38,7 @@ _METRICS = (
     ("off_topic_end", "ends off topic", "{:.1%}"),
     ("other_language", "another language", "{:.1%}"),
 )
+_TEST_FAULTS = ("cut_off", "copied", "repeated", "off_topic_end")
 _SHOWN_IF_FOUND = ("repeated", "off_topic_end", "other_language")  # these lines are left out where all are 0
 
 _OF_ANSWERS = {"accuracy", "accuracy_above", "correct_mean", "questions_mean"}
@@ -45,12 +47,43 @@ TableLines = list[list[str]]  # a heading, then lines
 
 
 def result_tables(metrics: dict[str, Any], second: bool = False) -> list[TableLines]:
-    """The results of a run in two tables: the figures of each writer's summaries, and the win rates.
+    """The results of a run: the test if there was one, the figures of each writer's summaries, and the win rates.
 
     Args:
-        second: add the second judge's win rates. The terminal has no room for them.
+        second: add the second judge's win rates to the last table. The terminal has no room for them.
     """
-    return [_summary_table(metrics), win_rate_table(metrics, second)]
+    test = [_test_table(metrics)] if metrics["test"] else []
+    return [*test, _summary_table(metrics), win_rate_table(metrics, second)]
+
+
+def _test_table(metrics: dict[str, Any]) -> TableLines:
+    """Strict win rates against the base, and faults: on the test articles, and beside them on the held-out ones."""
+    test = metrics["test"]
+    policy = f"round {test['round']}", test["policy"], tested_round(metrics)
+    baselines = [(name, figures, metrics["baselines"][name]) for name, figures in test["baselines"].items()]
+    lines = [["", "figure", "test", "interval", "n", "held-out", "interval", "n"]]
+    for name, *both in (policy, *baselines):
+        rates = [figures["vs_base"]["strict"] for figures in both]
+        lines.append([f"{name} against base", "strict", *_cells_side_by_side(rates)])
+        if metrics["second_judge"]:
+            rates = [figures["second"]["vs_base"]["strict"]["rate"] for figures in both]
+            lines.append([f"{name} against base", "strict, 2nd judge", *_cells_side_by_side(rates)])
+    for key, label, _ in _METRICS:
+        for name, *both in (policy, ("base", test["base"], metrics["base"])) if key in _TEST_FAULTS else ():
+            lines.append([name, label, *_cells_side_by_side([figures.get("faults", {}).get(key) for figures in both])])
+    return lines
+
+
+def _cells_side_by_side(figures: Sequence[dict[str, Any] | None]) -> list[str]:
+    """Value, interval and n of each figure: a win rate, or a mean as in `win_rate.mean_share`."""
+    return [cell for figure in figures for cell in _figure_cells(figure)]
+
+
+def _figure_cells(figure: dict[str, Any] | None) -> list[str]:
+    if not figure:
+        return ["–"] * 3
+    value = figure["win_rate"] if "win_rate" in figure else figure["mean"]
+    return [f"{value:.1%}", f"{figure['low'] * 100:.1f}–{figure['high']:.1%}", str(figure["n"])]
 
 
 def _writers(metrics: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -104,11 +137,9 @@ def _comparison_lines(title: str, figures: dict[str, Any], key: str, second: boo
 
 def _rate_cells(rate: dict[str, Any] | None) -> list[str]:
     """Win rate, interval, counts and n."""
-    if not rate:
-        return ["–"] * 4
-    interval = f"{rate['low'] * 100:.1f}–{rate['high']:.1%}"
-    counts = "/".join(str(rate[kind]) for kind in ("wins", "ties", "losses"))
-    return [f"{rate['win_rate']:.1%}", interval, counts, str(rate["n"])]
+    win_rate, interval, n = _figure_cells(rate)
+    counts = "/".join(str(rate[kind]) for kind in ("wins", "ties", "losses")) if rate else "–"
+    return [win_rate, interval, counts, n]
 
 
 def terminal_tables(*tables: TableLines) -> list[Table]:
@@ -117,7 +148,7 @@ def terminal_tables(*tables: TableLines) -> list[Table]:
     for heading, *lines in tables:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in heading:
-            is_text = name in ("", "rule", "of")
+            is_text = name in ("", "rule", "of", "figure")
             table.add_column(Text(name), justify="left" if is_text else "right", no_wrap=name != "of")
         for line in lines:
             # The lines that matter most: trained rounds by the rule that training used.

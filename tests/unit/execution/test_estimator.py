@@ -84,6 +84,20 @@ def test_without_records_rows_are_exact_and_tokens_are_upper_limits(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_the_rows_and_prompts_of_a_test_are_estimated(tmp_path):
+    shares = ("articles.eval_fraction=0.4", "articles.test_fraction=0.3")
+    settings = config(f"run={tmp_path}/none", "articles.limit=120", "rounds=2", *shares)
+    stages = estimate_stages(settings, price=2.0)
+    assert [address for address in stages if address.startswith("test/")] == [
+        "test/questions", "test/base/exam", "test/base/evaluation", "test/round-02/exam", "test/round-02/evaluation"
+    ]  # fmt: skip
+    test = stages["test/questions"]
+    assert stages["questions"].rows == stages["articles"].rows - test.rows and 20 < test.rows < 60
+    assert test.prompts == 3 * test.rows and test.tally["tokens_in"] > 0
+    assert stages["test/base/exam"].rows == stages["test/round-02/evaluation"].rows == test.rows
+    assert stages["round-01/exam"].rows + stages["round-01/summaries"].rows == stages["questions"].rows
+
+
 def test_prompts_of_the_sample_are_as_long_as_in_a_run(tmp_path):
     """In a run of the demo, vLLM counted 5,709 prompt tokens for 41 training articles."""
     stage = estimate_stages(config(f"run={tmp_path}/none", "articles.limit=120", "rounds=1"))["round-01/summaries"]
