@@ -12,7 +12,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").rglob("*.md")),
-    ROOT / "deploy" / "README.md",
+    *sorted((ROOT / "deploy").glob("*.md")),
     ROOT / "newsroom" / "README.md",
 ]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

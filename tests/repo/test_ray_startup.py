@@ -28,7 +28,7 @@ def starts(text):
 
 def test_every_documented_start_requires_a_token():
     documented = [(page, *start) for page in PAGES for start in starts((ROOT / page).read_text())]
-    assert len(documented) >= 4  # README.md, docs/cluster.md, and head and workers in cluster.yaml
+    assert len(documented) >= 4  # README.md, deploy/cluster.md, and head and workers in cluster.yaml
     for page, command, token in documented:
         assert token, f"{page}: {command} lacks RAY_AUTH_MODE=token"
         if "--head" in command:
