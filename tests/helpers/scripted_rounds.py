@@ -16,7 +16,7 @@ from tests.helpers.tables import as_table, write_table
 ARTICLES = 100
 TRAINING = {"steps": 1, "warnings": [], "passport": {"dtype": "float32", "attention": "sdpa"}}
 TRAINING |= dict.fromkeys(("step0_loss", "final_loss", "final_kl", "chosen_fell", "eval_accuracy_last"), 0.5)
-TRAINING |= {"eval_pairs": 1}
+TRAINING |= {"eval_pairs": 1, "best_step": 1, "stopped_early": False}
 
 
 def settings(run: Path, skills: Sequence[int], *overrides: str) -> Config:
