@@ -11,7 +11,7 @@ from pipeline.inference.base import TOKENS_IN, TOKENS_OUT
 from pipeline.stages.summaries import BASELINES
 from pipeline.storage import run_folder, tables
 from pipeline.storage.ledger import Artifact, Ledger
-from pipeline.storage.run_folder import round_folder
+from pipeline.storage.run_folder import TEST, round_folder
 from pipeline.storage.schema import Row
 
 # The steps of a run by the stages' names. The stages of a pipeline have one time for all of them, and one step.
@@ -22,7 +22,6 @@ STEPS = {
     "evaluation": ("exam", "evaluation", "second_scores"),
 }
 _STEP_OF = {stage: step for step, stages in STEPS.items() for stage in stages}
-_TEST = "test"  # the folder of a run that has what was made of the test articles
 _WRITER = ("accuracy", "value_mean", "words_median", "copied", "repeated", "off_topic_end", "cut_off")
 
 
@@ -130,7 +129,7 @@ class _Evaluation:
             rows = tables.read_table(*_table(ledger, f"{folder}/second_scores"))
             judged = [row for row in rows if self.counting.second_judge != "answers" or row["second_questions"]]
             self.second = single_summary_rows([row | {"scores": row["second_scores"]} for row in judged], place)
-        test = ledger.find(f"{_TEST}/{folder if number else 'base'}/evaluation")
+        test = ledger.find(f"{TEST}/{folder if number else 'base'}/evaluation")
         self.test = single_summary_rows(tables.read_table(ledger, test), place) if test else None
 
     def verdicts(self, other: "_Evaluation") -> dict[str, int]:

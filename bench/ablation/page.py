@@ -27,6 +27,8 @@ _QUALITY_NOTE = """Win rates are against the base. Words are the median. Copied 
 article's, repeated the share of words that a summary said before, off topic the share of summaries whose end leaves the
 topic, and cut off the share that the token limit ended. Figures without an interval are means over seeds.
 """
+_TEST_NOTE = """The test articles chose nothing within a run. Whoever chooses an arm by this column has used them up.
+"""
 _COST_NOTE = f"""Means over seeds. Pairs, steps and all figures up to KL are those of the round that trained the policy.
 Reward accuracy, chosen and rejected (the change of their log-probability, in nats per summary) and KL are measured on
 pairs that training held out, against the policy that the round started from. KL before is the divergence of that policy
@@ -138,7 +140,7 @@ def _quality_table(arms: Sequence[Summary]) -> str:
         if has_test:
             row["test articles"] = format_rate(arm.test_vs_base)
         rows.append(row)
-    return f"{_table(rows)}\n{_QUALITY_NOTE}\n"
+    return f"{_table(rows)}\n{_QUALITY_NOTE}{_TEST_NOTE if has_test else ''}\n"
 
 
 def _cost_table(arms: Sequence[Summary]) -> str:
