@@ -293,8 +293,9 @@ def read_parquet(fs: pafs.FileSystem, path: str, columns: Sequence[str] | None =
         OSError: the file is missing or cannot be read, or a page is damaged.
         pa.ArrowException: it is not a Parquet file, or it lacks a column.
     """
+    names = None if columns is None else list(columns)  # pyarrow refuses a tuple
     # No partitioning: a folder named "lr=0.1" is not a column.
-    rows = pq.read_table(path, columns=columns, filesystem=fs, partitioning=None, page_checksum_verification=True)
+    rows = pq.read_table(path, columns=names, filesystem=fs, partitioning=None, page_checksum_verification=True)
     return rows.replace_schema_metadata()
 
 
