@@ -13,6 +13,7 @@ The article is `article`, `text`, `document`, `source` or, in a choice, `prompt`
 (or `article_id`), or the same article.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import numpy as np
 
 from pipeline.config import UserError
 from pipeline.data import readers
+from pipeline.data.ids import UnusableId, id_text
 
 KNOWN_RATINGS = (
     "relevance",
@@ -118,7 +120,7 @@ def read_human_ratings(place: str, wanted: Sequence[str] = (), limit: int | None
     """
     reader = _Reader(wanted or KNOWN_RATINGS, limit)
     columns: dict[str, None] = {}
-    for row in readers.read_rows(place, "FILE"):
+    for row in readers.read_rows(place, "FILE", is_row=_is_row):
         columns.update(dict.fromkeys(row))
         reader.add(row)
     found_columns = ", ".join(name for name in columns if name != readers.UNREADABLE) or "none"
@@ -164,8 +166,8 @@ class _Reader:
         text = _first(row, (*_ARTICLE, "prompt") if is_choice else _ARTICLE)
         if not isinstance(text, str) or not text.strip():
             raise _BadRow("rows without an article" if not isinstance(text, list) else "rows whose article is not text")
-        named = _first(row, _ID)
-        key = text if named is None else str(named)
+        named = _name(_first(row, _ID), "rows with an id")
+        key = text if named is None else named
         if key in self.articles and self.articles[key].article != text:
             raise _BadRow("rows whose id has another article in an earlier row")
         if key not in self.articles and self.limit is not None and len(self.articles) >= self.limit:
@@ -208,13 +210,13 @@ class _Reader:
             for i in range(len(summaries))
         ]
         for i, summary in enumerate(summaries):
-            yield summary, None if systems is None else str(systems[i]), all_ratings[i]
+            yield summary, _name(systems and systems[i], "rows with a system"), all_ratings[i]
 
     def _add_summary(self, article: RatedArticle, row: Mapping[str, Any]) -> None:
         summary, system, rater = _first(row, _SUMMARY), _first(row, _SYSTEM), _first(row, _RATER)
         if not isinstance(summary, str):
             raise _BadRow("rows without a summary")
-        system = None if system is None else str(system)
+        system, rater = _name(system, "rows with a system"), _name(rater, "rows with a rater")
         ratings: RatingsByRater = {}
         for column, suffix in _ANNOTATIONS:
             ratings |= self._annotations(row.get(column), suffix)
@@ -243,18 +245,36 @@ class _Reader:
         return ratings
 
 
+def _is_row(row: Mapping[str, Any]) -> bool:
+    return any(name in row for name in (*_ARTICLE, "chosen", "rejected"))
+
+
+def _name(value: Any, what: str) -> str | None:
+    """The text of an id, a system or a rater; None if it is missing. Raises _BadRow if it cannot name anything."""
+    try:
+        return id_text(value)
+    except UnusableId as error:
+        raise _BadRow(f"{what} {error}") from None
+
+
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
-def _by_rater(value: Any, rater: Any = None) -> dict[str, float]:
-    """Ratings by rater from a cell: a number, or a list of one number for each rater; empty for no rating."""
+def _by_rater(value: Any, rater: str | None = None) -> dict[str, float]:
+    """Ratings by rater from a cell: a number, or a list of one number for each rater; empty for no rating.
+
+    In a table of text (CSV) a number is text, and a missing one is empty.
+    """
     numbers = value if isinstance(value, list) else [value]
-    names = [str(i + 1) for i in range(len(numbers))] if isinstance(value, list) or rater is None else [str(rater)]
+    names = [str(i + 1) for i in range(len(numbers))] if isinstance(value, list) or rater is None else [rater]
     ratings = {}
     for name, number in zip(names, numbers, strict=True):
-        if number is None:
+        if number is None or number == "":
             continue
+        if isinstance(number, str):
+            with contextlib.suppress(ValueError):
+                number = float(number)
         if isinstance(number, bool) or not isinstance(number, int | float) or not np.isfinite(number):
             raise _BadRow("rows with a rating that is not a number")
         ratings[name] = float(number)

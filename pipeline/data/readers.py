@@ -1,16 +1,16 @@
-"""Reads rows as they are from a JSONL, JSON or Parquet file, by path or URI, or from a Hugging Face dataset.
+"""Reads rows as they are from a file, a folder of .txt files or a Hugging Face dataset, by path, URI or name.
 
-A line that cannot be read becomes a row that holds only the reason. A file that cannot be read raises a UserError of
-one line. Which columns are needed, and what they must hold, is checked in `stages/articles.py` and
-`stages/external_pairs.py`.
+`json_rows.py` reads JSON, and `text_rows.py` CSV, TSV and .txt files. Parquet and the hub are read here. A line that
+cannot be read becomes a row that holds only the reason. A file that cannot be read raises a UserError of one line.
+Which columns are needed, and what they must hold, is checked in `stages/articles.py` and `stages/external_pairs.py`.
 """
 
 import io
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -18,20 +18,35 @@ import pyarrow.parquet as pq
 
 from pipeline.config import UserError
 from pipeline.config.messages import one_line
+from pipeline.data.json_rows import UNREADABLE as UNREADABLE
+from pipeline.data.json_rows import read_json, read_json_lines
+from pipeline.data.text_rows import read_table, read_text_folder
 from pipeline.storage.files import open_location
 
-UNREADABLE = "unreadable"  # the only key of a row that could not be read; its value is the reason
 _PARQUET_BATCH = 1000  # rows in memory at a time
-_JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson")
+_JSON_LINES = (".jsonl", ".ndjson")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
+_FIRST_BYTES = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\x04\x22\x4d\x18": ".lz4"}
+_KNOWN_KINDS = (
+    "it should end in .jsonl, .ndjson, .json, .csv or .tsv, each with or without .gz, .zst, .bz2 or .lz4, or in "
+    ".parquet; be a folder of .txt files; or begin with hf:"
+)
 
 
-def read_rows(location: str, setting: str, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Read the rows of a file or dataset, in order.
+def read_rows(
+    location: str,
+    setting: str,
+    columns: Iterable[str] | None = None,
+    is_row: Callable[[dict[str, Any]], bool] = lambda row: False,
+) -> Iterator[dict[str, Any]]:
+    """Read the rows of a file, a folder or a dataset, in order.
 
     Args:
-        location: a path or URI that ends in .jsonl, .json or .parquet; or `hf:OWNER/NAME[/CONFIG][:SPLIT]`.
+        location: a path or URI of a kind that `_KNOWN_KINDS` lists; or `hf:OWNER/NAME[/CONFIG][:SPLIT]`.
         setting: name of the setting that holds the location, for error messages.
         columns: the needed columns, where reading only these saves time. None: all.
+        is_row: whether a .json file that is one object is a row, and not an object with a list of rows.
 
     Yields:
         column name -> value. For a line that cannot be read: `UNREADABLE` -> reason.
@@ -47,11 +62,17 @@ def read_rows(location: str, setting: str, columns: Iterable[str] | None = None)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{setting} is {location!r:.200}, which cannot be opened: {_reason(error)}") from None
     try:
-        yield from _read_file(fs, path, location, setting, columns)
+        yield from _read_file(fs, path, location, setting, columns, is_row)
     except FileNotFoundError:
-        raise UserError(f"{setting} is {location!r}: no such file") from None
+        looked_at = "" if path == location or "://" in location else f" ({path})"
+        raise UserError(f"{setting} is {location!r}: no such file{looked_at}") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{location:.200} cannot be read: {_reason(error)}; is it cut off or damaged?") from None
+
+
+def has_only_text(location: str) -> bool:
+    """Whether all values of a file are text, so that a number has no type (CSV, TSV)."""
+    return _kind(urlsplit(location).path if "://" in location else location)[0] in _DELIMITERS
 
 
 def replace_surrogates(text: str) -> str:
@@ -63,74 +84,65 @@ def _reason(error: Exception) -> str:
     return one_line(error, limit=300).rstrip(".")
 
 
+def _kind(location: str) -> tuple[str, str]:
+    """The endings of a name that tell the kind of file and its compression, as in (".jsonl", ".gz"), in small letters.
+
+    An ending that is missing is empty.
+    """
+    stem, ending = os.path.splitext(location.lower())
+    return (os.path.splitext(stem)[1], ending) if ending in _COMPRESSIONS else (ending, "")
+
+
 def _read_file(
-    fs: pafs.FileSystem, path: str, location: str, setting: str, columns: Iterable[str] | None
+    fs: pafs.FileSystem,
+    path: str,
+    location: str,
+    setting: str,
+    columns: Iterable[str] | None,
+    is_row: Callable[[dict[str, Any]], bool],
 ) -> Iterator[dict[str, Any]]:
     file_type = fs.get_file_info(path).type
     if file_type == pafs.FileType.Directory:
-        raise UserError(f"{setting} is {location!r}, a folder: name one file in it")
+        yield from read_text_folder(fs, path, location, setting)
+        return
     if file_type == pafs.FileType.Unknown:
         raise UserError(f"{setting} is {location!r}, which is not a regular file: name a regular file")
     if file_type != pafs.FileType.File:
         raise FileNotFoundError
-    if location.endswith(_JSON_LINES):
-        with fs.open_input_stream(path) as stream:
-            yield from _read_json_lines(_skip_bom(io.BufferedReader(stream), location))
-    elif location.endswith(".json"):
-        with fs.open_input_stream(path) as stream:
-            yield from _read_json(_skip_bom(io.BufferedReader(stream), location).read(), location)
-    elif location.endswith(".parquet"):
+    kind, ending = _kind(path)
+    if kind == ".parquet" and not ending:
         with fs.open_input_file(path) as stream:
             yield from _read_parquet(pq.ParquetFile(stream), columns)
-    else:
-        raise UserError(f"{setting} is {location!r}: it should end in .jsonl, .json or .parquet, or begin with hf:")
+        return
+    if kind not in (*_JSON_LINES, ".json", *_DELIMITERS):
+        raise UserError(f"{setting} is {location!r}: {_KNOWN_KINDS}")
+    with fs.open_input_stream(path, compression=_COMPRESSIONS.get(ending)) as stream:
+        content = _check_text(io.BufferedReader(stream), location, kind)
+        if kind in _DELIMITERS:
+            yield from read_table(content, location, _DELIMITERS[kind])
+        elif kind == ".json":
+            yield from read_json(content, location, is_row)
+        else:
+            yield from read_json_lines(content, location)
 
 
-def _skip_bom(stream: io.BufferedReader, location: str) -> io.BufferedReader:
+def _check_text(stream: io.BufferedReader, location: str, kind: str) -> io.BufferedReader:
     """Skip a byte order mark, and refuse a file that is not UTF-8 text by its first bytes.
 
     Such a file would otherwise give one unreadable row per line, which says nothing about the cause.
     """
-    head = stream.peek(4)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{location} is UTF-16 text: save it as UTF-8")
-    if head.startswith(b"\x1f\x8b"):
-        raise UserError(f"{location} is compressed: give it a name that ends in .jsonl.gz")
-    if head.startswith(b"PAR1"):
+    head = stream.peek(4)[:4]
+    if ending := next((ending for first, ending in _FIRST_BYTES.items() if head.startswith(first)), None):
+        raise UserError(f"{location} is compressed: give it a name that ends in {kind}{ending}")
+    if head == b"PK\x03\x04":
+        raise UserError(f"{location} is a zip archive, as a spreadsheet is: unpack it, or save it as CSV")
+    if head == b"PAR1":
         raise UserError(f"{location} is a Parquet file: give it a name that ends in .parquet")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+        raise UserError(f"{location} is UTF-16 text: save it as UTF-8")
     if head.startswith(b"\xef\xbb\xbf"):
         stream.read(3)
     return stream
-
-
-def _read_json_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if line.strip():
-            try:
-                row = json.loads(line.decode())
-            except UnicodeDecodeError:
-                row = {UNREADABLE: "not UTF-8"}
-            except ValueError:
-                row = {UNREADABLE: "not JSON"}
-            except RecursionError:
-                row = {UNREADABLE: "nested too deep"}
-            yield _check_is_object(row)
-
-
-def _read_json(text: bytes, location: str) -> Iterator[dict[str, Any]]:
-    """Read an array of rows; or one row per line, as many files named .json hold."""
-    if not text.lstrip().startswith(b"["):
-        yield from _read_json_lines(text.splitlines())
-        return
-    try:
-        rows = json.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{location} cannot be read as JSON: {_reason(error)}; is it cut off or damaged?") from None
-    yield from map(_check_is_object, rows)
-
-
-def _check_is_object(row: Any) -> dict[str, Any]:
-    return row if isinstance(row, dict) else {UNREADABLE: "not a JSON object"}
 
 
 def _read_parquet(file: pq.ParquetFile, columns: Iterable[str] | None) -> Iterator[dict[str, Any]]:

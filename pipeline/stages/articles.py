@@ -1,9 +1,9 @@
-"""The stage `articles`: a file or a Hugging Face dataset becomes one row per article.
+"""The stage `articles`: a file, a folder or a Hugging Face dataset becomes one row per article.
 
 The corpus is read once per run, or each round reads new articles. A bad row is skipped with its reason; a bad file is
 refused with a message of one line. An article that is too long is skipped, never cut. The hash of an article's id,
 or of its group, decides whether it is for training, held out, or for the test at the end of the run, so its position
-never matters. `data/readers.py` opens the files, and `data/dedup.py` finds near-copies.
+never matters. `data/readers.py` opens the files, `data/ids.py` reads ids, and `data/dedup.py` finds near-copies.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from pipeline.config import UserError
 from pipeline.config.run import Articles
 from pipeline.data import readers
 from pipeline.data.dedup import SeenArticles, SeenTexts
+from pipeline.data.ids import UnusableId, id_text
 from pipeline.data.readers import UNREADABLE, replace_surrogates
 from pipeline.stages.base import stage
 from pipeline.storage.schema import COLUMNS, SPLITS
@@ -93,7 +94,7 @@ def read_new_articles(*earlier: Dataset, articles: Articles) -> Iterator[pa.Tabl
                 ids.add(article_id)
                 seen.add(article)
     source = _check_columns(_open_corpus(articles), articles)
-    new = (row for row in source if replace_surrogates(str(row.get(articles.id_column))) not in ids)
+    new = (row for row in source if not _is_known(row, articles, ids))
     counts: Counter[str] = Counter()
     held_back: list[pa.Table] = []  # until there is a training article: a round without one must write nothing
     for table in _make_tables(_take_kept(_check_rows(new, articles, seen), articles.limit), counts):
@@ -161,35 +162,36 @@ def _check_rows(source: Iterable[dict[str, Any]], settings: Articles, seen: Seen
     """
     ids = SeenTexts()
     for number, row in enumerate(source, 1):
-        raw_id, text = _get_name(row, settings.id_column), row.get(settings.text_column)
-        article_id = f"row {number}" if raw_id in (None, "") else str(raw_id)
+        article_id, fault = _read_name(row, settings.id_column, "id", settings)
+        group = article_id
+        if settings.group_column is not None and fault is None:
+            group, fault = _read_name(row, settings.group_column, "group", settings)
+        text = row.get(settings.text_column)
+        article_id = f"row {number}" if article_id is None else article_id
         article = replace_surrogates(text) if isinstance(text, str) else ""
         is_new = ids.add(article_id)
-        group = article_id if settings.group_column is None else _get_name(row, settings.group_column)
-        skipped = row.get(UNREADABLE) or _fault(raw_id, text, group)
+        skipped = row.get(UNREADABLE) or fault or (None if isinstance(text, str) else "no text")
         if skipped is None:
             skipped = "duplicate id" if not is_new else _length_fault(article, settings)
         if skipped is None and not seen.add(article):
             # With copies in two splits, the figures of held-out or test articles would be wrong.
             skipped = "near-copy of another article"
-        split = _choose_split(str(group), settings)
+        split = _choose_split(group or article_id, settings)
         yield {"article_id": replace_surrogates(article_id), "article": article, "split": split, "skipped": skipped}
 
 
-def _get_name(row: dict[str, Any], column: str) -> Any:
-    """The row's id, or its group."""
-    name = row.get(column)
-    return None if name != name else name  # NaN stands for a missing number
+def _is_known(row: dict[str, Any], settings: Articles, ids: SeenTexts) -> bool:
+    article_id, _ = _read_name(row, settings.id_column, "id", settings)
+    return article_id is not None and replace_surrogates(article_id) in ids
 
 
-def _fault(article_id: Any, text: Any, group: Any) -> str | None:
-    """Why a row cannot be used, judged by the types of its columns; None if it can."""
-    for what, name in (("id", article_id), ("group", group)):
-        if name is None or name == "":
-            return f"no {what}"
-        if isinstance(name, bool | list | dict | bytes):
-            return f"{what} of a wrong type"
-    return None if isinstance(text, str) else "no text"
+def _read_name(row: dict[str, Any], column: str, what: str, settings: Articles) -> tuple[str | None, str | None]:
+    """The id or the group of a row, and why the row cannot be used; one of the two is None."""
+    try:
+        name = id_text(row.get(column), all_text=readers.has_only_text(settings.path))
+    except UnusableId as error:
+        return None, f"{what} {error}"
+    return name, None if name is not None else f"no {what}"
 
 
 def _length_fault(article: str, settings: Articles) -> str | None:
@@ -219,5 +221,8 @@ def _check_columns(rows: Iterator[dict[str, Any]], settings: Articles) -> Iterat
 
 
 def _open_corpus(settings: Articles) -> Iterator[dict[str, Any]]:
-    names = (settings.id_column, settings.text_column, settings.group_column)
-    return readers.read_rows(settings.path, "articles.path", [name for name in names if name is not None])
+    columns = (settings.id_column, settings.text_column, settings.group_column)
+    needed = [name for name in columns if name is not None]
+    return readers.read_rows(
+        settings.path, "articles.path", needed, is_row=lambda row: not row.keys().isdisjoint(needed)
+    )

@@ -102,7 +102,7 @@ def check_pairs(pairs: str, model: str) -> None:
 
 def _check_columns(pairs: str) -> Iterator[Row]:
     """Yield the rows of the file. Raise UserError if the first readable one has no columns of a known format."""
-    rows = readers.read_rows(pairs, "pairs")
+    rows = readers.read_rows(pairs, "pairs", is_row=preference_formats.has_known_columns)
     for row in rows:
         if readers.UNREADABLE not in row and not preference_formats.has_known_columns(row):
             raise UserError(f"{pairs} has the columns {', '.join(map(str, row))}; {_KNOWN}: rename them")

@@ -36,7 +36,7 @@ def read_settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Ali
     is_alignment = _is_alignment(raw)
     if is_alignment and isinstance(policy := raw.get("policy"), dict):
         policy.pop("instruction", None)  # earlier versions accepted and stored it, without any effect
-    raw = apply_overrides(raw, overrides) | {"run": ledger.root}
+    raw = apply_overrides(raw, overrides, Alignment if is_alignment else Config) | {"run": ledger.root}
     return parse_alignment(raw) if is_alignment else parse_config(raw)
 
 

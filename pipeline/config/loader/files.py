@@ -1,0 +1,91 @@
+"""Reads the settings of a run, or of a training on pairs, from a YAML file, and checks them."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from pipeline.config.loader.errors import describe_error, shorten
+from pipeline.config.loader.overrides import apply_overrides
+from pipeline.config.loader.yaml_values import parse_yaml
+from pipeline.config.messages import UserError
+from pipeline.config.run import Alignment, Config
+
+SettingsType = TypeVar("SettingsType", Config, Alignment)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check the settings of a run.
+
+    Args:
+        path: the YAML file.
+        overrides: settings that replace those of the file, such as `training.beta=0.05`. See
+            `overrides.py` for how a value is read.
+
+    Raises:
+        UserError: the file is missing or is not YAML, or settings have unknown names, wrong types or impossible
+            combinations. The message has one line per mistake.
+    """
+    raw = _read_yaml(path)
+    if isinstance(raw.get("pairs"), str):
+        raise UserError(f"{path} has its own pairs ({raw['pairs']}): use it with `rondo train`, which has no rounds")
+    return parse_config(apply_overrides(raw, overrides))
+
+
+def load_alignment(path: str | Path, overrides: Sequence[str] = ()) -> Alignment:
+    """Read and check the settings of a training on pairs from elsewhere. Arguments and errors as in `load_config`.
+
+    The file may also be that of a whole run. Settings that only rounds use are then ignored: among them
+    policy.instruction and the section `pairs`, which controls how scores become pairs. Overrides must name settings
+    that a training on pairs has.
+    """
+    raw = _read_yaml(path)
+    if not isinstance(raw.get("pairs"), str):
+        round_settings = Config.model_fields.keys() - Alignment.model_fields.keys() | {"pairs"}
+        raw = {name: value for name, value in raw.items() if name not in round_settings}
+        if isinstance(policy := raw.get("policy"), dict):
+            raw["policy"] = {name: value for name, value in policy.items() if name != "instruction"}
+    return parse_alignment(apply_overrides(raw, overrides, Alignment))
+
+
+def parse_config(raw: dict[str, Any]) -> Config:
+    """Check settings that are already in memory. Raises UserError as `load_config` does."""
+    return _validate(Config, raw)
+
+
+def parse_alignment(raw: dict[str, Any]) -> Alignment:
+    """Check settings that are already in memory. Raises UserError as `load_alignment` does."""
+    return _validate(Alignment, raw)
+
+
+def _validate(model: type[SettingsType], raw: dict[str, Any]) -> SettingsType:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("\n".join(describe_error(problem, model) for problem in error.errors())) from None
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"no configuration at {path}{_suggest_files(Path(path))}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: not a possible path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{str(path)!r:.200} cannot be opened: {reason}") from None
+    try:
+        raw = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} should hold settings by name (run, articles, policy, …), and holds {shorten(raw)}")
+    return raw
+
+
+def _suggest_files(path: Path) -> str:
+    names = [str(p) for folder in {path.parent, Path("configs")} if folder.is_dir() for p in folder.glob("*.yaml")]
+    return f"; there are {', '.join(sorted(names))}" if names else f" (the working directory is {os.getcwd()})"
