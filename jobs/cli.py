@@ -13,6 +13,20 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # wraps the paragraphs of help texts to the terminal; "rich" keeps our line ends
 )
 
+
+def _expand(value: str | list[str] | None) -> str | list[str] | None:
+    """Expand `~` and variables in paths, also where the shell does not, as in --out=~/x."""
+    if value is None:
+        return None
+    from pipeline.config import UserError
+    from pipeline.config.base import expand_location
+
+    try:
+        return [expand_location(path) for path in value] if isinstance(value, list) else expand_location(value)
+    except ValueError as error:
+        raise UserError(f"{value!r}: {error}") from None
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -21,8 +35,10 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/demo.yaml.")]
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="The run's folder or URI.")]
+ConfigFile = Annotated[
+    str, typer.Argument(metavar="CONFIG", callback=_expand, help="A YAML file, such as configs/demo.yaml.")
+]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", callback=_expand, help="The run's folder or URI.")]
 
 
 @app.command()
@@ -48,14 +64,17 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     rates: Annotated[
-        list[str] | None, typer.Option(metavar="RUN", help="A run whose records give the speed. Default: this run.")
+        list[str] | None,
+        typer.Option(metavar="RUN", callback=_expand, help="A run whose records give the speed. Default: this run."),
     ] = None,
     price: Annotated[float | None, typer.Option(metavar="DOLLARS", min=0, help="Price of a GPU for an hour.")] = None,
     gpu_memory: Annotated[
         float | None,
         typer.Option(metavar="GIB", min=1, help="Memory of one GPU. Default: that of this machine's smallest GPU."),
     ] = None,
-    out: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the plan as JSON.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", callback=_expand, help="Write the plan as JSON.")
+    ] = None,
 ) -> None:
     """Show what a run would make and reuse: prompts, tokens, hours, cost and memory. Nothing is started or made.
 
@@ -98,7 +117,12 @@ def schedule(
 @app.command()
 def train(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/own_pairs.yaml, or the file of a run.")
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            callback=_expand,
+            help="A YAML file, such as configs/own_pairs.yaml, or the file of a run.",
+        ),
     ],
     overrides: Overrides = None,
     remake: Annotated[
@@ -107,7 +131,7 @@ def train(
 ) -> None:
     """Train on your own preference pairs, without rounds: pairs=FILE names them.
 
-    FILE is JSONL, JSON or Parquet by path or URI, or hf:OWNER/NAME:SPLIT, with the columns of TRL, UltraFeedback,
+    FILE is JSON, CSV or Parquet by path or URI, or hf:OWNER/NAME:SPLIT, with the columns of TRL, UltraFeedback,
     Intel orca or LLaMA-Factory. The same command resumes an interrupted training.
     """
     from jobs.train import train as run_training
@@ -118,7 +142,9 @@ def train(
 @app.command()
 def export(
     folder: RunFolder,
-    out: Annotated[str, typer.Option(metavar="FILE", help="Path or URI of the JSONL file.", show_default=False)],
+    out: Annotated[
+        str, typer.Option(metavar="FILE", callback=_expand, help="Path or URI of the JSONL file.", show_default=False)
+    ],
     number: Annotated[
         int | None, typer.Option("--round", metavar="N", help="Only this round. Default: all rounds.", min=1)
     ] = None,
@@ -148,19 +174,24 @@ def judge_card(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command("judge-eval")
 def judge_eval(
     config: ConfigFile,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Articles, summaries, and people's ratings or choices.")],
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", callback=_expand, help="Articles, summaries, and people's ratings or choices."),
+    ],
     overrides: Overrides = None,
     ratings: Annotated[
         str | None,
         typer.Option(metavar="NAME,…", help="Columns with ratings. Default: the known names, such as relevance."),
     ] = None,
     articles: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only the first N articles.")] = None,
-    out: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")] = None,
-    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the figures.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", callback=_expand, help="Write all figures as JSON.")
+    ] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE.png", callback=_expand, help="Draw the figures.")] = None,
 ) -> None:
     """Compare the configuration's judge with people who rated the same summaries, or chose between two.
 
-    FILE is JSONL, JSON or Parquet by path or URI, or hf:OWNER/NAME:SPLIT, such as hf:mteb/summeval:test. Each table has
+    FILE is JSON, CSV or Parquet by path or URI, or hf:OWNER/NAME:SPLIT, such as hf:mteb/summeval:test. Each table has
     lines for the judge, for the number of words alone, and for one rater compared with the others.
     """
     from jobs.judge.evaluate import evaluate_judge
@@ -195,8 +226,12 @@ def show(
 
 @app.command()
 def merge(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder, URI or hub name of a LoRA adapter.")],
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="A new folder for the model.", show_default=False)],
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", callback=_expand, help="Folder, URI or hub name of a LoRA adapter.")
+    ],
+    out: Annotated[
+        str, typer.Option(metavar="FOLDER", callback=_expand, help="A new folder for the model.", show_default=False)
+    ],
 ) -> None:
     """Merge a LoRA adapter, such as runs/x/round-02/policy, into its base, and write the complete model."""
     from jobs.export import merge as run_merge

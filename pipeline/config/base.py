@@ -1,20 +1,65 @@
-"""Defines the base class of all settings, types and the section that they share, and the check of locations.
+"""Defines the base class of all settings, types and the section that they share, and what a location may be.
 
 Settings cannot be changed once they are made, and unknown keys are refused.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
+
+from pipeline.config.messages import is_secret_name
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16"]
+
+_VARIABLE = re.compile(r"\$(?:\{([^}]*)\}?|([A-Za-z_][A-Za-z0-9_]*))")
+
+
+def expand_location(location: str) -> str:
+    """Replace a `~` at the beginning of a path, and `$NAME` and `${NAME}` anywhere in it, as a shell does.
+
+    A path that exists as it is written stays as it is, because a name may have a `$` in it.
+
+    Args:
+        location: a path, URI or hub name.
+
+    Raises:
+        ValueError: a variable is not set or holds a secret, or there is no such user.
+    """
+    if location.startswith("~") and not (location[1:2] not in ("", "/") and os.path.lexists(location)):
+        expanded = os.path.expanduser(location)
+        if expanded == location:
+            raise ValueError("~ stands for a home folder, and there is none of this name: write the whole path")
+        location = expanded
+    if "$" not in location or os.path.lexists(location):
+        return location
+    return _VARIABLE.sub(_variable_value, location)
+
+
+def _variable_value(match: re.Match[str]) -> str:
+    name = match[2] or match[1]
+    if is_secret_name(name):
+        raise ValueError(f"${name} holds a secret, and settings are written into the run folder: leave it out")
+    if not (value := os.environ.get(name)):
+        raise ValueError(f"there is no environment variable {name!r}, or it is empty: set it, or write the whole path")
+    return value
+
+
+def _expanded(location: str) -> str:
+    try:
+        return expand_location(location)
+    except ValueError as error:
+        raise PydanticCustomError("location", "{reason}", {"reason": str(error)}) from None
+
+
+Location = Annotated[str, AfterValidator(_expanded)]  # a path, a URI, or a name on the hub
 
 
 class Settings(BaseModel):
@@ -58,6 +103,8 @@ def check_locations(locations: Mapping[str, str]) -> None:
         locations: paths, URIs or hub names, by the names of their settings.
     """
     for name, location in locations.items():
+        if not location:
+            raise ValueError(f"{name} is empty: it should be a path, a URI or a hub name")
         if location != location.strip() or not location.isprintable():
             raise ValueError(
                 f"{name} is {location!r:.80}: it should have no control characters, and no spaces at its ends"

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from judges.mcq.languages import LANGUAGES
 from judges.prompts import WORDINGS
-from pipeline.config.base import Dtype, Natural, Positive, Settings, Share, Thinking
+from pipeline.config.base import Dtype, Location, Natural, Positive, Settings, Share, Thinking
 from pipeline.config.servers import ServedModel
 
 USER_CODE = r"[\w.]+:\w+"  # module:name of the user's own code
@@ -71,7 +71,7 @@ class JudgeSettings(Settings):
     kind: str = "mcq"
     # Keyword arguments of the judge's class, a built-in one or yours; mcq has settings of its own below instead.
     settings: dict[str, Any] = Field(default_factory=dict)
-    model: str | None = None
+    model: Location | None = None
     served: ServedModel | None = None  # None: vLLM runs the model here
     dtype: Dtype = "bfloat16"
     max_model_len: Positive | None = None

@@ -15,13 +15,18 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u
 _MARKDOWN_MARKS = re.compile(r"[\\`*_{}\[\]<>#|~$&]")
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def redact(text: str) -> str:
     """Replace the values of secret environment variables by the names of the variables.
 
     A variable is secret if its name ends like one, such as `OPENAI_API_KEY`.
     """
     for name, value in os.environ.items():
-        if len(value) >= _MIN_SECRET_LENGTH and value in text and _SECRET_NAME.search(name):
+        if len(value) >= _MIN_SECRET_LENGTH and value in text and is_secret_name(name):
             text = text.replace(value, f"({name})")
     return text
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Dtype, Natural, Positive, Settings, Share, Thinking, check_locations
+from pipeline.config.base import Dtype, Location, Natural, Positive, Settings, Share, Thinking, check_locations
 from pipeline.config.hardware import EngineHardware, Hardware
 from pipeline.config.judging import JUDGES, PREFERENCES, JudgeSettings, Pairs, Questions, Scores, refusal_of_check
 from pipeline.config.servers import ComparedModel, check_served_models
@@ -23,10 +23,11 @@ Logger = Literal["tensorboard", "wandb", "mlflow"]
 class Articles(Settings):
     """The corpus.
 
-    `path` is a JSONL or Parquet file by path or URI, or a Hugging Face dataset as `hf:NAME` or `hf:NAME/CONFIG:SPLIT`.
+    `path` is a file (JSON, CSV or Parquet) or a folder of .txt files by path or URI, or a Hugging Face dataset as
+    `hf:NAME` or `hf:NAME/CONFIG:SPLIT`. `data/readers.py` lists the kinds.
     """
 
-    path: str
+    path: Location
     id_column: str = "id"
     text_column: str = "text"
     group_column: str | None = None  # articles with the same value, such as a document's id, are all in one split
@@ -66,7 +67,7 @@ class Articles(Settings):
 class PolicySettings(Settings):
     """The model to train: a Hugging Face model by folder or name. With `training.lora` it may be a LoRA adapter."""
 
-    model: str
+    model: Location
     dtype: Dtype = "bfloat16"  # for sampling, references and training alike
     # Longest prompt, thought and summary together, in tokens; None: the model's limit.
     max_model_len: Positive | None = None
@@ -135,7 +136,7 @@ class Report(Settings):
 class Config(Settings):
     """All settings of a run. The fields are in the order in which a round uses them."""
 
-    run: str  # the run folder, a path or a URI
+    run: Location  # the run folder, a path or a URI
     rounds: Positive = 1  # number of rounds; `stop` may end the run earlier
     # The policy that a round starts from: it writes the summaries and gives the initial weights, and it is the
     # reference (but see references.policy). latest: the policy of the round before. champion: the last policy that beat
@@ -403,16 +404,17 @@ class Config(Settings):
             )
         return self
 
+    @property
+    def locations(self) -> dict[str, str]:
+        """The paths, URIs and hub names in these settings, by the names of their settings."""
+        models = {
+            f"{name}.model": judge.model for name, judge in self.judges.items() if judge.model and not judge.served
+        }
+        return {"run": self.run, "articles.path": self.articles.path, "policy.model": self.policy.model} | models
+
     @model_validator(mode="after")
     def _check_locations(self) -> "Config":
-        check_locations(
-            {
-                "run": self.run,
-                "articles.path": self.articles.path,
-                "policy.model": self.policy.model,
-                **{f"{name}.model": judge.model or "" for name, judge in self.judges.items()},
-            }
-        )
+        check_locations(self.locations)
         return self
 
 
@@ -438,16 +440,21 @@ class Alignment(Settings):
     `rondo train` and `pipeline.align` take these settings.
     """
 
-    run: str  # the run folder, a path or a URI
+    run: Location  # the run folder, a path or a URI
     seed: Natural = 0
     # A file by path or URI, or hf:OWNER/NAME[/CONFIG][:SPLIT]. `data/preference_formats.py` lists the known columns.
-    pairs: str
+    pairs: Location
     max_skipped: Share = 0.5  # largest share of rows skipped in that file; a larger one ends the run
     policy: PolicySettings
     references: References = References()
     training: Training = Training()
     report_to: tuple[Logger, ...] = ()  # where else to log training metrics; metrics.jsonl is always written
     hardware: Hardware = Hardware()
+
+    @property
+    def locations(self) -> dict[str, str]:
+        """The paths, URIs and hub names in these settings, by the names of their settings."""
+        return {"run": self.run, "pairs": self.pairs, "policy.model": self.policy.model}
 
     @model_validator(mode="after")
     def _check_alignment(self) -> "Alignment":
@@ -461,5 +468,5 @@ class Alignment(Settings):
                 "references.source is sampler, but `rondo train` samples no summaries: set it to trainer or none"
             )
         check_references(self.references, self.training)
-        check_locations({"run": self.run, "pairs": self.pairs, "policy.model": self.policy.model})
+        check_locations(self.locations)
         return self

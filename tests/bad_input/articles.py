@@ -40,7 +40,7 @@ FILES = [
         gzip.compress(lines(*GOOD))[:-12],
         "{at} cannot be read: Truncated compressed stream",
     ),
-    ("a table of another kind", "x.csv", b"id,text\n", "articles.path is '{at}': it should end in .jsonl, .json or"),
+    ("a table of another kind", "x.xlsx", b"PK", "articles.path is '{at}': it should end in .jsonl, .ndjson, .json"),
     ("an array cut off", "x.json", b'[{"id": 1, "text": "a b"},', "{at} cannot be read as JSON: Expecting value"),
     ("an array too deep", "x.json", b"[" * 100_000, "{at} cannot be read as JSON: maximum recursion depth exceeded"),
     ("an array of words", "x.json", b'["a", "b"]', f"{_UNUSABLE} (not a JSON object: 2)"),
@@ -49,7 +49,7 @@ FILES = [
         "rows under a name",
         "x.json",
         b'{"data": [{"id": 1}]}',
-        "{at} has no column 'id'; it has data: name the right one",
+        "{at} has no column 'text'; it has id: name the right one",
     ),
     (
         "no such column",

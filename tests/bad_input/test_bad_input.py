@@ -253,7 +253,7 @@ def test_the_pickle_would_run():
 
 def test_a_dataset_that_is_a_pickle_or_a_script(tmp_path, monkeypatch):
     bad_models.evil(tmp_path / "articles.pkl")
-    with refused("it should end in .jsonl, .json or .parquet, or begin with hf:"):
+    with refused("it should end in .jsonl, .ndjson, .json, .csv or .tsv, "):
         _read(tmp_path / "articles.pkl")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine.py").write_text("open('PWNED', 'w')")

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from pipeline.config.loader.current_folder import check_current_folder
 from pipeline.config.loader.errors import describe_error, shorten
 from pipeline.config.loader.overrides import apply_overrides
 from pipeline.config.loader.yaml_values import parse_yaml
@@ -25,13 +26,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             `overrides.py` for how a value is read.
 
     Raises:
-        UserError: the file is missing or is not YAML, or settings have unknown names, wrong types or impossible
-            combinations. The message has one line per mistake.
+        UserError: the file is missing or is not YAML, settings have unknown names, wrong types or impossible
+            combinations, or a relative path exists beside the file and not in the current folder. The message has one
+            line per mistake.
     """
     raw = _read_yaml(path)
     if isinstance(raw.get("pairs"), str):
         raise UserError(f"{path} has its own pairs ({raw['pairs']}): use it with `rondo train`, which has no rounds")
-    return parse_config(apply_overrides(raw, overrides))
+    settings = parse_config(apply_overrides(raw, overrides))
+    check_current_folder(settings, path, overrides)
+    return settings
 
 
 def load_alignment(path: str | Path, overrides: Sequence[str] = ()) -> Alignment:
@@ -47,7 +51,9 @@ def load_alignment(path: str | Path, overrides: Sequence[str] = ()) -> Alignment
         raw = {name: value for name, value in raw.items() if name not in round_settings}
         if isinstance(policy := raw.get("policy"), dict):
             raw["policy"] = {name: value for name, value in policy.items() if name != "instruction"}
-    return parse_alignment(apply_overrides(raw, overrides, Alignment))
+    settings = parse_alignment(apply_overrides(raw, overrides, Alignment))
+    check_current_folder(settings, path, overrides)
+    return settings
 
 
 def parse_config(raw: dict[str, Any]) -> Config:

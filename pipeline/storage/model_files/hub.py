@@ -5,17 +5,19 @@ LoRA adapter, which names its base in the same way. Weights are loaded in `train
 """
 
 import functools
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
+from safetensors import safe_open
 
 from pipeline.config import UserError
 from pipeline.config.messages import one_line
 from pipeline.config.training import Lora
 from pipeline.storage.files import open_location
-from pipeline.storage.model_files import node_cache, validation
+from pipeline.storage.model_files import adapters, node_cache, validation
 from pipeline.storage.model_files.shapes import UnknownShapes, read_shapes
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")
@@ -60,7 +62,7 @@ def adapter_config(folder: str) -> dict[str, Any] | None:
 def check_model(setting: str, name: str) -> None:
     """Check that a model of the settings exists and is complete. For an adapter, check its base too.
 
-    A model at a URI, other than file://, is checked where it is fetched.
+    A model at a URI, other than file://, is checked where it is fetched; of an adapter, adapter_config.json is checked.
 
     Args:
         setting: the setting that names the model, such as policy.model.
@@ -81,6 +83,7 @@ def check_model(setting: str, name: str) -> None:
         known_schemes = ", ".join(f"{known}://" for known in _SCHEMES)
         raise UserError(f"{subject}: its URI should begin with one of {known_schemes}")
     if scheme and scheme != "file":
+        _check_adapter_at_uri(subject, name, is_trained)
         return
     name = rest if scheme else name
     subject = f"{setting} is {name!r}"
@@ -97,7 +100,9 @@ def check_model(setting: str, name: str) -> None:
         validation.check_model_folder(subject, Path(folder), is_trained, needs_tokenizer)
         return
     validation.check_weights(subject, Path(folder))
-    base = _check_adapter_config(subject, adapter)
+    base = _check_adapter_config(subject, adapter, is_trained)
+    if is_trained and not Path(folder, adapters.ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"{subject}, an adapter without {adapters.ADAPTER_WEIGHTS}: give its weights this name")
     check_model(f"{subject}, an adapter whose base", base)
 
 
@@ -123,8 +128,27 @@ def check_reward_model(setting: str, name: str) -> None:
         raise UserError(f"{setting} is {name!r}, which has {labels} labels: a reward model should have one, the reward")
 
 
-def _check_adapter_config(subject: str, adapter: dict[str, Any]) -> str:
-    """Check an adapter's rank and the name of its base. Returns that name. Raises UserError."""
+def _check_adapter_at_uri(subject: str, uri: str, is_trained: bool) -> None:
+    """Check the adapter_config.json of an adapter at a URI, if it can be read. Raises UserError."""
+    try:
+        fs, folder = open_location(uri)
+        with fs.open_input_stream(f"{folder}/{adapters.ADAPTER_CONFIG}") as stream:
+            adapter = json.loads(stream.read())
+    except (OSError, ValueError):  # not an adapter, or out of reach: the machine that fetches it may reach it
+        return
+    if isinstance(adapter, dict):
+        _check_adapter_config(subject, adapter, is_trained)
+
+
+def _check_adapter_config(subject: str, adapter: dict[str, Any], is_trained: bool) -> str:
+    """Check an adapter's kind, its rank and the name of its base. Returns that name. Raises UserError."""
+    if unsupported := adapters.unsupported_fields(adapter, is_trained):
+        use = "trained" if is_trained else "served"
+        raise UserError(
+            f"{subject}, an adapter whose {adapters.ADAPTER_CONFIG} has {adapters.describe_unsupported(unsupported)}, "
+            f"so it cannot be {use}: merge it into its base with PEFT first (merge_and_unload), and name the merged "
+            "model"
+        )
     base = adapter.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UserError(
@@ -178,16 +202,49 @@ def check_lora(name: str, lora: Lora | None) -> None:
                 "value: set training.lora like the adapter, or merge it with `rondo merge` and start from the merged "
                 "model"
             )
+        _check_adapted_layers(name, lora)
     elif lora.target_modules != "all-linear":
         try:
-            layers = {layer for layer, _ in read_shapes(name).matrices}
+            layers = {layer for layer, _ in read_shapes(name).adaptable}
         except UnknownShapes:
             return
         if missing := sorted(set(lora.target_modules) - layers):
             raise UserError(
                 f"training.lora.target_modules has {', '.join(missing)}, but {name!r} has no such layers; "
-                f"it has {', '.join(sorted(layers))}"
+                f"it has {', '.join(sorted(layers))} (the head cannot be adapted)"
             )
+
+
+def _check_adapted_layers(name: str, lora: Lora) -> None:
+    """Check that an adapter is on the layers that `training.lora.target_modules` names. Raises UserError."""
+    with safe_open(Path(fetch(name), adapters.ADAPTER_WEIGHTS), framework="np") as weights:
+        tensors = list(weights.keys())
+    if other := [tensor for tensor in tensors if not tensor.endswith((".lora_A.weight", ".lora_B.weight"))]:
+        raise UserError(
+            f"policy.model is {name!r}, an adapter with the tensor {other[0]}, and only LoRA on linear layers can be "
+            "trained: merge it into its base with PEFT first (merge_and_unload), and name the merged model"
+        )
+    layers = adapters.adapted_layers(tensors)
+    try:
+        base = read_shapes(name)
+        known = {layer for layer, _ in base.adaptable}
+    except UnknownShapes:
+        return
+    linear = adapters.linear_layers(base.shapes)
+    if linear is not None and (outside := sorted(layers - known)):
+        raise UserError(
+            f"policy.model is {name!r}, an adapter on {', '.join(outside)}, and only linear layers without the head "
+            f"can be adapted ({', '.join(sorted(linear))}): merge it into its base with PEFT first (merge_and_unload), "
+            "and name the merged model"
+        )
+    is_all = lora.target_modules == "all-linear"
+    expected = (linear or set()) | layers if is_all else set(lora.target_modules)
+    if layers != expected:
+        raise UserError(
+            f"policy.model is {name!r}, an adapter on {', '.join(sorted(layers))}, but training.lora.target_modules "
+            f"means {', '.join(sorted(expected))}: set training.lora.target_modules=[{', '.join(sorted(layers))}], or "
+            "merge it with `rondo merge` and start from the merged model"
+        )
 
 
 def _exists(name: str) -> bool:
@@ -206,7 +263,12 @@ def check_name(setting: str, name: str) -> None:
     """
     is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if "://" not in name and not _exists(name) and not is_hub_name:
-        raise UserError(f"{setting} is {name!r}: no such folder, and not a hub name (owner/name)")
+        raise UserError(f"{setting} is {name!r}: no such folder, and not a hub name (owner/name){_looked_at(name)}")
+
+
+def _looked_at(name: str) -> str:
+    """The end of a message: where a relative path was looked for."""
+    return "" if not name or os.path.isabs(name) else f"; there is no {os.path.abspath(name):.300}"
 
 
 def _from_hub(setting: str, name: str) -> str:
@@ -215,5 +277,5 @@ def _from_hub(setting: str, name: str) -> str:
     except Exception as error:  # offline, gated, misspelt: a dozen error classes with one meaning
         reason = one_line(error, limit=300)
         raise UserError(
-            f"{setting} is {name!r}: no such folder, and it cannot be fetched from the hub ({reason})"
+            f"{setting} is {name!r}: no such folder, and it cannot be fetched from the hub ({reason}){_looked_at(name)}"
         ) from None

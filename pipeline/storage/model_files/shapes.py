@@ -114,6 +114,11 @@ class ModelShapes:
             if name.endswith(".weight") and len(shape) == 2
         ]
 
+    @property
+    def adaptable(self) -> list[tuple[str, tuple[int, ...]]]:
+        """The matrices without the embeddings and the LM head, which cannot be adapted."""
+        return [(layer, shape) for layer, shape in self.matrices if math.prod(shape) < self.vocabulary * self.hidden]
+
     def lora(self, r: int, targets: str | tuple[str, ...]) -> int:
         """Number of parameters of a LoRA adapter: for each target layer, `r` times the sum of its two dimensions.
 
@@ -121,11 +126,7 @@ class ModelShapes:
             r: the rank of the adapter.
             targets: all-linear, or names of layers.
         """
-        return sum(
-            r * sum(shape)
-            for layer, shape in self.matrices
-            if math.prod(shape) < self.vocabulary * self.hidden and (targets == "all-linear" or layer in targets)
-        )
+        return sum(r * sum(shape) for layer, shape in self.adaptable if targets == "all-linear" or layer in targets)
 
 
 def read_shapes(name: str) -> ModelShapes:

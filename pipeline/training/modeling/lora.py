@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# The keys of adapter_config.json that are used, and those that are ignored because they do not change the adapter's
-# function: `fan_in_fan_out` follows from the layer. Dropout is off, so `lora_dropout` is ignored too.
-_USED = ("base_model_name_or_path", "r", "lora_alpha", "use_rslora", "target_modules")
-_IGNORED = ("auto_mapping", "inference_mode", "peft_version", "revision", "task_type", "fan_in_fan_out")
-_ALLOWED = {*_USED, *_IGNORED, "lora_dropout"}
+from pipeline.storage.model_files.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    USED_FIELDS,
+    adapted_layers,
+    describe_unsupported,
+    unsupported_fields,
+)
 
 
 def attach_adapter(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> None:
@@ -105,14 +107,10 @@ def read_adapter_config(folder: Path) -> LoraConfig | None:
     if not (folder / ADAPTER_CONFIG).is_file():
         return None
     raw = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    defaults = LoraConfig().to_dict()
-    unsupported = {
-        name: value for name, value in raw.items() if name not in _ALLOWED and value and value != defaults.get(name)
-    }
-    if unsupported:
+    if unsupported := unsupported_fields(raw):
         raise ValueError(
-            f"the adapter {folder} is not plain LoRA: {ADAPTER_CONFIG} has {unsupported}. Merge it into its base with "
-            "PEFT"
+            f"the adapter {folder} is not plain LoRA: {ADAPTER_CONFIG} has {describe_unsupported(unsupported)}. Merge "
+            "it into its base with PEFT"
         )
     if not raw.get("base_model_name_or_path"):
         raise ValueError(
@@ -177,8 +175,7 @@ def describe_adapter(state: Mapping[str, Tensor], lora: Mapping[str, Any], base:
         lora: the settings that the adapter was made from; see `attach_adapter`.
         base: path, URI or hub name of the adapter's base. It must mean the same on every node and in every folder.
     """
-    names = sorted({_last_name(name.partition(".lora_")[0]) for name in state if ".lora_" in name})
-    return _config({**lora, "target_modules": names, "base_model_name_or_path": base})
+    return _config({**lora, "target_modules": sorted(adapted_layers(state)), "base_model_name_or_path": base})
 
 
 def write_adapter(state: Mapping[str, Tensor], config: LoraConfig, out: Path) -> None:
@@ -211,7 +208,7 @@ def merge_into_base(model: PreTrainedModel) -> None:
 
 
 def _config(values: Mapping[str, Any]) -> LoraConfig:
-    return LoraConfig(**{name: values[name] for name in _USED if name in values})
+    return LoraConfig(**{name: values[name] for name in USED_FIELDS if name in values})
 
 
 def _last_name(name: str) -> str:

@@ -127,7 +127,7 @@ def test_the_reference_configuration_has_the_published_values():
         ),
         (
             "training.loss_type=1",
-            "training.loss_type is 1: it should be a loss or a list of losses; known losses are sigmoid,",
+            "training.loss_type has an unknown loss '1'; known losses are sigmoid,",
         ),
         ("training.loss_type=[ipo, ipo]", "training.loss_type has ipo twice: name it once, with its weight in loss_w"),
         (
@@ -216,7 +216,7 @@ def test_the_reference_configuration_has_the_published_values():
         ("articles=x.jsonl", "articles is 'x.jsonl'"),
         ("rounds.x=1", "rounds is a value (2), not a section"),
         ("rounds", "'rounds' is not a setting: write NAME=VALUE"),
-        ("run=[", "run: '[' is not a YAML value"),
+        ("rounds=[", "rounds: '[' is not a YAML value"),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line(override, line):

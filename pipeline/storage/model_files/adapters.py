@@ -1,0 +1,73 @@
+"""Says which LoRA adapters Rondo can train on and serve, by their adapter_config.json and the names of their tensors.
+
+Rondo trains plain LoRA on linear layers. vLLM also serves adapters whose layers have different ranks.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# The fields of adapter_config.json that are used, and those that are ignored because they do not change the adapter's
+# function: `fan_in_fan_out` follows from the layer. Dropout is off, so `lora_dropout` is ignored too.
+USED_FIELDS = ("base_model_name_or_path", "r", "lora_alpha", "use_rslora", "target_modules")
+_IGNORED_FIELDS = ("auto_mapping", "inference_mode", "peft_version", "revision", "task_type", "fan_in_fan_out")
+_ALLOWED_FIELDS = {*USED_FIELDS, *_IGNORED_FIELDS, "lora_dropout"}
+# The values of other fields that mean plain LoRA, beside those that are empty. They are PEFT's defaults.
+PLAIN_VALUES = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "init_lora_weights": True,
+    "megatron_core": "megatron.core",
+    "qalora_group_size": 16,
+}
+# Fields that vLLM refuses too, and initializations that change the base, so that the adapter belongs to other weights.
+_NEVER_SERVED = ("peft_type", "use_dora", "modules_to_save", "bias", "lora_bias", "init_lora_weights")
+
+
+def unsupported_fields(config: Mapping[str, Any], is_trained: bool = True) -> dict[str, Any]:
+    """The fields of an adapter_config.json whose values are not supported, with these values.
+
+    Args:
+        config: its content.
+        is_trained: whether the adapter will be trained; else vLLM only serves it.
+    """
+    return {
+        name: value
+        for name, value in config.items()
+        if value
+        and name not in _ALLOWED_FIELDS
+        and value != PLAIN_VALUES.get(name)
+        and (is_trained or name in _NEVER_SERVED)
+    }
+
+
+def describe_unsupported(fields: Mapping[str, Any]) -> str:
+    """Describe unsupported fields for a message: what was found, and what was expected."""
+    return ", ".join(f"{name} {value!r:.60} (expected {PLAIN_VALUES.get(name)!r})" for name, value in fields.items())
+
+
+def adapted_layers(tensors: Iterable[str]) -> set[str]:
+    """The layers of an adapter, by the last part of their names, such as q_proj.
+
+    Args:
+        tensors: names of the adapter's tensors, as PEFT writes them.
+    """
+    return {name.partition(".lora_")[0].rpartition(".")[2] for name in tensors if ".lora_" in name}
+
+
+def linear_layers(shapes: Mapping[str, tuple[int, ...]]) -> set[str] | None:
+    """The linear layers of a model's decoder layers, by the last part of their names, such as q_proj.
+
+    Args:
+        shapes: the shape of each tensor of the model, by name.
+
+    Returns:
+        the names; None for a mixture of experts, whose files do not tell which layers are linear.
+    """
+    if any("expert" in name for name in shapes):
+        return None
+    return {
+        name.split(".")[-2]
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 2 and any(part.isdigit() for part in name.split("."))
+    }
