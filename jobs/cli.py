@@ -22,7 +22,7 @@ def _expand(value: str | list[str] | None) -> str | list[str] | None:
     from pipeline.config.base import expand_location
 
     try:
-        return [expand_location(path) for path in value] if isinstance(value, list) else expand_location(value)
+        return expand_location(value) if isinstance(value, str) else [expand_location(path) for path in value]
     except ValueError as error:
         raise UserError(f"{value!r}: {error}") from None
 

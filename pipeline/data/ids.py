@@ -36,8 +36,8 @@ def id_text(value: Any, all_text: bool = False) -> str | None:
     >>> [id_text(value) for value in (7, 7.0, "7.0", 7.5, float("nan"))]
     ['7', '7', '7.0', '7.5', None]
     """
-    if hasattr(value, "dtype") and hasattr(value, "item"):
-        value = value.item()  # a scalar of numpy, as in rows from pandas
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()  # a scalar of numpy
     if value is None or value == "" or value != value:  # NaN, which is not equal to itself, is a missing number
         return None
     if isinstance(value, str):
@@ -46,7 +46,7 @@ def id_text(value: Any, all_text: bool = False) -> str | None:
         return str(UUID(bytes=value))
     if isinstance(value, bool | bytes | list | dict):
         raise UnusableId("of a wrong type")
-    if isinstance(value, float) and abs(value) > _LARGEST_FLOAT:
+    if (isinstance(value, float) and abs(value) > _LARGEST_FLOAT) or value in (Decimal("inf"), Decimal("-inf")):
         raise UnusableId("too large for a float: beyond 2**53 it stands for several whole numbers")
     if isinstance(value, float | Decimal) and value == int(value):
         return str(int(value))

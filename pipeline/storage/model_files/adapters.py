@@ -3,8 +3,11 @@
 Rondo trains plain LoRA on linear layers. vLLM also serves adapters whose layers have different ranks.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from pipeline.storage.model_files.shapes import ModelShapes
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # The fields of adapter_config.json that are used, and those that are ignored because they do not change the adapter's
@@ -42,8 +45,11 @@ def unsupported_fields(config: Mapping[str, Any], is_trained: bool = True) -> di
 
 
 def describe_unsupported(fields: Mapping[str, Any]) -> str:
-    """Describe unsupported fields for a message: what was found, and what was expected."""
-    return ", ".join(f"{name} {value!r:.60} (expected {PLAIN_VALUES.get(name)!r})" for name, value in fields.items())
+    """Describe unsupported fields for a message, in JSON: what was found, and what was expected."""
+    return ", ".join(
+        f"{name} {json.dumps(value):.60} (expected {json.dumps(PLAIN_VALUES.get(name))})"
+        for name, value in fields.items()
+    )
 
 
 def adapted_layers(tensors: Iterable[str]) -> set[str]:
@@ -55,19 +61,17 @@ def adapted_layers(tensors: Iterable[str]) -> set[str]:
     return {name.partition(".lora_")[0].rpartition(".")[2] for name in tensors if ".lora_" in name}
 
 
-def linear_layers(shapes: Mapping[str, tuple[int, ...]]) -> set[str] | None:
+def linear_layers(base: ModelShapes) -> set[str] | None:
     """The linear layers of a model's decoder layers, by the last part of their names, such as q_proj.
 
-    Args:
-        shapes: the shape of each tensor of the model, by name.
-
     Returns:
-        the names; None for a mixture of experts, whose files do not tell which layers are linear.
+        the names; None for a mixture of experts or a model with several parts, such as an image encoder: their files do
+        not tell which layers are linear, or trained.
     """
-    if any("expert" in name for name in shapes):
+    if "text_config" in base.config or any("expert" in name for name in base.shapes):
         return None
     return {
         name.split(".")[-2]
-        for name, shape in shapes.items()
+        for name, shape in base.shapes.items()
         if name.endswith(".weight") and len(shape) == 2 and any(part.isdigit() for part in name.split("."))
     }

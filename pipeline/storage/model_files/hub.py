@@ -134,7 +134,7 @@ def _check_adapter_at_uri(subject: str, uri: str, is_trained: bool) -> None:
         fs, folder = open_location(uri)
         with fs.open_input_stream(f"{folder}/{adapters.ADAPTER_CONFIG}") as stream:
             adapter = json.loads(stream.read())
-    except (OSError, ValueError):  # not an adapter, or out of reach: the machine that fetches it may reach it
+    except Exception:  # not an adapter, or out of reach: pyarrow has no common class for these errors
         return
     if isinstance(adapter, dict):
         _check_adapter_config(subject, adapter, is_trained)
@@ -230,7 +230,7 @@ def _check_adapted_layers(name: str, lora: Lora) -> None:
         known = {layer for layer, _ in base.adaptable}
     except UnknownShapes:
         return
-    linear = adapters.linear_layers(base.shapes)
+    linear = adapters.linear_layers(base)
     if linear is not None and (outside := sorted(layers - known)):
         raise UserError(
             f"policy.model is {name!r}, an adapter on {', '.join(outside)}, and only linear layers without the head "

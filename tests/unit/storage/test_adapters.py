@@ -46,15 +46,15 @@ def test_what_peft_writes_for_plain_lora_is_supported() -> None:
 @pytest.mark.parametrize(
     ("config", "found"),
     [
-        ({"use_dora": True}, "use_dora True (expected None)"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save ['lm_head'] (expected None)"),
-        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern {'q_proj': 8} (expected None)"),
-        ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern {'q_proj': 8} (expected None)"),
-        ({"bias": "lora_only"}, "bias 'lora_only' (expected 'none')"),
-        ({"lora_bias": True}, "lora_bias True (expected None)"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' (expected True)"),
-        ({"peft_type": "IA3", "r": None}, "peft_type 'IA3' (expected 'LORA')"),
-        ({"layer_replication": [[0, 2]]}, "layer_replication [[0, 2]] (expected None)"),
+        ({"use_dora": True}, "use_dora true (expected null)"),
+        ({"modules_to_save": ["lm_head"]}, 'modules_to_save ["lm_head"] (expected null)'),
+        ({"rank_pattern": {"q_proj": 8}}, 'rank_pattern {"q_proj": 8} (expected null)'),
+        ({"alpha_pattern": {"q_proj": 8}}, 'alpha_pattern {"q_proj": 8} (expected null)'),
+        ({"bias": "lora_only"}, 'bias "lora_only" (expected "none")'),
+        ({"lora_bias": True}, "lora_bias true (expected null)"),
+        ({"init_lora_weights": "pissa"}, 'init_lora_weights "pissa" (expected true)'),
+        ({"peft_type": "IA3", "r": None}, 'peft_type "IA3" (expected "LORA")'),
+        ({"layer_replication": [[0, 2]]}, "layer_replication [[0, 2]] (expected null)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -69,7 +69,7 @@ def test_an_adapter_that_is_not_plain_lora_is_refused(tmp_path: Path, config: di
 
 def test_vllm_serves_different_ranks_but_not_dora(tmp_path: Path) -> None:
     check_model("judge.model", write_adapter(tmp_path, rank_pattern={"q_proj": 8}, alpha_pattern={"q_proj": 8}))
-    with pytest.raises(UserError, match="has use_dora True .* so it cannot be served"):
+    with pytest.raises(UserError, match="has use_dora true .* so it cannot be served"):
         check_model("judge.model", write_adapter(tmp_path, use_dora=True))
 
 
@@ -117,5 +117,5 @@ def test_an_adapter_at_a_uri_is_checked_by_its_config(tmp_path: Path, monkeypatc
 
     write_adapter(tmp_path, use_dora=True)
     monkeypatch.setattr(hub, "open_location", lambda uri: (pafs.LocalFileSystem(), str(tmp_path)))
-    with pytest.raises(UserError, match=r"policy\.model is 's3://b/adapter', an adapter .* has use_dora True"):
+    with pytest.raises(UserError, match=r"policy\.model is 's3://b/adapter', an adapter .* has use_dora true"):
         check_model("policy.model", "s3://b/adapter")

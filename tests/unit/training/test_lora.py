@@ -142,7 +142,7 @@ def test_the_digest_covers_base_adapter_and_scale(base: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_dora": True}, r"is not plain LoRA: adapter_config.json has use_dora True \(expected None\)"),
+        ({"use_dora": True}, r"is not plain LoRA: adapter_config.json has use_dora true \(expected null\)"),
         ({"init_lora_weights": "pissa"}, "is not plain LoRA"),
         ({"peft_type": "IA3"}, "is not plain LoRA"),
         ({"base_model_name_or_path": None}, "has no base_model_name_or_path"),
