@@ -101,9 +101,9 @@ def test_a_null_in_a_column_of_integers_moves_no_article_to_the_other_split(
     tmp_path: Path, name: str, column: str
 ) -> None:
     texts = [f"Article {i} tells of thing {i}." for i in range(40)]
-    names = [f"a{i}" for i in range(40)] if column == "group_column" else list(range(40))
-    whole = pd.DataFrame({"id": names, "number": range(40), "text": texts})
-    setting = {"group_column": "number"} if column == "group_column" else {"id_column": "number"}
+    names = [f"a{i}" for i in range(40)]
+    whole = pd.DataFrame({"name": names, "number": range(40), "text": texts})
+    setting = {"id_column": "name"} | {column: "number"}
     with_null = whole.copy()
     with_null.loc[40] = ["a40", None, "Article 40 tells of thing 40."]
     assert with_null["number"].dtype == float

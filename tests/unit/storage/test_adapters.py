@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from pipeline.config import UserError
@@ -38,6 +37,8 @@ def lora(target_modules: Any = LAYERS) -> Lora:
 
 
 def test_what_peft_writes_for_plain_lora_is_supported() -> None:
+    from peft import LoraConfig  # it takes seconds
+
     defaults = {name: value for name, value in LoraConfig().to_dict().items() if value}
     assert unsupported_fields(defaults) == {}
     assert PLAIN_VALUES.keys() <= defaults.keys()
