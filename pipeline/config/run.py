@@ -1,7 +1,7 @@
 """Defines the settings that change a result, one section per stage. Settings of the hardware are in `hardware.py`.
 
 Settings cannot be changed once they are made, and unknown keys are refused. Names are vLLM's for sampling and TRL's for
-training (`training.py`). The rules that end a run early (`stop`) are in `stopping.py`. `loader.py` reads the settings
+training (`training.py`). The rules that end a run early (`stop`) are in `stopping.py`. `loader` reads the settings
 from a file.
 """
 

@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from pipeline.storage.model_files.adapters import ADAPTER_CONFIG
 from pipeline.training.modeling import last_layer, tree_attention
 from pipeline.training.modeling.logprobs import UNSUPPORTED_REMEDY
 from pipeline.training.modeling.lora import (
-    ADAPTER_CONFIG,
     attach_adapter,
     check_adapter_settings,
     describe_adapter,
