@@ -9,13 +9,16 @@ BIN := .venv/bin
 ARTICLES ?= hf:abisee/cnn_dailymail/3.0.0:validation
 SMOLLM2 := runs/models/SmolLM2-135M-Instruct
 
-.PHONY: help setup dev demo demo-real test check format lock clean
+.PHONY: help setup benchmark dev demo demo-real test check format lock clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
 
 setup:  ## install pinned versions into .venv, for this machine's CPU or GPU
 	@$(PYTHON) requirements/install.py $(EXTRA)
+
+benchmark:  ## setup, with the packages of `rondo benchmark`
+	@$(PYTHON) requirements/install.py $(EXTRA) benchmark
 
 dev:
 	@$(PYTHON) requirements/install.py $(EXTRA) dev

@@ -109,7 +109,7 @@ def schedule(
     Each round runs in a process of its own. If a round fails, the next firing resumes it. A firing that comes while a
     round is still running is left out.
     """
-    from jobs.schedule import schedule as run_schedule
+    from jobs.scheduling.schedule import schedule as run_schedule
 
     run_schedule(config, overrides or [], cron, timezone, now, once, max_failures)
 
@@ -198,6 +198,43 @@ def judge_eval(
 
     names = [name.strip() for name in (ratings or "").split(",") if name.strip()]
     evaluate_judge(config, file, overrides or [], names, articles, out, plot)
+
+
+@app.command()
+def benchmark(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|MODEL...", help="A run's folder or URI, and folders, URIs or hub names of other models."
+        ),
+    ],
+    tasks: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Tasks, groups or tags of lm-evaluation-harness.", show_default=False)
+    ],
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only the first N documents.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Write prompts with the model's chat template.")] = False,
+    articles: Annotated[
+        str | None,
+        typer.Option(metavar="RUN|FILE", help="Articles for the local tasks. Default: the run's held-out ones."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Default: the run's, or 0.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the weights. Default: the run's, or float32 on a CPU and bfloat16 on a GPU."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Requests in one forward pass.")] = 8,
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="For the results. Default: the run's.")] = None,
+) -> None:
+    """Measure what policies have forgotten: benchmarks, the base of a run against the policy of each round.
+
+    Two tasks need no network: rondo_perplexity (of held-out articles) and rondo_questions (a blank to fill, after
+    reading the article). Without a run, the first model is the base. The table shows the difference from the base with
+    its interval, and goes into the run's report. The same command resumes: a finished task of a model is not run again.
+    """
+    from jobs.benchmark import run_benchmark
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    run_benchmark(models, names, limit, chat, seed, dtype, batch_size, articles, out)
 
 
 @app.command()

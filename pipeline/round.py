@@ -12,7 +12,7 @@ from pipeline.config import Config, UserError
 from pipeline.evaluation.champion import assess_round
 from pipeline.evaluation.reliability import coin_message, measure_table
 from pipeline.evaluation.round_result import Assessment, Round
-from pipeline.evaluation.stopping import RoundFigures, stop_reasons
+from pipeline.evaluation.stopping.rules import RoundFigures, stop_reasons
 from pipeline.execution.executor import NOT_MADE, Executor
 from pipeline.judging.factory import compares_with_base
 from pipeline.judging.remedies import why_no_pairs

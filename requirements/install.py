@@ -1,4 +1,4 @@
-"""Creates .venv from requirements/*.txt: `python3 requirements/install.py cpu|gpu [dev]`. The Makefile calls it.
+"""Creates .venv from requirements/*.txt: `python3 requirements/install.py cpu|gpu [benchmark] [dev]`, for the Makefile.
 
 Every version is pinned, so no dependencies are resolved (--no-deps). uv installs the packages, because it takes a fifth
 of pip's time. It uses the package index that pip is configured with, and pip installs what uv cannot. A complete .venv
@@ -39,8 +39,8 @@ SAME_IN_UV = {
 def main(kind, extras):
     pinned = ROOT / "requirements" / f"{kind}.txt"
     required = {kind: digest(pinned)}
-    if "dev" in extras:
-        required["dev"] = digest(ROOT / "requirements" / "dev.txt")
+    for extra in extras:
+        required[extra] = digest(ROOT / "requirements" / f"{extra}.txt")
     required["rondo"] = digest(ROOT / "pyproject.toml")
     installed = read_installed()
     if all(installed.get(name) == value for name, value in required.items()):
@@ -67,8 +67,9 @@ def main(kind, extras):
         install_torch(next(line for line in pinned.read_text().splitlines() if line.startswith("torch==")))
         install("-r", str(pinned))
         compile_imports()
-    if "dev" in required and installed.get("dev") != required["dev"]:
-        install("-r", str(ROOT / "requirements" / "dev.txt"))
+    for extra in extras:
+        if installed.get(extra) != required[extra]:
+            install("-r", str(ROOT / "requirements" / f"{extra}.txt"))
     if installed.get("rondo") != required["rondo"]:
         # A plain path entry instead of setuptools' import hook, which would slow down `rondo --help`.
         install("--no-build-isolation", "--config-settings", "editable_mode=compat", "-e", str(ROOT))

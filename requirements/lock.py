@@ -1,7 +1,7 @@
-"""Writes cpu.txt, gpu.txt and dev.txt from pyproject.toml: `make lock`. Existing pins are kept while they still fit.
+"""Writes the pins in this folder from pyproject.toml: `make lock`. Existing pins are kept while they still fit.
 
-Only package metadata is read, so gpu.txt can be written on a machine without a GPU. dev.txt has only the packages that
-cpu.txt lacks.
+Only package metadata is read, so gpu.txt can be written on a machine without a GPU. benchmark.txt and dev.txt have only
+the packages that cpu.txt lacks.
 """
 
 import subprocess
@@ -24,15 +24,17 @@ def compile_pins(target: Path, *arguments: str, constraints: str = "") -> None:
 
 
 def main(upgrade: list[str]) -> None:
-    cpu, gpu, dev = HERE / "cpu.txt", HERE / "gpu.txt", HERE / "dev.txt"
+    cpu, gpu = HERE / "cpu.txt", HERE / "gpu.txt"
     without_cuda = ["--override", str(HERE / "without-cuda.txt")]
     compile_pins(cpu, "--extra", "cpu", *without_cuda, *upgrade)
     runtime = cpu.read_text()
     compile_pins(gpu, "--extra", "gpu", *upgrade, constraints=FOR_GPU)
-    with_moto = ["--override", str(HERE / "with-moto.txt")]
-    compile_pins(dev, "--extra", "cpu", "--extra", "dev", *without_cuda, *with_moto, *upgrade, constraints=runtime)
-    lines = dev.read_text().splitlines(keepends=True)
-    dev.write_text("".join(line for line in lines if line.startswith("#") or line not in runtime))
+    overrides = [*without_cuda, "--override", str(HERE / "newer-dateutil.txt")]
+    for extra in ("benchmark", "dev"):
+        added = HERE / f"{extra}.txt"
+        compile_pins(added, "--extra", "cpu", "--extra", extra, *overrides, *upgrade, constraints=runtime)
+        lines = added.read_text().splitlines(keepends=True)
+        added.write_text("".join(line for line in lines if line.startswith("#") or line not in runtime))
 
 
 if __name__ == "__main__":

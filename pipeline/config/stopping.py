@@ -1,6 +1,6 @@
 """Settings of `stop`: the rules that end a run before its last round.
 
-`evaluation/stopping.py` applies the rules.
+`evaluation/stopping/rules.py` applies the rules.
 """
 
 from typing import Annotated

@@ -2,7 +2,7 @@
 
 Each time a run walks over its rounds, the assessment is computed again from the evaluations, with the functions that
 the report uses. It is not an artifact, so that the next round always follows from the tables that exist. The rules that
-stop a run are in `stopping.py`, and the steps of a round are in `pipeline/round.py`.
+stop a run are in `stopping/rules.py`, and the steps of a round are in `pipeline/round.py`.
 """
 
 import json
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pipeline.config import Config
 from pipeline.evaluation.comparison import CountingSettings, compare_writers, describe_writer
 from pipeline.evaluation.fault_figures import FAULTS
-from pipeline.evaluation.kl import estimate_kl
 from pipeline.evaluation.round_result import Assessment, Round
-from pipeline.evaluation.stopping import RoundFigures, bounds_exceeded
+from pipeline.evaluation.stopping.kl import estimate_kl
+from pipeline.evaluation.stopping.rules import RoundFigures, bounds_exceeded
 from pipeline.evaluation.win_rate import WinRate
 from pipeline.storage import tables
 from pipeline.storage.ledger import Artifact, Ledger

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.evaluation.kl import KlEstimate
-from pipeline.evaluation.stopping import RoundFigures
+from pipeline.evaluation.stopping.kl import KlEstimate
+from pipeline.evaluation.stopping.rules import RoundFigures
 from pipeline.evaluation.win_rate import WinRate
 from pipeline.storage.ledger import Artifact
 from pipeline.storage.run_folder import round_folder

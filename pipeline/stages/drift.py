@@ -1,9 +1,9 @@
 """The stage `drift`: log-probabilities that show how far the policy that wrote a round's summaries is from the base.
 
 For one article in 16, the trainer's code computes the log-probability of each summary twice: under the policy that
-wrote it, and under the base. `evaluation/kl.py` estimates KL(policy || base) from the difference. The stage is made
-only for rounds whose writer is not the base. The policy that the round trains has sampled nothing yet; the next round
-measures it.
+wrote it, and under the base. `evaluation/stopping/kl.py` estimates KL(policy || base) from the difference. The stage is
+made only for rounds whose writer is not the base. The policy that the round trains has sampled nothing yet; the next
+round measures it.
 """
 
 from functools import partial

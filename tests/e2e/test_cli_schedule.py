@@ -10,7 +10,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from jobs.schedule import ScheduledRounds, count_finished_rounds, schedule
+from jobs.scheduling.schedule import ScheduledRounds, count_finished_rounds, schedule
 from pipeline.config import UserError
 from pipeline.execution.progress import Display
 from pipeline.storage.ledger import Ledger

@@ -13,6 +13,8 @@ from judges.text.words import WORD_UNIT
 from pipeline.config import Config
 from pipeline.config.messages import escape_markdown, printable
 from pipeline.evaluation import judge_card
+from pipeline.evaluation.benchmark.models import current_digests
+from pipeline.evaluation.benchmark.table import benchmark_table, read_comparisons, up_to_date
 from pipeline.evaluation.comparison import CountingSettings
 from pipeline.evaluation.report.metrics import format_rate, tested_round
 from pipeline.evaluation.report.plot import draw_plot
@@ -182,6 +184,7 @@ def write_report(metrics: dict[str, Any], examples: list[dict[str, Any]], config
     """
     ledger.write("metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     ledger.write("report.png", draw_plot(metrics, _writers(metrics)))
+    comparisons = up_to_date(read_comparisons(ledger), current_digests(ledger))
     template = template_environment().get_template("report.md.j2")
     report = template.render(
         metrics=metrics,
@@ -189,6 +192,8 @@ def write_report(metrics: dict[str, Any], examples: list[dict[str, Any]], config
         word_unit=WORD_UNIT,
         tables=result_tables(metrics, second=bool(config.second_judge)),
         judge_card=judge_card.card_lines(metrics["judge"]),
+        benchmark=benchmark_table([line for entry in comparisons.values() for line in entry["lines"]]),
+        comparisons=comparisons,
         examples=examples,
         rate=format_rate,
         second_rule=_second_rule(config),

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, TrainerHardware
-from pipeline.evaluation.kl import estimate_kl
+from pipeline.evaluation.stopping.kl import estimate_kl
 from pipeline.inference.pool import EnginePool
 from pipeline.stages.drift import drift_from_base, is_compared
 from pipeline.stages.references import load_reference

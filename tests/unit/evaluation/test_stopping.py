@@ -5,7 +5,7 @@ import pytest
 from pipeline.config import UserError
 from pipeline.config.loader import parse_config
 from pipeline.config.stopping import Stop
-from pipeline.evaluation.stopping import RoundFigures, bounds_exceeded, stop_reasons
+from pipeline.evaluation.stopping.rules import RoundFigures, bounds_exceeded, stop_reasons
 from pipeline.evaluation.win_rate import WinRate
 
 HEALTHY = {"pair_yield": 0.6, "kl": 5.0, "words": 30.0, "base_words": 28.0, "invalid_chars": 0.0}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.cron import CronSchedule, time_zone
+from jobs.scheduling.cron import CronSchedule, time_zone
 from pipeline.config import UserError
 
 BERLIN = ZoneInfo("Europe/Berlin")

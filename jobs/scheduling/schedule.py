@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NoReturn
 
-from jobs.cron import CronSchedule, time_zone
+from jobs.scheduling.cron import CronSchedule, time_zone
 from pipeline.config import UserError
 from pipeline.execution.preflight import check_rounds
 from pipeline.execution.progress import Display, format_duration

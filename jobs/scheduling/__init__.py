@@ -1,0 +1,1 @@
+"""`rondo schedule`: the command, and the cron expressions that it reads."""
