@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.config import Alignment, Config, UserError
+from pipeline.config.base import Dtype
 from pipeline.config.run import Report
 from pipeline.execution.progress import Display, format_duration
 from pipeline.storage import tables
@@ -77,6 +78,8 @@ def run_benchmark(
         raise UserError(
             "--tasks is empty: name tasks with commas between, such as --tasks rondo_perplexity,rondo_questions"
         )
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise UserError(f"--dtype is {dtype!r}: it should be one of {', '.join(get_args(Dtype))}")
     run, settings = _find_run(models)
     ledger = _results_ledger(run, out)
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; the harness has bars of its own

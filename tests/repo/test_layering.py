@@ -156,6 +156,10 @@ def test_only_one_module_imports_vllm():
     assert importers("vllm", "pipeline", "judges", "jobs") == ["pipeline/inference/vllm.py"]
 
 
+def test_only_the_harness_imports_lm_eval():
+    assert importers("lm_eval", "pipeline", "judges", "jobs") == ["pipeline/evaluation/benchmark/harness.py"]
+
+
 def test_only_the_ray_job_imports_ray_for_training():
     assert importers("ray", "pipeline/training") == ["pipeline/training/ray_job.py"]
 

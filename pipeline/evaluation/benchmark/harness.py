@@ -239,8 +239,8 @@ def run_task(task: Task, model: BenchmarkModel, limit: int | None, seed: int, ch
     cut_before = model.cut
     try:
         results = evaluate(
-            model,
-            {"tasks": {task.name: task.loaded}},
+            lm=model,
+            task_dict={"tasks": {task.name: task.loaded}},
             limit=limit,
             bootstrap_iters=0,
             log_samples=True,

@@ -211,6 +211,8 @@ def test_bad_input_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     for arguments, message in cases:
         with pytest.raises(UserError, match=message):
             benchmark.run_benchmark(*arguments)
+    with pytest.raises(UserError, match="--dtype is 'float99': it should be one of"):
+        benchmark.run_benchmark([str(run)], ["t"], dtype="float99")
     monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="lm-evaluation-harness is not installed: install it with `make benchmark`"):
         benchmark.run_benchmark([str(run)], ["t"])
