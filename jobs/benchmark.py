@@ -174,10 +174,10 @@ def _write_articles(source: str | None, run: Ledger | None, folder: Path) -> Pat
     Raises:
         UserError: there are no articles.
     """
-    if source is not None and not _is_run(source):
-        texts = list(_read_file(source))
-    elif source is not None or run is not None:
-        texts = list(_read_heldout(Ledger(source) if source is not None else run))  # type: ignore[arg-type]
+    if source is not None:
+        texts = list(_read_heldout(Ledger(source)) if _is_run(source) else _read_file(source))
+    elif run is not None:
+        texts = list(_read_heldout(run))
     else:
         raise UserError(
             "--articles is not set: without a run, the local tasks need a run or a file of articles, such as "
@@ -197,9 +197,10 @@ def _read_heldout(ledger: Ledger) -> Iterator[tuple[str, str]]:
         raise UserError(
             f"{ledger.root} has no table of articles, which the local tasks need: name a run or a file with --articles"
         )
-    for row in tables.read_table(ledger, table):
-        if row["split"] != "train":
-            yield row["article_id"], row["article"]
+    heldout = [row for row in tables.read_table(ledger, table) if row["split"] != "train"]
+    if not heldout:
+        raise UserError(f"{ledger.root} has no held-out articles: name a run or a file with --articles")
+    yield from ((row["article_id"], row["article"]) for row in heldout)
 
 
 def _read_file(source: str) -> Iterator[tuple[str, str]]:

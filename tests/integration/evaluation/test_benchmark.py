@@ -77,12 +77,12 @@ def test_intervals_are_paired_by_document():
 
 def test_the_interval_covers_the_true_difference_as_often_as_it_says():
     rng, covered = np.random.default_rng(1), 0
-    for seed in range(200):
+    for seed in range(100):
         base = rng.normal(0, 1, 60)
         ours = base + rng.normal(0.3, 1, 60)
         interval = bootstrap(ours, base, np.mean, resamples=200, confidence=0.9, seed=seed)
         covered += interval.low <= 0.3 <= interval.high
-    assert 165 <= covered <= 195
+    assert 78 <= covered <= 97
 
 
 def test_equal_results_show_nothing(ledger):

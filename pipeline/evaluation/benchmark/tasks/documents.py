@@ -38,6 +38,9 @@ def questions(articles: str, **metadata: Any) -> dict[str, datasets.Dataset]:
     Args:
         articles: the JSONL file.
         metadata: other keys of the task's metadata, which are not used.
+
+    Raises:
+        ValueError: no article gives a question.
     """
     judge = ClozeJudge(questions=1, options=_OPTIONS, seed=_SEED)
     documents = []
@@ -46,6 +49,8 @@ def questions(articles: str, **metadata: Any) -> dict[str, datasets.Dataset]:
             if isinstance(question, Question):
                 fields = {"question": question.question, "options": list(question.options), "answer": question.answer}
                 documents.append(row | fields)
+    if not documents:
+        raise ValueError("no article gives a question")
     return {"test": datasets.Dataset.from_list(documents)}
 
 
