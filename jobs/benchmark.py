@@ -191,13 +191,13 @@ def _write_articles(source: str | None, run: Ledger | None, folder: Path) -> Pat
 
 
 def _read_heldout(ledger: Ledger) -> Iterator[tuple[str, str]]:
-    """Id and text of each article of a run that is not for training."""
+    """Id and text of each held-out article of a run. Its test articles stay unseen."""
     table = ledger.find("articles")
     if table is None:
         raise UserError(
             f"{ledger.root} has no table of articles, which the local tasks need: name a run or a file with --articles"
         )
-    heldout = [row for row in tables.read_table(ledger, table) if row["split"] != "train"]
+    heldout = [row for row in tables.read_table(ledger, table) if row["split"] == "eval"]
     if not heldout:
         raise UserError(f"{ledger.root} has no held-out articles: name a run or a file with --articles")
     yield from ((row["article_id"], row["article"]) for row in heldout)
