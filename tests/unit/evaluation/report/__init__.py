@@ -1,0 +1,1 @@
+"""Tests of `rondo judge-eval`, which compares a judge with people."""
