@@ -1,1 +1,1 @@
-"""Tests of `rondo judge-eval`, which compares a judge with people."""
+"""Tests of the setup: pinned requirements, the model of `make demo-real`, how Ray starts."""

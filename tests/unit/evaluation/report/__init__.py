@@ -1,1 +1,1 @@
-"""Tests of `rondo judge-eval`, which compares a judge with people."""
+"""Tests of the report: escaping of texts, figures of faults."""
