@@ -105,7 +105,7 @@ def run_benchmark(
     display = Display()
     with tempfile.TemporaryDirectory() as folder:
         file = _write_articles(articles, run, Path(folder)) if set(task_names) & set(harness.LOCAL_TASKS) else None
-        tasks = harness.load_tasks(task_names, file and str(file))
+        tasks = harness.load_tasks(task_names, str(file) if file else None)
         definitions = {task.name: _define(task, file) for task in tasks}
         with ledger.lock(display.warn):
             results = _measure(subjects, tasks, definitions, options, device, batch_size, ledger, display)
