@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from judges.base import Prompt, user
 from pipeline.config import Alignment, Config, UserError
+from pipeline.config.run import PolicySettings
 from pipeline.data.pair_tokenizer import PairIds, PairTokenizer, load_pair_tokenizer
 from pipeline.data.preference_formats import Preference
-from pipeline.inference.sampling import fill_article
+from pipeline.inference.sampling import fill_article, instruction_prompt
 from pipeline.inference.special_tokens import break_special_tokens, special_tokens_of
 from pipeline.storage import parts
 from pipeline.storage.files import atomic_writer, open_location
@@ -101,7 +101,7 @@ def export_pairs(config: Config, ledger: Ledger, out: str, number: int | None = 
     pairs = same_ids = 0
     with _open_output(out) as stream:
         for row in (row for number in rounds for row in _read_rows(ledger, pair_tables[number])):
-            for line, has_same_ids in _to_lines(row, config.policy.instruction, tokenizer):
+            for line, has_same_ids in _to_lines(row, config.policy, tokenizer):
                 stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 pairs, same_ids = pairs + 1, same_ids + has_same_ids
         if not pairs:
@@ -138,10 +138,10 @@ def _read_rows(ledger: Ledger, table: Artifact) -> Iterator[Row]:
         yield from parts.read_part(f"{ledger.root}/{table.address}", name).to_pylist()
 
 
-def _to_lines(row: Row, instruction: str, tokenizer: PairTokenizer) -> Iterator[tuple[dict[str, Any], bool]]:
+def _to_lines(row: Row, policy: PolicySettings, tokenizer: PairTokenizer) -> Iterator[tuple[dict[str, Any], bool]]:
     """The row's pairs as lines of the file, each with whether its text gives the sampled token ids again."""
     # The prompt as the policy saw it: special tokens in the article were broken up.
-    prompt = fill_article(Prompt(user(instruction), max_tokens=0), row["article"])
+    prompt = fill_article(instruction_prompt(policy, max_tokens=0), row["article"])
     messages = list(break_special_tokens(prompt, special_tokens_of(tokenizer.tokenizer)))
     for pair in row["pairs"]:
         chosen, rejected = row["summaries"][pair["chosen"]], row["summaries"][pair["rejected"]]
@@ -151,7 +151,8 @@ def _to_lines(row: Row, instruction: str, tokenizer: PairTokenizer) -> Iterator[
             if "enable_thinking" in str(tokenizer.tokenizer.chat_template):
                 line["chat_template_kwargs"] = {"enable_thinking": False}
         else:
-            line = {"prompt": messages[0]["content"], "chosen": chosen["text"], "rejected": rejected["text"]}
+            text = "\n".join(message["content"] for message in messages)
+            line = {"prompt": text, "chosen": chosen["text"], "rejected": rejected["text"]}
         template = line.get("chat_template_kwargs", {})
         ids = tokenizer.encode(Preference(line["prompt"], line["chosen"], line["rejected"], template))
         sampled_ids = PairIds(row["prompt_ids"], chosen["token_ids"], rejected["token_ids"])

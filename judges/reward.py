@@ -7,7 +7,8 @@ trained on such conversations with a Bradley-Terry loss (for example Skywork-Rew
 
 from collections.abc import Sequence
 
-from judges.base import Judgement, Prompt, Sample, ScoringJudge, fill, user
+from judges.base import Judgement, Prompt, Sample, ScoringJudge
+from judges.conversations import Instruction, fill_instruction, read_instruction
 
 
 class RewardJudge(ScoringJudge):
@@ -15,22 +16,23 @@ class RewardJudge(ScoringJudge):
 
     Args:
         seed: not used: nothing is drawn.
-        instruction: what the user asks, with {article}. The pipeline passes the policy's instruction if it is not set.
+        instruction: what the user asks, with {article}, as a text or as messages: see `read_instruction`. The pipeline
+            passes the policy's instruction if it is not set.
+        merge_system: put the instruction's system message into the first user message, because the model's chat
+            template has no system role.
 
     Raises:
-        ValueError: the instruction has no {article}.
+        ValueError: the instruction has no {article}, or there is no system message to merge.
     """
 
     engine = "reward"
     reorders = False
 
-    def __init__(self, seed: int = 0, instruction: str = "{article}"):
-        if "{article}" not in instruction:
-            raise ValueError("instruction must contain {article}, the place of the article")
-        self.instruction = instruction
+    def __init__(self, seed: int = 0, instruction: Instruction = "{article}", merge_system: bool = False):
+        self.messages = read_instruction(instruction, merge=merge_system)
 
     def ask_scores(self, article: str, summaries: Sequence[str], order: int = 0) -> list[Prompt]:
-        question = user(fill(self.instruction, {"article": article}))
+        question = fill_instruction(self.messages, article)
         return [
             Prompt(
                 (*question, {"role": "assistant", "content": summary}),

@@ -8,8 +8,10 @@ from a file.
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from judges.conversations import read_instruction
 from pipeline.config.base import Dtype, Location, Natural, Positive, Settings, Share, Thinking, check_locations
 from pipeline.config.hardware import EngineHardware, Hardware
 from pipeline.config.judging import JUDGES, PREFERENCES, JudgeSettings, Pairs, Questions, Scores, refusal_of_check
@@ -72,11 +74,15 @@ class PolicySettings(Settings):
     # Longest prompt, thought and summary together, in tokens; None: the model's limit.
     max_model_len: Positive | None = None
     thinking: Thinking | None = None  # whether it thinks before it writes a summary; None: it does not
-    # Has {article}, and may have {language}: the English name of the article's language.
-    instruction: str = (
+    # Has {article}, and may have {language}: the English name of the article's language. A text, which the user says,
+    # or a list of messages: [{role: system, content: …}, {role: user, content: …}, …], see `judges/conversations.py`.
+    instruction: str | tuple[dict[str, str], ...] = (
         "Write a very short summary of the article in at most two sentences, keeping its most important facts."
         "\n\n{article}"
     )
+    # Put the system message into the first user message, for a chat template that takes no system role. In a run it is
+    # that of the instruction; in a training on pairs, that of each prompt.
+    merge_system: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -89,11 +95,15 @@ class PolicySettings(Settings):
             )
         return data
 
-    @model_validator(mode="after")
-    def _check_instruction(self) -> "PolicySettings":
-        if "{article}" not in self.instruction:
-            raise ValueError("policy.instruction must contain {article}, the place of the article")
-        return self
+    @field_validator("instruction", mode="before")
+    @classmethod
+    def _check_instruction(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            read_instruction(value, "policy.instruction")
+            return value
+        if not isinstance(value, list | tuple):
+            raise PydanticCustomError("instruction", "it should be text in quotes, or a list of messages")
+        return read_instruction(value, "policy.instruction")
 
 
 class Summaries(Settings):
@@ -393,6 +403,11 @@ class Config(Settings):
                     f"{name}.max_tokens is {max_tokens}{thought} and policy.max_model_len is {limit}: no room is left "
                     f"for the prompt. Lower {lower}, or raise policy.max_model_len"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_merge_system(self) -> "Config":
+        read_instruction(self.policy.instruction, "policy.instruction", self.policy.merge_system)
         return self
 
     @model_validator(mode="after")

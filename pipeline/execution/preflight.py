@@ -10,10 +10,12 @@ from pipeline.config import Alignment, Config, UserError
 from pipeline.config.base import Thinking
 from pipeline.config.judging import JudgeSettings
 from pipeline.config.loader import load_config
+from pipeline.data.pair_tokenizer import load_pair_tokenizer
 from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.gpu_memory import MemoryNeed, PackedRow
 from pipeline.execution.progress import Display
 from pipeline.inference import thinking as thoughts
+from pipeline.inference.sampling import instruction_prompt
 from pipeline.judging import preference
 from pipeline.judging.factory import compares_summaries, make_judge, score_kind
 from pipeline.judging.user_code.judge_trial import check_judge
@@ -21,7 +23,8 @@ from pipeline.stages import articles
 from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.model_files import hub, shapes
+from pipeline.storage.model_files import chat_template, hub, shapes
+from pipeline.storage.model_files.chat_template import TemplateRefusal
 from pipeline.training import tracking
 
 _MIB = 1 << 20
@@ -41,6 +44,9 @@ def check_rounds(path: str, overrides: Sequence[str], display: Display) -> tuple
     hub.check_model("policy.model", settings.policy.model)
     hub.check_lora(settings.policy.model, settings.training.lora)
     check_thinking("policy", settings.policy.model, settings.policy.thinking)
+    if not isinstance(settings.policy.instruction, str):
+        prompt = instruction_prompt(settings.policy, max_tokens=0)
+        check_template("policy.instruction", settings.policy.model, prompt.messages, "policy.merge_system")
     check_judges(settings)
     articles.check_corpus(settings.articles)
     check_preference(settings)
@@ -71,6 +77,10 @@ def check_judges(settings: Config, sections: Iterable[str] = tuple(JUDGE_ENGINES
         for name, single in judge.single_judges(section).items():
             if single.model:
                 _check_judge_thinks(name, single, settings.seed)
+            if single.kind == "reward" and not isinstance(single.settings.get("instruction", ""), str):
+                prompt = make_judge(single, settings.seed, name).ask_scores("Text.", ["Summary."])[0]
+                setting = f"{name}.settings"
+                check_template(f"{setting}.instruction", str(single.model), prompt.messages, f"{setting}.merge_system")
 
 
 def _check_judge_thinks(section: str, judge: JudgeSettings, seed: int) -> None:
@@ -99,13 +109,49 @@ def check_thinking(section: str, model: str, thinking: Thinking | None, can_thin
     Raises:
         UserError: its chat template does not allow what the settings want.
     """
+    if folder := _tokenizer_folder(model):
+        thoughts.check_folder(section, model, folder, thinking, can_think)
+
+
+def _tokenizer_folder(model: str) -> str | None:
+    """The folder of a model's tokenizer. None for a model at a URI, which is fetched where its engine starts."""
     if "://" in model and not model.startswith("file://"):
-        return
+        return None
     folder = hub.fetch(model)
     adapter = hub.adapter_config(folder)
     if adapter is not None and not os.path.isfile(os.path.join(folder, "tokenizer_config.json")):
         folder = hub.fetch(adapter["base_model_name_or_path"])
-    thoughts.check_folder(section, model, folder, thinking, can_think)
+    return folder
+
+
+def check_template(setting: str, model: str, messages: Sequence[dict[str, str]], merging: str) -> None:
+    """Check that the chat template of a model takes an instruction of several messages.
+
+    An instruction of one text needs no check: every template takes a message of the user. A model at a URI is checked
+    where its engine starts.
+
+    Args:
+        setting: the setting that has the instruction.
+        model: path or hub name of the model.
+        messages: the conversation, as the model will get it.
+        merging: the setting that merges system messages.
+
+    Raises:
+        UserError: the template refuses it, or the model has none.
+    """
+    folder = _tokenizer_folder(model)
+    if folder is None:
+        return
+    tokenizer = load_pair_tokenizer(folder)
+    if not tokenizer.has_chat_template:
+        raise UserError(
+            f"{setting} is a list of messages, and the tokenizer of {model} has no chat template: write it as one "
+            "text, or use a model with a chat template"
+        )
+    try:
+        chat_template.render(tokenizer.tokenizer, messages)
+    except TemplateRefusal as refusal:
+        raise UserError(f"{setting}: {model}: {refusal.with_remedy(merging)}") from None
 
 
 def check_preference(settings: Config) -> None:

@@ -8,13 +8,19 @@ from dataclasses import dataclass, replace
 
 from ray.data import Dataset
 
-from judges.base import Prompt, Skip, fill, user
-from judges.mcq.languages import article_language, language_name
+from judges.base import Prompt, Skip
+from judges.conversations import fill_instruction, read_instruction
+from pipeline.config.run import PolicySettings
 from pipeline.inference.base import SUMMARIES, Engine, count_tokens
 from pipeline.inference.pool import EnginePool
 from pipeline.storage.schema import Outcome, Row
 
 SAMPLED = ("writer", "prompt_ids", "summaries")  # the columns that sampling adds
+
+
+def instruction_prompt(policy: PolicySettings, max_tokens: int) -> Prompt:
+    """The prompt of every summary, with `{article}` where the article goes."""
+    return Prompt(read_instruction(policy.instruction, "policy.instruction", policy.merge_system), max_tokens)
 
 
 def sample_dataset(rows: Dataset, prompt: Prompt, writer: str, pool: EnginePool) -> Dataset:
@@ -24,7 +30,7 @@ def sample_dataset(rows: Dataset, prompt: Prompt, writer: str, pool: EnginePool)
 
     Args:
         rows: a dataset of articles.
-        prompt: its message has `{article}` where the article goes, and may have `{language}`.
+        prompt: one of its messages has `{article}` where the article goes, and each may have `{language}`.
         writer: the build id of the policy.
         pool: engines of the policy.
     """
@@ -64,13 +70,5 @@ def sample_rows(prompt: Prompt, writer: str, engine: Engine, rows: list[Row]) ->
 
 
 def fill_article(prompt: Prompt, article: str) -> Prompt:
-    """Put the article into the prompt's first message, and mark it as quoted text.
-
-    `{language}` in the message becomes the English name of the article's language, which is "English" if the article is
-    too short to tell.
-    """
-    template, values = prompt.messages[0]["content"], {"article": article}
-    if "{language}" in template:
-        values["language"] = language_name(article_language(article))
-    messages = user(fill(template, values))
-    return replace(prompt, messages=messages, quotes=(article,))
+    """Put the article into the prompt's messages, and mark it as quoted text."""
+    return replace(prompt, messages=fill_instruction(prompt.messages, article), quotes=(article,))

@@ -14,6 +14,7 @@ import re
 from typing import TYPE_CHECKING
 
 from judges.base import Prompt
+from pipeline.storage.model_files import chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,8 +56,8 @@ def _marker_pattern(tokenizer: "PreTrainedTokenizerBase", template: str) -> re.P
     if template:
         # Search a rendered conversation too: many templates build a marker from a bracket and a role.
         conversation = [{"role": "user", "content": ""}]
-        rendered = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        markers |= set(_MARKER.findall(template)) | set(_MARKER.findall(str(rendered)))
+        rendered = chat_template.render(tokenizer, conversation, add_generation_prompt=True)
+        markers |= set(_MARKER.findall(template)) | set(_MARKER.findall(rendered))
     longest_first = sorted(filter(str.strip, markers), key=len, reverse=True)  # else "<a" would match before "<a>"
     matches_nothing = r"(?!)"
     return re.compile("|".join(map(re.escape, longest_first)) or matches_nothing)

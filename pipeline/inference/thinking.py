@@ -16,6 +16,7 @@ from judges.base import user
 from pipeline.config import UserError
 from pipeline.config.base import Thinking
 from pipeline.config.messages import one_line
+from pipeline.storage.model_files import chat_template
 
 Tags = tuple[str, str]  # what opens a thought, and what closes it
 
@@ -113,10 +114,7 @@ def make_thinker(
 def _render(tokenizer: Any, thinking: bool) -> str:
     if tokenizer.chat_template is None:
         return ""
-    rendered = tokenizer.apply_chat_template(
-        list(_CONVERSATION), add_generation_prompt=True, tokenize=False, **template_switches(thinking)
-    )
-    return str(rendered)
+    return chat_template.render(tokenizer, _CONVERSATION, add_generation_prompt=True, **template_switches(thinking))
 
 
 def _ends_with(rendered: str, tag: str) -> bool:

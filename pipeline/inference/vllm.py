@@ -30,6 +30,7 @@ from pipeline.inference.thinking import (
     template_switches,
 )
 from pipeline.inference.vllm_stepper import Stepper
+from pipeline.storage.model_files import chat_template
 from pipeline.storage.model_files.hub import adapter_config, fetch
 
 _NO_THINKER = Thinker()
@@ -340,20 +341,16 @@ def encode_messages(  # type: ignore[no-untyped-def]
     thinks, the prompt opens the thought, so that every completion begins inside of one.
 
     Raises:
+        TemplateRefusal: the template refuses the messages.
         ValueError: the template and the tokenizer both write a BOS token.
     """
     if tokenizer.chat_template is None:
         ids = tokenizer("\n".join(message["content"] for message in messages))["input_ids"]
     else:
-        ids = tokenizer.apply_chat_template(
-            list(messages),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            **template_switches(thinker.budget is not None),
-        )
+        switches = template_switches(thinker.budget is not None)
+        ids = chat_template.encode(tokenizer, messages, add_generation_prompt=True, **switches)
     bos = tokenizer.bos_token_id
-    if bos is not None and list(ids[:2]) == [bos, bos]:
+    if bos is not None and ids[:2] == [bos, bos]:
         raise ValueError("the chat template and the tokenizer both write a BOS token: remove it from the chat template")
     if thinker.suffix:
         ids = [*ids, *tokenizer(thinker.suffix, add_special_tokens=False)["input_ids"]]

@@ -6,18 +6,19 @@ the article's lead, and the base's own summary cut short. `inference/sampling.py
 """
 
 import random
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from ray.data import Dataset
 
-from judges.base import Prompt, Skip, user
+from judges.base import Prompt, Skip
 from judges.text.sentences import join_sentences, split_sentences
 from judges.text.words import count_words, first_words
 from pipeline.config.run import Baselines, PolicySettings, Summaries
 from pipeline.inference.base import SUMMARIES, Engine
 from pipeline.inference.pool import EnginePool
-from pipeline.inference.sampling import SAMPLED, sample_dataset, sample_rows
+from pipeline.inference.sampling import SAMPLED, instruction_prompt, sample_dataset, sample_rows
 from pipeline.stages.base import stage
 from pipeline.storage.schema import Outcome, Row, map_rows
 
@@ -58,9 +59,8 @@ def sample_summaries(
         rows: training articles with questions.
         writer: the build id of the policy that `policy_engine` runs.
     """
-    prompt = Prompt(
-        messages=user(policy.instruction),
-        max_tokens=summaries.max_tokens,
+    prompt = replace(
+        instruction_prompt(policy, summaries.max_tokens),
         temperature=summaries.temperature,
         top_p=summaries.top_p,
         n=summaries.n,
@@ -89,7 +89,7 @@ def summarize_heldout(
         rows: held-out articles with questions.
         writer: the build id of the policy that `policy_engine` runs.
     """
-    prompt = Prompt(user(policy.instruction), max_tokens)
+    prompt = instruction_prompt(policy, max_tokens)
     return policy_engine.map(rows, partial(sample_rows, prompt, writer), SAMPLED)
 
 
@@ -114,7 +114,7 @@ def summarize_heldout_with_baselines(
     policy_engine: EnginePool,
 ) -> Dataset:
     """`summarize_heldout` by the base policy. The summaries of `BASELINES` follow the base's own."""
-    prompt = Prompt(user(policy.instruction), max_tokens)
+    prompt = instruction_prompt(policy, max_tokens)
     return policy_engine.map(rows, partial(_sample_with_baselines, prompt, writer, baselines), SAMPLED)
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from judges.base import Prompt, user
+from judges.base import Prompt
 from pipeline.config import Config, UserError
 from pipeline.config.judging import JudgeSettings
 from pipeline.config.run import Articles, PolicySettings
 from pipeline.execution.planning.prompt_lengths import count_prompt, load_tokenizer
-from pipeline.inference.sampling import fill_article
+from pipeline.inference.sampling import fill_article, instruction_prompt
 from pipeline.inference.thinking import make_thinker
 from pipeline.judging.factory import asks_questions, make_judge
 from pipeline.storage.model_files import shapes
@@ -126,7 +126,7 @@ def find_too_long(
         uses: the engines that the run will use (`Stage.uses`). The models of others are left out.
     """
     policy, judge = config.policy, config.judge
-    summarize = Prompt(user(policy.instruction), 0)
+    summarize = instruction_prompt(policy, max_tokens=0)
     replies = dict.fromkeys(SPLITS, config.evaluation.max_tokens) | {"train": config.summaries.max_tokens}
     found = []
     if "policy_engine" in uses:
@@ -158,7 +158,8 @@ def _count(
         return None
     rooms = [limit - budget - replies[split] for split, _ in texts]
     most_tokens = _most_tokens(name)
-    suspects = [i for i, prompt in enumerate(prompts) if most_tokens(prompt) + _TEMPLATE_TOKENS > rooms[i]]
+    most = [most_tokens(prompt) + _TEMPLATE_TOKENS * len(prompt.messages) for prompt in prompts]
+    suspects = [i for i, tokens in enumerate(most) if tokens > rooms[i]]
     tokenizer = load_tokenizer(section, name, []) if suspects else None
     if tokenizer is None:
         return None

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from judges.base import Judge, Prompt, Question, user
+from judges.base import Judge, Question
 from pipeline.config import Config
 from pipeline.config.judging import JudgeSettings
 from pipeline.config.messages import one_line
 from pipeline.config.run import PolicySettings
-from pipeline.inference.sampling import fill_article
+from pipeline.inference.sampling import fill_article, instruction_prompt
 from pipeline.inference.thinking import Thinker, make_thinker
 from pipeline.judging.factory import asks_questions, make_judge
 from pipeline.storage.model_files.hub import adapter_config, fetch
@@ -74,7 +74,7 @@ def measure_prompts(config: Config, articles: Sequence[str], rows: Sequence[dict
     notes: list[str] = []
     mean_prompt_length, longest_prompt, mean_article_length = None, 0, 0.0
     if tokenizer := load_tokenizer("policy", config.policy.model, notes):
-        template = Prompt(user(config.policy.instruction), config.summaries.max_tokens)
+        template = instruction_prompt(config.policy, config.summaries.max_tokens)
         thinker = _thinker(tokenizer, "policy", config.policy)
         prompt_lengths = [count_prompt(tokenizer, fill_article(template, text).messages, thinker) for text in articles]
         mean_prompt_length, longest_prompt = fmean(prompt_lengths), max(prompt_lengths)

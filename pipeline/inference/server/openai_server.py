@@ -31,6 +31,7 @@ from pipeline.config.servers import ServedModel
 from pipeline.inference.base import MICRO_USD, RETRIES, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT, TOKENS_THOUGHT, Reply
 from pipeline.inference.special_tokens import WELL_KNOWN_MARKERS, break_special_tokens
 from pipeline.inference.thinking import KNOWN_TAGS, answer_tokens, strip_thoughts, template_switches
+from pipeline.storage.model_files.chat_template import without_nulls
 
 _FIRST_BACKOFF = 0.5  # seconds before the first retry; doubled for each further one
 _RETRIED_STATUSES = {408, 409, 425, 429}  # and every 5xx
@@ -196,7 +197,7 @@ class OpenAIServerEngine:
     def _request_body(self, prompt: Prompt) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": list(break_special_tokens(prompt, WELL_KNOWN_MARKERS)),
+            "messages": without_nulls(break_special_tokens(prompt, WELL_KNOWN_MARKERS)),
             "max_tokens": prompt.max_tokens + (self.thinking.budget if self.thinking else 0),
             "temperature": prompt.temperature,
             "top_p": prompt.top_p,

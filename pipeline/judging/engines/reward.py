@@ -9,6 +9,7 @@ from typing import Any
 from judges.base import Prompt, Sample
 from pipeline.inference.base import Reply
 from pipeline.inference.special_tokens import break_special_tokens, special_tokens_of
+from pipeline.storage.model_files import chat_template
 
 _TOKENS_PER_BATCH = 8192  # with padding
 
@@ -59,7 +60,7 @@ class RewardEngine:
         if self.tokenizer.chat_template is None:
             ids = self.tokenizer("\n".join(message["content"] for message in messages))["input_ids"]
         else:
-            ids = self.tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False)
+            ids = chat_template.encode(self.tokenizer, messages)
         if not ids:
             return Reply([], error="empty conversation")
         if self.max_model_len is not None and len(ids) > self.max_model_len:

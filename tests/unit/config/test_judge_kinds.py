@@ -16,6 +16,7 @@ from pipeline.evaluation.report.render import result_tables
 from pipeline.execution.planning.gpu_memory import PackedRow
 from pipeline.execution.preflight import check_preference, memory_needs
 from pipeline.execution.recipe import compare_recipes, stage_recipe
+from pipeline.judging.factory import make_judge
 from pipeline.round import rounds
 from pipeline.stages.scores import score_heldout
 from pipeline.storage.ledger import Ledger
@@ -306,6 +307,13 @@ def test_a_reward_model_reads_the_policys_instruction():
     jury = config(judge={"kind": "jury", "members": {"a": reward, "b": RUBRIC}}, policy=policy).judge
     assert jury.members["a"].settings == {"instruction": "Sum up: {article}"}
     assert "{article}" in config(judge=reward).judge.settings["instruction"]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{article}"}]
+    judge = config(judge=reward, policy={"model": "p", "instruction": messages}).judge
+    (prompt,) = make_judge(judge, 0).ask_scores("Text.", ["Sum."])
+    assert [message["content"] for message in prompt.messages] == ["Be brief.", "Text.", "Sum."]
+    merging = judge.model_copy(update={"settings": {"instruction": messages, "merge_system": True}})
+    (prompt,) = make_judge(merging, 0).ask_scores("Text.", ["Sum."])
+    assert [message["content"] for message in prompt.messages] == ["Be brief.\n\nText.", "Sum."]
 
 
 def test_a_judge_that_scores_texts_needs_no_key_value_cache(monkeypatch):
