@@ -6,7 +6,7 @@ from pipeline.config.loader import load_alignment
 from pipeline.execution.align import Aligned, run_alignment
 from pipeline.execution.preflight import warn_of_removed_folders
 from pipeline.execution.progress import Display
-from pipeline.stages.external_pairs import BOTH_WAYS, MERGED_TOKEN, REPEATED
+from pipeline.stages.external_pairs import BOTH_WAYS, GUESSED, MERGED_TOKEN, REPEATED, REPEATS_PROMPT
 
 
 def train(path: str, overrides: Sequence[str], remake: str | None) -> None:
@@ -36,7 +36,7 @@ def show_result(aligned: Aligned, display: Display) -> None:
             f"  chosen fell           in {metrics['chosen_fell']:.0%} of pairs the chosen is less likely than before"
         )
     tally = aligned.pairs["tally"]
-    for name in (REPEATED, BOTH_WAYS, MERGED_TOKEN):
+    for name in (REPEATED, BOTH_WAYS, MERGED_TOKEN, GUESSED, REPEATS_PROMPT):
         if name in tally:
             display.warn(f"{name}: {tally[name]:,}")
     for warning in metrics["warnings"]:

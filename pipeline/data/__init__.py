@@ -2,7 +2,8 @@
 
 - `readers` reads rows from a JSONL, JSON or Parquet file, or from a Hugging Face dataset.
 - `dedup` finds repeated texts in little memory.
-- `preference_formats` reads a row in the format of TRL, UltraFeedback, Intel or LLaMA-Factory as a preference pair.
+- `preference_formats` reads a row in any of the public formats as a preference pair.
+- `messages` reads the messages of any data set as dicts with `role` and `content`.
 - `pair_tokenizer` turns a pair into token ids, as TRL does.
 - `merge_rows` merges rows about one article, by several writers, into one row.
 """

@@ -4,8 +4,8 @@ Messages go through the tokenizer's chat template: an answer's ids are those tha
 with its generation prompt. A plain text is tokenized together with its prompt and the end-of-sequence token: the
 answers begin where the ids of either answer's text first differ from the ids of the prompt alone.
 
-Two things differ from TRL. A second BOS is removed. A pair is skipped if the chat template writes the prompt
-differently once there is an answer.
+Two things differ from TRL. A second BOS is removed. A pair is skipped if the chat template refuses or leaves out a
+message, or writes the prompt differently once there is an answer.
 
 Which text is tokenized is decided in `preference_formats.py`. Samples of a run's own rounds are never tokenized again
 (`inference/sampling.py`).
@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from judges.base import Skip
+from judges.conversations import merge_system
 from pipeline.config import UserError
 from pipeline.config.messages import one_line
-from pipeline.data.preference_formats import Message, Preference
+from pipeline.data.messages import Message
+from pipeline.data.preference_formats import Preference
+from pipeline.storage.model_files import chat_template
+from pipeline.storage.model_files.chat_template import TemplateRefusal
 from pipeline.storage.model_files.hub import adapter_config, fetch
 
 if TYPE_CHECKING:
@@ -49,10 +53,12 @@ class PairTokenizer:
     Attributes:
         tokenizer: the policy's tokenizer, a class of transformers.
         max_length: the most tokens of a prompt with its answer. None: no limit.
+        merge_system: put the system message of each prompt into its first user message.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     max_length: int | None = None
+    merge_system: bool = False
 
     @property
     def has_chat_template(self) -> bool:
@@ -86,7 +92,7 @@ class PairTokenizer:
             template: keyword arguments for the chat template.
 
         Raises:
-            Exception: of any class, if the chat template refuses the messages.
+            TemplateRefusal: the chat template refuses the messages.
         """
         return self._apply_template(messages, template | {"add_generation_prompt": True})
 
@@ -106,15 +112,16 @@ class PairTokenizer:
         if not self.has_chat_template:
             raise UserError(
                 "the pairs are messages, and the policy's tokenizer has no chat template: choose a policy that has "
-                "one, or give prompt, chosen and rejected as text"
+                "one, or give prompt, chosen and rejected as text, without a column system"
             )
         template = dict(pair.template)
+        messages = merge_system(pair.prompt) if self.merge_system else pair.prompt
         try:
-            prompt = self.encode_prompt(pair.prompt, **template)
-            chosen = self._apply_template(pair.prompt + pair.chosen, template)
-            rejected = self._apply_template(pair.prompt + pair.rejected, template)
-        except Exception:  # a template is a program that comes with the model: it can fail on data in any way
-            return Skip("the chat template refuses the messages")
+            prompt = self.encode_prompt(messages, **template)
+            chosen = self._apply_template(messages + pair.chosen, template)
+            rejected = self._apply_template(messages + pair.rejected, template)
+        except TemplateRefusal as refusal:
+            return Skip(refusal.with_remedy("policy.merge_system"))
         start = len(prompt)
         if chosen[:start] != prompt or rejected[:start] != prompt:
             return Skip("the chat template does not extend the prompt")
@@ -124,8 +131,7 @@ class PairTokenizer:
         return self._without_second_bos(self.tokenizer(text=text)["input_ids"])
 
     def _apply_template(self, messages: list[Message], template: dict[str, Any]) -> list[int]:
-        encoded = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **template)
-        return self._without_second_bos(encoded["input_ids"])
+        return self._without_second_bos(chat_template.encode(self.tokenizer, messages, **template))
 
     def _without_second_bos(self, ids: list[int]) -> list[int]:
         """Remove a repeated BOS token: the tokenizer adds one also to text in which a template already wrote it."""
@@ -135,12 +141,13 @@ class PairTokenizer:
         return list(ids[start:])
 
 
-def load_pair_tokenizer(model: str, max_model_len: int | None = None) -> PairTokenizer:
+def load_pair_tokenizer(model: str, max_model_len: int | None = None, merge_system: bool = False) -> PairTokenizer:
     """Load a model's tokenizer. An adapter without its own tokenizer uses the tokenizer of its base.
 
     Args:
         model: path, URI or name on the hub.
         max_model_len: the most tokens of a prompt with its answer. None: what the model allows.
+        merge_system: as in `PairTokenizer`.
 
     Raises:
         UserError: the tokenizer cannot be loaded.
@@ -159,7 +166,7 @@ def load_pair_tokenizer(model: str, max_model_len: int | None = None) -> PairTok
     except Exception as error:  # damaged, of an unknown kind, or with code of its own: a dozen exception classes
         reason = one_line(error)
         raise UserError(f"the tokenizer of {model} cannot be loaded (trust_remote_code is off): {reason}") from None
-    return PairTokenizer(tokenizer, max_length)
+    return PairTokenizer(tokenizer, max_length, merge_system)
 
 
 def _common_prefix_length(ids: list[int], others: list[int]) -> int:

@@ -6,7 +6,7 @@ reused, and a changed setting is refused with a message that shows the change.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -22,7 +22,7 @@ from pipeline.execution.preflight import open_run_folder
 from pipeline.execution.progress import Display
 from pipeline.execution.recipe import fingerprint
 from pipeline.stages import external_pairs
-from pipeline.stages.external_pairs import collect_pairs
+from pipeline.stages.external_pairs import FirstPair, collect_pairs
 from pipeline.stages.policy import register_base, train_policy
 from pipeline.stages.references import reference_logprobs
 from pipeline.storage.ledger import Artifact, Ledger
@@ -73,10 +73,13 @@ def run_alignment(settings: Alignment, display: Display, remake: str | None = No
     hub.check_model("policy.model", settings.policy.model)
     hub.check_lora(settings.policy.model, settings.training.lora)
     tracking.check_trackers(settings.report_to)
-    external_pairs.check_pairs(settings.pairs, settings.policy.model)
+    first = external_pairs.check_pairs(
+        settings.pairs, settings.policy.model, settings.policy.max_model_len, settings.policy.merge_system
+    )
     ledger = open_run_folder(settings)
     dry_run = DryRun(settings, ledger, remake)
     train_on_pairs(dry_run)
+    _tell_columns(first, settings.pairs, display)
     from pipeline.execution.runner import open_run
 
     title = f"{ledger.root}: {settings.policy.model} on {settings.pairs}"
@@ -84,6 +87,15 @@ def run_alignment(settings: Alignment, display: Display, remake: str | None = No
         pairs, policy = train_on_pairs(runner)
     counts = {name: pairs.record[name] for name in ("in", "kept", "skipped", "tally")}
     return Aligned(policy.record["model"], policy.record["training"], counts)
+
+
+def _tell_columns(first: FirstPair, pairs: str, display: Display) -> None:
+    """Say where the prompts are, and which columns are not read."""
+    tell = display.warn if first.is_guessed else display.say
+    tell(f"{pairs}: {first.describe()}")
+    if first.columns.suspects:
+        names = ", ".join(first.columns.suspects)
+        display.warn(f"{pairs}: not read, and may have a part of the prompt: {names}; if so, put it into the prompt")
 
 
 def align(
@@ -109,7 +121,8 @@ def align(
     Args:
         model: Hugging Face folder, URI or hub name. The model is the reference too.
         pairs: a file by path or URI, `hf:OWNER/NAME[/CONFIG][:SPLIT]`, or rows in memory (a list of dicts, a
-            `datasets.Dataset`). `data/preference_formats.py` lists the known columns.
+            `datasets.Dataset`, a table of pandas, pyarrow or polars). `data/preference_formats.py` lists the known
+            columns.
         loss: `training.loss_type`: one loss, or several to add up.
         out: folder or URI of the run, where the model is written as `policy/`; None: runs/NAME-aligned.
         seed: seed of the order of the pairs.
@@ -144,11 +157,25 @@ def _save_rows(rows: Iterable[Mapping[str, Any]], ledger: Ledger) -> str:
 
     The file is named by a hash of its contents. So other rows make another file, and the change is detected.
     """
-    text = "".join(f"{_to_json(row)}\n" for row in rows)
+    text = "".join(f"{_to_json(row)}\n" for row in _to_rows(rows))
     name = f"given-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]}.jsonl"
     if ledger.read(name) is None:
         ledger.write(name, text)
     return f"{ledger.root}/{name}"
+
+
+def _to_rows(rows: Any) -> Iterator[Mapping[str, Any]]:
+    """The rows of a list of dicts, a `datasets.Dataset`, or a table of pandas, pyarrow or polars."""
+    if isinstance(rows, Mapping):
+        raise UserError("pairs is one dict: give a list of dicts, one for each pair")
+    if hasattr(rows, "itertuples"):
+        rows = rows.to_dict("records")
+    elif method := getattr(rows, "to_pylist", None) or getattr(rows, "to_dicts", None):
+        rows = method()
+    for row in rows:
+        if not hasattr(row, "items"):
+            raise UserError(f"pairs has a row that is a {type(row).__name__}: give dicts, one for each pair")
+        yield row
 
 
 def _to_json(row: Mapping[str, Any]) -> str:
@@ -164,6 +191,8 @@ def _to_plain_value(column: Any, value: Any) -> Any:
     """Convert a value that JSON cannot hold. Other types are refused: their repr would become part of the training."""
     if hasattr(value, "tolist"):  # pandas gives a list of messages as an array of dicts
         return value.tolist()
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' empty values
+        return None
     if isinstance(value, date):
         return value.isoformat()
     raise UserError(

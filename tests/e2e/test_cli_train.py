@@ -8,6 +8,8 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -224,6 +226,14 @@ def test_rows_in_memory_are_kept_as_what_they_say(tmp_path, monkeypatch):
     kept = align(POLICY, [row | arrays | {"when": date(2026, 1, 31)}], out=tmp_path / "run")
     assert json.loads(Path(kept).read_text()) == row
     assert align(POLICY, [row], out=tmp_path / "run") == kept
+    for table in (pd.DataFrame([row]), pa.Table.from_pylist([row])):
+        assert align(POLICY, table, out=tmp_path / "run") == kept
+    empty = align(POLICY, pd.DataFrame([row, row | {"score": pd.NA, "when": pd.NaT}]), out=tmp_path / "run")
+    assert json.loads(Path(empty).read_text().splitlines()[1]) == row | {"score": None, "when": None}
+    with pytest.raises(UserError, match="pairs is one dict: give a list of dicts"):
+        align(POLICY, row, out=tmp_path / "run")
+    with pytest.raises(UserError, match="pairs has a row that is a str: give dicts"):
+        align(POLICY, ["row"], out=tmp_path / "run")
     with pytest.raises(UserError, match="pairs has a bytes in the column picture"):
         align(POLICY, [row | {"picture": [b"png"]}], out=tmp_path / "run")
 

@@ -154,7 +154,13 @@ def test_an_answer_begins_before_a_token_that_spans_prompt_and_answer():
     [
         (None, 6, Preference("The sky", " is", " is blue and green"), "too long"),
         (None, None, Preference("The", "</s>", " is"), None),
-        (MISTRAL, None, Preference([SYSTEM, ASK], answer("a"), answer("b")), "the chat template refuses the messages"),
+        (
+            MISTRAL,
+            None,
+            Preference([SYSTEM, ASK], answer("a"), answer("b")),
+            "the chat template refuses the role system: 'no system'; policy.merge_system=true puts its text into the "
+            "first user message",
+        ),
         (
             NOT_EXTENDING,
             None,
@@ -319,6 +325,82 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path, policy, open_pairs):
     (tmp_path / "m.jsonl").write_text(json.dumps({"question": "q", "chosen": "a", "rejected": "b"}))
     with pytest.raises(UserError, match="m.jsonl: the pairs are messages, and the policy's tokenizer has no chat temp"):
         open_pairs(str(tmp_path / "m.jsonl"), policy)
+
+
+def test_columns_that_may_hold_the_prompt_stop_a_guess(tmp_path, policy):
+    path = tmp_path / "guess.jsonl"
+    rows = [{"query": "q", "chosen": "The sky is blue", "rejected": "The sky is green"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match="to have the prompt, and query may have it. Rename the one that has it to"):
+        check_pairs(str(path), policy)
+    del rows[0]["query"]
+    rows[0]["system"] = "Be brief."
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match="none of them is known to have the prompt. .*, remove the system column"):
+        check_pairs(str(path), policy)
+
+
+def test_what_was_guessed_or_not_read_is_in_the_record(tmp_path, policy, collected):
+    guess = {"chosen": "The sky is blue", "rejected": "The sky is green", "score": 1}
+    repeats = text("What color is the sky?", "What color is the sky? It is blue", "What color is the sky? It is")
+    kept, _ = collected(guess, repeats | {"topic": "sky", "score": 2})
+    assert tally(kept[0]) == {
+        "pairs": 1,
+        "prompts guessed from the common start of both answers": 1,
+        "rows with a column that was not read: score": 1,
+    }
+    assert tally(kept[1])["pairs whose answers both begin with the whole prompt"] == 1
+    assert tally(kept[1])["rows with a column that was not read: topic"] == 1
+    first = check_pairs(str(tmp_path / "pairs.jsonl"), policy)
+    assert first.describe() == (
+        "the prompt is the common start of chosen and rejected, which is a guess: no column is known to have it; not "
+        "read: score"
+    )
+
+
+def test_system_and_input_are_the_prompt(collected):
+    row = {"system": "Be brief.", "input": ASK["content"], "chosen": "It is blue.", "rejected": "It is green."}
+    kept, _ = collected(row)
+    assert kept[0]["article"] == "system: Be brief.\n\nuser: What color is the sky?"
+    assert [summary["text"] for summary in kept[0]["summaries"]] == ["It is blue.", "It is green."]
+    assert tally(kept[0]) == {"pairs": 1}
+
+
+def test_null_keys_and_other_names_of_roles_give_the_same_ids(tmp_path, collected):
+    """A Parquet file gives each message the keys of all others."""
+    turns = [ASK | {"name": "Eve"}, *answer("blue"), ASK]
+    rows = [{"prompt": turns, "chosen": answer("It is blue."), "rejected": answer("It is green.")}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "nulls.parquet")
+    (row,) = pq.read_table(tmp_path / "nulls.parquet").to_pylist()
+    assert row["prompt"][1]["name"] is None
+    prints_names = CHATML.replace("{{ m.role }}", "{{ m.role }}{{ ' %s' % m.name if 'name' in m }}")
+    tokens = PairTokenizer(tokenizer(prints_names))
+    ids = tokens.encode(parse_row(row))
+    assert tokens.tokenizer.decode(ids.prompt).count("None") == 0
+    human = [{"role": "Human", "content": ASK["content"]}, {"role": "bot", "content": "blue"}]
+    kept, _ = collected({"prompt": human[:1], "chosen": human[1:], "rejected": "green"})
+    same, _ = collected({"prompt": [ASK], "chosen": "blue", "rejected": "green"})
+    assert kept == same
+
+
+def test_a_template_without_a_system_role_is_quoted_or_gets_it_in_the_users_message(tmp_path, policy):
+    tokenizer(MISTRAL, "<s>").save_pretrained(policy)
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"system": "Be brief.", "question": "The sky?", "chosen": "blue", "rejected": "green"}))
+    refusal = r"no pair to train on \(the chat template refuses the role system: 'no system'; policy.merge_system=true"
+    with pytest.raises(UserError, match=refusal):
+        check_pairs(str(path), policy)
+    assert check_pairs(str(path), policy, merge_system=True).columns.prompt == ("system", "question")
+    (table,) = collect_pairs("b", pairs=str(path), max_model_len=None, merge_system=True, model=policy)
+    tokens = load_pair_tokenizer(policy).tokenizer
+    assert tokens.decode(table["prompt_ids"][0].as_py()) == "<s>[INST] Be brief.\n\nThe sky? [/INST]"
+
+
+def test_a_template_cannot_fill_the_record_with_reasons(policy, collected):
+    tokenizer(CHATML.replace("{{ m.role }}", "{{ raise_exception(m.content) }}")).save_pretrained(policy)
+    rows = [{"question": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(80)]
+    _, skipped = collected(text("The sky is", " blue", " green"), *rows)
+    assert len(skipped) == 80 and len({row["skipped"] for row in skipped}) == 51
 
 
 def test_a_file_without_a_pair_is_refused(collected):
