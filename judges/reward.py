@@ -8,7 +8,7 @@ trained on such conversations with a Bradley-Terry loss (for example Skywork-Rew
 from collections.abc import Sequence
 
 from judges.base import Judgement, Prompt, Sample, ScoringJudge
-from judges.conversations import Instruction, fill_instruction, read_instruction
+from judges.text.conversations import Instruction, fill_instruction, read_instruction
 
 
 class RewardJudge(ScoringJudge):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from judges.conversations import read_instruction
+from judges.text.conversations import read_instruction
 from pipeline.config.base import Dtype, Location, Natural, Positive, Settings, Share, Thinking, check_locations
 from pipeline.config.hardware import EngineHardware, Hardware
 from pipeline.config.judging import JUDGES, PREFERENCES, JudgeSettings, Pairs, Questions, Scores, refusal_of_check
@@ -75,7 +75,7 @@ class PolicySettings(Settings):
     max_model_len: Positive | None = None
     thinking: Thinking | None = None  # whether it thinks before it writes a summary; None: it does not
     # Has {article}, and may have {language}: the English name of the article's language. A text, which the user says,
-    # or a list of messages: [{role: system, content: …}, {role: user, content: …}, …], see `judges/conversations.py`.
+    # or a list of messages: [{role: system, content: …}, …, {role: user, content: …}]: `judges/text/conversations.py`.
     instruction: str | tuple[dict[str, str], ...] = (
         "Write a very short summary of the article in at most two sentences, keeping its most important facts."
         "\n\n{article}"

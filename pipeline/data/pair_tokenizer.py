@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from judges.base import Skip
-from judges.conversations import merge_system
+from judges.text.conversations import merge_system
 from pipeline.config import UserError
 from pipeline.config.messages import one_line
 from pipeline.data.messages import Message

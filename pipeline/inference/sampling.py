@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ray.data import Dataset
 
 from judges.base import Prompt, Skip
-from judges.conversations import fill_instruction, read_instruction
+from judges.text.conversations import fill_instruction, read_instruction
 from pipeline.config.run import PolicySettings
 from pipeline.inference.base import SUMMARIES, Engine, count_tokens
 from pipeline.inference.pool import EnginePool

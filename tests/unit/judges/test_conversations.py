@@ -3,7 +3,7 @@
 import pytest
 
 from judges.base import user
-from judges.conversations import fill_instruction, merge_system, read_instruction
+from judges.text.conversations import fill_instruction, merge_system, read_instruction
 
 SYSTEM = {"role": "system", "content": "You edit {language} news."}
 EXAMPLE = [{"role": "user", "content": "Sum up: Rain."}, {"role": "assistant", "content": "It rains."}]
