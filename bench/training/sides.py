@@ -21,7 +21,7 @@ from pipeline.training.batches.article_tree import pack_rows
 from pipeline.training.batches.batching import Step, plan_steps
 from pipeline.training.batches.example import Example
 from pipeline.training.loop import TrainLoop
-from pipeline.training.losses import LOSSES
+from pipeline.training.losses.formulas import LOSSES
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import completion_logps
 
@@ -30,6 +30,8 @@ SETTINGS: dict[str, Any] = {
     "loss_type": "sigmoid",
     "beta": 0.1,
     "label_smoothing": 0.0,
+    "ld_alpha": None,
+    "router_aux_loss_coef": 0.0,
     "learning_rate": 5e-5,
     "num_train_epochs": 1,
     "warmup_ratio": 0.1,
@@ -234,10 +236,8 @@ def row_losses(model: PreTrainedModel, examples: Sequence[Example], tokens_per_b
             return torch.tensor(values, device=like.device, dtype=like.dtype)
 
         yield LOSSES[SETTINGS["loss_type"]](
-            chosen_logps=logps[[position[completion] for completion in chosen]],
-            rejected_logps=logps[[position[completion] for completion in rejected]],
-            ref_chosen_logps=reference(chosen, logps),
-            ref_rejected_logps=reference(rejected, logps),
+            chosen_scores=logps[[position[completion] for completion in chosen]] - reference(chosen, logps),
+            rejected_scores=logps[[position[completion] for completion in rejected]] - reference(rejected, logps),
             beta=SETTINGS["beta"],
             label_smoothing=SETTINGS["label_smoothing"],
         ).sum()

@@ -1,7 +1,7 @@
 """Lists the losses that training can minimise, and checks which of them can be combined.
 
-It has names only, so that it imports fast. The formulas are in `training/losses.py`, which needs torch; a test compares
-the two lists. The range of each single setting is in `training.py`.
+It has names only, so that it imports fast. The formulas are in `training/losses/formulas.py`, which needs torch; a test
+compares the two lists. The range of each single setting is in `training.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,20 @@ LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
     "exo_pair": ("beta", "label_smoothing"),
     "nca_pair": ("beta",),
     "bco_pair": ("beta",),
+    "discopop": ("beta", "discopop_tau"),
+    "aot": ("beta", "label_smoothing"),
+    "aot_unpaired": ("beta", "label_smoothing"),
     "sft": (),
     "simpo": ("beta", "label_smoothing", "simpo_gamma"),
     "orpo": ("beta",),
 }
 # Losses without a reference. TRL implements simpo and orpo in separate trainers.
 REFERENCE_FREE = frozenset({"sft", "simpo", "orpo"})
+# Losses that are built on a difference of scores. Only there an f-divergence other than reverse_kl makes sense, because
+# only there the unknown normalization of the scores cancels.
+F_DIVERGENCE_LOSSES = frozenset({"sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "exo_pair", "discopop"})
+# Losses that sort the pairs of a step, so that a value belongs to no single pair.
+SORTING_LOSSES = frozenset({"aot", "aot_unpaired"})
 
 
 def parse_loss_type(value: object) -> str | tuple[str, ...]:
@@ -54,6 +62,9 @@ def check_mixture(
     loss_weights: Sequence[float] | None,
     rpo_alpha: float | None,
     changed_settings: Mapping[str, float],
+    f_divergence_type: str,
+    ld_alpha: float | None,
+    use_weighting: bool,
 ) -> None:
     """Refuse a mixture of losses in which a setting has no effect, has its effect twice, or makes no sense.
 
@@ -61,8 +72,9 @@ def check_mixture(
         losses: names that `parse_loss_type` has accepted.
         loss_weights: one weight per loss, or None.
         rpo_alpha: weight of the additional sft loss, or None.
-        changed_settings: those of `beta`, `label_smoothing` and `simpo_gamma` (settings that only some losses use)
-            that differ from their defaults.
+        changed_settings: those of `beta`, `label_smoothing`, `simpo_gamma` and `discopop_tau` (settings that only some
+            losses use) that differ from their defaults.
+        f_divergence_type, ld_alpha, use_weighting: the settings, which act on several losses.
 
     Raises:
         ValueError: the first problem, and what to do about it.
@@ -94,6 +106,33 @@ def check_mixture(
         raise ValueError(
             "training.rpo_alpha adds sft, and training.loss_type has orpo, which already includes sft: leave rpo_alpha "
             "out"
+        )
+    _check_shared_settings(losses, rpo_alpha, f_divergence_type, ld_alpha, use_weighting)
+
+
+def _check_shared_settings(
+    losses: Sequence[str], rpo_alpha: float | None, f_divergence_type: str, ld_alpha: float | None, use_weighting: bool
+) -> None:
+    """Check the settings that act on several losses. Raises ValueError."""
+    without_divergence = [loss for loss in losses if loss not in F_DIVERGENCE_LOSSES | {"sft"}]
+    if f_divergence_type != "reverse_kl" and (without_divergence or list(losses) == ["sft"]):
+        raise ValueError(
+            f"training.f_divergence_type is {f_divergence_type}, and it has no meaning for "
+            f"{', '.join(without_divergence or losses)}: use reverse_kl, or only losses that are built on a difference "
+            f"of scores ({', '.join(loss for loss in LOSS_SETTINGS if loss in F_DIVERGENCE_LOSSES)}), and sft"
+        )
+    without_lengths = [loss for loss in losses if loss in REFERENCE_FREE - {"sft"}]
+    if ld_alpha is not None and (without_lengths or list(losses) == ["sft"]):
+        raise ValueError(
+            f"training.ld_alpha is {ld_alpha:g}, and it has no meaning for {', '.join(without_lengths or losses)}: "
+            "leave ld_alpha out, or use losses that compare with a reference"
+        )
+    unweighted = [loss for loss in losses if loss in SORTING_LOSSES | {"sft", "orpo"}]
+    if use_weighting and (unweighted or rpo_alpha is not None):
+        raise ValueError(
+            "training.use_weighting weighs each pair's preference loss, and training has "
+            f"{', '.join(unweighted) or 'rpo_alpha'}, which is not one for each pair: leave use_weighting out, or "
+            "use other losses"
         )
 
 

@@ -17,7 +17,7 @@ from pipeline.config.hardware import EngineHardware, Hardware
 from pipeline.config.judging import JUDGES, PREFERENCES, JudgeSettings, Pairs, Questions, Scores, refusal_of_check
 from pipeline.config.servers import ComparedModel, check_served_models
 from pipeline.config.stopping import Stop
-from pipeline.config.training import References, Training, check_references
+from pipeline.config.training import References, Training, check_references, check_router_loss
 
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -375,6 +375,7 @@ class Config(Settings):
                     "sampled by another policy: use references.source=trainer"
                 )
         check_references(self.references, self.training)
+        check_router_loss(self.training, self.hardware.trainer.torch_compile)
         return self
 
     @model_validator(mode="after")
@@ -483,5 +484,6 @@ class Alignment(Settings):
                 "references.source is sampler, but `rondo train` samples no summaries: set it to trainer or none"
             )
         check_references(self.references, self.training)
+        check_router_loss(self.training, self.hardware.trainer.torch_compile)
         check_locations(self.locations)
         return self

@@ -36,6 +36,8 @@ class Lora(Settings):
     r: Positive = 8
     lora_alpha: Positive = 16
     use_rslora: bool = False
+    # DoRA: the length of each row of a weight is trained apart from its direction. Slower than LoRA. It needs `merge`.
+    use_dora: bool = False
     # all-linear: every linear layer but the LM head. Or the last parts of layer names: [q_proj, v_proj].
     target_modules: str | tuple[str, ...] = "all-linear"
     # False: one adapter is trained from round to round on a base that never changes; the adapter is saved and served.
@@ -54,17 +56,36 @@ class Lora(Settings):
             )
         return value
 
+    @model_validator(mode="after")
+    def _check_dora(self) -> "Lora":
+        if self.use_dora and not self.merge:
+            raise ValueError(
+                "training.lora.use_dora is true and training.lora.merge is false: vLLM does not serve DoRA adapters, "
+                "so set training.lora.merge=true, or leave use_dora out"
+            )
+        return self
+
 
 class Training(Settings):
     """DPO. Names as in TRL. One step updates the weights once, on `pairs_per_step` pairs over all workers together."""
 
-    loss_type: str | tuple[str, ...] = "sigmoid"  # one loss, or a list to add up; `training/losses.py` defines each
+    loss_type: str | tuple[str, ...] = "sigmoid"  # one loss, or a list to add up; see `training/losses/formulas.py`
     loss_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # one per loss, in their order; None: all 1.0
     # Weight of an additional sft loss, which keeps up the likelihood of chosen completions. None: no such loss.
     rpo_alpha: Annotated[float, Field(gt=0)] | None = None
     beta: Annotated[float, Field(gt=0)] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # probability that a preference label is wrong
     simpo_gamma: Annotated[float, Field(ge=0)] = 0.5  # target margin of simpo
+    # Temperature of discopop. Above 1 the loss of a wrong pair would grow exponentially.
+    discopop_tau: Annotated[float, Field(gt=0, le=1)] = 0.05
+    # The divergence from the reference that DPO's derivation penalizes (f-DPO): `losses/objective.py` has the formulas.
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    f_alpha_divergence_coef: Annotated[float, Field(allow_inf_nan=False)] = 0.5  # of alpha_divergence
+    # How much the tokens of a completion count beyond the length of the pair's shorter one (LD-DPO). None: like all.
+    ld_alpha: Share | None = None
+    use_weighting: bool = False  # True: a pair counts by how likely the policy is to write it (WPO)
+    # Weight of the load-balancing loss of a mixture of experts. 0: none. TRL's default is the model's own value.
+    router_aux_loss_coef: Annotated[float, Field(ge=0)] = 0.0
     learning_rate: Annotated[float, Field(gt=0)] = 5e-7
     num_train_epochs: Positive = 1
     pairs_per_step: Positive = 36
@@ -101,7 +122,8 @@ class Training(Settings):
 
     @model_validator(mode="after")
     def _check_losses(self) -> "Training":
-        loss_settings = {name: getattr(self, name) for name in ("beta", "label_smoothing", "simpo_gamma")}
+        names = ("beta", "label_smoothing", "simpo_gamma", "discopop_tau")
+        loss_settings = {name: getattr(self, name) for name in names}
         check_mixture(
             _loss_names(self),
             loss_weights=self.loss_weights,
@@ -109,7 +131,16 @@ class Training(Settings):
             changed_settings={
                 name: value for name, value in loss_settings.items() if value != Training.model_fields[name].default
             },
+            f_divergence_type=self.f_divergence_type,
+            ld_alpha=self.ld_alpha,
+            use_weighting=self.use_weighting,
         )
+        alpha = self.f_alpha_divergence_coef
+        if self.f_divergence_type != "alpha_divergence" and alpha != 0.5:
+            raise ValueError(
+                f"training.f_alpha_divergence_coef is {alpha:g} and training.f_divergence_type is "
+                f"{self.f_divergence_type}: leave it out, or set f_divergence_type to alpha_divergence"
+            )
         return self
 
 
@@ -117,13 +148,27 @@ def _loss_names(training: Training) -> list[str]:
     return [training.loss_type] if isinstance(training.loss_type, str) else list(training.loss_type)
 
 
+def check_router_loss(training: Training, torch_compile: bool) -> None:
+    """Raise ValueError if the router's loss is wanted, and the layers are compiled."""
+    if training.router_aux_loss_coef and torch_compile:
+        raise ValueError(
+            f"training.router_aux_loss_coef is {training.router_aux_loss_coef:g} and hardware.trainer.torch_compile is "
+            "true: the router's logits cannot be taken out of compiled layers, so leave torch_compile out"
+        )
+
+
 def check_references(references: References, training: Training) -> None:
-    """Raise ValueError if a loss needs reference log-probabilities that the run will not have."""
+    """Raise ValueError if training needs reference log-probabilities that the run will not have."""
     losses_with_reference = [loss for loss in _loss_names(training) if loss not in REFERENCE_FREE]
     if references.source == "none" and losses_with_reference:
         raise ValueError(
             f"references.source is none, and training.loss_type has {', '.join(losses_with_reference)}, which needs a "
             f"reference: leave references.source out, or train with {', '.join(sorted(REFERENCE_FREE))}"
+        )
+    if references.source == "sampler" and training.ld_alpha is not None:
+        raise ValueError(
+            "training.ld_alpha is set and references.source is sampler, which gives one log-probability for a whole "
+            "summary: use references.source=trainer"
         )
     if references.policy == "base" and references.source != "trainer":
         problem = (

@@ -72,6 +72,7 @@ def run_alignment(settings: Alignment, display: Display, remake: str | None = No
     fingerprint.cache_clear()  # in a notebook a file may have changed since the last call
     hub.check_model("policy.model", settings.policy.model)
     hub.check_lora(settings.policy.model, settings.training.lora)
+    hub.check_router_loss(settings.policy.model, settings.training.router_aux_loss_coef)
     tracking.check_trackers(settings.report_to)
     first = external_pairs.check_pairs(
         settings.pairs, settings.policy.model, settings.policy.max_model_len, settings.policy.merge_system

@@ -43,6 +43,7 @@ def check_rounds(path: str, overrides: Sequence[str], display: Display) -> tuple
     settings = load_config(path, overrides)
     hub.check_model("policy.model", settings.policy.model)
     hub.check_lora(settings.policy.model, settings.training.lora)
+    hub.check_router_loss(settings.policy.model, settings.training.router_aux_loss_coef)
     check_thinking("policy", settings.policy.model, settings.policy.thinking)
     if not isinstance(settings.policy.instruction, str):
         prompt = instruction_prompt(settings.policy, max_tokens=0)

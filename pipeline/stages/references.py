@@ -6,6 +6,7 @@ Values are keyed by the digest of the weights, never by a name or path that a la
 adapter covers base and adapter, and so do the values: the reference is never the base with the adapter switched off.
 """
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     "references",
     version=2,
     inputs=("rows", "reference.digest"),
-    settings=("policy.dtype", "references", "training.loss_on"),
+    settings=("policy.dtype", "references", "training.loss_on", "training.ld_alpha"),
     uses=("reference_scorer", "trainer"),
-    writes=("reference_logps", "reference_digest"),
+    writes=("reference_logps", "reference_shared_logps", "reference_digest"),
     workload="references",
 )
 def reference_logprobs(
@@ -38,6 +39,7 @@ def reference_logprobs(
     dtype: str,
     references: References,
     loss_on: str = "sequence",
+    ld_alpha: float | None = None,
     reference_scorer: EnginePool,
     trainer: TrainerHardware,
 ) -> Dataset:
@@ -51,6 +53,7 @@ def reference_logprobs(
         dtype: of those weights and of all computation but the log-softmax, which is float32.
         references: where the values come from.
         loss_on: which tokens of a summary with a thought are scored, as in training.
+        ld_alpha: if it is not None, `reference_shared_logps` is added too, which the loss then needs.
         reference_scorer: a pool of models instead of engines; each actor calls `load_reference` once.
         trainer: for `tokens_per_batch`, so that rows are packed as in training.
     """
@@ -61,13 +64,14 @@ def reference_logprobs(
         case "sampler":
             return map_rows(rows, partial(_take_from_sampler, digest, loss_on), columns)
         case "trainer":
-            return reference_scorer.map(rows, partial(_score, digest, trainer.tokens_per_batch, loss_on), columns)
+            step = partial(_score, digest, trainer.tokens_per_batch, loss_on, ld_alpha is not None)
+            return reference_scorer.map(rows, step, columns)
 
 
 def _take_from_sampler(digest: str, loss_on: str, row: Row) -> Outcome:
     """Take the values that came with the samples. The trainer checks some of them (`training/consistency.py`)."""
     logps = [sampled_logp(summary, loss_on) for summary in row["summaries"]]
-    return {"reference_logps": logps, "reference_digest": digest}
+    return {"reference_logps": logps, "reference_shared_logps": None, "reference_digest": digest}
 
 
 def load_reference(name: str, dtype: str, digest: str, trainer: TrainerHardware) -> "PreTrainedModel":
@@ -86,9 +90,14 @@ def load_reference(name: str, dtype: str, digest: str, trainer: TrainerHardware)
 
 
 def _score(
-    digest: str, tokens_per_batch: int, loss_on: str, model: "PreTrainedModel", rows: list[Row]
+    digest: str,
+    tokens_per_batch: int,
+    loss_on: str,
+    with_shared_logps: bool,
+    model: "PreTrainedModel",
+    rows: list[Row],
 ) -> list[Outcome]:
-    from pipeline.training.modeling.logprobs import frozen_logps
+    from pipeline.training.modeling.logprobs import frozen_logps, frozen_token_logps
 
     paired = [sorted({i for pair in row["pairs"] for i in (pair["chosen"], pair["rejected"])}) for row in rows]
     articles = [
@@ -99,12 +108,34 @@ def _score(
         [unscored_tokens(row["summaries"][i], loss_on) for i in indices]
         for row, indices in zip(rows, paired, strict=True)
     ]
-    scored = frozen_logps(model, articles, tokens_per_batch, unscored)
+    token_logps = frozen_token_logps(model, articles, tokens_per_batch, unscored) if with_shared_logps else None
+    if token_logps is None:
+        scored = frozen_logps(model, articles, tokens_per_batch, unscored)
+    else:
+        scored = [[math.fsum(of_completion) for of_completion in of_article] for of_article in token_logps]
     outcomes: list[Outcome] = []
-    for row, indices, (prompt, completions), values in zip(rows, paired, articles, scored, strict=True):
+    for number, (row, indices, values) in enumerate(zip(rows, paired, scored, strict=True)):
         logps: list[float | None] = [None] * len(row["summaries"])
         for i, value in zip(indices, values, strict=True):
             logps[i] = value
-        tokens = len(prompt) + sum(map(len, completions))
-        outcomes.append({"reference_logps": logps, "reference_digest": digest, "tally": {TOKENS_IN: tokens}})
+        prompt, completions = articles[number]
+        outcomes.append(
+            {
+                "reference_logps": logps,
+                "reference_shared_logps": _shared_logps(row, indices, token_logps[number]) if token_logps else None,
+                "reference_digest": digest,
+                "tally": {TOKENS_IN: len(prompt) + sum(map(len, completions))},
+            }
+        )
     return outcomes
+
+
+def _shared_logps(row: Row, indices: list[int], token_logps: list[list[float]]) -> list[dict[str, float]]:
+    """For each pair, the log-probabilities of the first tokens of both sides, up to the length of the shorter."""
+    of_summary = dict(zip(indices, token_logps, strict=True))
+    shared = []
+    for pair in row["pairs"]:
+        sides = {side: of_summary[pair[side]] for side in ("chosen", "rejected")}
+        tokens = min(map(len, sides.values()))
+        shared.append({side: math.fsum(logps[:tokens]) for side, logps in sides.items()})
+    return shared

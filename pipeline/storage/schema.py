@@ -80,6 +80,7 @@ _PAIR = pa.struct(
     }
 )
 
+_SHARED_LOGPS = pa.struct({"chosen": pa.float32(), "rejected": pa.float32()})
 SPLITS = ("train", "eval", "test")  # eval: the held-out articles
 
 COLUMNS: dict[str, pa.DataType] = {
@@ -102,6 +103,9 @@ COLUMNS: dict[str, pa.DataType] = {
     "pairs": pa.list_(_PAIR),
     # One per summary: its log-probability under the reference, in nats; null if no pair needs it.
     "reference_logps": pa.list_(pa.float32()),
+    # One per pair, in nats: as reference_logps, but of the first n scored tokens of each, n being the number of scored
+    # tokens of the shorter; null without training.ld_alpha.
+    "reference_shared_logps": pa.list_(_SHARED_LOGPS),
     "reference_digest": pa.string(),  # digest of the weights that gave reference_logps
     "tally": pa.list_(_COUNT),  # counts to sum over all rows into the stage's record, such as tokens
     "skipped": pa.string(),  # why the row was set aside; null: it was kept

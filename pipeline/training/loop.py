@@ -21,10 +21,11 @@ from torch import Tensor
 from pipeline.training import checkpoint, consistency, metrics
 from pipeline.training.batches.batching import MicroBatch, Step, micro_batches, plan_steps, split_held_out
 from pipeline.training.batches.example import Example
-from pipeline.training.losses import Objective
-from pipeline.training.modeling import loading
+from pipeline.training.losses.objective import Objective
+from pipeline.training.losses.whole_step import RowSlopes, step_slopes
+from pipeline.training.modeling import loading, routing
 from pipeline.training.modeling.fsdp import PolicyModule, checkpoint_activations, compile_layers, full_state_dict, shard
-from pipeline.training.modeling.logprobs import check_supported, completion_logps
+from pipeline.training.modeling.logprobs import RowScores, check_supported, score_row
 from pipeline.training.optimizer import Optimizer, learning_rate
 
 
@@ -129,6 +130,8 @@ class TrainLoop:
         self.policy = PolicyModule(
             loading.load_policy(self.model_path, s["dtype"], s["lora"], s["seed"], article_tree=self.article_tree)
         )
+        if s["router_aux_loss_coef"]:
+            routing.check_router(self.policy.model)
         if not self.held_out and (s["load_best_model_at_end"] or s["early_stopping_patience"]):
             raise ValueError(
                 f"load_best_model_at_end or early_stopping_patience is set, and eval_fraction={s['eval_fraction']} "
@@ -225,15 +228,27 @@ class TrainLoop:
         """Make update `number`, counted from 0, and log its metrics."""
         began = time.monotonic()
         totals, step0_gaps = torch.zeros(metrics.NUM_SUMS, dtype=torch.float64), torch.zeros(2)
-        for batch in self._batches(step.examples):
-            logps = self.policy(completion_logps, batch.tree)
-            losses = self._losses(batch, logps, step)
-            ((losses * batch.weights).sum() / step.weight).backward()
+        batches = self._batches(step.examples)
+        slopes = None
+        if self._needs_slopes(batches):
+            with torch.no_grad():
+                slopes = self._step_slopes([self._score(batch)[1] for batch in batches], step)
+        for place, batch in enumerate(batches):
+            scores, values = self._score(batch)
+            if slopes is None:
+                losses = self._losses(values, step)
+                loss = (losses * batch.weights).sum() / step.weight
+            else:
+                losses, loss = slopes[place].losses, slopes[place].surrogate(values)
+            if scores.router_losses is not None:
+                router_loss = (scores.router_losses * batch.article_weights).sum() / step.weight
+                loss = loss + self.settings["router_aux_loss_coef"] * router_loss
+            loss.backward()
             self.optimizer.collect()
-            totals += metrics.micro_batch_sums(batch, logps, losses, self.settings["beta"])
+            totals += metrics.micro_batch_sums(batch, scores, values, losses, self.settings["beta"])
             if number == 0:
-                step0_gaps = torch.maximum(step0_gaps, self._reference_gaps(batch, logps.detach()))
-        line = metrics.step_metrics(self._sum(totals), step.weight, self.has_reference)
+                step0_gaps = torch.maximum(step0_gaps, _reference_gaps(batch, scores, values))
+        line = self._step_metrics(totals, step)
         if number == 0 and self.has_reference:
             self._check_step0(line["loss"], step0_gaps)
         rate = learning_rate(
@@ -256,13 +271,13 @@ class TrainLoop:
         if not self.held_out:
             return
         held_out, totals = Step(epoch, tuple(self.held_out)), torch.zeros(metrics.NUM_SUMS, dtype=torch.float64)
-        for batch in self._batches(held_out.examples):
-            logps = self.policy(completion_logps, batch.tree)
-            totals += metrics.micro_batch_sums(
-                batch, logps, self._losses(batch, logps, held_out), self.settings["beta"]
-            )
-        means = metrics.step_metrics(self._sum(totals), held_out.weight, self.has_reference)
-        line = {f"eval_{name}": value for name, value in means.items()}
+        batches = self._batches(held_out.examples)
+        scored = [self._score(batch) for batch in batches]
+        slopes = self._step_slopes([v for _, v in scored], held_out) if self._needs_slopes(batches) else None
+        for place, (batch, (scores, values)) in enumerate(zip(batches, scored, strict=True)):
+            losses = self._losses(values, held_out) if slopes is None else slopes[place].losses
+            totals += metrics.micro_batch_sums(batch, scores, values, losses, self.settings["beta"])
+        line = {f"eval_{name}": value for name, value in self._step_metrics(totals, held_out).items()}
         self._log({"step": number, "epoch": epoch, **line, "eval_pairs": held_out.pairs})
         if number:  # before any update margins are only rounding, and the start model must not count as the best
             self._compare_with_best(line)
@@ -294,22 +309,33 @@ class TrainLoop:
         batches = micro_batches(examples, rank=self.rank, workers=self.workers, tokens_per_batch=self.tokens_per_batch)
         return [batch.to(self.device) for batch in batches]
 
-    def _losses(self, batch: MicroBatch, logps: Tensor, step: Step) -> Tensor:
+    def _score(self, batch: MicroBatch) -> tuple[RowScores, dict[str, Tensor]]:
+        """What the policy gives for a row, and the values of its pairs."""
+        with_router_losses = bool(self.settings["router_aux_loss_coef"])
+        scores = self.policy(score_row, batch.tree, self.objective.use_weighting, with_router_losses)
+        return scores, batch.by_pair(scores, self.settings["ld_alpha"])
+
+    def _losses(self, values: Mapping[str, Tensor], step: Step) -> Tensor:
         """(pairs,)"""
-        return self.objective(**batch.by_pair(logps), mean_chosen_length=step.mean_chosen_length)
+        return self.objective(**values, mean_chosen_length=step.mean_chosen_length)
 
-    def _reference_gaps(self, batch: MicroBatch, logps: Tensor) -> Tensor:
-        """Compare the policy with the reference.
+    def _needs_slopes(self, batches: Sequence[MicroBatch]) -> bool:
+        """Whether the loss compares pairs that are not all in one row of one worker."""
+        return self.objective.compares_pairs and (self.workers > 1 or len(batches) > 1)
 
-        Returns:
-            (2,) on the CPU: the largest margin of a pair, in nats, and the largest difference of a completion, in nats
-            per token.
-        """
-        if not len(batch.chosen):
-            return torch.zeros(2)
-        change = logps - batch.reference_logps
-        margin = (change[batch.chosen] - change[batch.rejected]).abs().max()
-        return torch.stack([margin, (change.abs() / batch.lengths).max()]).float().cpu()
+    def _step_slopes(self, rows: Sequence[Mapping[str, Tensor]], step: Step) -> list[RowSlopes]:
+        return step_slopes(
+            self.objective,
+            rows,
+            weight=step.weight,
+            mean_chosen_length=step.mean_chosen_length,
+            rank=self.rank,
+            workers=self.workers,
+        )
+
+    def _step_metrics(self, totals: Tensor, step: Step) -> dict[str, float]:
+        coef = self.settings["router_aux_loss_coef"]
+        return metrics.step_metrics(self._sum(totals), step.weight, self.has_reference, coef)
 
     def _check_step0(self, loss: float, gaps: Tensor) -> None:
         """Record the largest margin at step 0. If the model to train should be the reference, check that it is."""
@@ -365,3 +391,21 @@ class TrainLoop:
 
 def _best_name(step: int) -> str:
     return f"best-{step:06d}"
+
+
+def _reference_gaps(batch: MicroBatch, scores: RowScores, values: Mapping[str, Tensor]) -> Tensor:
+    """How far a row is from its reference values.
+
+    Returns:
+        (2,) on the CPU: the largest margin of a pair, in nats, and the largest difference of a completion, in nats
+        per token.
+    """
+    if not len(batch.chosen):
+        return torch.zeros(2)
+    chosen, rejected = (values[f"{side}_logps"] - values[f"ref_{side}_logps"] for side in ("chosen", "rejected"))
+    per_token = [
+        (scores.logps - batch.reference_logps) / batch.lengths,
+        chosen / values["chosen_lengths"],
+        rejected / values["rejected_lengths"],
+    ]
+    return torch.stack([(chosen - rejected).abs().max(), torch.cat(per_token).abs().max()]).detach().float().cpu()

@@ -5,13 +5,14 @@ to `metrics.jsonl` and sends them on.
 """
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.training.batches.batching import MicroBatch
+from pipeline.training.modeling.logprobs import RowScores
 
 _PAIR_METRICS = (
     "loss",
@@ -27,41 +28,47 @@ _PAIR_METRICS = (
 # model's own samples, the completions were drawn from the reference, so `kl` estimates KL(reference || policy), over
 # the completions that are in a pair.
 _REFERENCE_METRICS = ("logps/chosen_fell", "kl")
-NUM_SUMS = len(_PAIR_METRICS) + len(_REFERENCE_METRICS) + 1  # the last is the number of completions
+# The last two are the number of completions, and the router losses of articles.
+NUM_SUMS = len(_PAIR_METRICS) + len(_REFERENCE_METRICS) + 2
 
 
-def micro_batch_sums(batch: MicroBatch, logps: Tensor, losses: Tensor, beta: float) -> Tensor:
+def micro_batch_sums(
+    batch: MicroBatch, scores: RowScores, values: Mapping[str, Tensor], losses: Tensor, beta: float
+) -> Tensor:
     """Sum the values of a micro-batch. The caller adds up these sums over all micro-batches of the step.
 
     Args:
         batch: P pairs of C completions.
-        logps: (C,), the policy's log-probabilities.
+        scores: what the policy gives for the row.
+        values: `batch.by_pair(scores)`.
         losses: (P,).
         beta: scale of the rewards, as in TRL.
 
     Returns:
         (NUM_SUMS,) float64 on the CPU: first sums over pairs, where each value is multiplied by the pair's weight; then
-        the sum of log ref - log policy over completions, and the number of completions.
+        the sum of log ref - log policy over completions, the number of completions, and the sum of the articles' router
+        losses, each multiplied by the weight of its pairs.
     """
     if not len(batch.chosen):
         return torch.zeros(NUM_SUMS, dtype=torch.float64)
-    change = logps - batch.reference_logps
-    chosen, rejected = beta * change[batch.chosen], beta * change[batch.rejected]
+    chosen, rejected = (beta * (values[f"{s}_logps"] - values[f"ref_{s}_logps"]) for s in ("chosen", "rejected"))
     columns = (
         losses,
         chosen,
         rejected,
         chosen - rejected,
         chosen > rejected,
-        logps[batch.chosen],
-        logps[batch.rejected],
+        values["chosen_logps"],
+        values["rejected_logps"],
         chosen < 0,
     )
     pair_sums = torch.stack([(column.detach().double() * batch.weights).sum() for column in columns])
-    return torch.cat([pair_sums, -change.detach().double().sum()[None], pair_sums.new_tensor([len(change)])]).cpu()
+    fall = (batch.reference_logps - scores.logps).detach().double()
+    router = 0.0 if scores.router_losses is None else float((scores.router_losses * batch.article_weights).sum())
+    return torch.cat([pair_sums, fall.sum()[None], pair_sums.new_tensor([len(fall), router])]).cpu()
 
 
-def step_metrics(totals: Tensor, weight: float, has_reference: bool) -> dict[str, float]:
+def step_metrics(totals: Tensor, weight: float, has_reference: bool, router_coef: float = 0.0) -> dict[str, float]:
     """Turn the sums over all workers into a step's metrics by name.
 
     Args:
@@ -69,12 +76,16 @@ def step_metrics(totals: Tensor, weight: float, has_reference: bool) -> dict[str
         weight: sum of the weights of all pairs; without weights it is the number of pairs.
         has_reference: if False, the metrics that compare with a reference are left out. Rewards are then beta log pi,
             as in TRL's CPO.
+        router_coef: the setting `router_aux_loss_coef`. If it is not 0, there is `aux_loss`, and the loss includes it.
     """
-    values = dict(zip((*_PAIR_METRICS, "logps/chosen_fell"), (totals[:-2] / weight).tolist(), strict=True))
+    values = dict(zip((*_PAIR_METRICS, "logps/chosen_fell"), (totals[:-3] / weight).tolist(), strict=True))
+    if router_coef:
+        values["aux_loss"] = float(totals[-1] / weight)
+        values["loss"] += router_coef * values["aux_loss"]
     if not has_reference:
         del values["logps/chosen_fell"]
         return values
-    return values | {"kl": float(totals[-2] / totals[-1])}
+    return values | {"kl": float(totals[-3] / totals[-2])}
 
 
 def peak_memory(device: torch.device) -> float:

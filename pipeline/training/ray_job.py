@@ -213,7 +213,11 @@ def _make_loop(config: dict[str, Any]) -> TrainLoop:
     context, reference_path = ray.train.get_context(), config["reference_path"]
     loop = TrainLoop(
         examples=read_examples(
-            config["rows_path"], config["rows_parts"], config["reference_digest"], config["settings"]["loss_on"]
+            config["rows_path"],
+            config["rows_parts"],
+            config["reference_digest"],
+            config["settings"]["loss_on"],
+            with_shared_logps=config["settings"]["ld_alpha"] is not None,
         ),
         model_path=config["model_path"],  # not a folder of this node: an adapter names its base for all nodes
         settings=config["settings"],

@@ -106,7 +106,8 @@ def test_a_new_loss_passes_the_tests_of_losses(checkout: Path) -> None:
 
     run = section_command("Add a loss", ".venv/bin/rondo run ")
     check = (
-        "import sys; from pipeline.config.loader import load_config; from pipeline.training.losses import Objective\n"
+        "import sys; from pipeline.config.loader import load_config\n"
+        "from pipeline.training.losses.objective import Objective\n"
         "import torch; training = load_config(sys.argv[1], sys.argv[2:]).training\n"
         "chosen = torch.tensor([-5.0], requires_grad=True)\n"
         "loss = Objective(training.model_dump())(chosen_logps=chosen, rejected_logps=torch.tensor([-6.0]),\n"

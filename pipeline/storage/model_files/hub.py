@@ -167,6 +167,30 @@ def _check_adapter_config(subject: str, adapter: dict[str, Any], is_trained: boo
     return base
 
 
+def check_router_loss(name: str, router_aux_loss_coef: float) -> None:
+    """Check that a policy has a router, if the settings want a loss for it.
+
+    `check_model` must have accepted the policy. A model at a URI is checked where it is loaded.
+
+    Raises:
+        UserError: the policy is not a mixture of experts.
+    """
+    if not router_aux_loss_coef or "://" in name:
+        return
+    adapter = adapter_config(fetch(name))
+    base = name if adapter is None else adapter["base_model_name_or_path"]
+    if "://" in base:
+        return
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(fetch(base), local_files_only=True, trust_remote_code=False)
+    if not hasattr(config.get_text_config(decoder=True), "output_router_logits"):
+        raise UserError(
+            f"training.router_aux_loss_coef is {router_aux_loss_coef:g}, and policy.model is {name!r}, a "
+            f"{config.model_type}, which is not a mixture of experts: leave router_aux_loss_coef out"
+        )
+
+
 def check_lora(name: str, lora: Lora | None) -> None:
     """Check that a policy can be trained as `training.lora` says. `check_model` must have accepted the policy.
 
@@ -195,6 +219,7 @@ def check_lora(name: str, lora: Lora | None) -> None:
             "r": adapter["r"],
             "lora_alpha": adapter.get("lora_alpha", 8),  # PEFT's default
             "use_rslora": adapter.get("use_rslora", False),
+            "use_dora": adapter.get("use_dora", False),
         }
         if different := [f"{key} {value}" for key, value in adapter_settings.items() if value != getattr(lora, key)]:
             raise UserError(

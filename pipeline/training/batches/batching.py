@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.training.batches.article_tree import ArticleTree, first_fit_rows, pack_row
 from pipeline.training.batches.example import Example
+from pipeline.training.modeling.logprobs import RowScores
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ class MicroBatch:
         chosen, rejected: (P,) int64, indices of completions of the row.
         reference_logps: (C,) float32, in nats; 0 if training has no reference.
         lengths: (C,) float32, number of scored tokens of each completion.
+        reference_shared_logps: (P, 2) float32, in nats: `Example.reference_shared_logps`; 0 without them.
         weights: (P,) float32; a pair with weight 2 counts as two pairs.
+        article_weights: (articles,) float32, the sum of the weights of each article's pairs.
     """
 
     tree: ArticleTree
@@ -80,22 +84,56 @@ class MicroBatch:
     rejected: Tensor
     reference_logps: Tensor
     lengths: Tensor
+    reference_shared_logps: Tensor
     weights: Tensor
+    article_weights: Tensor
 
-    def by_pair(self, logps: Tensor) -> dict[str, Tensor]:
+    def by_pair(self, scores: RowScores, ld_alpha: float | None = None) -> dict[str, Tensor]:
         """The arguments that losses take from the batch, by name, (P,) each.
 
         Args:
-            logps: (C,), the policy's log-probabilities.
+            scores: what the policy gives for the row. If it has concentrations, the result has `wpo_weights`.
+            ld_alpha: see `_desensitized`; None counts all tokens alike.
         """
-        return {
-            "chosen_logps": logps[self.chosen],
-            "rejected_logps": logps[self.rejected],
-            "ref_chosen_logps": self.reference_logps[self.chosen],
-            "ref_rejected_logps": self.reference_logps[self.rejected],
-            "chosen_lengths": self.lengths[self.chosen],
-            "rejected_lengths": self.lengths[self.rejected],
-        }
+        sides = {"chosen": self.chosen, "rejected": self.rejected}
+        logps = {side: scores.logps[index] for side, index in sides.items()}
+        reference = {side: self.reference_logps[index] for side, index in sides.items()}
+        values = {"chosen_nll": -logps["chosen"], "pair_weights": self.weights}
+        if ld_alpha is not None:
+            logps, reference = self._desensitized(scores.token_logps, logps, reference, ld_alpha)
+        for side, index in sides.items():
+            values |= {f"{side}_logps": logps[side], f"ref_{side}_logps": reference[side]}
+            values[f"{side}_lengths"] = self.lengths[index]
+        if scores.concentrations is not None:
+            values["wpo_weights"] = self._wpo_weights(scores.token_logps.detach(), scores.concentrations)
+        return values
+
+    def _desensitized(
+        self, token_logps: Tensor, logps: dict[str, Tensor], reference: dict[str, Tensor], alpha: float
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Log-probabilities in which tokens beyond the length of the pair's shorter completion count `alpha` times.
+
+        Liu et al. (2024), LD-DPO, arXiv 2409.06411: `alpha x whole + (1 - alpha) x first part`.
+        """
+        shared = torch.minimum(self.lengths[self.chosen], self.lengths[self.rejected]).long()
+        sums = F.pad(token_logps.double().cumsum(0), (1, 0))
+        starts = F.pad(self.lengths.long().cumsum(0), (1, 0))
+        tempered, tempered_reference = {}, {}
+        for place, (side, index) in enumerate((("chosen", self.chosen), ("rejected", self.rejected))):
+            first = (sums[starts[index] + shared] - sums[starts[index]]).to(token_logps)
+            tempered[side] = alpha * logps[side] + (1 - alpha) * first
+            tempered_reference[side] = alpha * reference[side] + (1 - alpha) * self.reference_shared_logps[:, place]
+        return tempered, tempered_reference
+
+    def _wpo_weights(self, token_logps: Tensor, concentrations: Tensor) -> Tensor:
+        """The weight of each pair: how likely the policy itself is to write both completions.
+
+        A completion's weight is the geometric mean over its tokens of `p / sum of squares of all tokens' p`. Zhou et
+        al. (2024), WPO, arXiv 2406.11827, equation 2, with the alignment of weights by sampled tokens.
+        """
+        sums = token_logps.new_zeros(len(self.lengths)).index_add(0, self.tree.owner, token_logps - concentrations)
+        weights = (sums / self.lengths).exp()
+        return weights[self.chosen] * weights[self.rejected]
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """A copy on another device."""
@@ -178,12 +216,14 @@ def _micro_batch(examples: Sequence[Example]) -> MicroBatch:
     rejected: list[int] = []
     logps: list[float] = []
     weights: list[float] = []
+    shared_logps: list[tuple[float, float]] = []
     for example in examples:
         first = len(logps)  # index in the row of the example's first completion
         chosen += [first + pair[0] for pair in example.pairs]
         rejected += [first + pair[1] for pair in example.pairs]
         logps += example.reference_logps or [0.0] * len(example.completions)
         weights += example.pair_weights
+        shared_logps += example.reference_shared_logps or [(0.0, 0.0)] * len(example.pairs)
     tree = pack_row([example.article for example in examples], unscored=[example.unscored for example in examples])
     return MicroBatch(
         tree=tree,
@@ -191,14 +231,25 @@ def _micro_batch(examples: Sequence[Example]) -> MicroBatch:
         rejected=torch.tensor(rejected),
         reference_logps=torch.tensor(logps, dtype=torch.float32),
         lengths=torch.tensor(tree.lengths, dtype=torch.float32),
+        reference_shared_logps=torch.tensor(shared_logps, dtype=torch.float32),
         weights=torch.tensor(weights, dtype=torch.float32),
+        article_weights=torch.tensor([example.weight for example in examples], dtype=torch.float32),
     )
 
 
 def _empty_micro_batch() -> MicroBatch:
     """A row without pairs: its loss is an empty sum and its gradient zero, but it takes part in all collectives."""
     no_pairs = torch.zeros(0, dtype=torch.int64)
-    return MicroBatch(pack_row([([0], [[0]])]), no_pairs, no_pairs, torch.zeros(1), torch.ones(1), torch.zeros(0))
+    return MicroBatch(
+        tree=pack_row([([0], [[0]])]),
+        chosen=no_pairs,
+        rejected=no_pairs,
+        reference_logps=torch.zeros(1),
+        lengths=torch.ones(1),
+        reference_shared_logps=torch.zeros(0, 2),
+        weights=torch.zeros(0),
+        article_weights=torch.zeros(1),
+    )
 
 
 def _hash(*parts: object) -> int:

@@ -20,7 +20,12 @@ _COLUMNS = ["article_id", "prompt_ids", "summaries", "pairs", "reference_logps",
 
 
 def read_examples(
-    path: str, parts: Sequence[str], reference_digest: str | None, loss_on: str = "sequence"
+    path: str,
+    parts: Sequence[str],
+    reference_digest: str | None,
+    loss_on: str = "sequence",
+    *,
+    with_shared_logps: bool = False,
 ) -> list[Example]:
     """Read a table from a folder of Parquet parts, and check its rows.
 
@@ -31,6 +36,7 @@ def read_examples(
         reference_digest: digest of the weights that must have given the reference log-probabilities; None if the rows
             must have no reference log-probabilities.
         loss_on: the setting `training.loss_on`.
+        with_shared_logps: also read what `training.ld_alpha` needs of the reference.
 
     Returns:
         The articles that have a pair, in order of article_id.
@@ -40,13 +46,14 @@ def read_examples(
         ValueError: a part is damaged, missing or lacks a column, an id occurs twice, a reference log-probability is
             missing or of other weights, a pair is not possible, or there is no pair at all.
     """
-    tables = [_read_part(path, part) for part in parts]
+    columns = [*_COLUMNS, *(["reference_shared_logps"] if with_shared_logps else [])]
+    tables = [_read_part(path, part, columns) for part in parts]
     if not tables:
         raise ValueError(f"no row in {path} was kept: there is nothing to train on")
     table = pa.concat_tables(tables, promote_options="permissive").combine_chunks().sort_by("article_id")
     examples = []
-    for values in zip(*(table[column] for column in _COLUMNS), strict=True):
-        row = dict(zip(_COLUMNS, values, strict=True))
+    for values in zip(*(table[column] for column in columns), strict=True):
+        row = dict(zip(columns, values, strict=True))
         if row["pairs"].as_py():
             _check_digest(row, reference_digest)
             examples.append(_make_example(row, loss_on))
@@ -58,10 +65,10 @@ def read_examples(
     return examples
 
 
-def _read_part(path: str, part: str) -> pa.Table:
+def _read_part(path: str, part: str, columns: Sequence[str]) -> pa.Table:
     filesystem, folder = open_location(path)
     try:
-        return read_parquet(filesystem, f"{folder}/{part}", _COLUMNS)
+        return read_parquet(filesystem, f"{folder}/{part}", columns)
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -106,6 +113,7 @@ def _make_example(row: dict[str, pa.Scalar], loss_on: str) -> Example:
         sampled_logps=tuple(sampled_logp(thoughts[index], loss_on) for index in used),
         weights=weights,
         unscored=unscored if any(map(any, unscored)) else (),
+        reference_shared_logps=_shared_logps(article_id, row, len(pairs)) if "reference_shared_logps" in row else (),
     )
     _check_not_empty(article_id, [len(example.prompt_ids), *example.lengths])
     return example
@@ -131,6 +139,17 @@ def _check_logps(article_id: str, logps: Sequence[float | None], used: Sequence[
                 f"article {article_id}: summary {index} is in a pair and its reference log-probability is "
                 f"{logp}: make the references again"
             )
+
+
+def _shared_logps(article_id: str, row: dict[str, pa.Scalar], pairs: int) -> tuple[tuple[float, float], ...]:
+    shared = row["reference_shared_logps"].as_py() or []
+    logps = tuple((of_pair["chosen"], of_pair["rejected"]) for of_pair in shared)
+    if len(logps) != pairs or not all(logp is not None and math.isfinite(logp) for both in logps for logp in both):
+        raise ValueError(
+            f"article {article_id}: {pairs} pairs and reference_shared_logps {logps}, which training.ld_alpha needs: "
+            "make the references again"
+        )
+    return logps
 
 
 def _check_not_empty(article_id: str, lengths: Sequence[int]) -> None:

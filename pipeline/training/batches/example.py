@@ -20,6 +20,9 @@ class Example:
         sampled_logps: one per completion, in nats, from the engine that sampled it; None if the engine did not return
             one.
         weights: one per pair: a pair with weight 2 counts as two pairs in its step. Empty: all weights are 1.
+        reference_shared_logps: one (chosen, rejected) per pair, in nats: the reference log-probabilities of the first n
+            scored tokens of each, where n is the number of scored tokens of the shorter. Only for `ld_alpha`; else
+            empty.
         unscored: for each completion, the tokens that are read but not scored. Empty: all tokens are scored. The
             log-probabilities are of the scored tokens only.
     """
@@ -32,6 +35,7 @@ class Example:
     sampled_logps: tuple[float | None, ...] = ()
     weights: tuple[float, ...] = ()
     unscored: tuple[Unscored, ...] = ()
+    reference_shared_logps: tuple[tuple[float, float], ...] = ()
 
     @property
     def article(self) -> Article:

@@ -26,18 +26,43 @@ def token_logps(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | 
     Returns:
         (N,) in nats; float32, or float64 for float64 weights.
     """
+    return token_logps_and_concentration(hidden, targets, weight, bias, with_concentration=False)[0]
+
+
+def token_logps_and_concentration(
+    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, *, with_concentration: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each target token, and the log of the sum of squares of all tokens' probabilities there.
+
+    The second is what WPO compares a token's log-probability with: the mean probability of a token that the model
+    itself draws. It has no gradient.
+
+    Args:
+        hidden, targets, weight, bias: see `token_logps`.
+        with_concentration: False leaves out the second.
+
+    Returns:
+        Twice (N,) in nats, of the dtype of `token_logps`; None for what is left out.
+    """
     if not len(targets):
-        return (hidden.sum() * 0).expand(0)
+        nothing = (hidden.sum() * 0).expand(0)
+        return nothing, nothing.detach() if with_concentration else None
     tokens_per_chunk = max(1, LOGITS_PER_CHUNK // len(weight))
-    return _TokenLogps.apply(hidden, targets, weight, bias, tokens_per_chunk)
+    return _TokenLogps.apply(hidden, targets, weight, bias, tokens_per_chunk, with_concentration)
 
 
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, tokens_per_chunk: int
-    ) -> Tensor:
-        logps, log_sums = [], []
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens_per_chunk: int,
+        with_concentration: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        logps, log_sums, concentrations = [], [], []
         for h, t in zip(hidden.split(tokens_per_chunk), targets.split(tokens_per_chunk), strict=True):
             logits = _logits(h, weight, bias)
             target_logits = logits.gather(1, t[:, None])[:, 0]
@@ -46,17 +71,22 @@ class _TokenLogps(torch.autograd.Function):
             denominator = logits.sub_(largest[:, None]).exp_().sum(-1)
             logps.append(target_logits - largest - denominator.log())
             log_sums.append(largest + denominator.log())
+            if with_concentration:
+                concentrations.append(2 * (torch.linalg.vector_norm(logits, dim=-1).log() - denominator.log()))
         # A single chunk keeps its softmax for backward.
         keep_softmax = any(ctx.needs_input_grad) and len(targets) <= tokens_per_chunk
         softmax = logits.div_(denominator[:, None]) if keep_softmax else None
         ctx.save_for_backward(hidden, targets, weight, bias, torch.cat(log_sums), softmax)
         ctx.tokens_per_chunk = tokens_per_chunk
-        return torch.cat(logps)
+        concentration = torch.cat(concentrations) if with_concentration else None
+        if concentration is not None:
+            ctx.mark_non_differentiable(concentration)
+        return torch.cat(logps), concentration
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, targets, weight, bias, log_sums, saved_softmax = ctx.saved_tensors
-        needs_hidden, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_hidden, _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         hidden_grads = []
         weight_grad = torch.zeros_like(weight, dtype=log_sums.dtype) if needs_weight else None
         bias_grad = torch.zeros_like(bias, dtype=log_sums.dtype) if needs_bias else None
@@ -82,6 +112,7 @@ class _TokenLogps(torch.autograd.Function):
             None,
             None if weight_grad is None else weight_grad.to(weight.dtype),
             None if bias_grad is None or bias is None else bias_grad.to(bias.dtype),
+            None,
             None,
         )
 

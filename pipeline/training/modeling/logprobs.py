@@ -7,13 +7,14 @@ result with Hugging Face's own forward, one sequence at a time. Models that the 
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.training.batches.article_tree import Article, ArticleTree, Ids, Unscored, pack_rows
-from pipeline.training.modeling import lm_head, tree_attention
+from pipeline.training.modeling import lm_head, routing, tree_attention
 
 # Settings by which a model changes its logits after the head, or its attention scores with eager attention only. Each
 # has the value that turns it off. They act outside of the base decoder and the head, so the tree would silently ignore
@@ -38,24 +39,56 @@ UNSUPPORTED_REMEDY = (
 _MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
+class RowScores(NamedTuple):
+    """What training uses of a row with C completions and N scored tokens. Values that were not asked for are None.
+
+    Attributes:
+        logps: (C,), the log-probability of each completion: the sum over its scored tokens, in nats.
+        token_logps: (N,), the log-probability of each scored token, in nats, in the order of `tree.targets`.
+        concentrations: (N,), see `lm_head.token_logps_and_concentration`; without a gradient.
+        router_losses: (number of articles,), see `routing.router_losses`.
+    """
+
+    logps: Tensor
+    token_logps: Tensor
+    concentrations: Tensor | None
+    router_losses: Tensor | None
+
+
 def completion_logps(model: PreTrainedModel, tree: ArticleTree) -> Tensor:
-    """Log-probability of each completion in the row, given its prompt: the sum over its scored tokens.
+    """`RowScores.logps` of a row."""
+    return score_row(model, tree).logps
+
+
+def score_row(
+    model: PreTrainedModel, tree: ArticleTree, with_concentrations: bool = False, with_router_losses: bool = False
+) -> RowScores:
+    """Log-probabilities of the completions in a row, given their prompts, and what else training needs of the row.
 
     Args:
         model: a causal LM with `attn_implementation="article_tree"`. With another implementation each completion goes
             through the model's own forward as a sequence of its own: slow, but exact for every model.
         tree: the row, on the model's device.
+        with_concentrations, with_router_losses: whether to compute these.
 
     Returns:
-        (number of completions,) in nats, in the order of `tree.completions`; float32, or float64 for a float64 model.
+        Log-probabilities are float32, or float64 for a float64 model.
 
     Raises:
         ValueError: the tree cannot score this model exactly, or an article is longer than the model's context.
     """
     check_supported(model, tree.longest)
     if model.config._attn_implementation != tree_attention.NAME:
-        return torch.cat([plain_logps(model, *article) for article in tree.unpack()])
-    return _sum_by_completion(model, _tree_hidden(model, tree), tree.targets, tree.owner, len(tree.completions))
+        token_logps, concentrations, router = _score_sequences(model, tree, with_concentrations, with_router_losses)
+    else:
+        head, (hidden, router_logits) = model.get_output_embeddings(), _tree_hidden(model, tree, with_router_losses)
+        token_logps, concentrations = lm_head.token_logps_and_concentration(
+            hidden, tree.targets, head.weight, head.bias, with_concentration=with_concentrations
+        )
+        spans = [(span.start, span.prompt_end + sum(span.lengths)) for span in tree.articles]
+        router = routing.router_losses(model, router_logits, spans) if router_logits else None
+    logps = _sum_by_completion(token_logps, tree.owner, len(tree.completions))
+    return RowScores(logps, token_logps, concentrations, router)
 
 
 @torch.no_grad()
@@ -86,41 +119,78 @@ def frozen_logps(
 
 @torch.no_grad()
 def frozen_token_logps(
-    model: PreTrainedModel, articles: Sequence[Article], tokens_per_batch: int
+    model: PreTrainedModel,
+    articles: Sequence[Article],
+    tokens_per_batch: int,
+    unscored: Sequence[Sequence[Unscored]] | None = None,
 ) -> list[list[list[float]]]:
-    """Like `frozen_logps`, for every token of each completion instead of their sum.
+    """Like `frozen_logps`, for every scored token of each completion instead of their sum.
 
     Args:
-        model: a causal LM with `attn_implementation="article_tree"`.
-        articles, tokens_per_batch: see `frozen_logps`.
+        model, articles, tokens_per_batch, unscored: see `frozen_logps`.
 
     Returns:
-        For each article and each of its completions, the log-probability of each token, in nats.
+        For each article and each of its completions, the log-probability of each scored token, in nats.
 
     Raises:
         ValueError: as `completion_logps`.
     """
     logps: list[list[list[float]]] = [[[] for _ in completions] for _, completions in articles]
-    for tree in pack_rows(articles, tokens_per_batch):
-        on_device = tree.to(model.device)
-        check_supported(model, on_device.longest)
-        head = model.get_output_embeddings()
-        values = lm_head.token_logps(_tree_hidden(model, on_device), on_device.targets, head.weight, head.bias)
-        by_completion = values.split(list(tree.lengths))
+    for tree in pack_rows(articles, tokens_per_batch, unscored):
+        by_completion = score_row(model, tree.to(model.device)).token_logps.split(list(tree.lengths))
         for (article, completion), of_completion in zip(tree.completions, by_completion, strict=True):
             logps[article][completion] = of_completion.tolist()
     return logps
 
 
-def _tree_hidden(model: PreTrainedModel, tree: ArticleTree) -> Tensor:
-    """(N, d): the hidden states that predict the N completion tokens of a tree."""
-    return model.base_model(
+def _tree_hidden(model: PreTrainedModel, tree: ArticleTree, with_router: bool) -> tuple[Tensor, Sequence[Tensor]]:
+    """(N, d): the hidden states that predict the N completion tokens of a tree; and each router's logits, if wanted."""
+    outputs = model.base_model(
         input_ids=tree.input_ids,
         attention_mask=tree.placeholder_mask,
         position_ids=tree.position_ids,
         use_cache=False,
         tree=tree,
-    ).last_hidden_state[0, tree.predictors]
+        **({"output_router_logits": True} if with_router else {}),
+    )
+    return outputs.last_hidden_state[0, tree.predictors], outputs.router_logits if with_router else ()
+
+
+def _score_sequences(
+    model: PreTrainedModel, tree: ArticleTree, with_concentrations: bool, with_router: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`RowScores` without the sums, by Hugging Face's own forward: each completion is a sequence of its own."""
+    token_logps, concentrations, router_losses = [], [], []
+    for prompt, completions, unscored in tree.unpack():
+        router_logits: list[Sequence[Tensor]] = []
+        for completion, (start, end) in zip(completions, unscored, strict=True):
+            logps, router = _vocabulary_logps(model, prompt, completion, with_router)
+            scored = torch.tensor([*range(start), *range(end, len(completion))], device=model.device)
+            logps = logps[scored]
+            targets = torch.tensor(completion, device=model.device)[scored]
+            token_logps.append(logps.gather(1, targets[:, None])[:, 0])
+            if with_concentrations:
+                concentrations.append((2 * logps.detach()).logsumexp(-1))
+            router_logits.append(router)
+        if with_router:
+            layers = [torch.cat(of_layer) for of_layer in zip(*router_logits, strict=True)]
+            router_losses.append(routing.router_losses(model, layers, [(0, len(layers[0]))]))
+    return (
+        torch.cat(token_logps),
+        torch.cat(concentrations) if with_concentrations else None,
+        torch.cat(router_losses) if with_router else None,
+    )
+
+
+def _vocabulary_logps(
+    model: PreTrainedModel, prompt: Ids, completion: Ids, with_router: bool = False
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """(tokens of the completion, V): log-probabilities of all tokens at each place; and each router's logits."""
+    ids = torch.tensor([[*prompt, *completion]], device=model.device)
+    outputs = model(input_ids=ids, use_cache=False, **({"output_router_logits": True} if with_router else {}))
+    logits = outputs.logits[0, len(prompt) - 1 : -1]
+    logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return logps, outputs.router_logits if with_router else ()
 
 
 def plain_logps(
@@ -136,10 +206,8 @@ def plain_logps(
     """
     totals = []
     for completion, (start, end) in zip(completions, unscored or ((0, 0),) * len(completions), strict=True):
-        ids = torch.tensor([[*prompt, *completion]], device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        token_logps = logps.gather(1, ids[0, len(prompt) :, None])
+        logps, _ = _vocabulary_logps(model, prompt, completion)
+        token_logps = logps.gather(1, torch.tensor(completion, device=model.device)[:, None])
         totals.append(token_logps[:start].sum() + token_logps[end:].sum())
     return torch.stack(totals)
 
@@ -166,12 +234,12 @@ def batch_logps(
         start, end = (len(prompt) + torch.tensor(unscored, device=model.device)).T[:, :, None]
         is_scored &= (column < start) | (column >= end)
     row, position = torch.nonzero(is_scored, as_tuple=True)
-    return _sum_by_completion(model, hidden[row, position - 1], ids[row, position], row, len(completions))
-
-
-def _sum_by_completion(model: PreTrainedModel, hidden: Tensor, targets: Tensor, owner: Tensor, count: int) -> Tensor:
     head = model.get_output_embeddings()
-    token_logps = lm_head.token_logps(hidden, targets, head.weight, head.bias)
+    token_logps = lm_head.token_logps(hidden[row, position - 1], ids[row, position], head.weight, head.bias)
+    return _sum_by_completion(token_logps, row, len(completions))
+
+
+def _sum_by_completion(token_logps: Tensor, owner: Tensor, count: int) -> Tensor:
     # The sum is in float64, which costs nothing: summing a thousand values in float32 has a larger error than the whole
     # model. With float64 the gradient of a step of 3 pairs came 6 times closer to the float64 gradient.
     return token_logps.new_zeros(count, dtype=torch.float64).index_add(0, owner, token_logps.double()).to(token_logps)

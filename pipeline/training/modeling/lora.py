@@ -1,9 +1,10 @@
 """Makes, reads, writes and merges LoRA adapters with PEFT.
 
 An adapter is injected into the model's own layers, so the model keeps its Hugging Face class, and `logprobs.py` finds
-its decoder and head as before. Only plain LoRA on linear layers is supported, which PEFT and vLLM both read. Folders
-with DoRA, trained biases, whole modules beside the adapter, different ranks for different layers, or initializations
-that change the base are refused. Dropout is always off, because policy and reference must be the same function.
+its decoder and head as before. Folders hold plain LoRA on linear layers, which PEFT and vLLM both read. Folders with
+DoRA, trained biases, whole modules beside the adapter, different ranks for different layers, or initializations that
+change the base are refused. DoRA can be trained, but only to be merged. Dropout is always off, because policy and
+reference must be the same function.
 """
 
 import json
@@ -32,12 +33,13 @@ from pipeline.storage.model_files.adapters import (
 def attach_adapter(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> None:
     """Put a fresh adapter into a model, in place, in the model's dtype. Only the adapter will be trained.
 
-    Its B is 0, so the model is the same function as before. Its A is drawn from `seed` alone, and the global random
-    state stays the same.
+    Its B is 0, and DoRA's magnitudes are those of the weights, so the model is the same function as before. Its A is
+    drawn from `seed` alone, and the global random state stays the same.
 
     Args:
         model: the model, on the CPU, without an adapter.
-        lora: has `r`, `lora_alpha`, `use_rslora` and `target_modules` ("all-linear", or names of linear layers).
+        lora: has `r`, `lora_alpha`, `use_rslora`, `use_dora` and `target_modules` ("all-linear", or names of linear
+            layers).
         seed: seed of A.
 
     Raises:
@@ -127,7 +129,7 @@ def check_adapter_settings(model: PreTrainedModel, lora: Mapping[str, Any]) -> N
         ValueError: the adapter has another rank, scale or set of layers.
     """
     config = model.peft_config["default"]
-    actual = {name: getattr(config, name) for name in ("r", "lora_alpha", "use_rslora")}
+    actual = {name: getattr(config, name) for name in ("r", "lora_alpha", "use_rslora", "use_dora")}
     expected = {name: lora[name] for name in actual} | {"target_modules": sorted(target_layers(model, lora))}
     adapted = {_last_name(name) for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     actual["target_modules"] = sorted(adapted)
@@ -208,7 +210,7 @@ def merge_into_base(model: PreTrainedModel) -> None:
 
 
 def _config(values: Mapping[str, Any]) -> LoraConfig:
-    return LoraConfig(**{name: values[name] for name in USED_FIELDS if name in values})
+    return LoraConfig(**{name: values[name] for name in (*USED_FIELDS, "use_dora") if name in values})
 
 
 def _last_name(name: str) -> str:

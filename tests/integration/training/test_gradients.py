@@ -10,17 +10,18 @@ import torch.multiprocessing as mp
 
 from pipeline.training.batches.batching import micro_batches
 from pipeline.training.batches.example import Example
-from pipeline.training.losses import Objective
+from pipeline.training.losses.objective import Objective
+from pipeline.training.losses.whole_step import step_slopes
 from pipeline.training.modeling import tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule, shard
-from pipeline.training.modeling.logprobs import completion_logps
+from pipeline.training.modeling.logprobs import score_row
 from tests.helpers.tiny_models import tiny_config, tiny_model
 
 VOCABULARY = 53
-CASES = range(8)
+CASES = range(10)
 BUDGETS = (1, 60, 10**6)  # each article alone; a few together; all in one row
-# One loss of each kind: of margins, per token, with sft, and without a reference.
-LOSSES = ("sigmoid", "ipo", ("sigmoid", "sft"), "simpo")
+# One loss of each kind: of margins, per token, with sft, without a reference, and of all pairs together.
+LOSSES = ("sigmoid", "ipo", ("sigmoid", "sft"), "simpo", ("aot", "aot_unpaired", "sft"))
 
 
 def step_of(seed: int) -> list[Example]:
@@ -58,10 +59,18 @@ def gradients(rank: int, workers: int, folder: str) -> None:
         length = sum(example.chosen_tokens for example in examples) / pairs
         for budget in BUDGETS:
             policy.zero_grad()
-            for batch in micro_batches(examples, rank=rank, workers=workers, tokens_per_batch=budget):
-                logps = policy(completion_logps, batch.tree)
-                losses = objective(**batch.by_pair(logps), mean_chosen_length=length)
-                (losses.sum() / pairs).backward()
+            batches = micro_batches(examples, rank=rank, workers=workers, tokens_per_batch=budget)
+            step = {"mean_chosen_length": length, "weight": pairs, "rank": rank, "workers": workers}
+            if objective.compares_pairs:
+                with torch.no_grad():
+                    rows = [batch.by_pair(policy(score_row, batch.tree)) for batch in batches]
+                slopes = step_slopes(objective, rows, **step)
+            for place, batch in enumerate(batches):
+                values = batch.by_pair(policy(score_row, batch.tree))
+                if objective.compares_pairs:
+                    slopes[place].surrogate(values).backward()
+                else:
+                    (objective(**values, mean_chosen_length=length).sum() / pairs).backward()
             whole = [p.grad.full_tensor() if workers > 1 else p.grad for p in policy.parameters()]
             whole_gradients[case, budget] = torch.cat([gradient.flatten() for gradient in whole])
     if rank == 0:

@@ -235,7 +235,7 @@ def test_a_wrong_setting_is_refused_in_one_line(override, line):
         (
             {"loss_type": "ipo", "label_smoothing": 0.1},
             "training.label_smoothing is 0.1, and it has no effect on training.loss_type ipo: leave label_smoothing "
-            "out, or add a loss that uses it (sigmoid, robust, exo_pair, simpo)",
+            "out, or add a loss that uses it (sigmoid, robust, exo_pair, aot, aot_unpaired, simpo)",
         ),
         ({"loss_type": ["hinge", "sft"], "label_smoothing": 0.1}, "has no effect on training.loss_type hinge, sft"),
         (
@@ -251,6 +251,24 @@ def test_a_wrong_setting_is_refused_in_one_line(override, line):
             "training.rpo_alpha adds sft, and training.loss_type has orpo, which already includes sft",
         ),
         ({"loss_type": "simpo", "beta": 0}, "training.beta is 0: input should be greater than 0"),
+        ({"discopop_tau": 0.1}, "training.discopop_tau is 0.1, and it has no effect on training.loss_type sigmoid"),
+        (
+            {"loss_type": ["sigmoid", "aot"], "f_divergence_type": "forward_kl"},
+            "training.f_divergence_type is forward_kl, and it has no meaning for aot: use reverse_kl",
+        ),
+        ({"loss_type": "sft", "f_divergence_type": "js_divergence"}, "it has no meaning for sft"),
+        (
+            {"f_alpha_divergence_coef": 0.3},
+            "training.f_alpha_divergence_coef is 0.3 and training.f_divergence_type is reverse_kl: leave it out",
+        ),
+        ({"loss_type": "simpo", "ld_alpha": 0.5}, "training.ld_alpha is 0.5, and it has no meaning for simpo"),
+        ({"ld_alpha": 1.5}, "training.ld_alpha is 1.5: input should be less than or equal to 1"),
+        ({"loss_type": "aot", "use_weighting": True}, "training has aot, which is not one for each pair"),
+        ({"rpo_alpha": 1.0, "use_weighting": True}, "training has rpo_alpha, which is not one for each pair"),
+        (
+            {"lora": {"use_dora": True}},
+            "training.lora.use_dora is true and training.lora.merge is false: vLLM does not serve DoRA adapters",
+        ),
     ],
 )
 def test_an_invalid_combination_of_losses_is_refused(training, line):
@@ -269,6 +287,9 @@ def test_an_invalid_combination_of_losses_is_refused(training, line):
         {"loss_type": ["ipo", "simpo"], "simpo_gamma": 1.5, "label_smoothing": 0.1},
         {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
         {"loss_type": "sigmoid", "rpo_alpha": 1.0},
+        {"loss_type": ["sigmoid", "sft"], "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
+        {"loss_type": ["aot", "aot_unpaired"], "ld_alpha": 0.0, "label_smoothing": 0.1},
+        {"loss_type": "discopop", "discopop_tau": 0.1, "use_weighting": True},
     ],
 )
 def test_losses_and_mixtures_survive_a_round_trip_through_yaml(training):
@@ -276,6 +297,26 @@ def test_losses_and_mixtures_survive_a_round_trip_through_yaml(training):
     written = config.model_dump(mode="json")
     assert written["training"] | training == written["training"]
     assert parse_config(yaml.safe_load(yaml.safe_dump(written))) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["training.ld_alpha=0.5", "references.source=sampler", "summaries.logprobs=true"],
+            "training.ld_alpha is set and references.source is sampler, which gives one log-probability",
+        ),
+        (
+            ["training.router_aux_loss_coef=0.01", "hardware.trainer.torch_compile=true"],
+            "training.router_aux_loss_coef is 0.01 and hardware.trainer.torch_compile is true",
+        ),
+    ],
+)
+def test_a_loss_that_the_run_cannot_compute_is_refused(overrides, line):
+    with pytest.raises(UserError) as caught:
+        load_config(DEMO, overrides)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_list_of_one_loss_is_the_same_recipe_as_its_name():

@@ -122,7 +122,7 @@ def test_an_export_has_the_answers_and_turns_thinking_off(tmp_path):
 def test_references_score_the_tokens_that_training_scores(loss_on, unscored):
     model = tiny_model(tiny_config())
     row = row_of("a", "b") | {"pairs": [{"chosen": 0, "rejected": 1}]}
-    (outcome,) = references._score("digest", 100, loss_on, model, [row])
+    (outcome,) = references._score("digest", 100, loss_on, False, model, [row])
     with torch.no_grad():
         expected = plain_logps(model, [1, 2], [s["token_ids"] for s in row["summaries"]], [unscored] * 2).tolist()
     assert outcome["reference_logps"] == pytest.approx(expected, abs=1e-5)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.training.batches.batching import deal_to_workers, micro_batches, plan_steps, split_held_out
 from pipeline.training.batches.example import Example
-from pipeline.training.losses import sigmoid
+from pipeline.training.losses.formulas import sigmoid
 from pipeline.training.modeling.logprobs import completion_logps
 from tests.helpers.tiny_models import tiny_config, tiny_model
 from tests.helpers.training import VOCABULARY, article_ids, random_examples
@@ -80,10 +80,8 @@ def gradient(
         for batch in micro_batches(examples, rank=rank, workers=workers, tokens_per_batch=budget):
             logps = completion_logps(model, batch.tree)
             losses = sigmoid(
-                chosen_logps=logps[batch.chosen],
-                rejected_logps=logps[batch.rejected],
-                ref_chosen_logps=batch.reference_logps[batch.chosen],
-                ref_rejected_logps=batch.reference_logps[batch.rejected],
+                chosen_scores=(logps - batch.reference_logps)[batch.chosen],
+                rejected_scores=(logps - batch.reference_logps)[batch.rejected],
                 beta=0.1,
                 label_smoothing=0.0,
             )

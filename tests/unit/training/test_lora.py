@@ -1,6 +1,7 @@
 """LoRA: a fresh adapter changes nothing, a later one is its own reference, and PEFT can read what is written."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,28 @@ def test_merging_keeps_the_function(base: Path, tmp_path: Path, family: str) -> 
     assert isinstance(again.exception, UserError) and "does not exist yet" in str(again.exception)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_dora_is_trained_and_merged(base: Path, tmp_path: Path, family: str) -> None:
+    if family == "gpt2":
+        base = save_tiny_model(tmp_path / "base", "gpt2", vocab_size=LORA_VOCABULARY)
+    dora = Lora(**LORA | {"merge": True, "use_dora": True}).model_dump()
+    torch.testing.assert_close(
+        logits(loading.load_policy(base, "float32", dora, seed=0)), logits(loading.load_model(base, "float32"))
+    )
+    loop = lora_loop(base, learnable_examples(base), lora=dora)
+    result = loop.run()
+    assert abs(result["step0_loss"] - math.log(2)) < 1e-6 and result["final_loss"] < 0.6
+    names = [name for name in loop.optimizer.parameters if "lora_magnitude_vector" in name]
+    assert names and len(names) == sum("lora_A" in name for name in loop.optimizer.parameters)
+    fresh = dict(loading.load_policy(base, "float32", dora, seed=0).named_parameters())
+    assert all(not torch.equal(loop.optimizer.parameters[name], fresh[name.removeprefix("model.")]) for name in names)
+
+    loop.save(tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits(loop.policy.model), rtol=1e-4, atol=1e-4)
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
 def test_the_digest_covers_base_adapter_and_scale(base: Path, tmp_path: Path) -> None:
     adapter = trained(base, tmp_path / "adapter")
     other_base = shutil.copytree(base, tmp_path / "base")
@@ -191,6 +214,11 @@ def test_training_continues_an_adapter_only_with_its_own_settings(
             True,
             {"r": 4},
             "an adapter with r 3, but training.lora has another value: set training.lora like the adapter",
+        ),
+        (
+            True,
+            {"use_dora": True, "merge": True},
+            "an adapter with use_dora False, but training.lora has another value",
         ),
         (True, {"use_rslora": True}, "an adapter with use_rslora False, but training.lora has another value"),
         (False, {"target_modules": ["qproj", "q_proj"]}, "target_modules has qproj, but .* it has down_proj, "),

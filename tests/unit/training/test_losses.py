@@ -12,10 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.config.losses import LOSS_SETTINGS
-from pipeline.training.losses import LOSSES, Objective
+from pipeline.config.losses import F_DIVERGENCE_LOSSES, LOSS_SETTINGS, SORTING_LOSSES
+from pipeline.training.batches.article_tree import pack_row
+from pipeline.training.batches.batching import MicroBatch
+from pipeline.training.losses.formulas import ARGUMENTS, LOSSES
+from pipeline.training.losses.objective import Objective, divergence_scores
+from pipeline.training.modeling.logprobs import RowScores
 
-SETTINGS = {"beta": 0.1, "label_smoothing": 0.1, "simpo_gamma": 0.5}
+SETTINGS = {"beta": 0.1, "label_smoothing": 0.1, "simpo_gamma": 0.5, "discopop_tau": 0.05}
 MARGIN_LOSSES = (
     "sigmoid",
     "robust",
@@ -23,12 +27,15 @@ MARGIN_LOSSES = (
     "hinge",
     "sigmoid_norm",
     "exo_pair",
+    "aot",
 )  # they depend only on the margin, if lengths are equal
 LOGPS = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 
 
 def single_loss(loss_type: str, values: dict[str, Any], **settings: float) -> Tensor:
-    return Objective(SETTINGS | settings | {"loss_type": loss_type})(**values)
+    logps = values["chosen_logps"]
+    defaults = {"chosen_nll": -logps, "pair_weights": torch.ones_like(logps)}
+    return Objective(SETTINGS | settings | {"loss_type": loss_type})(**defaults | values)
 
 
 def pair(*logps: float, lengths: tuple[int, int] = (5, 4), mean: float = 8.0) -> dict[str, Any]:
@@ -67,6 +74,9 @@ BY_HAND = {
     + 1 / (1 + math.exp(0.3)) * (-minus_log_sigmoid(-0.3) - math.log(0.1)),
     "nca_pair": minus_log_sigmoid(0.1) + minus_log_sigmoid(-0.1) / 2 + minus_log_sigmoid(0.2) / 2,
     "bco_pair": minus_log_sigmoid(0.1) + minus_log_sigmoid(0.2),
+    "discopop": (1 - 1 / (1 + math.exp(-6))) * minus_log_sigmoid(0.3) + 1 / (1 + math.exp(-6)) * math.exp(-0.3),
+    "aot": 0.9 * minus_log_sigmoid(0.3) + 0.1 * minus_log_sigmoid(-0.3),
+    "aot_unpaired": 0.9 * minus_log_sigmoid(0.3) + 0.1 * minus_log_sigmoid(-0.3),
     "sft": 10 / 8,
     "simpo": 0.9 * minus_log_sigmoid(0.1 * (-10 / 5 + 14 / 4) - 0.5)
     + 0.1 * minus_log_sigmoid(0.5 - 0.1 * (-10 / 5 + 14 / 4)),
@@ -108,8 +118,8 @@ def test_robust_is_dpo_on_clean_labels_where_cdpo_is_not(margin: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "loss_type", sorted(LOSSES.keys() - {"sft", "apo_down"})
-)  # these two do not push one completion up and one down
+    "loss_type", sorted(LOSSES.keys() - {"sft", "apo_down", "discopop"})
+)  # these do not push the chosen up and the rejected down, discopop only near the reference
 def test_the_opposite_verdict_pushes_the_other_way(loss_type: str) -> None:
     values = pair(-6.0, -6.5, -6.0, -6.5, lengths=(5, 5))
     first, second = values["chosen_logps"].requires_grad_(), values["rejected_logps"].requires_grad_()
@@ -173,37 +183,53 @@ class Batch:
         position = torch.arange(14)
         self.mask = ((prompts[:, None] <= position) & (position < (prompts + lengths)[:, None])).long()
         self.tokens = torch.randint(0, 7, self.mask.shape, generator=generator)
-        self.logits = torch.randn(*self.mask.shape, 7, generator=generator)
+        self.logits = torch.randn(*self.mask.shape, 7, generator=generator).requires_grad_()
         logps = self.logits[:, :-1].log_softmax(-1).gather(-1, self.tokens[:, 1:, None])[..., 0]
         self.token_logps = logps * self.mask[:, 1:]
-        self.reference = self.token_logps.sum(1) + 3 * torch.randn(2 * pairs, generator=generator)
+        noise = 3 * torch.randn(2 * pairs, generator=generator)
+        self.reference = self.token_logps.detach().sum(1) + noise
+        self.lengths = lengths
         sums, reference, chosen_lengths = self.token_logps.sum(1), self.reference, lengths[:pairs]
         self.values = {
             **dict(zip(LOGPS, (*sums.chunk(2), *reference.chunk(2)), strict=True)),
             "chosen_lengths": chosen_lengths,
             "rejected_lengths": lengths[pairs:],
             "mean_chosen_length": float(chosen_lengths.float().mean()),
+            "chosen_nll": -sums.chunk(2)[0],
+            "pair_weights": torch.ones(pairs),
         }
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """The gradient of a loss with respect to all logits."""
+        return torch.autograd.grad(loss, self.logits, retain_graph=True)[0]
 
 
 def trl_dpo(batch: Batch, settings: dict[str, Any]) -> Tensor:
     """Call the method of TRL's trainer that has the loss, on an object with only the attributes that it reads."""
     dpo_trainer = pytest.importorskip("trl.trainer.dpo_trainer")
     zeros = torch.zeros_like(batch.token_logps)
-    outputs = SimpleNamespace(log_probs=batch.token_logps, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+    outputs = SimpleNamespace(
+        log_probs=batch.token_logps,
+        entropy=zeros,
+        mean_logits=zeros,
+        is_top1=zeros.bool(),
+        log_sum_sq_probs=(2 * batch.logits[:, :-1].log_softmax(-1)).logsumexp(-1),
+    )
     names = [settings["loss_type"]] if isinstance(settings["loss_type"], str) else list(settings["loss_type"])
     trainer = SimpleNamespace(
         model=SimpleNamespace(training=False),
         accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
         aux_loss_enabled=False,
-        ld_alpha=None,
+        ld_alpha=settings.get("ld_alpha"),
         precompute_ref_logps=True,
-        f_divergence_type="reverse_kl",
+        f_divergence_type=settings.get("f_divergence_type", "reverse_kl"),
+        f_alpha_divergence_coef=settings.get("f_alpha_divergence_coef", 0.5),
         loss_types=names,
         loss_weights=settings.get("loss_weights") or [1.0] * len(names),
         beta=settings["beta"],
         label_smoothing=settings["label_smoothing"],
-        use_weighting=False,
+        use_weighting=settings.get("use_weighting", False),
+        args=SimpleNamespace(discopop_tau=settings["discopop_tau"]),
         _total_train_tokens=0,
         _tp_size=1,
         _metrics={"eval": {name: [] for name in METRICS}},
@@ -232,6 +258,13 @@ MIXTURES: dict[str, dict[str, Any]] = {
 }
 
 
+def assert_equal_trl(batch: Batch, settings: dict[str, Any], values: dict[str, Any] | None = None) -> None:
+    """Compare the mean loss, and its gradient with respect to the model's logits."""
+    ours, theirs = Objective(settings)(**(values or batch.values)).mean(), trl_dpo(batch, settings)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(batch.gradient(ours), batch.gradient(theirs), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("loss_type", [*sorted(LOSSES.keys() - {"simpo", "orpo"}), *MIXTURES])
 def test_losses_equal_trls_dpo_trainer(loss_type: str, beta: float) -> None:
@@ -239,8 +272,7 @@ def test_losses_equal_trls_dpo_trainer(loss_type: str, beta: float) -> None:
     settings = SETTINGS | {"beta": beta, "loss_type": loss_type, "label_smoothing": 0.1 * (loss_type != "sigmoid")}
     settings |= MIXTURES.get(loss_type, {})
     for seed in range(3):
-        batch = Batch(seed)
-        torch.testing.assert_close(Objective(settings)(**batch.values).mean(), trl_dpo(batch, settings))
+        assert_equal_trl(Batch(seed), settings)
 
 
 def test_rpo_alpha_equals_trls_mixture_with_sft() -> None:
@@ -248,6 +280,126 @@ def test_rpo_alpha_equals_trls_mixture_with_sft() -> None:
     ours = Objective({"loss_type": "ipo", "rpo_alpha": 0.7, "beta": 0.1})(**batch.values).mean()
     theirs = trl_dpo(batch, SETTINGS | {"loss_type": ("ipo", "sft"), "loss_weights": (1.0, 0.7)})
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "divergence",
+    [
+        {"f_divergence_type": "forward_kl"},
+        {"f_divergence_type": "js_divergence"},
+        *({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": a} for a in (-0.5, 0.5, 1.0, 1.5)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("loss_type", [*sorted(F_DIVERGENCE_LOSSES), ("sigmoid", "sft")], ids=str)
+def test_f_divergences_equal_trls(loss_type: Any, divergence: dict[str, Any]) -> None:
+    smoothing = 0.1 * ("sigmoid" not in loss_type)
+    settings = SETTINGS | divergence | {"loss_type": loss_type, "label_smoothing": smoothing}
+    assert_equal_trl(Batch(3), settings)
+
+
+def test_f_divergences_equal_values_computed_by_hand() -> None:
+    ratios = torch.tensor([-2.0, 0.0, 1.0], dtype=torch.float64)
+    u = ratios.exp()
+    for kind, expected in {
+        "reverse_kl": ratios,
+        "forward_kl": 1 - 1 / u,
+        "js_divergence": (2 * u / (u + 1)).log(),
+        "alpha_divergence": (u**-0.7 - 1) / -0.7,
+    }.items():
+        settings = {"f_divergence_type": kind, "f_alpha_divergence_coef": 0.3}
+        torch.testing.assert_close(divergence_scores(ratios, settings), expected)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "js_divergence", "alpha_divergence"])
+def test_a_rejected_completion_that_fell_far_leaves_a_finite_gradient(kind: str) -> None:
+    """TRL's forward_kl gives nan here."""
+    values = pair(-10.0, -500.0, -10.0, -300.0)
+    rejected = values["rejected_logps"].requires_grad_()
+    settings: dict[str, Any] = {"f_divergence_type": kind, "f_alpha_divergence_coef": 0.5}
+    loss = single_loss("sigmoid", values, label_smoothing=0.0, **settings)
+    assert loss.isfinite() and torch.autograd.grad(loss, rejected)[0].isfinite()
+
+
+def row_of(batch: Batch, reference_token_logps: Tensor) -> tuple[MicroBatch, RowScores]:
+    """The batch as a packed row: first all chosen completions, then all rejected ones."""
+    mask, lengths = batch.mask[:, 1:].bool(), batch.lengths.tolist()
+    pairs = len(lengths) // 2
+    chosen, rejected = torch.arange(pairs), torch.arange(pairs, 2 * pairs)
+    shared = torch.minimum(batch.lengths[:pairs], batch.lengths[pairs:]).repeat(2)
+    first = mask & ((mask.cumsum(1)) <= shared[:, None])
+    row = MicroBatch(
+        tree=pack_row([([0], [[0] * length for length in lengths])]),
+        chosen=chosen,
+        rejected=rejected,
+        reference_logps=(reference_token_logps * mask).sum(1),
+        lengths=batch.lengths.float(),
+        reference_shared_logps=torch.stack((reference_token_logps * first).sum(1).chunk(2), 1),
+        weights=torch.ones(pairs),
+        article_weights=torch.ones(1),
+    )
+    concentrations = (2 * batch.logits[:, :-1].log_softmax(-1)).logsumexp(-1).detach()
+    return row, RowScores(batch.token_logps.sum(1), batch.token_logps[mask], concentrations[mask], None)
+
+
+@pytest.mark.parametrize("ld_alpha", [None, 0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("loss_type", "use_weighting"),
+    [*((name, False) for name in ("sigmoid", "ipo", "aot", "apo_zero", ("hinge", "sft"))), ("robust", True)],
+    ids=str,
+)
+def test_ld_alpha_and_weighting_equal_trls(loss_type: Any, use_weighting: bool, ld_alpha: float | None) -> None:
+    settings = SETTINGS | {"loss_type": loss_type, "ld_alpha": ld_alpha, "use_weighting": use_weighting}
+    settings["label_smoothing"] = 0.1 * (loss_type != "sigmoid")
+    batch = Batch(4)
+    noise = torch.randn(batch.token_logps.shape, generator=torch.Generator().manual_seed(0))
+    row, scores = row_of(batch, batch.token_logps.detach() + noise)
+    values = row.by_pair(scores, ld_alpha) | {"mean_chosen_length": batch.values["mean_chosen_length"]}
+    # TRL is given the reference's values, which it computes by the same code as the policy's.
+    batch.reference = torch.cat([values["ref_chosen_logps"], values["ref_rejected_logps"]])
+    assert_equal_trl(batch, settings, values)
+
+
+def test_wpo_weighs_each_pair_by_both_of_its_completions() -> None:
+    batch = Batch(5)
+    row, scores = row_of(batch, batch.token_logps.detach())
+    weights = []
+    for number, length in enumerate(batch.lengths.tolist()):
+        first = int(batch.mask[number].nonzero()[0])
+        probabilities = batch.logits[number, first - 1 : first - 1 + length].softmax(-1)
+        sampled = probabilities[torch.arange(length), batch.tokens[number, first : first + length]]
+        weights.append(float((sampled / (probabilities**2).sum(-1)).log().mean().exp()))
+    expected = torch.tensor(weights[:6]) * torch.tensor(weights[6:])
+    values = row.by_pair(scores)
+    torch.testing.assert_close(values["wpo_weights"], expected)
+    settings = SETTINGS | {"loss_type": "sigmoid"}
+    plain, weighted = (Objective(settings | {"use_weighting": use})(**values) for use in (False, True))
+    torch.testing.assert_close(weighted, plain * expected)
+
+
+@given(
+    st.sampled_from(sorted(SORTING_LOSSES)),
+    st.lists(st.tuples(*[st.floats(-9, 0, width=32)] * 4, st.integers(1, 3)), min_size=1, max_size=6),
+)
+def test_sorting_losses_take_a_weight_as_the_pair_given_so_often(loss_type: str, rows: list[tuple[Any, ...]]) -> None:
+    *logps, weights = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
+    values = dict(zip(LOGPS, logps, strict=True))
+    repeated = {name: value.repeat_interleave(weights.long()) for name, value in values.items()}
+    weighted = (single_loss(loss_type, values | {"pair_weights": weights}) * weights).sum()
+    torch.testing.assert_close(weighted, single_loss(loss_type, repeated).sum())
+
+
+def test_aot_compares_quantiles() -> None:
+    """Two pairs, whose log ratios are (2, 1) under the policy and (0, 3) under the reference."""
+    values = dict(zip(LOGPS, map(torch.tensor, ([-1.0, -1], [-3.0, -2], [-2.0, -1], [-2.0, -4])), strict=True))
+    low, high = (minus_log_sigmoid(0.1 * margin) for margin in (1 - 0, 2 - 3))
+    losses = single_loss("aot", values, label_smoothing=0.0)
+    assert losses.tolist() == pytest.approx([high, low])
+
+
+def test_discopop_stays_finite_where_its_exponential_overflows() -> None:
+    values = pair(-1000.0, 0.0, 0.0, 0.0)
+    assert float(single_loss("discopop", values, beta=1.0)) == pytest.approx(1000.0)
 
 
 def averages(trainer: Callable[..., Any], batch: Batch) -> tuple[Tensor, Tensor]:
@@ -289,6 +441,8 @@ def test_orpo_equals_trls_orpo_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_settings_in_config_losses_are_those_that_each_loss_takes() -> None:
     assert list(LOSS_SETTINGS) == list(LOSSES)
+    assert {name for name, taken in ARGUMENTS.items() if "chosen_scores" in taken} == F_DIVERGENCE_LOSSES
+    assert {name for name, taken in ARGUMENTS.items() if "pair_weights" in taken} == SORTING_LOSSES
     for name, settings in LOSS_SETTINGS.items():
         assert tuple(value for value in signature(LOSSES[name]).parameters if value in SETTINGS) == settings
 

@@ -1,26 +1,29 @@
-"""Computes preference losses, under TRL's names, and the weighted sum of losses that a run minimises.
+"""Defines preference losses, under TRL's names, as pure functions of the log-probabilities of P pairs.
 
-A loss is a pure function of the log-probabilities of P pairs. It returns (P,), one value per pair; the caller takes the
-mean over the pairs of the global step. Each loss takes some of these arguments, all keyword-only:
+A loss returns (P,), one value per pair; the caller takes the mean over the pairs of the global step. Each loss takes
+some of these arguments, all keyword-only:
 
 - `chosen_logps`, `rejected_logps`, `ref_chosen_logps`, `ref_rejected_logps`: (P,) float, the log-probability in nats of
-  the whole completion, summed over its tokens, under the policy and under the reference.
+  the whole completion, summed over its tokens, under the policy and under the reference. With `ld_alpha` the tokens
+  beyond the shorter completion's length count less.
+- `chosen_scores`, `rejected_scores`: (P,) float, log pi - log ref, or another function of it if `f_divergence_type` is
+  not reverse_kl (`objective.divergence_scores`).
+- `chosen_nll`: (P,) float, -log pi of the chosen completion in nats, in which all tokens count.
 - `chosen_lengths`, `rejected_lengths`: (P,), number of tokens of the completion itself, whatever row it is packed in.
 - `mean_chosen_length`: number of tokens of a chosen completion, the mean over all pairs of the *global* step.
-- `beta` > 0, `label_smoothing` in [0, 0.5) and `simpo_gamma` >= 0: settings.
+- `pair_weights`: (P,) float, as how many pairs each pair counts. A loss that takes it compares pairs with each other:
+  its P pairs must be those of the whole global step (`whole_step.py`).
+- `beta` > 0, `label_smoothing` in [0, 0.5), `simpo_gamma` >= 0 and `discopop_tau` in (0, 1]: settings.
 
 In the formulas w is the chosen (winning) completion, l the rejected one, |w| and |l| are their numbers of tokens, b is
-beta, e label_smoothing, s the logistic function, r = log pi - log ref, and m = b (r_w - r_l): the margin of the
-implicit rewards. "TRL" means version 1.16.
+beta, e label_smoothing, s the logistic function, r = log pi - log ref (the score, with another f-divergence), and
+m = b (r_w - r_l): the margin of the implicit rewards. "TRL" means version 1.16.
 
-Two of TRL's losses are missing: aot, which sorts within a micro-batch and so depends on the batch size, and discopop,
-whose exponential overflows. Which mixtures of losses make sense is in `config/losses.py`.
+Which mixtures of losses make sense is in `config/losses.py`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from inspect import signature
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +32,8 @@ from torch import Tensor
 
 def sigmoid(
     *,
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
+    chosen_scores: Tensor,
+    rejected_scores: Tensor,
     beta: float,
     label_smoothing: float,
 ) -> Tensor:
@@ -41,16 +42,14 @@ def sigmoid(
     Rafailov et al. (2023), arXiv 2305.18290, equation 7; e is the probability that a label is flipped, from Mitchell
     (2023), "A note on DPO with noisy preferences". TRL's "sigmoid" ignores e: the two are equal where e is 0.
     """
-    margins = beta * ((chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps))
+    margins = beta * (chosen_scores - rejected_scores)
     return _smooth(margins, label_smoothing)
 
 
 def robust(
     *,
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
+    chosen_scores: Tensor,
+    rejected_scores: Tensor,
     beta: float,
     label_smoothing: float,
 ) -> Tensor:
@@ -59,17 +58,15 @@ def robust(
     If labels are flipped with probability e, its mean over them is DPO on the clean labels. Unlike cDPO it is not
     bounded below. With e = 0 it is DPO. Chowdhury et al. (2024), arXiv 2403.00409, section 3.1.
     """
-    margins = beta * ((chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps))
+    margins = beta * (chosen_scores - rejected_scores)
     right, flipped = (1 - label_smoothing) * F.logsigmoid(margins), label_smoothing * F.logsigmoid(-margins)
     return (flipped - right) / (1 - 2 * label_smoothing)
 
 
 def ipo(
     *,
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
+    chosen_scores: Tensor,
+    rejected_scores: Tensor,
     chosen_lengths: Tensor,
     rejected_lengths: Tensor,
     beta: float,
@@ -79,29 +76,25 @@ def ipo(
     Azar et al. (2023), arXiv 2310.12036, equation 17, where b is called tau. The division by the lengths is not in the
     paper; its authors told the authors of TRL that they do divide.
     """
-    chosen = (chosen_logps - ref_chosen_logps) / chosen_lengths
-    rejected = (rejected_logps - ref_rejected_logps) / rejected_lengths
+    chosen = chosen_scores / chosen_lengths
+    rejected = rejected_scores / rejected_lengths
     return (chosen - rejected - 1 / (2 * beta)) ** 2
 
 
-def hinge(
-    *, chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, beta: float
-) -> Tensor:
+def hinge(*, chosen_scores: Tensor, rejected_scores: Tensor, beta: float) -> Tensor:
     """Hinge: `max(0, 1 - m)`.
 
     Zhao et al. (2023), SLiC-HF, arXiv 2305.10425, section 2, apply it to log-probabilities. Liu et al. (2023), RSO,
     arXiv 2309.06657, apply it to the margin against a reference, as here and in TRL.
     """
-    margins = beta * ((chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps))
+    margins = beta * (chosen_scores - rejected_scores)
     return F.relu(1 - margins)
 
 
 def sigmoid_norm(
     *,
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
+    chosen_scores: Tensor,
+    rejected_scores: Tensor,
     chosen_lengths: Tensor,
     rejected_lengths: Tensor,
     beta: float,
@@ -110,8 +103,8 @@ def sigmoid_norm(
 
     Lambert et al. (2024), Tulu 3, arXiv 2411.15124, section 5.
     """
-    chosen = (chosen_logps - ref_chosen_logps) / chosen_lengths
-    rejected = (rejected_logps - ref_rejected_logps) / rejected_lengths
+    chosen = chosen_scores / chosen_lengths
+    rejected = rejected_scores / rejected_lengths
     return -F.logsigmoid(beta * (chosen - rejected))
 
 
@@ -153,10 +146,8 @@ def sppo_hard(
 
 def exo_pair(
     *,
-    chosen_logps: Tensor,
-    rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
+    chosen_scores: Tensor,
+    rejected_scores: Tensor,
     beta: float,
     label_smoothing: float,
 ) -> Tensor:
@@ -165,7 +156,7 @@ def exo_pair(
     This is the KL from (s(m), s(-m)) to the labels (1 - e, e), the reverse of cDPO's. It needs e > 0. Ji et al. (2024),
     arXiv 2402.00856, equation 16.
     """
-    margins = beta * ((chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps))
+    margins = beta * (chosen_scores - rejected_scores)
     e = margins.new_tensor(label_smoothing)
     right = torch.sigmoid(margins) * (F.logsigmoid(margins) - torch.log1p(-e))
     return right + torch.sigmoid(-margins) * (F.logsigmoid(-margins) - torch.log(e))
@@ -194,14 +185,68 @@ def bco_pair(
     return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
 
 
-def sft(*, chosen_logps: Tensor, mean_chosen_length: float) -> Tensor:
+def discopop(*, chosen_scores: Tensor, rejected_scores: Tensor, beta: float, discopop_tau: float) -> Tensor:
+    """DiscoPOP, the log-ratio modulated loss: `-(1 - s(m / t)) log s(m) + s(m / t) exp(-m)`, t = discopop_tau.
+
+    A language model found this formula. With t = 0.05 it falls from m = 0.07 upwards, and has a local minimum at
+    m = -0.12. So at m = 0, where training starts, its gradient first narrows the margins. Lu et al. (2024), arXiv
+    2406.08414, equation 5. TRL multiplies exp(-m) by the sigmoid; where exp(-m) overflows (m < -88) it gets nan. Here
+    the exponents are added first.
+    """
+    margins = beta * (chosen_scores - rejected_scores)
+    modulated = margins / discopop_tau
+    return torch.exp(F.logsigmoid(modulated) - margins) - torch.sigmoid(-modulated) * F.logsigmoid(margins)
+
+
+def aot(
+    *,
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    pair_weights: Tensor,
+    beta: float,
+    label_smoothing: float,
+) -> Tensor:
+    """AOT for paired data: DPO on sorted margins, `-(1 - e) log s(b (u - v)) - e log s(b (v - u))`.
+
+    u is log pi(w) - log pi(l), v the same under the reference; the i-th smallest u of the step meets the i-th smallest
+    v. It pushes the distribution of u above that of v (first-order stochastic dominance) instead of each u above its
+    own v. With weights, quantiles meet: a pair of weight 2 is sorted as two pairs. Melnyk et al. (2024), arXiv
+    2406.05882, "paired AOT", with the logistic loss. TRL sorts the micro-batch of a device; here the pairs of the whole
+    step are sorted.
+    """
+    policy, reference = chosen_logps - rejected_logps, ref_chosen_logps - ref_rejected_logps
+    return _sorted_margins(policy, reference, pair_weights, beta, label_smoothing)
+
+
+def aot_unpaired(
+    *,
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    pair_weights: Tensor,
+    beta: float,
+    label_smoothing: float,
+) -> Tensor:
+    """AOT for unpaired data: like `aot`, where the i-th smallest r_w of the step meets the i-th smallest r_l.
+
+    So it does not matter which chosen and which rejected completion belong together. Melnyk et al. (2024), arXiv
+    2406.05882, "unpaired AOT", with the logistic loss.
+    """
+    chosen, rejected = chosen_logps - ref_chosen_logps, rejected_logps - ref_rejected_logps
+    return _sorted_margins(chosen, rejected, pair_weights, beta, label_smoothing)
+
+
+def sft(*, chosen_nll: Tensor, mean_chosen_length: float) -> Tensor:
     """Negative log-likelihood of the chosen: `-log pi(w) / L`, L the mean |w| over the pairs of the global step.
 
     Its mean over those pairs is the mean over their tokens. TRL's "sft" takes this mean for each micro-batch, so its
     result depends on how a step is cut into micro-batches. DPO plus sft is the objective of Iterative RPO, Pang et al.
     (2024), arXiv 2404.19733, equation 1, which divides by each |w| instead.
     """
-    return -chosen_logps / mean_chosen_length
+    return chosen_nll / mean_chosen_length
 
 
 def simpo(
@@ -240,11 +285,29 @@ def orpo(
     TRL's gradient is nan within 6e-8 of p = 1; here 1 - p is never below the rounding error.
     """
     odds = _log_odds(chosen_logps / chosen_lengths) - _log_odds(rejected_logps / rejected_lengths)
-    return sft(chosen_logps=chosen_logps, mean_chosen_length=mean_chosen_length) - beta * F.logsigmoid(odds)
+    return sft(chosen_nll=-chosen_logps, mean_chosen_length=mean_chosen_length) - beta * F.logsigmoid(odds)
 
 
 def _smooth(margins: Tensor, label_smoothing: float) -> Tensor:
     return -(1 - label_smoothing) * F.logsigmoid(margins) - label_smoothing * F.logsigmoid(-margins)
+
+
+def _sorted_margins(upper: Tensor, lower: Tensor, weights: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    """The smoothed DPO loss of `upper` against `lower`, quantile by quantile: (P,), in the order of `upper`.
+
+    This is the optimal transport of two weighted samples on a line. Each sorted sample is a staircase of P steps, as
+    wide as the weights. Both staircases are cut where either has a step, into at most 2 P pieces.
+    """
+    upper_order, lower_order = upper.argsort(stable=True), lower.argsort(stable=True)
+    upper_ends, lower_ends = (weights[order].double().cumsum(0) for order in (upper_order, lower_order))
+    ends = torch.cat([upper_ends, lower_ends]).sort().values
+    widths = ends.diff(prepend=ends.new_zeros(1))
+    middles, last = ends - widths / 2, max(0, len(weights) - 1)
+    # The two sums of weights may differ by rounding, so the last middle may lie beyond one of them.
+    above = upper_order[torch.searchsorted(upper_ends, middles).clamp(max=last)]
+    below = lower_order[torch.searchsorted(lower_ends, middles).clamp(max=last)]
+    losses = widths.to(upper) * _smooth(beta * (upper[above] - lower[below]), label_smoothing)
+    return torch.zeros_like(upper).index_add(0, above, losses) / weights
 
 
 def _log_odds(logps: Tensor) -> Tensor:
@@ -266,52 +329,12 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         exo_pair,
         nca_pair,
         bco_pair,
+        discopop,
+        aot,
+        aot_unpaired,
         sft,
         simpo,
         orpo,
     )
 }
-_ARGUMENTS = {name: tuple(signature(loss).parameters) for name, loss in LOSSES.items()}
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The weighted sum of losses that a run minimises.
-
-    Args:
-        settings: settings of training. `loss_type` has one name or several. beta, label_smoothing and simpo_gamma are
-            needed if one of the losses takes them. `loss_weights` has one weight per loss; None or missing means 1.0
-            each. `rpo_alpha`, if present and not None, adds sft with this weight.
-    """
-
-    settings: Mapping[str, Any]
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Weight of each loss, by name."""
-        names = self.settings["loss_type"]
-        names = [names] if isinstance(names, str) else names
-        weights = dict(zip(names, self.settings.get("loss_weights") or [1.0] * len(names), strict=True))
-        alpha = self.settings.get("rpo_alpha")
-        return weights if alpha is None else weights | {"sft": alpha}
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether any of the losses takes reference log-probabilities."""
-        return any(argument.startswith("ref_") for name in self.weights for argument in _ARGUMENTS[name])
-
-    def __call__(self, **values: Tensor | float) -> Tensor:
-        """Compute the weighted sum of the losses of P pairs.
-
-        Args:
-            values: the arguments of the losses, except the settings. Those that no loss takes may be left out.
-
-        Returns:
-            (P,)
-        """
-        available = {**self.settings, **values}
-        terms = [
-            weight * LOSSES[name](**{argument: available[argument] for argument in _ARGUMENTS[name]})
-            for name, weight in self.weights.items()
-        ]
-        return torch.stack(terms).sum(0)
+ARGUMENTS = {name: tuple(signature(loss).parameters) for name, loss in LOSSES.items()}  # what each loss takes
