@@ -116,21 +116,16 @@ def test_merging_keeps_the_function(base: Path, tmp_path: Path, family: str) -> 
     assert isinstance(again.exception, UserError) and "does not exist yet" in str(again.exception)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_dora_is_trained_and_merged(base: Path, tmp_path: Path, family: str) -> None:
-    if family == "gpt2":
-        base = save_tiny_model(tmp_path / "base", "gpt2", vocab_size=LORA_VOCABULARY)
+def test_dora_is_trained_and_merged(base: Path, tmp_path: Path) -> None:
     dora = Lora(**LORA | {"merge": True, "use_dora": True}).model_dump()
-    torch.testing.assert_close(
-        logits(loading.load_policy(base, "float32", dora, seed=0)), logits(loading.load_model(base, "float32"))
-    )
+    fresh = loading.load_policy(base, "float32", dora, seed=0)
+    torch.testing.assert_close(logits(fresh), logits(loading.load_model(base, "float32")), rtol=1e-4, atol=1e-5)
     loop = lora_loop(base, learnable_examples(base), lora=dora)
     result = loop.run()
     assert abs(result["step0_loss"] - math.log(2)) < 1e-6 and result["final_loss"] < 0.6
-    names = [name for name in loop.optimizer.parameters if "lora_magnitude_vector" in name]
-    assert names and len(names) == sum("lora_A" in name for name in loop.optimizer.parameters)
-    fresh = dict(loading.load_policy(base, "float32", dora, seed=0).named_parameters())
-    assert all(not torch.equal(loop.optimizer.parameters[name], fresh[name.removeprefix("model.")]) for name in names)
+    before, after = dict(fresh.named_parameters()), dict(loop.policy.model.named_parameters())
+    magnitudes = [name for name in after if "lora_magnitude_vector" in name]
+    assert len(magnitudes) == 2 * 7 and not any(torch.equal(before[name], after[name]) for name in magnitudes)
 
     loop.save(tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()

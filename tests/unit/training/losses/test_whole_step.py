@@ -15,7 +15,7 @@ from pipeline.training.losses.whole_step import step_slopes
 from tests.helpers.tiny_models import save_tiny_model
 from tests.helpers.training import LORA_VOCABULARY, learnable_examples, settings
 
-NOT_COMPARED = ("tokens_per_second", "naive_tokens_per_second", "peak_memory_gib")
+COMPARED = ("loss", "grad_norm", "rewards/margins", "logps/chosen", "eval_loss", "eval_logps/rejected")
 NAMES = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 
 
@@ -49,14 +49,13 @@ def test_slopes_of_rows_add_up_to_the_gradient_of_the_step(sizes: list[int], see
 def test_training_does_not_depend_on_how_a_step_is_packed(loss_type: Any, tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model", vocab_size=LORA_VOCABULARY)
     examples = learnable_examples(model)
-    options = settings(loss_type=loss_type, eval_fraction=0.3, pairs_per_step=6, learning_rate=1e-2)
+    options = settings(loss_type=loss_type, eval_fraction=0.3, pairs_per_step=6, num_train_epochs=3, learning_rate=1e-3)
     runs = []
     for tokens_per_batch in (1, 60, 10**6):
         run = TrainLoop(examples, str(model), options, tokens_per_batch, torch.device("cpu"))
         run.run()
-        runs.append([{k: v for k, v in line.items() if k not in NOT_COMPARED} for line in run.lines])
+        runs.append([{name: line[name] for name in COMPARED if name in line} for line in run.lines])
     for line, *others in zip(*runs, strict=True):
         for other in others:
-            assert other == pytest.approx(line, rel=1e-3, abs=1e-4)
-    losses = [line["loss"] for line in runs[0] if "loss" in line]
-    assert losses[-1] < losses[0]
+            assert other == pytest.approx(line, rel=1e-2, abs=1e-3)
+    assert [line["rewards/margins"] for line in runs[0] if "loss" in line][-1] > 0
