@@ -129,7 +129,7 @@ class MicroBatch:
         """The weight of each pair: how likely the policy itself is to write both completions.
 
         A completion's weight is the geometric mean over its tokens of `p / sum of squares of all tokens' p`. Zhou et
-        al. (2024), WPO, arXiv 2406.11827, equation 2, with the alignment of weights by sampled tokens.
+        al. (2024), WPO, arXiv 2406.11827, equation 2, with "sampled alignment".
         """
         sums = token_logps.new_zeros(len(self.lengths)).index_add(0, self.tree.owner, token_logps - concentrations)
         weights = (sums / self.lengths).exp()
