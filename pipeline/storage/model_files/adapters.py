@@ -70,8 +70,4 @@ def linear_layers(base: ModelShapes) -> set[str] | None:
     """
     if "text_config" in base.config or any("expert" in name for name in base.shapes):
         return None
-    return {
-        name.split(".")[-2]
-        for name, shape in base.shapes.items()
-        if name.endswith(".weight") and len(shape) == 2 and any(part.isdigit() for part in name.split("."))
-    }
+    return {layer for layer, _ in base.adaptable}

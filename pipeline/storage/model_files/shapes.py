@@ -106,18 +106,16 @@ class ModelShapes:
         return sum(size for size in tensor_sizes if size >= embedding_size)
 
     @property
-    def matrices(self) -> list[tuple[str, tuple[int, ...]]]:
-        """The layer name, such as q_proj, and the shape of each weight that is a matrix."""
-        return [
-            (name.split(".")[-2], shape)
-            for name, shape in self.shapes.items()
-            if name.endswith(".weight") and len(shape) == 2
-        ]
-
-    @property
     def adaptable(self) -> list[tuple[str, tuple[int, ...]]]:
-        """The matrices without the embeddings and the LM head, which cannot be adapted."""
-        return [(layer, shape) for layer, shape in self.matrices if math.prod(shape) < self.vocabulary * self.hidden]
+        """The layer name, such as q_proj, and the shape of each weight matrix in the model's numbered layers.
+
+        The embeddings and the LM head are outside them. They cannot be adapted.
+        """
+        return [
+            (parts[-2], shape)
+            for parts, shape in ((name.split("."), shape) for name, shape in self.shapes.items())
+            if parts[-1] == "weight" and len(shape) == 2 and any(part.isdigit() for part in parts)
+        ]
 
     def lora(self, r: int, targets: str | tuple[str, ...]) -> int:
         """Number of parameters of a LoRA adapter: for each target layer, `r` times the sum of its two dimensions.

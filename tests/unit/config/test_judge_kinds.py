@@ -105,7 +105,7 @@ def test_figures_and_tables_of_a_scoring_judge_have_no_accuracy():
     rates = {"strict": compare_writers([row("a", "n", value=1.0)], [row("a", "o", value=0.5)], counting)["strict"]}
     entry = figures | {"round": 1, "previous": 0, "vs_base": {"strict": rates["strict"].as_dict()}}
     metrics = {"threshold": 3, "confidence": 0.95, "base": figures, "rounds": [entry], "compared": {}}
-    metrics |= {"baselines": {"lead": figures}}
+    metrics |= {"baselines": {"lead": figures}, "test": None}
     summary, _ = result_tables(metrics)
     labels = [line[0] for line in summary]
     assert "judge's score, mean" in labels and not any("accuracy" in label for label in labels)
