@@ -78,7 +78,8 @@ class Training(Settings):
     simpo_gamma: Annotated[float, Field(ge=0)] = 0.5  # target margin of simpo
     # Temperature of discopop. Above 1 the loss of a wrong pair would grow exponentially.
     discopop_tau: Annotated[float, Field(gt=0, le=1)] = 0.05
-    # The divergence from the reference that DPO's derivation penalizes (f-DPO): `losses/objective.py` has the formulas.
+    # The divergence from the reference that DPO's derivation penalizes (f-DPO).
+    # `pipeline/training/losses/objective.py` has the formulas.
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
     f_alpha_divergence_coef: Annotated[float, Field(allow_inf_nan=False)] = 0.5  # of alpha_divergence
     # How much the tokens of a completion count beyond the length of the pair's shorter one (LD-DPO). None: like all.

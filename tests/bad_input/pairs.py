@@ -32,7 +32,12 @@ ROWS = [
     ("half a turn of history", {"instruction": "a", "history": [["b"]], "chosen": "c", "rejected": "d"}, "wrong type"),
     ("a number as system message", {"question": "a", "system": 5, "chosen": "c", "rejected": "d"}, "wrong type"),
     ("tools that are not JSON", _CHAT | {"tools": "[" * 100_000}, "wrong type"),
-    ("tools that are not tools", _CHAT | {"tools": [5]}, "the chat template refuses the messages"),
+    (
+        "tools that are not tools",
+        _CHAT | {"tools": [5]},
+        "the chat template refuses the messages (user): 'Tools should either be a JSON schema, or a callable function "
+        "with type hints and a docstring suitable for auto-conversio …'",
+    ),
     (
         "a template of its own",
         _CHAT | {"chat_template_kwargs": {"chat_template": "{% for i in range(99999) %}{% endfor %}"}},

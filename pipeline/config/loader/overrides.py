@@ -98,7 +98,9 @@ def _read_value(text: str, alternatives: set[Any]) -> Any:
     if str in alternatives:
         if type(None) in alternatives and text in _NULLS:
             return None
-        is_list = opening == "[" and any(get_origin(alternative) is tuple for alternative in alternatives)
+        items = [get_args(alternative)[0] for alternative in alternatives if get_origin(alternative) in (tuple, list)]
+        # A text may begin with a bracket, and then no object follows.
+        is_list = bool(items) and re.match(r"\s*\[" if str in items else r"\s*\[\s*\{", text) is not None
         return _read_yaml(text) if is_list or _is_quoted(text) else text
     is_nested = any(alternative not in (int, float, bool, type(None)) for alternative in alternatives)
     if is_nested or opening in ("[", "{") or _is_quoted(text):

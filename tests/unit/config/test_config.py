@@ -148,7 +148,7 @@ def test_the_reference_configuration_has_the_published_values():
         ("training.lora.target_modules=[]", "target_modules is []: it should be all-linear"),
         ("policy.dtype=float16", "policy.dtype is 'float16': input should be 'float32' or 'bfloat16'"),
         ("policy.instruction=Summarize!", "policy.instruction must contain {article}, the place of the article"),
-        ("policy.instruction=5", "policy.instruction is 5: it should be text in quotes, or a list of messages"),
+        ("policy.instruction=5", "policy.instruction must contain {article}"),
         ("policy.instruction=[]", "policy.instruction ends with nothing: the last message should be the user's"),
         ("policy.instruction=[{role: bot, content: x}]", "policy.instruction[0] has the role 'bot': it should be one"),
         ("policy.merge_system=true", "policy.merge_system is set, and policy.instruction has no system message"),

@@ -14,6 +14,7 @@ from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge
 from pipeline.config.base import Thinking
 from pipeline.config.judging import Pairs
+from pipeline.config.run import PolicySettings
 from pipeline.data.pair_tokenizer import load_pair_tokenizer
 from pipeline.inference.base import Reply
 from pipeline.inference.scripted import ScriptedEngine
@@ -111,7 +112,7 @@ def test_show_marks_a_thought(capsys):
 def test_an_export_has_the_answers_and_turns_thinking_off(tmp_path):
     tokenizer = load_pair_tokenizer(str(save_thinking_model(tmp_path)))
     row = row_of("Ana leads it.", "Ben.") | {"pairs": [{"chosen": 0, "rejected": 1}]}
-    ((line, has_same_ids),) = _to_lines(row, "Summarize.\n{article}", tokenizer)
+    ((line, has_same_ids),) = _to_lines(row, PolicySettings(model="m", instruction="Summarize.\n{article}"), tokenizer)
     assert SECRET not in json.dumps(line)
     assert line["chosen"] == [{"role": "assistant", "content": "Ana leads it."}]
     assert line["chat_template_kwargs"] == {"enable_thinking": False}

@@ -39,7 +39,7 @@ def row_of(example: Example) -> Row:
 
 
 def read_back(rows: list[Row], folder: Path) -> list[Example]:
-    names = [name for name in COLUMNS if name in rows[0]]
+    names = [name for name in COLUMNS if name in rows[0] and name != "tally"]
     table = pa.table({name: pa.array([row[name] for row in rows], COLUMNS[name]) for name in names})
     pq.write_table(table, folder / "part.parquet")
     return read_examples(str(folder), ["part.parquet"], "digest", "answer", with_shared_logps=True)
