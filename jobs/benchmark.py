@@ -82,7 +82,6 @@ def run_benchmark(
         raise UserError(f"--dtype is {dtype!r}: it should be one of {', '.join(get_args(Dtype))}")
     run, settings = _find_run(models)
     ledger = _results_ledger(run, out)
-    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; the harness has bars of its own
     import torch
 
     from pipeline.evaluation.benchmark import harness

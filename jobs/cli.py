@@ -1,5 +1,6 @@
 """Defines the command line of `rondo`. Heavy modules are imported when a command runs, so `rondo --help` is fast."""
 
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -231,6 +232,7 @@ def benchmark(
     reading the article). Without a run, the first model is the base. The table shows the difference from the base with
     its interval, and goes into the run's report. The same command resumes: a finished task of a model is not run again.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; the harness has bars of its own
     from jobs.benchmark import run_benchmark
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]

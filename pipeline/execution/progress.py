@@ -27,6 +27,7 @@ from pipeline.storage.parts import MERGED
 from pipeline.storage.schema import SPLITS
 
 _SECONDS_BETWEEN_LINES = 20.0
+_FILE_WIDTH = 160  # characters; a file or a pipe has no width of its own, and rich would cut tables at 80
 
 
 class StageProgress:
@@ -80,6 +81,8 @@ class Display:
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(highlight=False, soft_wrap=True)
+        if console is None and not self.console.is_terminal:
+            self.console.width = _FILE_WIDTH
 
     @contextmanager
     def working(self, names: Sequence[str], total: int | None, unit: str = "rows") -> Iterator[list[StageProgress]]:
