@@ -25,7 +25,10 @@ QUESTION = {"question_id": "q", "question": "Who?", "options": ["Ann", "Bob"], "
 
 def start(tmp_path, monkeypatch, length, together=False):
     """A runner whose policy writes so many characters (tokens), with a limit of 30, and what it prints."""
-    raw = {"run": str(tmp_path / "run"), "articles": {"path": str(tmp_path / "a.jsonl"), "limit": 40, "max_words": 30}}
+    raw = {
+        "run": str(tmp_path / "run"),
+        "articles": {"path": str(tmp_path / "a.jsonl"), "limit": 40, "max_words": 30, "eval_fraction": 0.5},
+    }
     raw |= {"policy": {"model": "p"}, "judge": {"kind": "cloze"}, "summaries": {"n": 2, "max_tokens": 30}}
     settings = parse_config(raw | {"hardware": {"ray_cpus": 4, "together": together}})
 
@@ -81,8 +84,7 @@ def test_a_limit_that_cuts_off_no_summary_is_not_told_of(tmp_path, monkeypatch):
 
 
 def test_a_corpus_of_which_little_is_left_says_so_before_anything_else(tmp_path, monkeypatch):
-    words = [f"word{i} and more of it" for i in range(40)]
-    lines = [{"id": f"a{i}", "text": " ".join(words[i % 5 :: 7] if i % 2 else words)} for i in range(60)]
+    lines = [{"id": f"a{i}", "text": f"word{i} item{i} day{i} " * (8 if i % 2 else 20)} for i in range(60)]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     run, _, printed = start(tmp_path, monkeypatch, 20)
     record = run.produce(read_articles).record
