@@ -140,9 +140,9 @@ def test_a_file_that_cannot_be_used_is_refused(write, tmp_path, opened):
     cases = {
         "none.jsonl": "no such file",
         "cut.parquet": "is it cut off or damaged",
-        "a.csv": "should end in .jsonl, .json or .parquet",
+        "a.xlsx": "should end in .jsonl, .ndjson, .json, .csv or .tsv",
     }
-    (tmp_path / "a.csv").write_text("id,text")
+    (tmp_path / "a.xlsx").write_text("id,text")
     for name, line in cases.items():
         with pytest.raises(UserError, match=line) as caught:
             opened(Articles(path=str(tmp_path / name)))
