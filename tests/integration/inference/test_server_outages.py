@@ -100,6 +100,9 @@ def test_a_server_that_is_down_for_a_while_costs_no_prompt(server, down):
     assert max(server.tries.values()) > 2 or down < 0.5, "otherwise the second try would have been enough"
 
 
+REPLIED, NO_REPLY = {"replies": 1, "replies cut off": 0}, {"replies": 0, "replies cut off": 0}
+
+
 def test_tokens_of_failed_tries_are_counted(server):
     prices = {"judge": {"input": 1, "output": 1}}
     served = ServedModel(server="ours", structured_outputs="json_schema")
@@ -107,7 +110,7 @@ def test_tokens_of_failed_tries_are_counted(server):
         count_tokens(engine_at(server, served, prices=prices).generate([chat_prompt(text, regex="Q1 A")]))
         for text in ("prose: x", "prose!: x")
     )
-    assert once == {"tokens_in": 16, "tokens_cached": 6, "tokens_out": 10, "retries": 1, "micro_usd": 26}
-    assert never == {"tokens_in": 54, "tokens_cached": 18, "tokens_out": 30, "retries": 4, "micro_usd": 84}
+    assert once == {"tokens_in": 16, "tokens_cached": 6, "tokens_out": 10, "retries": 1, "micro_usd": 26, **REPLIED}
+    assert never == {"tokens_in": 54, "tokens_cached": 18, "tokens_out": 30, "retries": 4, "micro_usd": 84, **NO_REPLY}
     (reply,) = engine_at(server).generate([chat_prompt("endless: x")])
     assert (reply.error, reply.usage["tokens_in"]) == (None, 1 << 31), "no table holds more"
