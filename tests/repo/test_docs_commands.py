@@ -18,7 +18,7 @@ from tests.repo.documentation import PAGES, code_blocks, commands, without_block
 
 GROUP = typer.main.get_command(app)
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 STARTS = ("rondo ", ".venv/bin/rondo ", "python -m jobs.run ", "make ", ".venv/bin/python -m bench.")
 # What exists only after the steps of docs/architecture.md; test_docs_examples.py runs these commands.
 EXAMPLES = ("training.loss_type=truncated_quadratic", "ARGS=tests/integration/stages/test_copying.py")
