@@ -251,12 +251,10 @@ def _check_adapted_layers(name: str, lora: Lora) -> None:
         )
     layers = adapters.adapted_layers(tensors)
     try:
-        base = read_shapes(name)
-        known = {layer for layer, _ in base.adaptable}
+        linear = adapters.linear_layers(read_shapes(name))
     except UnknownShapes:
         return
-    linear = adapters.linear_layers(base)
-    if linear is not None and (outside := sorted(layers - known)):
+    if linear is not None and (outside := sorted(layers - linear)):
         raise UserError(
             f"policy.model is {name!r}, an adapter on {', '.join(outside)}, and only linear layers without the head "
             f"can be adapted ({', '.join(sorted(linear))}): merge it into its base with PEFT first (merge_and_unload), "
