@@ -99,8 +99,8 @@ def _read_value(text: str, alternatives: set[Any]) -> Any:
         if type(None) in alternatives and text in _NULLS:
             return None
         items = [get_args(alternative)[0] for alternative in alternatives if get_origin(alternative) in (tuple, list)]
-        # A text may begin with a bracket, and then no object follows.
-        is_list = bool(items) and re.match(r"\s*\[" if str in items else r"\s*\[\s*\{", text) is not None
+        # A text may begin with a bracket, which neither an object follows nor the closing bracket.
+        is_list = bool(items) and re.match(r"\s*\[" if str in items else r"\s*\[\s*(\{|\]\s*$)", text) is not None
         return _read_yaml(text) if is_list or _is_quoted(text) else text
     is_nested = any(alternative not in (int, float, bool, type(None)) for alternative in alternatives)
     if is_nested or opening in ("[", "{") or _is_quoted(text):
