@@ -45,17 +45,21 @@ _SHOWN_IF_FOUND = ("repeated", "off_topic_end", "other_language")  # these lines
 
 _OF_ANSWERS = {"accuracy", "accuracy_above", "correct_mean", "questions_mean"}
 
+_TEST_CELLS = 5  # of a line of the test table, before those of the held-out articles
+
 TableLines = list[list[str]]  # a heading, then lines
 
 
-def result_tables(metrics: dict[str, Any], second: bool = False) -> list[TableLines]:
+def result_tables(metrics: dict[str, Any], wide: bool = False) -> list[TableLines]:
     """The results of a run: the test if there was one, the figures of each writer's summaries, and the win rates.
 
     Args:
-        second: add the second judge's win rates to the last table. The terminal has no room for them.
+        wide: add what the terminal has no room for: the held-out figures beside those of the test, and the second
+            judge's win rates in the last table.
     """
-    test = [_test_table(metrics)] if metrics["test"] else []
-    return [*test, _summary_table(metrics), win_rate_table(metrics, second)]
+    test = _test_table(metrics) if metrics["test"] else []
+    tables = [test if wide else [line[:_TEST_CELLS] for line in test]] if test else []
+    return [*tables, _summary_table(metrics), win_rate_table(metrics, second=wide and bool(metrics["second_judge"]))]
 
 
 def _test_table(metrics: dict[str, Any]) -> TableLines:
@@ -190,7 +194,7 @@ def write_report(metrics: dict[str, Any], examples: list[dict[str, Any]], config
         metrics=metrics,
         config=config,
         word_unit=WORD_UNIT,
-        tables=result_tables(metrics, second=bool(config.second_judge)),
+        tables=result_tables(metrics, wide=True),
         judge_card=judge_card.card_lines(metrics["judge"]),
         benchmark=benchmark_table([line for entry in comparisons.values() for line in entry["lines"]]),
         comparisons=comparisons,

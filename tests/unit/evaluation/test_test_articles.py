@@ -143,7 +143,7 @@ def test_the_report_gives_the_test_first_beside_the_held_out_figures(walk):
     found, run = walk([0, 40, 80], SECOND, test_skills=[0, 40, 10], faults=[faults] * 3)
     note_look(found[-1], run.ledger)
     metrics = collect_metrics(found, run.config, run.ledger)
-    test, *_ = result_tables(metrics)
+    test, *_ = result_tables(metrics, wide=True)
     lines = {tuple(line[:2]): line[2:] for line in test}
     assert lines["", "figure"] == ["test", "interval", "n", "held-out", "interval", "n"]
     assert lines["round 2 against base", "strict"][::3] == ["55.0%", "90.0%"]
@@ -158,10 +158,10 @@ def test_the_report_gives_the_test_first_beside_the_held_out_figures(walk):
     order = ("## Test articles", "| round 2 against base | strict | 55.0%", "## Held-out articles", "| accuracy")
     assert sorted(order, key=report.index) == list(order)
     assert "that of round 2. The held-out\n" in report and "They were looked at once in this run folder.\n" in report
-    console = Console(width=200, record=True, file=io.StringIO())
-    for table in terminal_tables(test):
-        console.print(table)
-    assert "strict, 2nd judge" in console.export_text()
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(*terminal_tables(*result_tables(metrics)))
+    shown = console.export_text()
+    assert "strict, 2nd judge" in shown and "…" not in shown.split("accuracy")[0], "a terminal has room for the test"
 
 
 def test_a_gain_that_the_test_does_not_confirm_is_a_note(walk):
