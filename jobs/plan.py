@@ -172,6 +172,13 @@ def _notes(
             f"{settings.rounds} rounds are planned; a round without pairs, or a rule that stops, ends them sooner"
         )
     notes += [*unknown, *estimator.counts.lengths.notes]
+    on_cpu = [need for need in needs if not need.gpus]
+    if settings.hardware.keep_engines and len(on_cpu) > 1:
+        total = sum(need.total for need in on_cpu)
+        notes.append(
+            f"engines stay while others work: this machine needs up to {_size(total)} at once; "
+            "hardware.keep_engines=false ends them with their stage"
+        )
     if memory is None and any(need.gpus for need in needs):
         notes.append("the memory of the GPUs is unknown, so nothing is refused: give --gpu-memory GIB")
     if memory is not None:

@@ -4,7 +4,7 @@ On a terminal the bar is drawn in place. Elsewhere (a job's log, CI) a plain lin
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -14,6 +14,10 @@ from rich.text import Text
 
 from pipeline.config.messages import printable
 from pipeline.inference.base import (
+    ENGINE_LOADS,
+    ENGINE_MS,
+    ENGINE_START_MS,
+    ENGINE_STARTS,
     MICRO_USD,
     REPLIES,
     REPLIES_CUT_OFF,
@@ -145,6 +149,9 @@ def summarize_record(record: dict[str, Any]) -> str:
         parts.append(f"${tally[MICRO_USD] / 1e6:,.2f}")
     if "seconds" in record:
         parts.append(format_duration(record["seconds"]))
+        if start := record.get("start_seconds"):
+            work = max(0.0, record["seconds"] - start)
+            parts[-1] += f" (start {format_duration(start)}, work {format_duration(work)})"
     return "  ".join(parts)
 
 
@@ -153,6 +160,23 @@ def _describe_splits(record: dict[str, Any]) -> str:
     counts = {split: record.get("tally", {}).get(split, 0) for split in SPLITS}
     parts = [f"{count:,} {split}" for split, count in counts.items() if count]
     return f" ({', '.join(parts)})" if len(parts) > 1 else ""
+
+
+def start_seconds(record: Mapping[str, Any]) -> float | None:
+    """Seconds of a stage before its engines or workers were ready; None if it had none, or the record does not say.
+
+    Replicas start together, so it is the mean over the engines that were started or got other weights. It is 0 if the
+    engines had stayed from an earlier stage.
+
+    Args:
+        record: its `seconds`, and its `tally` or `training`.
+    """
+    tally = record.get("tally", {})
+    if "training" in record:
+        return max(0.0, float(record["seconds"] - record["training"]["seconds"]))
+    if not (starts := tally.get(ENGINE_STARTS, 0) + tally.get(ENGINE_LOADS, 0)):
+        return 0.0 if ENGINE_MS in tally else None
+    return float(min(record["seconds"], tally[ENGINE_START_MS] / 1000 / starts))
 
 
 def format_duration(seconds: float) -> str:

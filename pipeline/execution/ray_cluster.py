@@ -35,6 +35,8 @@ def connected_ray(hardware: Hardware) -> Iterator[Hardware]:
     os.environ.setdefault(
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
     )  # the default of 2 s delays the end of each training
+    # It only logs which nodes are about to be taken away, and costs a process in each training.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
     from ray.data import DataContext
 

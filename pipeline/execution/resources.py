@@ -4,7 +4,6 @@ A stage needs its resources to run, and its result does not depend on them. A po
 and no model yet: it tells Ray how to build them, and its actors load them when the stage runs.
 """
 
-import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,8 +17,10 @@ from pipeline.config.judging import JudgeSettings
 from pipeline.config.run import PolicySettings
 from pipeline.config.servers import ComparedModel, ServedModel
 from pipeline.execution.progress import StageProgress
+from pipeline.inference.actors.residents import ResidentPools
 from pipeline.inference.base import Engine
 from pipeline.inference.pool import EnginePool
+from pipeline.inference.vllm import VllmFactory
 from pipeline.judging.factory import make_judge, reply_method
 from pipeline.stages.base import JUDGE_ENGINES
 from pipeline.stages.references import load_reference
@@ -35,6 +36,7 @@ def provide_resources(
     root: str,
     address: str,
     progress: StageProgress,
+    residents: ResidentPools | None = None,
 ) -> dict[str, Any]:
     """Build the resources that `Stage.uses` names.
 
@@ -49,20 +51,22 @@ def provide_resources(
         root: the run folder.
         address: the address of the artifact that will be made.
         progress: the progress bar of the stage.
+        residents: the engines that stay from stage to stage; None: engines end with the stage.
     """
     # Every artifact gets a seed of its own, so that two rounds do not draw the same samples. The seed does not depend
     # on the run folder.
     seed = zlib.crc32(f"{config.seed}/{address}".encode())
     sections = {engine: section for section, engine in JUDGE_ENGINES.items()}
+    residents = residents or ResidentPools()
 
     def build(name: str) -> Any:
         if name in sections:
-            return _judge_engine(config, sections[name], seed)
+            return _judge_engine(config, sections[name], seed, residents)
         if name.endswith("_scorer"):
-            return _scorer(config, inputs[name.removesuffix("_scorer")].record)
+            return _scorer(config, inputs[name.removesuffix("_scorer")].record, residents)
         match name:
             case "policy_engine":
-                return _policy_engine(config, inputs["policy"].record, seed)
+                return _policy_engine(config, inputs["policy"].record, seed, residents)
             case "model":
                 return locate(inputs["policy"].record["model"])
             case "trainer":
@@ -78,31 +82,45 @@ def provide_resources(
     return {name: build(name) for name in names}
 
 
-def _policy_engine(config: Config | Alignment, policy: Mapping[str, Any], seed: int) -> EnginePool:
+def _policy_engine(
+    config: Config | Alignment, policy: Mapping[str, Any], seed: int, residents: ResidentPools
+) -> EnginePool:
     if "served" in policy:
         served = ComparedModel.model_validate(policy["served"])
-        return _server_pool(policy["model"], served, config, config.hardware.policy, served.thinking)
-    return _vllm_pool(locate(policy["model"]), "policy", config.policy, seed, config.hardware.policy)
+        return _server_pool(policy["model"], served, config, config.hardware.policy, served.thinking, residents)
+    lora = config.training.lora
+    lora_rank = lora.r if lora and not lora.merge else None
+    model = locate(policy["model"])
+    return _vllm_pool(model, "policy", config.policy, seed, config.hardware.policy, residents, lora_rank)
 
 
 def _vllm_pool(
-    model: str, section: str, settings: PolicySettings | JudgeSettings, seed: int, hardware: EngineHardware
+    model: str,
+    section: str,
+    settings: PolicySettings | JudgeSettings,
+    seed: int,
+    hardware: EngineHardware,
+    residents: ResidentPools,
+    lora_rank: int | None = None,
 ) -> EnginePool:
     """A pool of vLLM engines that run a model as its section of the settings says."""
-    make = partial(
-        _make_vllm_engine,
+    make = VllmFactory(
         model,
         settings.dtype,
         settings.max_model_len,
-        seed,
         hardware,
         settings.thinking,
         section,
+        lora_rank,
+        can_sleep=residents.take_turns(hardware.gpus_per_replica),
+        seed=seed,
     )
-    return EnginePool(make, hardware)
+    return EnginePool(make, hardware, role=section, residents=residents)
 
 
-def _judge_engine(config: Config | Alignment, section: str, seed: int) -> EnginePool | dict[str, EnginePool]:
+def _judge_engine(
+    config: Config | Alignment, section: str, seed: int, residents: ResidentPools
+) -> EnginePool | dict[str, EnginePool]:
     """A pool of engines that run a judge; for a jury a pool for each member, by its name.
 
     Both judges use `hardware.judge`, as they never run at the same time.
@@ -111,31 +129,35 @@ def _judge_engine(config: Config | Alignment, section: str, seed: int) -> Engine
     judge: JudgeSettings = getattr(config, section)
     if judge.kind == "jury":
         return {
-            name: _single_judge_engine(config, member, f"{section}.members.{name}", seed)
+            name: _single_judge_engine(config, member, f"{section}.members.{name}", seed, residents)
             for name, member in judge.members.items()
         }
-    return _single_judge_engine(config, judge, section, seed)
+    return _single_judge_engine(config, judge, section, seed, residents)
 
 
-def _single_judge_engine(config: Config, judge: JudgeSettings, section: str, seed: int) -> EnginePool:
+def _single_judge_engine(
+    config: Config, judge: JudgeSettings, section: str, seed: int, residents: ResidentPools
+) -> EnginePool:
     hardware = config.judge_hardware(section)
     made = make_judge(judge, config.seed, section)
     engine = getattr(made, "engine", "text")
     if engine in ("likelihood", "reward"):
         assert judge.model is not None, f"settings refuse a {engine} judge without a model"
-        return _scoring_pool(engine, judge, hardware)
+        return _scoring_pool(engine, judge, section, hardware, residents)
     if judge.model is None:
         if engine == "none":
-            return EnginePool(_make_no_engine, hardware)
+            return EnginePool(_make_no_engine, hardware, role=section, residents=residents)
         reply = reply_method(made)
         assert reply is not None, "make_judge refuses a judge that has neither a model nor replies of its own"
-        return EnginePool(partial(_make_scripted_engine, reply), hardware)
+        return EnginePool(partial(_make_scripted_engine, reply), hardware, role=section, residents=residents)
     if judge.served:
-        return _server_pool(judge.model, judge.served, config, hardware, judge.thinking)
-    return _vllm_pool(locate(judge.model), section, judge, seed, hardware)
+        return _server_pool(judge.model, judge.served, config, hardware, judge.thinking, residents)
+    return _vllm_pool(locate(judge.model), section, judge, seed, hardware, residents)
 
 
-def _scoring_pool(engine: str, judge: JudgeSettings, hardware: EngineHardware) -> EnginePool:
+def _scoring_pool(
+    engine: str, judge: JudgeSettings, section: str, hardware: EngineHardware, residents: ResidentPools
+) -> EnginePool:
     """A pool of models that score texts: causal LMs that give log-probabilities, or reward models."""
     model, on_gpu = locate(str(judge.model)), bool(hardware.gpus_per_replica)
     if engine == "likelihood":
@@ -143,7 +165,7 @@ def _scoring_pool(engine: str, judge: JudgeSettings, hardware: EngineHardware) -
     else:
         make = partial(_make_reward_engine, model, judge.dtype, judge.max_model_len, on_gpu)
     # One batch at a time: it fills the model's threads or its GPU.
-    return EnginePool(make, hardware, at_once=1)
+    return EnginePool(make, hardware, at_once=1, role=section, residents=residents)
 
 
 def _server_pool(
@@ -152,14 +174,16 @@ def _server_pool(
     config: Config | Alignment,
     hardware: EngineHardware,
     thinking: Thinking | None,
+    residents: ResidentPools,
 ) -> EnginePool:
     """One actor that asks a server. With more, the server would get more requests than its `concurrency` allows."""
     one_actor = hardware.model_copy(update={"replicas": Replicas(min=1, max=1), "gpus_per_replica": 0})
     server = config.hardware.servers[served.server]
-    return EnginePool(partial(_make_server_engine, model, served, server, thinking), one_actor)
+    make = partial(_make_server_engine, model, served, server, thinking)
+    return EnginePool(make, one_actor, role=f"{model} at {served.server}", residents=residents)
 
 
-def _scorer(config: Config | Alignment, policy: Mapping[str, Any]) -> EnginePool:
+def _scorer(config: Config | Alignment, policy: Mapping[str, Any], residents: ResidentPools) -> EnginePool:
     """A pool of frozen policies, on the hardware of the trainer, so that the values come from the same kernels."""
     trainer = config.hardware.trainer
     hardware = EngineHardware(
@@ -171,29 +195,7 @@ def _scorer(config: Config | Alignment, policy: Mapping[str, Any]) -> EnginePool
     )
     load = partial(load_reference, locate(policy["model"]), config.policy.dtype, policy["digest"], trainer)
     # One batch at a time: it fills the model's threads or its GPU, and a second one would need as much memory again.
-    return EnginePool(load, hardware, at_once=1)
-
-
-def _make_vllm_engine(
-    model: str,
-    dtype: str,
-    max_model_len: int | None,
-    seed: int,
-    hardware: EngineHardware,
-    thinking: Thinking | None,
-    section: str,
-) -> Engine:
-    import ray
-
-    from pipeline.inference.vllm import VllmEngine
-
-    # Two replicas, or an engine and its replacement, need different seeds: with the same seed they would draw the same
-    # samples.
-    actor_id = None
-    if ray.is_initialized():  # without this check, get_runtime_context() would start Ray
-        actor_id = ray.get_runtime_context().get_actor_id()
-    engine_seed = zlib.crc32(f"{seed}/{actor_id}/{os.getpid()}".encode())
-    return VllmEngine(fetch(model), dtype, max_model_len, engine_seed, hardware, thinking, section)
+    return EnginePool(load, hardware, at_once=1, role="scorer", residents=residents)
 
 
 def _make_server_engine(model: str, served: ServedModel, server: Server, thinking: Thinking | None) -> Engine:

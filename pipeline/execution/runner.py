@@ -18,10 +18,11 @@ from pipeline.config.hardware import driver_node_options
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.executor import Executor, address_of
 from pipeline.execution.planning import articles_left
-from pipeline.execution.progress import Display, StageProgress, summarize_record
+from pipeline.execution.progress import Display, StageProgress, start_seconds, summarize_record
 from pipeline.execution.ray_cluster import connected_ray
 from pipeline.execution.recipe import Recipe, compare_recipes
 from pipeline.execution.resources import provide_resources
+from pipeline.inference.actors.residents import ResidentPools
 from pipeline.judging.remedies import cut_off_note, few_pairs_note
 from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage import parts, run_folder, streams, tables
@@ -53,7 +54,11 @@ def open_run(
         ray = connected_ray(config.hardware) if dry_run.unmade else nullcontext(config.hardware)
         with ledger.remaking(addresses_to_remake), ray as hardware:
             uses = {use for stage in dry_run.unmade.values() for use in stage.uses}
-            yield Runner(config.model_copy(update={"hardware": hardware}), ledger, display, dry_run.remake, uses)
+            runner = Runner(config.model_copy(update={"hardware": hardware}), ledger, display, dry_run.remake, uses)
+            try:
+                yield runner
+            finally:
+                runner.residents.end()
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +94,8 @@ class Runner(Executor):
         super().__init__(config, ledger, remake)
         self.display, self.uses = display, uses
         self._limits_warned_of: set[str] = set()  # token limits: one warning for each is enough
+        hardware = config.hardware
+        self.residents = ResidentPools(in_turn=not hardware.together, keep=hardware.keep_engines)
 
     def reuse(self, artifact: Artifact) -> Artifact:
         if "training" in artifact.record:
@@ -100,6 +107,7 @@ class Runner(Executor):
         job = self._begin(stage, inputs, address)
         if _is_made_by_row(stage, inputs):
             return self._make_pipeline([job])[0]
+        self.residents.begin_stages()
         started = time.monotonic()
         unit = "rows" if stage.writes else "steps"
         with self.display.working([address], None, unit) as (progress,):
@@ -152,7 +160,11 @@ class Runner(Executor):
         arguments = [stage.argument(position, value) for position, value in enumerate(inputs)]
         settings = {name.rsplit(".", 1)[-1]: self.setting(name) for name in stage.settings}
         named, address = stage.named_inputs(job.inputs), job.artifact.address
-        resources = provide_resources(stage.uses, self.config, named, self.ledger.root, address, progress)
+        resources = provide_resources(
+            stage.uses, self.config, named, self.ledger.root, address, progress, self.residents
+        )
+        if "trainer" in resources and not stage.writes:  # the stage trains
+            resources["trainer"] = self.residents.lend_hardware(resources["trainer"])
         return stage(*arguments, **settings, **resources)
 
     def _finish(self, job: _Job, result: Mapping[str, Any], started: float, pipeline: Sequence[_Job] = ()) -> Artifact:
@@ -170,6 +182,8 @@ class Runner(Executor):
             "packages": package_versions(),
             "commit": git_commit(),
         }
+        if (start := start_seconds(record)) is not None:
+            record["start_seconds"] = round(start, 2)
         artifact = self.ledger.finish(job.artifact.address, record)
         if job.stage.resumes:
             _remove_checkpoints(artifact)  # three times the size of the weights, and useless once training is done
@@ -247,6 +261,7 @@ class Runner(Executor):
     def _run_pass(self, jobs: Sequence[_Job]) -> list[dict[str, Any]] | None:
         """Make the missing rows of the jobs' tables. None if some rows are still missing."""
         self.ledger.check_held()
+        self.residents.begin_stages()
         drafts = self._begin_tables(jobs)
         source = jobs[0].inputs[0]
         total = _count_rows(source, jobs[0].stage.splits)

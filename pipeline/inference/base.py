@@ -1,7 +1,7 @@
 """Defines the interface of an engine, which turns prompts into samples and knows nothing about articles or judges.
 
-Each engine lives in its own Ray actor and ends with its stage, so it holds no GPU memory while training runs. Actors
-are in `pool.py`.
+Each engine lives in its own Ray actor, which stays from stage to stage. Actors are in `actors/`, and `pool.py` streams
+rows through them.
 """
 
 from collections import Counter
@@ -22,7 +22,8 @@ REPLIES_CUT_OFF = "replies cut off"  # those of them that a token limit cut off
 RETRIES = "retries"  # requests that were sent to a server again
 MICRO_USD = "micro_usd"  # what a server charges, in millionths of a US dollar
 ENGINE_STARTS = "engine starts"
-ENGINE_START_MS = "engine start ms"  # milliseconds, added up over all starts
+ENGINE_LOADS = "engine loads"  # times that an engine of an earlier stage got other weights or woke up, in place
+ENGINE_START_MS = "engine start ms"  # milliseconds, added up over all starts and loads
 ENGINE_MS = "engine ms"  # milliseconds in which an engine had work, without its start
 SUMMARIES = "summaries"  # summaries that a row got
 

@@ -9,8 +9,10 @@ import hashlib
 import math
 import os
 import threading
+import uuid
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +33,7 @@ from pipeline.inference.thinking import (
 )
 from pipeline.inference.vllm_stepper import Stepper
 from pipeline.storage.model_files import chat_template
+from pipeline.storage.model_files.engine_check import EngineCheck, read_engine_check
 from pipeline.storage.model_files.hub import adapter_config, fetch
 
 _NO_THINKER = Thinker()
@@ -65,9 +68,12 @@ class VllmEngine:
         hardware: GPUs and memory.
         thinking: how the model thinks; None: it is told not to.
         section: the section of the settings that describes the model, for messages.
+        lora_rank: the rank of adapters that `load` may get; None: there will be none.
+        can_sleep: whether `sleep` may be called. On a GPU vLLM then has another allocator.
 
     Raises:
         UserError: `generate` raises it if the model cannot think as the settings say, or cannot be told not to think.
+            `check` raises it.
     """
 
     def __init__(
@@ -79,9 +85,10 @@ class VllmEngine:
         hardware: EngineHardware,
         thinking: Thinking | None = None,
         section: str = "policy",
+        lora_rank: int | None = None,
+        can_sleep: bool = False,
     ):
         os.environ.update(_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(hardware.kvcache_space)})
-        from transformers import AutoTokenizer
         from vllm import LLM
         from vllm.exceptions import VLLMClientError
 
@@ -93,11 +100,13 @@ class VllmEngine:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         adapter = adapter_config(model)
         self.adapter = None if adapter is None else lora_request(model)
-        options = ({} if gpus else _cpu_options()) | ({} if adapter is None else _lora_options(model, adapter["r"]))
+        self.weights = model if adapter is None else fetch(adapter["base_model_name_or_path"])  # without the adapter
+        self.lora_rank = max(filter(None, (lora_rank, adapter and adapter["r"])), default=None)
+        options = ({} if gpus else _cpu_options()) | (_lora_options(model, self.lora_rank) if self.lora_rank else {})
 
         def make_engine() -> Any:
             return LLM(
-                model=model if adapter is None else fetch(adapter["base_model_name_or_path"]),
+                model=self.weights,
                 dtype=dtype,
                 max_model_len=max_model_len,
                 seed=seed,
@@ -109,23 +118,103 @@ class VllmEngine:
                 disable_log_stats=True,
                 trust_remote_code=False,
                 load_format="safetensors",  # otherwise a folder without safetensors would be unpickled
+                enable_sleep_mode=bool(gpus) and can_sleep,
                 **options,
             ).llm_engine
 
         self.stepper = Stepper(make_engine, (ValueError, VLLMClientError))
-        self.tokenizer = self.stepper.engine.get_tokenizer()
-        if adapter is not None and Path(model, "tokenizer_config.json").is_file():
-            # The adapter's own tokenizer, above all its chat template. vLLM cannot load it: it expects a model there.
-            self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         self.tokenizer_lock = threading.Lock()  # a fast tokenizer raises if one thread changes it while another uses it
         self.max_model_len = self.stepper.engine.model_config.max_model_len
+        self.thinking, self.section = thinking, section
+        self._use_tokenizer(model)
+        self.check(model)
+
+    def _use_tokenizer(self, model: str) -> None:
+        """Take the model's tokenizer, above all its chat template, and find out how the model thinks."""
+        from transformers import AutoTokenizer
+
+        self.tokenizer = self.stepper.engine.get_tokenizer()
+        if self.adapter is not None and Path(model, "tokenizer_config.json").is_file():
+            # The adapter's own tokenizer. vLLM cannot load it: it expects a model there.
+            self.tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         self.thinker, self.refusal = Thinker(), ""
         self.closing_ids: list[int] = []
         try:
-            self.thinker = make_thinker(self.tokenizer, thinking, section, model)
+            self.thinker = make_thinker(self.tokenizer, self.thinking, self.section, model)
             self.closing_ids = self._encode(self.thinker.tags[1]) if self.thinker.tags else []
-        except UserError as error:  # raised by `generate`: an error here would only restart the actor
+        except UserError as error:
             self.refusal = str(error)
+
+    def load(self, model: str) -> None:
+        """Serve another policy from now on: load its weights, or its adapter, into the running engine.
+
+        Args:
+            model: folder of a model of the same shape, or of an adapter on the model that the engine was made with.
+
+        Raises:
+            UserError: as `check`.
+            EngineDied: vLLM could not load it. What the engine holds now is unknown.
+        """
+        adapter = adapter_config(model)
+        weights = model if adapter is None else fetch(adapter["base_model_name_or_path"])
+        try:
+            if self.adapter is not None:
+                self.stepper.call(lambda engine: engine.remove_lora(self.adapter.lora_int_id))
+            if weights != self.weights:
+                self.stepper.call(lambda engine: _reload_weights(engine, weights))
+            # The keys of the cache name tokens and adapters, and not weights (vllm#42125).
+            if not self.stepper.call(lambda engine: engine.reset_prefix_cache()):
+                raise EngineDied("vLLM could not reset the prefix cache")
+        except EngineDied:
+            raise
+        except Exception as error:
+            raise EngineDied(f"vLLM could not load {model}: {error}") from error
+        self.weights, self.adapter = weights, None if adapter is None else lora_request(model)
+        if adapter is not None and adapter["r"] > (self.lora_rank or 0):
+            raise EngineDied(f"the engine has room for adapters of r={self.lora_rank or 0}, {model} has {adapter['r']}")
+        self._use_tokenizer(model)
+        self.check(model)
+
+    def check(self, model: str) -> None:
+        """Check that the engine holds the weights of a trained policy. A model that was not trained here passes.
+
+        Raises:
+            UserError: its log-probabilities of some samples are not those that the trainer computed.
+        """
+        expected = read_engine_check(model)
+        if expected is None:
+            return
+        gap = expected.largest_gap(self._logps(expected))
+        if not gap <= expected.limit:  # `not <=` also catches nan
+            raise UserError(
+                f"vLLM has loaded {model}, and its log-probabilities differ from the trainer's by up to {gap:.2g} nats "
+                f"per token, where rounding and the policy's passport explain {expected.limit:.2g}: it serves other "
+                "weights. Set hardware.keep_engines=false, which starts a new engine for every stage"
+            )
+
+    def _logps(self, check: EngineCheck) -> list[list[float]]:
+        """The log-probability of each of the check's sequences, in nats."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)
+        rows = list(zip(check.prompts, check.sequences, strict=True))
+        requests = [
+            {"prompt": tokens_input([*prompt, *ids]), "params": params, "lora_request": self.adapter}
+            for prompt, sequences in rows
+            for ids in sequences
+        ]
+        outputs = iter(self._serve(requests))
+        return [[_prompt_logp(next(outputs), len(prompt)) for _ in sequences] for prompt, sequences in rows]
+
+    def sleep(self) -> None:
+        """Give up the GPU's memory: vLLM moves the weights to the CPU's, and drops the key-value cache."""
+        self.stepper.call(lambda engine: engine.sleep(1))
+
+    def wake_up(self) -> None:
+        """Take the GPU's memory back. Without effect on an engine that is awake."""
+        self.stepper.call(lambda engine: engine.wake_up())
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
         if self.refusal:
@@ -277,6 +366,67 @@ class _Thought:
 def _after_thought(prompt: Prompt) -> Prompt:
     """The request for one answer. Templates put up to two line ends between a thought and the answer."""
     return replace(prompt, n=1, regex=prompt.regex and rf"\n{{0,2}}({prompt.regex})")
+
+
+@dataclass(frozen=True)
+class VllmFactory:
+    """Makes engines of one kind, and loads other weights into those that stayed from an earlier stage.
+
+    Attributes:
+        model: where the policy or judge is: a path, URI or hub name. The others are as for `VllmEngine`.
+    """
+
+    model: str
+    dtype: str
+    max_model_len: int | None
+    hardware: EngineHardware
+    thinking: Thinking | None
+    section: str
+    lora_rank: int | None = None
+    can_sleep: bool = False
+    seed: int = field(default=0, compare=False)  # an engine that stays goes on drawing from its random stream
+
+    @property
+    def kind(self) -> "VllmFactory":
+        """All that `update` cannot change."""
+        return replace(self, model="")
+
+    def __call__(self) -> VllmEngine:
+        # Two replicas, or an engine and its replacement, need different seeds: with the same seed they would draw the
+        # same samples.
+        seed = zlib.crc32(f"{self.seed}/{uuid.uuid4()}".encode())
+        options = self.hardware, self.thinking, self.section, self.lora_rank, self.can_sleep
+        return VllmEngine(fetch(self.model), self.dtype, self.max_model_len, seed, *options)
+
+    def update(self, engine: VllmEngine) -> None:
+        """Load this factory's model into the engine that another factory of this kind has made."""
+        engine.load(fetch(self.model))
+
+
+def _reload_weights(engine: Any, folder: str) -> None:
+    engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+    engine.collective_rpc(_pack_tied_head)
+
+
+def _pack_tied_head(worker: Any) -> None:
+    """Make a tied LM head use the new weights on a CPU.
+
+    There vLLM packs the weights of each layer into a copy, and `reload_weights` packs only the layers that the
+    checkpoint names. A tied head is not among them: it would go on computing with the old embeddings.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in worker.get_model().modules():
+        if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
+            module.quant_method.process_weights_after_loading(module)
+
+
+def _prompt_logp(output: Any, start: int) -> float:
+    """The log-probability of a prompt's tokens from `start` on, in nats."""
+    if isinstance(output, Exception):
+        raise EngineDied(f"vLLM refused to score a sample: {output}") from output
+    tokens = zip(output.prompt_token_ids[start:], output.prompt_logprobs[start:], strict=True)
+    return math.fsum(candidates[token].logprob for token, candidates in tokens)
 
 
 def _cpu_options() -> dict[str, Any]:

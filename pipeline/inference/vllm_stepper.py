@@ -30,7 +30,8 @@ class Stepper:
     def __init__(self, make_engine: Callable[[], Any], refusals: tuple[type[Exception], ...]):
         self._refusals = refusals
         self._queue: deque[tuple[Future[Any], dict[str, Any]]] = deque()  # requests that the engine does not have yet
-        self._changed = threading.Condition()  # guards the queue and the two values below
+        self._changed = threading.Condition()  # guards the queues and the two values below
+        self._calls: deque[tuple[Future[Any], Callable[[Any], Any]]] = deque()  # for when the engine is idle
         self._closed = False
         self._error: BaseException | None = None  # what ended the engine
         started: Future[Any] = Future()
@@ -55,6 +56,20 @@ class Stepper:
             self._changed.notify()
         return [future.result() for future, _ in entries]
 
+    def call(self, function: Callable[[Any], Any]) -> Any:
+        """Call a function with the engine, in the engine's thread, once no request is running.
+
+        Raises:
+            Exception: what the function raises. The engine goes on; or the one that ended the engine before.
+        """
+        future: Future[Any] = Future()
+        with self._changed:
+            if self._error:
+                raise self._error
+            self._calls.append((future, function))
+            self._changed.notify()
+        return future.result()
+
     def close(self) -> None:
         """End the thread and release the engine, once no request is running."""
         with self._changed:
@@ -75,7 +90,9 @@ class Stepper:
         numbers = count()
         try:
             while self._wait(running):
-                while self._queue:
+                while self._calls and not running:
+                    _call(*self._calls.popleft(), engine)
+                while self._queue and not self._calls:
                     future, request = self._queue.popleft()
                     name = str(next(numbers))
                     running[name] = future
@@ -90,13 +107,20 @@ class Stepper:
         except BaseException as error:  # without this, callers would wait for ever
             with self._changed:
                 self._error = error
-                waiting = [*running.values(), *(future for future, _ in self._queue)]
+                waiting = [*running.values(), *(future for future, _ in (*self._queue, *self._calls))]
             for future in waiting:
                 future.set_exception(error)
 
     def _wait(self, running: dict[str, Any]) -> bool:
         """Wait for work. Returns False once the stepper is closed and no request is left."""
         with self._changed:
-            while not (running or self._queue or self._closed):
+            while not (running or self._queue or self._calls or self._closed):
                 self._changed.wait()
-            return bool(running or self._queue)
+            return bool(running or self._queue or self._calls)
+
+
+def _call(future: Future[Any], function: Callable[[Any], Any], engine: Any) -> None:
+    try:
+        future.set_result(function(engine))
+    except Exception as error:
+        future.set_exception(error)

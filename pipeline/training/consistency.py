@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.storage.model_files.engine_check import EngineCheck
 from pipeline.training.batches.article_tree import ArticleTree, pack_row
 from pipeline.training.batches.example import Example
 from pipeline.training.modeling import loading, tree_attention
@@ -21,6 +22,9 @@ from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import batch_logps, check_agreement, completion_logps, plain_logps
 
 _MAX_ARTICLES, _MAX_COMPLETIONS = 4, 4  # articles that are scored, and completions of each
+# What an engine scores to prove its weights: the end of a prompt and the begin of its completions, in tokens. It is
+# short, because an engine needs memory for the logits of all these tokens at once.
+_PROMPT_END, _COMPLETION_BEGIN = 32, 96
 # How far a completion's log-probability may be from the reference's if the weights are the same, in nats per token.
 # The two are packed with different other articles, so rounding remains: in float32 the rounding of sums near 100 nats,
 # in bf16 the rounding in all layers.
@@ -76,6 +80,37 @@ def measure_consistency(
             f"references.max_difference allows {sampler['max_difference']}: use references.source=trainer"
         )
     return values
+
+
+def make_engine_check(
+    policy: PolicyModule, examples: Sequence[Example], device: torch.device, passport: Mapping[str, Any]
+) -> EngineCheck:
+    """Score a few short sequences, with which an engine can prove that it holds these weights.
+
+    A collective: every worker must call it, with the same examples.
+
+    Args:
+        policy: the policy after training.
+        examples: all articles to train on.
+        device: the device of the policy.
+        passport: what `measure_consistency` returned before training. The engine may be twice as far from the trainer
+            as it was then, but at least as far as rounding explains.
+    """
+    chosen = _shuffled(examples)[:_MAX_ARTICLES]
+    # Without its first token, so that an engine whose context a sample fills has room to answer.
+    ends = [example.prompt_ids[min(1, len(example.prompt_ids) - 1) :][-_PROMPT_END:] for example in chosen]
+    prompts = [[int(token) for token in end] for end in ends]
+    sequences = [
+        [[int(token) for token in ids[:_COMPLETION_BEGIN]] for ids in example.completions[:_MAX_COMPLETIONS]]
+        for example in chosen
+    ]
+    with torch.no_grad():
+        logps = [
+            policy(completion_logps, pack_row([article]).to(device)).tolist()
+            for article in zip(prompts, sequences, strict=True)
+        ]
+    limit = max(TOLERANCE[passport["dtype"]], 2 * (passport.get("vllm_vs_trainer_max") or 0.0))
+    return EngineCheck(prompts, sequences, logps, limit)
 
 
 def check_reference(

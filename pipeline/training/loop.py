@@ -189,12 +189,17 @@ class TrainLoop:
         }
 
     def save(self, out: Path) -> None:
-        """Write the model folder and metrics.jsonl, from rank 0. A collective: every worker must call it."""
+        """Write the model folder, metrics.jsonl and the engine's check, from rank 0.
+
+        A collective: every worker must call it.
+        """
+        check = consistency.make_engine_check(self.policy, self.train, self.device, self.state.passport)
         weights = full_state_dict(self.policy, keep=self.rank == 0)
         if self.rank == 0:
             loading.save_model(weights, self.model_path, out, self.settings["lora"])
             text = "".join(json.dumps(line) + "\n" for line in self.state.lines)
             (out / "metrics.jsonl").write_text(text, encoding="utf-8")
+            check.write(out)
 
     @property
     def _sampler(self) -> Mapping[str, Any] | None:

@@ -202,7 +202,7 @@ class Estimator(DryRun):
             else:
                 work = computed_tokens(estimate.tally) or estimate.rows or 0
                 estimate.seconds = measured.time(work, width)
-                estimate.start_known = measured.start_seconds > 0
+                estimate.start_known = measured.start_known
         if self.gpu_price is not None and estimate.gpu_hours is not None:
             estimate.dollars = estimate.gpu_hours * self.gpu_price
         for section, engine in JUDGE_ENGINES.items():

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from pipeline.config import Config, UserError
 from pipeline.config.hardware import Hardware
-from pipeline.inference.base import ENGINE_START_MS, ENGINE_STARTS, TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
+from pipeline.execution.progress import start_seconds
+from pipeline.inference.base import TOKENS_CACHED, TOKENS_IN, TOKENS_OUT
 from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import CONFIG, read_raw_settings
@@ -36,6 +37,7 @@ class StageThroughput:
         tally: the sums of the tallies, including tokens.
         seconds: the sum of the seconds that the stages took.
         start_seconds: the part of `seconds` before engines and workers were ready.
+        start_known: some record says how long its start took. It is 0 if the engines had stayed from earlier stages.
         hardware: the hardware of the run that was added last.
     """
 
@@ -45,6 +47,7 @@ class StageThroughput:
     tally: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     start_seconds: float = 0.0
+    start_known: bool = False
     hardware: Hardware = field(default_factory=Hardware)
 
     def add(self, record: Mapping[str, Any], hardware: Hardware) -> None:
@@ -58,10 +61,10 @@ class StageThroughput:
         self.seconds += seconds
         if training := record.get("training"):
             self.tally.update({TOKENS_IN: training["tokens"], STEPS: training["steps"]})
-            self.start_seconds += max(0.0, seconds - training["seconds"])
-        elif starts := record.get("tally", {}).get(ENGINE_STARTS):
-            # Replicas start together. Where two engines of a stage take turns, one start stays in the rate.
-            self.start_seconds += min(seconds, record["tally"][ENGINE_START_MS] / 1000 / starts / tables)
+        if (start := start_seconds(record)) is not None:
+            self.start_known = True
+            # Where two engines of a stage take turns, one start stays in the rate.
+            self.start_seconds += min(seconds, start / tables)
 
     @property
     def share_kept(self) -> float:

@@ -13,8 +13,8 @@ from judges.base import Prompt, user
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware
 from pipeline.inference import sampling
+from pipeline.inference.actors.crash_log import TRIES, CrashLog
 from pipeline.inference.base import EngineDied
-from pipeline.inference.crash_log import TRIES, CrashLog
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
 from pipeline.storage import streams, tables

@@ -1,0 +1,159 @@
+"""Starts the actors of engines, keeps them from stage to stage, and ends them when something else needs their place.
+
+The driver owns the actors: they end with its last handle to them, or with the driver. An idle engine keeps its CPUs and
+GPUs. So before a stage borrows engines, or a training starts, idle actors end if both do not fit. On a single GPU that
+policy, judge and trainer use in turn, engines sleep instead: they give up the GPU's memory and keep their processes.
+"""
+
+import uuid
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+
+from pipeline.config.hardware import EngineHardware, TrainerHardware
+from pipeline.inference.actors.crash_log import crash_log_actor
+from pipeline.inference.actors.engine_actor import EngineActor
+from pipeline.inference.base import EngineFactory
+
+_CPUS_FOR_TASKS = 1.0  # Ray Data reads and writes in tasks of one CPU; Ray Train's controller takes one too
+_GPU_SHARE = 0.05  # of the only GPU, for each actor that uses it in turn: only Ray's bookkeeping needs a number
+
+
+@dataclass(frozen=True)
+class EngineActors:
+    """The actors that a stage has borrowed, and how to start one more.
+
+    Attributes:
+        role: what the actors are for, as `ray list actors` shows it.
+        cpus, gpus: what each actor asks Ray for.
+        at_once: batches that an engine runs at the same time.
+        crash_log: the handle of the driver's crash log.
+        handles: the actors that live through the run.
+    """
+
+    role: str
+    cpus: float
+    gpus: float
+    at_once: int
+    crash_log: Any
+    handles: tuple[Any, ...] = ()
+
+    def start_one(self) -> Any:
+        """Start an actor, which makes its engine at the first loan. It ends with the last handle to it."""
+        return (
+            ray.remote(EngineActor)
+            .options(
+                name=f"{self.role} {uuid.uuid4().hex[:8]}",
+                num_cpus=self.cpus,
+                num_gpus=self.gpus,
+                max_restarts=-1,
+                max_task_retries=-1,
+                max_concurrency=self.at_once + 2,  # two more, so that `prepare` and `sleep` never wait in Ray's queue
+            )
+            .remote(self.at_once, self.crash_log)
+        )
+
+    def has_room(self) -> bool:
+        """Whether Ray has room for one more actor now, and for a task beside it."""
+        free = ray.available_resources()
+        return free.get("CPU", 0) >= self.cpus + _CPUS_FOR_TASKS and free.get("GPU", 0) >= self.gpus
+
+    def total(self) -> tuple[float, float]:
+        """CPUs and GPUs of all actors."""
+        return len(self.handles) * self.cpus, len(self.handles) * self.gpus
+
+
+@dataclass
+class _Resident:
+    actors: EngineActors
+    kind: Any
+    is_asleep: bool = False
+
+
+@dataclass
+class ResidentPools:
+    """The engines of a run, by role.
+
+    Attributes:
+        in_turn: whether what uses GPUs runs in turn (`hardware.together` is false).
+        keep: False: engines end with their stage (`hardware.keep_engines`).
+    """
+
+    in_turn: bool = False
+    keep: bool = True
+    _pools: dict[str, _Resident] = field(default_factory=dict)  # the one that was borrowed last is the last
+    _borrowed: set[str] = field(default_factory=set)  # the roles that the stages in progress use
+
+    def take_turns(self, gpus: float) -> bool:
+        """Whether what needs so many GPUs shares the only GPU there is with engines that sleep meanwhile."""
+        return bool(gpus) and self.in_turn and self.keep and ray.cluster_resources().get("GPU", 0) == 1
+
+    def begin_stages(self) -> None:
+        """Note that the stages before are finished: their engines are idle from now on."""
+        self._borrowed.clear()
+        if not self.keep:
+            self.end()
+
+    def borrow(self, role: str, make_engine: EngineFactory, hardware: EngineHardware, at_once: int) -> EngineActors:
+        """The actors of a role: those of an earlier stage if they fit, or new ones.
+
+        They fit if they have the same hardware and the same kind of engine. A factory with a `kind` says what its
+        `update` cannot change.
+        """
+        kind = (hardware, at_once, getattr(make_engine, "kind", None))
+        pool = self._pools.pop(role, None)
+        if pool is not None and pool.kind != kind:
+            _end(pool)
+            pool = None
+        takes_turns = self.take_turns(hardware.gpus_per_replica)
+        gpus = _GPU_SHARE if takes_turns else hardware.gpus_per_replica
+        if pool is None:
+            actors = EngineActors(role, hardware.cpus_per_replica, gpus, at_once, crash_log_actor())
+            count = hardware.replicas.min
+            self._make_room(count * actors.cpus, count * actors.gpus)
+            pool = _Resident(replace(actors, handles=tuple(actors.start_one() for _ in range(count))), kind)
+        if takes_turns:
+            self._put_to_sleep()
+        pool.is_asleep = False  # the loan wakes it up
+        self._pools[role] = pool
+        self._borrowed.add(role)
+        return pool.actors
+
+    def lend_hardware(self, trainer: TrainerHardware) -> TrainerHardware:
+        """Make room for the workers of a training, and return what each of them should ask Ray for."""
+        self.begin_stages()
+        if self.take_turns(trainer.gpus_per_worker):
+            self._put_to_sleep()
+            trainer = trainer.model_copy(update={"gpus_per_worker": _GPU_SHARE})
+        self._make_room(trainer.workers * trainer.cpus_per_worker, trainer.workers * trainer.gpus_per_worker)
+        return trainer
+
+    def end(self) -> None:
+        """End all engines."""
+        for pool in self._pools.values():
+            _end(pool)
+        self._pools.clear()
+
+    def _put_to_sleep(self) -> None:
+        """Let all idle engines on the GPU give up its memory."""
+        idle = [self._pools[role] for role in self._pools.keys() - self._borrowed]
+        awake = [pool for pool in idle if pool.actors.gpus and not pool.is_asleep]
+        ray.get([actor.sleep.remote() for pool in awake for actor in pool.actors.handles])
+        for pool in awake:
+            pool.is_asleep = True
+
+    def _make_room(self, cpus: float, gpus: float) -> None:
+        """End idle pools, the one that was used longest ago first, until so many CPUs and GPUs are free."""
+        total = ray.cluster_resources()
+        for role in [role for role in self._pools if role not in self._borrowed]:
+            held_cpus, held_gpus = map(sum, zip(*(pool.actors.total() for pool in self._pools.values()), strict=True))
+            fits_cpus = held_cpus + cpus + _CPUS_FOR_TASKS <= total.get("CPU", 0) + 1e-6
+            if fits_cpus and held_gpus + gpus <= total.get("GPU", 0) + 1e-6:
+                return
+            _end(self._pools.pop(role))
+
+
+def _end(pool: _Resident) -> None:
+    for actor in pool.actors.handles:
+        ray.kill(actor)
