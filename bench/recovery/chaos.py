@@ -72,7 +72,9 @@ def drive(config: str, pace: float) -> None:
     def provide_with_script(names: Any, settings: Any, *others: Any) -> dict[str, Any]:
         resources = provide_resources([name for name in names if name != "policy_engine"], settings, *others)
         if "policy_engine" in names:
-            resources["policy_engine"] = EnginePool(partial(PacedEngine, pace), settings.hardware.policy)
+            resources["policy_engine"] = EnginePool(
+                partial(PacedEngine, pace), settings.hardware.policy, role="policy", residents=others[-1]
+            )
         return resources
 
     patched.provide_resources = provide_with_script

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from judges.base import Prompt, Sample
+from pipeline.storage.schema import Outcome, Row
 
 # Names of the counts that engines add to the tally of a stage's record. Records lie on users' disks, so the strings
 # never change. The judge's counts have their names in `judging/tallies.py`.
@@ -87,3 +88,4 @@ class Engine(Protocol):
 
 
 EngineFactory = Callable[[], Engine]
+EngineStep = Callable[[Engine, list[Row]], Sequence[Outcome]]  # one outcome per row

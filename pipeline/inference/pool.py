@@ -17,10 +17,11 @@ import ray
 from ray import cloudpickle
 from ray.data import ActorPoolStrategy, Dataset
 
+from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware
-from pipeline.inference.actors.engine_actor import EngineStep, Loan
+from pipeline.inference.actors.engine_actor import Loan
 from pipeline.inference.actors.residents import EngineActors, ResidentPools
-from pipeline.inference.base import EngineFactory
+from pipeline.inference.base import EngineFactory, EngineStep
 
 _POLL_SECONDS = 0.1  # between two looks for an engine that has started, or for room for one more
 
@@ -93,9 +94,7 @@ class _Client:
     def __call__(self, table: pa.Table) -> pa.Table:
         engine = self._take_engine()
         try:
-            return ray.get(engine.serve.remote(self.loan, table))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None  # the error of the engine, whose message is what a user should see
+            return _get(engine.serve.remote(self.loan, table))
         finally:
             with self.changed:
                 self.batches[engine] -= 1
@@ -118,10 +117,7 @@ class _Client:
         if self.starting:
             ready, _ = ray.wait(list(self.starting), timeout=0)
             for reference in ready:
-                try:
-                    ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from None
+                _get(reference)
                 self.batches[self.starting.pop(reference)] = 0
         is_full = all(count >= self.actors.at_once for count in self.batches.values())
         can_grow = not self.starting and is_full and len(self.batches) < self.max_engines
@@ -130,3 +126,13 @@ class _Client:
             if self.actors.has_room():
                 engine = self.actors.start_one()
                 self.starting[engine.prepare.remote(self.loan)] = engine
+
+
+def _get(reference: ray.ObjectRef) -> Any:
+    """The result of a call. A UserError of the engine is raised as it is, any other error with its traceback."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise

@@ -13,6 +13,7 @@ import uuid
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -158,8 +159,8 @@ class VllmEngine:
         adapter = adapter_config(model)
         weights = model if adapter is None else fetch(adapter["base_model_name_or_path"])
         try:
-            if self.adapter is not None:
-                self.stepper.call(lambda engine: engine.remove_lora(self.adapter.lora_int_id))
+            if (old_adapter := self.adapter) is not None:
+                self.stepper.call(lambda engine: engine.remove_lora(old_adapter.lora_int_id))
             if weights != self.weights:
                 self.stepper.call(lambda engine: _reload_weights(engine, weights))
             # The keys of the cache name tokens and adapters, and not weights (vllm#42125).
@@ -193,20 +194,35 @@ class VllmEngine:
             )
 
     def _logps(self, check: EngineCheck) -> list[list[float]]:
-        """The log-probability of each of the check's sequences, in nats."""
+        """The log-probability of each of the check's sequences, in nats.
+
+        One request samples each token, and may sample no other. vLLM's `prompt_logprobs` would take one request for a
+        sequence, but fail in an engine that has room for adapters.
+        """
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(max_tokens=1, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)
+        def request(ids: list[int], token: int) -> dict[str, Any]:
+            # Without a change of `logprobs_mode`, vLLM computes log-probabilities before it applies the restriction.
+            params = SamplingParams(
+                max_tokens=1,
+                temperature=0.0,
+                logprobs=0,
+                allowed_token_ids=[token],
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            return {"prompt": tokens_input(ids), "params": params, "lora_request": self.adapter}
+
         rows = list(zip(check.prompts, check.sequences, strict=True))
         requests = [
-            {"prompt": tokens_input([*prompt, *ids]), "params": params, "lora_request": self.adapter}
+            request([*prompt, *ids[:place]], token)
             for prompt, sequences in rows
             for ids in sequences
+            for place, token in enumerate(ids)
         ]
-        outputs = iter(self._serve(requests))
-        return [[_prompt_logp(next(outputs), len(prompt)) for _ in sequences] for prompt, sequences in rows]
+        logps = iter([_only_logp(output) for output in self._serve(requests)])
+        return [[math.fsum(islice(logps, len(ids))) for ids in sequences] for _, sequences in rows]
 
     def sleep(self) -> None:
         """Give up the GPU's memory: vLLM moves the weights to the CPU's, and drops the key-value cache."""
@@ -421,12 +437,13 @@ def _pack_tied_head(worker: Any) -> None:
             module.quant_method.process_weights_after_loading(module)
 
 
-def _prompt_logp(output: Any, start: int) -> float:
-    """The log-probability of a prompt's tokens from `start` on, in nats."""
+def _only_logp(output: Any) -> float:
+    """The log-probability of the only token that was sampled, in nats."""
     if isinstance(output, Exception):
         raise EngineDied(f"vLLM refused to score a sample: {output}") from output
-    tokens = zip(output.prompt_token_ids[start:], output.prompt_logprobs[start:], strict=True)
-    return math.fsum(candidates[token].logprob for token, candidates in tokens)
+    token_logps = read_token_logps(output.outputs[0])
+    assert token_logps is not None and len(token_logps) == 1, "the request asked for one token and its log-probability"
+    return token_logps[0][1]
 
 
 def _cpu_options() -> dict[str, Any]:

@@ -58,7 +58,7 @@ def drift_from_base(
     compared = rows.select_columns(_COLUMNS).map_batches(_keep_compared, batch_format="pyarrow", batch_size=None)
     score_by_policy = partial(_score, trainer.tokens_per_batch, policy_column)
     score_by_base = partial(_score, trainer.tokens_per_batch, base_column)
-    # One model after the other, so that a device never has to hold both.
+    # One model after the other: both pools are the same actors, and a device never has to hold both models.
     scored = materialize(policy_scorer.map(compared, score_by_policy, (policy_column,)))
     return base_scorer.map(scored, score_by_base, (base_column,))
 

@@ -11,8 +11,7 @@ from ray.data import Dataset
 
 from judges.base import Skip
 from pipeline.config.judging import JudgeSettings
-from pipeline.inference.base import Engine
-from pipeline.inference.pool import EngineStep
+from pipeline.inference.base import Engine, EngineStep
 from pipeline.judging.factory import make_judge
 from pipeline.judging.scoring.jury import JudgePool, score_by_jury
 from pipeline.judging.scoring.step import scoring_step

@@ -111,7 +111,7 @@ def _write_and_count(rows: pa.Table, uri: str, attempt: str) -> pa.Table:
 
 
 def materialize(rows: Dataset) -> Dataset:
-    """Run a dataset's pipeline to its end, so that its engines stop. Raises UserError as `write_rows` does."""
+    """Run a dataset's pipeline to its end, so that its engines are free. Raises UserError as `write_rows` does."""
     return next(_run_and_release(lambda: iter([rows.materialize()])))
 
 

@@ -22,9 +22,9 @@ from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import batch_logps, check_agreement, completion_logps, plain_logps
 
 _MAX_ARTICLES, _MAX_COMPLETIONS = 4, 4  # articles that are scored, and completions of each
-# What an engine scores to prove its weights: the end of a prompt and the begin of its completions, in tokens. It is
-# short, because an engine needs memory for the logits of all these tokens at once.
-_PROMPT_END, _COMPLETION_BEGIN = 32, 96
+# What an engine scores to prove its weights: the end of a prompt, and the beginnings of two of its completions, in
+# tokens. They are short, because an engine scores each token with a request of its own.
+_PROMPT_END, _BEGINNINGS, _BEGINNING = 32, 2, 16
 # How far a completion's log-probability may be from the reference's if the weights are the same, in nats per token.
 # The two are packed with different other articles, so rounding remains: in float32 the rounding of sums near 100 nats,
 # in bf16 the rounding in all layers.
@@ -101,8 +101,7 @@ def make_engine_check(
     ends = [example.prompt_ids[min(1, len(example.prompt_ids) - 1) :][-_PROMPT_END:] for example in chosen]
     prompts = [[int(token) for token in end] for end in ends]
     sequences = [
-        [[int(token) for token in ids[:_COMPLETION_BEGIN]] for ids in example.completions[:_MAX_COMPLETIONS]]
-        for example in chosen
+        [[int(token) for token in ids[:_BEGINNING]] for ids in example.completions[:_BEGINNINGS]] for example in chosen
     ]
     with torch.no_grad():
         logps = [

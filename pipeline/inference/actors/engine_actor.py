@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,10 +25,8 @@ from ray import cloudpickle
 from judges.base import Skip
 from pipeline.config import UserError
 from pipeline.config.messages import one_line
-from pipeline.inference.base import ENGINE_LOADS, ENGINE_MS, ENGINE_START_MS, ENGINE_STARTS, Engine, EngineFactory
+from pipeline.inference.base import ENGINE_LOADS, ENGINE_MS, ENGINE_START_MS, ENGINE_STARTS, EngineFactory, EngineStep
 from pipeline.storage.schema import Outcome, Row, apply_step
-
-EngineStep = Callable[[Engine, list[Row]], Sequence[Outcome]]
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,9 @@ class ResidentPools:
         if self.take_turns(trainer.gpus_per_worker):
             self._put_to_sleep()
             trainer = trainer.model_copy(update={"gpus_per_worker": _GPU_SHARE})
+        elif trainer.gpus_per_worker % 1:  # engines on the rest of its GPU would leave it too little memory
+            for role in [role for role, pool in self._pools.items() if pool.actors.gpus % 1]:
+                _end(self._pools.pop(role))
         self._make_room(trainer.workers * trainer.cpus_per_worker, trainer.workers * trainer.gpus_per_worker)
         return trainer
 

@@ -14,8 +14,8 @@ from ray.data import Dataset
 
 from judges.base import Judge, Skip
 from pipeline.config.judging import JudgeSettings, Questions
-from pipeline.inference.base import Engine
-from pipeline.inference.pool import EnginePool, EngineStep
+from pipeline.inference.base import Engine, EngineStep
+from pipeline.inference.pool import EnginePool
 from pipeline.judging import tallies
 from pipeline.judging.factory import AnyJudge, asks_questions, make_judge
 from pipeline.judging.question_generation import generate_questions

@@ -3,8 +3,7 @@
 from functools import partial
 
 from judges.base import Skip
-from pipeline.inference.base import Engine
-from pipeline.inference.pool import EngineStep
+from pipeline.inference.base import Engine, EngineStep
 from pipeline.judging.factory import AnyJudge, asks_questions
 from pipeline.judging.scoring.exam import score_summaries
 from pipeline.judging.scoring.length_bias import count_length_bias

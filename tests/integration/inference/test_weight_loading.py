@@ -108,7 +108,7 @@ def test_after_a_load_the_log_probabilities_are_those_of_the_new_weights(engine,
 
 def test_a_load_that_leaves_old_weights_behind_is_caught(engine, policies, monkeypatch):
     """`reload_weights` alone leaves a tied head as it was, on a CPU."""
-    monkeypatch.setattr(vllm_module, "_pack_tied_head", lambda worker: None)
     engine.load(str(POLICY))
+    monkeypatch.setattr(vllm_module, "_pack_tied_head", lambda worker: None)
     with pytest.raises(UserError, match="log-probabilities differ from the trainer's by up to"):
         engine.load(str(policies[0]))
