@@ -28,6 +28,8 @@ from pipeline.config.messages import one_line
 from pipeline.inference.base import ENGINE_LOADS, ENGINE_MS, ENGINE_START_MS, ENGINE_STARTS, EngineFactory, EngineStep
 from pipeline.storage.schema import Outcome, Row, apply_step
 
+_KEPT_WORK = 8  # loans whose work stays in memory: those of the stages that run now, and more
+
 
 @dataclass(frozen=True)
 class Loan:
@@ -81,10 +83,7 @@ class EngineActor:
 
     def serve(self, loan: Loan, table: pa.Table) -> pa.Table:
         """Run a batch of rows. Raises UserError if the engine died too often."""
-        with self.counts_lock:
-            if loan.loan_id not in self.work:
-                self.work[loan.loan_id] = _Work(*cloudpickle.loads(loan.work))
-            work = self.work[loan.loan_id]
+        work = self._work_of(loan)
         return apply_step(table, lambda rows: self._run_rows(loan, work, rows), work.writes)
 
     def sleep(self) -> None:
@@ -99,6 +98,14 @@ class EngineActor:
             elif not self.is_asleep:
                 self.engine.sleep()
                 self.is_asleep = True
+
+    def _work_of(self, loan: Loan) -> _Work:
+        with self.counts_lock:
+            if loan.loan_id not in self.work:
+                for loan_id in list(self.work)[:-_KEPT_WORK]:
+                    del self.work[loan_id]
+                self.work[loan.loan_id] = _Work(*cloudpickle.loads(loan.work))
+            return self.work[loan.loan_id]
 
     # The engine
 
@@ -139,19 +146,21 @@ class EngineActor:
             self._drop_engine()
             self._make_engine(factory, loan)
             counts = {ENGINE_STARTS: 1}
-        self.factory, self.pickled_factory, self.is_asleep = factory, loan.make_engine, False
+        self.factory, self.pickled_factory = factory, loan.make_engine
         # Recorded apart from ENGINE_MS: a rate measured on few rows would otherwise be mostly the start.
         start_ms = round(1000 * (time.monotonic() - started_at))
+        work = self._work_of(loan)
         with self.counts_lock:
-            work = self.work.setdefault(loan.loan_id, _Work(*cloudpickle.loads(loan.work)))
             work.counts.update({**counts, ENGINE_START_MS: start_ms})
 
     def _update_engine(self, factory: Any, loan: Loan) -> None:
         """Turn this actor's engine into the one that the factory would make."""
+        old_factory, self.factory = self.factory, None  # if this fails, nobody knows which weights the engine holds
         try:
             if self.is_asleep:
                 self.engine.wake_up()
-            if not _are_equal(factory, self.factory):
+                self.is_asleep = False
+            if not _are_equal(factory, old_factory):
                 factory.update(self.engine)
         except (RuntimeError, MemoryError) as error:
             self._die(self._actor_name(loan), [], error)
@@ -167,7 +176,7 @@ class EngineActor:
     def _drop_engine(self) -> None:
         if self.engine is None:
             return
-        self.engine = self.factory = None
+        self.engine, self.factory, self.is_asleep = None, None, False
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():

@@ -117,6 +117,8 @@ def test_a_load_that_is_found_wrong_ends_the_run_with_one_line(residents, tmp_pa
     rows = pool.map(to_dataset([{"article_id": "a"}]), lambda engine, rows: engine.answer(rows), ("writer",))
     with pytest.raises(UserError, match="^the engine serves other weights$"):
         list(streams.write_rows(rows, tables.begin_table(str(tmp_path / "out"), "attempt")))
+    # Nobody knows which weights the engine holds now, so the next stage loads its own, even if they are the old ones.
+    assert stage(residents, Updated("base"))[1] == {"base, then base"}
 
 
 def test_an_engine_that_breaks_while_it_loads_is_made_in_a_new_process(residents):
