@@ -73,8 +73,8 @@ class VllmEngine:
         can_sleep: whether `sleep` may be called. On a GPU vLLM then has another allocator.
 
     Raises:
-        UserError: `generate` raises it if the model cannot think as the settings say, or cannot be told not to think.
-            `check` raises it.
+        UserError: as `check`. `generate` raises it if the model cannot think as the settings say, or cannot be told not
+            to think.
     """
 
     def __init__(

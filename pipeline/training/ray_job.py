@@ -138,7 +138,9 @@ def _run_attempt(
             "layout": {name: getattr(hardware, name) for name in _LAYOUT_FIELDS},
             "reference_digest": reference_digest,
             "reference_path": None if reference_path is None else locate(reference_path),
-            "checkpoints": _RayCheckpointStore(f"{storage_path}/best", token),
+            # Plain values only: Ray Train's controller reads them too, and an object of this module would make it
+            # import transformers, which takes seconds.
+            "checkpoints": {"location": f"{storage_path}/best", "token": token},
             "progress": progress,
         },
         # Offloaded gradients are on the CPU, where NCCL cannot add them up.
@@ -199,7 +201,7 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
             return next(filter(None, error_answers))
         assert loop is not None
         try:
-            return _train_and_save(loop, config["out_path"], scratch, config["checkpoints"])
+            return _train_and_save(loop, config["out_path"], scratch, _RayCheckpointStore(**config["checkpoints"]))
         except ValueError as error:  # all workers raise it, because they compute it from numbers that they share
             return _user_error(error)
 
@@ -227,7 +229,7 @@ def _make_loop(config: dict[str, Any]) -> TrainLoop:
         workers=context.get_world_size(),
         # Not `ray.train.report`: it blocks until the controller, which polls every 2 s, has taken the last report.
         report=partial(_send, config["progress"]),
-        checkpoints=config["checkpoints"],
+        checkpoints=_RayCheckpointStore(**config["checkpoints"]),
         from_reference=reference_path is None,
     )
     if reference_path is not None and loop.rank == 0:  # `_train_on_worker` tells the other workers about an error
