@@ -53,8 +53,8 @@ def make_judge_card(path: str, overrides: Sequence[str]) -> None:
         with connected_ray(settings.hardware) as hardware:
             uses = {use for stage in dry_run.unmade.values() for use in stage.uses}
             on_hardware = settings.model_copy(update={"hardware": hardware})
-            runner = Runner(on_hardware, ledger, display, uses=uses)
-            questions, extracts = judge_only(runner)
+            with Runner(on_hardware, ledger, display, uses=uses) as runner:
+                questions, extracts = judge_only(runner)
         reliability = measure_table(extracts, settings, ledger, start=1)  # the lead is no random extract
         records = questions.record, [extracts.record], [extracts.record]
         card = measure_card(*records, settings.judge.options, reliability) | measure_members(*records, settings.judge)

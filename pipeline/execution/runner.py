@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from ray.data import Dataset
 
@@ -54,11 +54,9 @@ def open_run(
         ray = connected_ray(config.hardware) if dry_run.unmade else nullcontext(config.hardware)
         with ledger.remaking(addresses_to_remake), ray as hardware:
             uses = {use for stage in dry_run.unmade.values() for use in stage.uses}
-            runner = Runner(config.model_copy(update={"hardware": hardware}), ledger, display, dry_run.remake, uses)
-            try:
+            config = config.model_copy(update={"hardware": hardware})
+            with Runner(config, ledger, display, dry_run.remake, uses) as runner:
                 yield runner
-            finally:
-                runner.residents.end()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +73,7 @@ class _Job:
 
 
 class Runner(Executor):
-    """Makes what is missing or stale.
+    """Makes what is missing or stale. As a context manager, it ends the engines that stayed, also after a failure.
 
     Args:
         config, ledger, remake: as for `Executor`.
@@ -96,6 +94,12 @@ class Runner(Executor):
         self._limits_warned_of: set[str] = set()  # token limits: one warning for each is enough
         hardware = config.hardware
         self.residents = ResidentPools(in_turn=not hardware.together, keep=hardware.keep_engines)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.residents.end()
 
     def reuse(self, artifact: Artifact) -> Artifact:
         if "training" in artifact.record:

@@ -38,7 +38,7 @@ class EnginePool:
             batch finish, the next batch is already running. Use 1 for an engine that threads cannot share, or that
             does not get faster with more.
         role: the name of the engines. Stages with equal roles, hardware and kinds of engine share the same actors.
-        residents: starts the actors and keeps them for later stages; None: they end with this pool's pipelines.
+        residents: starts the actors, and keeps them for later stages until its `end`. By default, they are this pool's.
     """
 
     make_engine: EngineFactory

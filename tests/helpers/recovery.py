@@ -6,12 +6,15 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from ray.data import Dataset
 
 from judges.base import Prompt, Skip, user
 from pipeline.config import Config, UserError
 from pipeline.config.hardware import EngineHardware
 from pipeline.execution.progress import Display
 from pipeline.execution.runner import Runner
+from pipeline.inference.actors.residents import ResidentPools
+from pipeline.inference.base import EngineStep
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
 from pipeline.stages.base import Stage, stage
@@ -64,17 +67,20 @@ class Work:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.error = Path(folder), UserError
-        pool = EnginePool(lambda: ScriptedEngine(script), HARDWARE).map
+        self.residents = ResidentPools()
         stages = {
-            "summaries": (lambda rows: pool(rows, self.write, SUMMARIES), SUMMARIES, ("train",)),
-            "scores": (lambda rows: pool(rows, self.score, ("second_scores",)), ("second_scores",), ()),
+            "summaries": (lambda rows: self.pool(rows, self.write, SUMMARIES), SUMMARIES, ("train",)),
+            "scores": (lambda rows: self.pool(rows, self.score, ("second_scores",)), ("second_scores",), ()),
             "pairs": (lambda rows: map_rows(rows, self.pair, ("pairs",)), ("pairs",), ()),
-            "references": (lambda rows: pool(rows, self.refer, REFERENCES), REFERENCES, ()),
+            "references": (lambda rows: self.pool(rows, self.refer, REFERENCES), REFERENCES, ()),
         }
         self.stages = [
             Stage(name, function, version=1, writes=writes, splits=splits)
             for name, (function, writes, splits) in stages.items()
         ]
+
+    def pool(self, rows: Dataset, step: EngineStep, writes: Sequence[str]) -> Dataset:
+        return EnginePool(lambda: ScriptedEngine(script), HARDWARE, residents=self.residents).map(rows, step, writes)
 
     def log_rows(self, name: str, rows: list[dict]) -> None:
         log, limit = self.folder / f"{name}.log", self.folder / f"break-{name}"
@@ -113,10 +119,11 @@ class Work:
 
 def run_stages(config: Config, work: Work) -> tuple[Artifact, ...]:
     """Produce the articles and the chain of stages; gives their tables."""
-    run = Runner(config, Ledger(config.run), Display())
-    articles = run.produce(corpus)
-    first, *others = work.stages
-    return articles, *run.produce_chain((first, articles), *((stage,) for stage in others), into="round-01")
+    with Runner(config, Ledger(config.run), Display()) as run:
+        work.residents = run.residents
+        articles = run.produce(corpus)
+        first, *others = work.stages
+        return articles, *run.produce_chain((first, articles), *((stage,) for stage in others), into="round-01")
 
 
 def break_once(config: Config, work: Work, stage: str, after: int) -> None:

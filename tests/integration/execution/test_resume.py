@@ -91,10 +91,11 @@ def test_a_damaged_part_of_a_finished_table_is_reported(tmp_path, work):
     part.write_bytes(part.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"round-01/summaries/part-.* is damaged or gone .*--remake"):
         run_stages(config, work)
-    again = Runner(config, Ledger(config.run), Display(), remake="round-01/summaries")
-    first, *others = work.stages
-    made = again.produce_chain((first, again.produce(corpus)), *((stage,) for stage in others), into="round-01")
-    check(tmp_path, (again.produce(corpus), *made))
+    with Runner(config, Ledger(config.run), Display(), remake="round-01/summaries") as again:
+        work.residents = again.residents
+        first, *others = work.stages
+        made = again.produce_chain((first, again.produce(corpus)), *((stage,) for stage in others), into="round-01")
+        check(tmp_path, (again.produce(corpus), *made))
 
 
 def test_an_empty_table_starts_no_engine(tmp_path):
