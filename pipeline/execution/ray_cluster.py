@@ -8,6 +8,8 @@ import logging
 import os
 import secrets
 import socket
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,8 @@ from typing import Any
 
 from pipeline.config import UserError
 from pipeline.config.hardware import Hardware
+
+_EXECUTOR_TIMEOUT = 60.0  # seconds in which Ray Data's threads should end
 
 
 @contextmanager
@@ -72,7 +76,19 @@ def connected_ray(hardware: Hardware) -> Iterator[Hardware]:
         yield hardware.scaled_to(ray.cluster_resources().get("CPU", 0)) if joined and not hardware.gpus() else hardware
     finally:
         if not is_running:
+            _wait_for_executors()
             ray.shutdown()
+
+
+def _wait_for_executors() -> None:
+    """Wait until Ray Data's threads have ended. One that calls Ray after `ray.shutdown()` makes Ray end this process.
+
+    Ray Data itself waits for 2 s. After Ctrl-C its thread may need longer, if it waits for an actor that is starting.
+    """
+    deadline = time.monotonic() + _EXECUTOR_TIMEOUT
+    for thread in threading.enumerate():
+        if thread.name.startswith("StreamingExecutor"):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _check_address(address: str) -> None:
