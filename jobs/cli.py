@@ -144,16 +144,78 @@ def train(
 def export(
     folder: RunFolder,
     out: Annotated[
-        str, typer.Option(metavar="FILE", callback=_expand, help="Path or URI of the JSONL file.", show_default=False)
+        str,
+        typer.Option(
+            metavar="FILE",
+            callback=_expand,
+            help="Path or URI of the file: .jsonl, .json or .parquet.",
+            show_default=False,
+        ),
     ],
     number: Annotated[
         int | None, typer.Option("--round", metavar="N", help="Only this round. Default: all rounds.", min=1)
     ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="trl, ultrafeedback, llama-factory-alpaca, llama-factory-sharegpt, or argilla.",
+        ),
+    ] = "trl",
 ) -> None:
-    """Write a run's pairs in TRL's format: prompt, chosen, rejected."""
-    from jobs.export import export as run_export
+    """Write a run's pairs in TRL's format (prompt, chosen, rejected) or that of another tool.
 
-    run_export(folder, out, number)
+    `rondo train` reads each of them back. For LLaMA-Factory, the file is added to the dataset_info.json beside it.
+    """
+    from jobs.sharing.export import export as run_export
+
+    run_export(folder, out, number, form)
+
+
+@app.command()
+def push(
+    folder: RunFolder,
+    to: Annotated[
+        str,
+        typer.Option(metavar="OWNER/NAME", help="The repository on the Hugging Face hub.", show_default=False),
+    ],
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "--round",
+            metavar="N",
+            help="Push the policy, or with --dataset the pairs, of this round. Default: the champion; all pairs.",
+            min=1,
+        ),
+    ] = None,
+    dataset: Annotated[bool, typer.Option("--dataset", help="Push the pairs and scores, not the policy.")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="The base's name on the hub, if the run used a local copy of it."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository, if it is new.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="The branch to push to. Default: main.", show_default=False)
+    ] = None,
+    commit_message: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The commit's message.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, show it, and push nothing.")] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", callback=_expand, help="A new folder for --dry-run. Default: a temporary one."),
+    ] = None,
+) -> None:
+    """Push a run's policy to the Hugging Face hub, with a model card; or its pairs and scores, with a dataset card.
+
+    The token is that of `hf auth login`, or HF_TOKEN. No path, user or host of this machine is in what is pushed.
+    """
+    from jobs.sharing.hub import Destination
+    from jobs.sharing.push import push as run_push
+
+    destination = Destination(to, "dataset" if dataset else "model", private, revision, commit_message)
+    run_push(folder, destination, number, base, dry_run, out)
 
 
 @app.command("judge-card")
@@ -273,7 +335,7 @@ def merge(
     ],
 ) -> None:
     """Merge a LoRA adapter, such as runs/x/round-02/policy, into its base, and write the complete model."""
-    from jobs.export import merge as run_merge
+    from jobs.sharing.merge import merge as run_merge
 
     run_merge(adapter, out)
 

@@ -27,6 +27,9 @@ the prompt is then their common start. HH-RLHF has transcripts: the prompt ends 
 have. The common start of other texts is a guess (`Preference.is_guessed`). It is not made beside a column that may hold
 the prompt.
 
+A record of Argilla (`Dataset.records.to_json`) has its columns in `fields`. What most people answered to its question
+`preference`, `chosen` or `rejected`, decides which answer is the better one.
+
 `system`, `system_prompt` or `system_message` beside any of these is the system message. `tools` and
 `chat_template_kwargs` go to the chat template, as in TRL. Other columns are not read: `read_columns` names them.
 
@@ -72,6 +75,7 @@ _CHOICES = {
 _PROMPTS = ("prompt", "conversations", "context", "question", "instruction", "input")
 _SYSTEM = ("system", "system_prompt", "system_message")
 _TEMPLATE = ("tools", "chat_template_kwargs")
+_RESPONSES = "responses of people"  # where `_with_fields` puts those of a record of Argilla
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 # A column whose name has a word of the first set and none of the second may hold a part of the prompt.
 _PROMPT_WORDS = frozenset(
@@ -138,7 +142,7 @@ class Columns:
 
 def has_known_columns(row: Row) -> bool:
     """Whether the row has the answers of a known format."""
-    return _answer_columns(row) is not None
+    return _answer_columns(_with_fields(row)) is not None
 
 
 def parse_row(row: Row) -> Preference | Skip:
@@ -149,7 +153,7 @@ def parse_row(row: Row) -> Preference | Skip:
     if UNREADABLE in row:
         return Skip(row[UNREADABLE])
     try:
-        return _parse({name: to_plain(value) for name, value in row.items()})
+        return _parse(_prefer_by_people(_with_fields({name: to_plain(value) for name, value in row.items()})))
     except NotAPair as error:
         return Skip(str(error))
     except RecursionError:
@@ -158,14 +162,14 @@ def parse_row(row: Row) -> Preference | Skip:
 
 def read_columns(row: Row) -> Columns:
     """Say which columns of a row are read. The row must have known columns."""
-    row = {str(name): to_plain(value) for name, value in row.items()}
+    row = _with_fields({str(name): to_plain(value) for name, value in row.items()})
     answers = _answer_columns(row) or ()
     column = _prompt_column(row)
     prompt = {column} if column else set()
     if column in ("instruction", "input"):
         prompt |= {"instruction", "input", "history"} & row.keys()
     prompt |= {name for name in _SYSTEM if row.get(name)}
-    unread = [name for name in row if name not in {*prompt, *answers, *_SYSTEM, *_TEMPLATE}]
+    unread = [name for name in row if name not in {*prompt, *answers, *_SYSTEM, *_TEMPLATE, _RESPONSES}]
     in_answers = any(_holds_conversation(row.get(name)) for name in answers)
     suspects = [] if in_answers else [name for name in unread if _may_hold_prompt(name, row[name])]
     return Columns(tuple(name for name in row if name in prompt), tuple(unread), tuple(suspects))
@@ -198,6 +202,36 @@ def _parse(row: Row) -> Preference:
     if not has_content(prompt) or not has_content(chosen) or not has_content(rejected):
         raise NotAPair("empty answer" if has_content(prompt) else "no prompt")
     return Preference(prompt, chosen, rejected, _template_arguments(row), is_guessed)
+
+
+# Argilla
+
+
+def _with_fields(row: Row) -> Row:
+    """The row with the columns that a record of Argilla has in `fields`."""
+    fields = row.get("fields")
+    if not isinstance(fields, Mapping):
+        return row
+    # Argilla has "responses" for people's answers; a column of this name in another format is only a column.
+    return {name: value for name, value in row.items() if name not in ("fields", "responses")} | {
+        **fields,
+        _RESPONSES: row.get("responses"),
+    }
+
+
+def _prefer_by_people(row: Row) -> Row:
+    """The row with its answers exchanged if more people prefer the rejected one. Raises NotAPair if they disagree."""
+    responses = row.get(_RESPONSES)
+    votes = responses.get("preference") if isinstance(responses, Mapping) else None
+    if not votes:
+        return row
+    if not isinstance(votes, list) or not all(isinstance(vote, Mapping) for vote in votes):
+        raise NotAPair("wrong type")
+    values = [vote.get("value") for vote in votes]
+    chosen, rejected = values.count("chosen"), values.count("rejected")
+    if max(chosen, rejected) * 2 <= len(values):
+        raise NotAPair("neither answer is preferred")
+    return {**row, "chosen": row.get("rejected"), "rejected": row.get("chosen")} if rejected > chosen else row
 
 
 # Answers

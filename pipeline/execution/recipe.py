@@ -19,6 +19,7 @@ from pipeline.judging.user_code.loading import is_user_code, source_file
 from pipeline.stages.base import JUDGE_CONTENTS, Stage
 from pipeline.storage.files import open_location
 from pipeline.storage.ledger import Artifact
+from pipeline.storage.model_files.card import CARD, is_own_card
 
 _MIB = 1 << 20
 # Settings that stop a run and change no row: raising one must not make anything stale.
@@ -166,7 +167,8 @@ def fingerprint(location: str | None) -> str | None:
     """Hash the contents of a file or a folder.
 
     The hash is cheap: it covers the size, and the first and the last MiB of each file, so that a 100 GB model costs
-    only a few reads. `training/modeling/loading.weights_digest` reads every byte.
+    only a few reads. `training/modeling/loading.weights_digest` reads every byte. Records and Rondo's own cards do not
+    change what a model does, so they are left out.
 
     Returns:
         16 hexadecimal digits; None if there is no location or no file, and for a hub name.
@@ -181,9 +183,11 @@ def fingerprint(location: str | None) -> str | None:
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.base_name):
         if file.type == pafs.FileType.File and file.base_name != "record.json":
-            digest.update(f"{file.base_name} {file.size}\n".encode())
             with fs.open_input_file(file.path) as stream:
                 head = stream.read(_MIB)
+                if file.base_name == CARD and is_own_card(head):
+                    continue
+                digest.update(f"{file.base_name} {file.size}\n".encode())
                 digest.update(head)
                 stream.seek(max(0, file.size - _MIB))
                 digest.update(stream.read(_MIB))

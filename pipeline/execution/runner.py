@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from ray.data import Dataset
@@ -28,6 +28,9 @@ from pipeline.stages.base import JUDGE_ENGINES, Stage
 from pipeline.storage import parts, run_folder, streams, tables
 from pipeline.storage.files import remove_folder
 from pipeline.storage.ledger import Artifact, Ledger, utc_now
+from pipeline.storage.model_files.card import CARD
+from pipeline.storage.model_files.card.public_names import public_names
+from pipeline.storage.model_files.card.writing import read_license, write_policy_card
 from pipeline.storage.provenance import git_commit, package_versions
 
 
@@ -188,6 +191,8 @@ class Runner(Executor):
         }
         if (start := start_seconds(record)) is not None:
             record["start_seconds"] = round(start, 2)
+        if "training" in record:
+            self._write_card(replace(job.artifact, record=record))
         artifact = self.ledger.finish(job.artifact.address, record)
         if job.stage.resumes:
             _remove_checkpoints(artifact)  # three times the size of the weights, and useless once training is done
@@ -200,6 +205,13 @@ class Runner(Executor):
             self.display.warn(f"{artifact.address}: {note}")
         self.check_limits(job.stage, artifact)
         return artifact
+
+    def _write_card(self, policy: Artifact) -> None:
+        """Put a model card into the folder of a policy that was just trained."""
+        names = public_names(self.ledger, self.config)
+        license = read_license(self.config.policy.model)
+        card = write_policy_card(self.ledger, self.config, policy, names, license)
+        self.ledger.write(f"{policy.address}/{CARD}", card)
 
     @property
     def _rounds_config(self) -> Config:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from jobs.cli import main
-from jobs.export import export_pairs
+from jobs.sharing.export import export_pairs
 from judges.base import fill, user
 from pipeline import align
 from pipeline.config import UserError

@@ -23,6 +23,7 @@ import pyarrow.fs as pafs
 
 from pipeline.config import UserError
 from pipeline.storage.ledger import BEGUN, RECORD
+from pipeline.storage.model_files.card import CARD
 
 UNUSED_SECONDS = 24 * 3600.0  # how long an unused copy is kept: the next stage or round may need it again
 _THREADS = 8  # files fetched at the same time
@@ -79,10 +80,11 @@ def _cache_folder() -> Path:
 def _model_files(fs: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
     """The files of a model.
 
-    A run keeps other files beside its policy that come and go: begun.json, record.json and a folder of checkpoints.
+    A run keeps other files beside its policy that come and go: begun.json, record.json and a folder of checkpoints. No
+    engine reads the card, which is written after the model.
     """
     infos = fs.get_file_info(pafs.FileSelector(path))
-    return [info for info in infos if info.is_file and info.base_name not in (BEGUN, RECORD)]
+    return [info for info in infos if info.is_file and info.base_name not in (BEGUN, RECORD, CARD)]
 
 
 def _copy_name(uri: str, fs: pafs.FileSystem, path: str) -> str:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from jobs.export import _to_lines
+from jobs.sharing.export import to_pairs
+from jobs.sharing.formats import Form, to_row
 from jobs.show import _print_row
 from judges.base import Judgement, Prompt, user
 from judges.cloze import ClozeJudge
@@ -112,10 +113,13 @@ def test_show_marks_a_thought(capsys):
 def test_an_export_has_the_answers_and_turns_thinking_off(tmp_path):
     tokenizer = load_pair_tokenizer(str(save_thinking_model(tmp_path)))
     row = row_of("Ana leads it.", "Ben.") | {"pairs": [{"chosen": 0, "rejected": 1}]}
-    ((line, has_same_ids),) = _to_lines(row, PolicySettings(model="m", instruction="Summarize.\n{article}"), tokenizer)
-    assert SECRET not in json.dumps(line)
+    policy = PolicySettings(model="m", instruction="Summarize.\n{article}")
+    ((pair, has_same_ids),) = to_pairs(row, policy, tokenizer)
+    for form in Form:
+        assert SECRET not in json.dumps(to_row(pair, form))
+        assert to_row(pair, form)["chat_template_kwargs"] == {"enable_thinking": False}
+    line = to_row(pair, Form.TRL)
     assert line["chosen"] == [{"role": "assistant", "content": "Ana leads it."}]
-    assert line["chat_template_kwargs"] == {"enable_thinking": False}
     assert not has_same_ids
 
 
