@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 
 from jobs.sharing.export import (
@@ -21,11 +20,10 @@ from jobs.sharing.export import (
 )
 from jobs.sharing.formats import Form, to_row
 from pipeline.config import Config, UserError
-from pipeline.config.messages import escape_markdown
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.model_files.card import CARD, MARK
 from pipeline.storage.model_files.card.public_names import PublicNames, public_names
-from pipeline.storage.model_files.card.writing import answer_noun, data_set_of, describe_judges
+from pipeline.storage.model_files.card.writing import answer_noun, card_environment, data_set_of, describe_judges
 from pipeline.storage.run_folder import round_folder, round_number
 from pipeline.storage.schema import COLUMNS, Row
 
@@ -149,31 +147,28 @@ def _name_writers(ledger: Ledger) -> Callable[[Any], str | None]:
 def _write_card(config: Config, names: PublicNames, repo: str, rounds: tuple[int, ...], pairs: int, scored: int) -> str:
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["text"] = escape_markdown
     one, many = answer_noun(config)
     source = data_set_of(config)
-    text = environment.get_template("dataset_card.md.j2").render(
-        mark=MARK,
-        title=repo.partition("/")[2],
-        repo=repo,
-        config=config,
-        base=names.name(config.policy.model),
-        base_is_local=names.is_local(config.policy.model),
-        source=source,
-        articles=names.name(config.articles.path),
-        rounds=rounds,
-        pairs=pairs,
-        scored=scored,
-        judges=describe_judges(config)[: 1 + len(config.judge.members)],
-        asks_questions=config.judge.kind in ("mcq", "cloze"),
-        one=one,
-        many=many,
+    text = (
+        card_environment(Path(__file__).parent, names)
+        .get_template("dataset_card.md.j2")
+        .render(
+            mark=MARK,
+            title=repo.partition("/")[2],
+            repo=repo,
+            config=config,
+            base=names.name(config.policy.model),
+            base_is_local=names.is_local(config.policy.model),
+            source=source,
+            articles=names.name(config.articles.path),
+            rounds=rounds,
+            pairs=pairs,
+            scored=scored,
+            judges=describe_judges(config)[: 1 + len(config.judge.members)],
+            asks_questions=config.judge.kind in ("mcq", "cloze"),
+            one=one,
+            many=many,
+        )
     )
     configs = [{"config_name": "pairs", "data_files": "pairs/*.parquet", "default": True}]
     configs += [{"config_name": "scores", "data_files": "scores/*.parquet"}] if scored else []

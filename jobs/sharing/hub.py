@@ -105,8 +105,7 @@ def upload(folder: Path, to: Destination, message: str) -> str:
 @contextmanager
 def _explained(to: Destination, token: str, endpoint: str) -> Iterator[None]:
     """Turn the errors of the hub and of the network into a UserError of one line, without the token."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     try:
         yield
@@ -115,7 +114,7 @@ def _explained(to: Destination, token: str, endpoint: str) -> Iterator[None]:
         line = _explain_status(error.response.status_code, to, endpoint)
     except OfflineModeIsEnabled:
         reason, line = "", "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it"
-    except (httpx.TransportError, OSError) as error:
+    except (HTTPError, OSError) as error:  # the client's own error, of httpx or of its successor
         reason = one_line(error, limit=200)
         line = f"the hub cannot be reached at {endpoint}: check the network, a proxy, and HF_ENDPOINT"
     except ValueError as error:  # huggingface_hub's, if the hub does not accept the front matter of the card

@@ -28,6 +28,7 @@ from pipeline.data.preference_formats import Preference
 from pipeline.stages.external_pairs import collect_pairs
 from pipeline.storage import run_folder
 from pipeline.storage.ledger import Ledger
+from pipeline.storage.model_files.card import is_own_card
 from tests.helpers.cli import kill, run_rondo, start_rondo, wait_for
 from tests.helpers.paths import POLICY_MODEL, ROOT
 from tests.helpers.tables import add_table, read_records
@@ -75,6 +76,7 @@ def test_a_file_of_pairs_becomes_a_model(trained):
     assert training["eval_accuracy_last"] > 0.5
     assert made["policy"]["digest"] != made["base/policy"]["digest"]
     assert AutoTokenizer.from_pretrained(run / "policy").eos_token == "</s>"
+    assert is_own_card((run / "policy/README.md").read_bytes())
     assert f"Model: {run}/policy" in output
     assert "reward accuracy       0.00 before," in output
     assert "chosen fell           in " in output

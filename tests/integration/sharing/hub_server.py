@@ -165,4 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = data
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
-        return 200, {"commitUrl": f"{self.hub.url}/x/commit/{'0' * 40}", "commitOid": "0" * 40, "pullRequestUrl": None}
+        return 200, {
+            "commitUrl": f"{self.hub.url}/{OWNER}/x/commit/{'0' * 40}",
+            "commitOid": "0" * 40,
+            "pullRequestUrl": None,
+        }

@@ -157,7 +157,7 @@ def test_the_champion_is_pushed_with_its_card(run, hub, push):
         "95.0% | 200 questions",
     ):
         assert part in card.text
-    assert "Round 1 is fine, see report.md" in card.text.replace("\\", "")
+    assert "Round 1 is fine, see run/report.md" in card.text.replace("\\", "")
     assert "Round 2" not in card.text
 
 

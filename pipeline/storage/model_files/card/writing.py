@@ -28,6 +28,7 @@ from pipeline.storage.run_folder import round_number
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
+_FOLDER = Path(__file__).parent  # with the templates
 _ANSWER_TOKENS = 512  # of the snippets for a model whose answers have no limit in the settings
 _JUDGES = {
     "mcq": "A language model, {model}, wrote multiple-choice questions about each article, and answered them from the "
@@ -102,7 +103,7 @@ def write_policy_card(
     template = _chat_template(files)
     data = _data_location(settings)
     text = (
-        _environment()
+        card_environment(_FOLDER, names)
         .get_template("model_card.md.j2")
         .render(
             mark=MARK,
@@ -151,7 +152,7 @@ def write_merged_card(folder: Path, adapter: str, base_location: str, names: Pub
     has_template = (folder / "chat_template.jinja").is_file()
     question = "Write your question here."
     text = (
-        _environment()
+        card_environment(_FOLDER, names)
         .get_template("merged_card.md.j2")
         .render(
             mark=MARK,
@@ -217,14 +218,15 @@ def _license_in(file: Path) -> str | None:
     return license if isinstance(license, str) and license.strip() else None
 
 
-def _environment() -> jinja2.Environment:
+def card_environment(folder: Path, names: PublicNames) -> jinja2.Environment:
+    """The environment of a card's template in `folder`. Its filter `text` hides local places and escapes Markdown."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(folder),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"text": escape_markdown, "printable": printable}
+    environment.filters |= {"text": lambda text: escape_markdown(names.hide(text)), "printable": printable}
     return environment
 
 
