@@ -9,6 +9,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard, ModelCard, constants
+from pyarrow.fs import copy_files
 
 from jobs.cli import main
 from judges.base import fill, user
@@ -17,11 +18,13 @@ from pipeline.data.pair_tokenizer import load_pair_tokenizer
 from pipeline.data.preference_formats import Preference
 from pipeline.execution.recipe import fingerprint
 from pipeline.storage import run_folder
+from pipeline.storage.files import open_location
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.model_files.card import is_own_card
 from pipeline.storage.model_files.card.public_names import public_names
 from pipeline.storage.model_files.card.writing import read_license, write_policy_card
 from pipeline.training.modeling.loading import weights_digest
+from tests.helpers import s3_server
 from tests.helpers.paths import POLICY_MODEL, ROOT
 from tests.helpers.tables import add_table
 from tests.integration.sharing import hub_server
@@ -214,6 +217,25 @@ def test_a_dry_run_shows_the_folder_and_pushes_nothing(run, hub, push, tmp_path,
     assert "MiB  model.safetensors" in out
     assert "library_name: transformers" in out
     assert weights_digest(tmp_path / "shown") == weights_digest(run / "round-01/policy")
+
+
+@pytest.mark.slow
+def test_a_run_in_an_object_store_is_pushed_too(run, hub, push, monkeypatch, tmp_path):
+    for name, value in s3_server.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with s3_server.serving() as bucket:
+        fs, path = open_location(f"{bucket}/runs/mine")
+        copy_files(str(run), path, destination_filesystem=fs)
+        assert push("--to", f"{OWNER}/news", folder=f"{bucket}/runs/mine")[0] == 0
+        assert push("--to", f"{OWNER}/pairs", "--dataset", folder=f"{bucket}/runs/mine")[0] == 0
+    files = hub.repos[f"models/{OWNER}/news"].branches["main"]
+    assert files["model.safetensors"] == (run / "round-01/policy/model.safetensors").read_bytes()
+    assert leaks(files, run) == []
+    assert b"bucket" not in files["README.md"]
+    assert set(hub.repos[f"datasets/{OWNER}/pairs"].branches["main"]) == {
+        "README.md", "pairs/round-01.parquet", "pairs/round-02.parquet", "scores/round-01.parquet",
+        "scores/round-02.parquet",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
