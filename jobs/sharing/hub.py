@@ -105,7 +105,7 @@ def upload(folder: Path, to: Destination, message: str) -> str:
 @contextmanager
 def _explained(to: Destination, token: str, endpoint: str) -> Iterator[None]:
     """Turn the errors of the hub and of the network into a UserError of one line, without the token."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
     try:
         yield

@@ -1,5 +1,6 @@
 """Chooses the figures of a policy's evaluation that its card shows, and puts them into the lines of tables."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ _JUDGE = (
     ("the longer of two wins", "longer_won", "longer_won_of", "pairs"),
     ("replies of the judge that could be read", "parse_rate", "answers", "replies"),
 )
+_STRICT = "By the strict rule, "  # the rule of the card's win rates
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,19 @@ class Evaluation:
         return lines
 
     def notes(self) -> list[str]:
-        """The report's notes about this policy or the judge, without those about another round or about training."""
+        """The report's notes for readers of the card.
+
+        Left out are notes about another round, about settings of the training, and about rules of counting wins that
+        the table does not show.
+        """
         warnings = self.figures["training"].get("warnings", ())
-        return [
-            note
-            for note in self.metrics.get("notes", ())
-            if (f"ound {self.number}" in note or "ound " not in note)
-            and not any(warning in note for warning in warnings)
-        ]
+        notes = []
+        for note in self.metrics.get("notes", ()):
+            is_of_round = re.search(rf"\bround {self.number}\b", note, re.IGNORECASE) or not re.search(
+                r"(?i)\bround \d", note
+            )
+            is_of_other_rule = note.startswith("By the ") and not note.startswith(_STRICT)
+            if is_of_round and not is_of_other_rule and not any(warning in note for warning in warnings):
+                plain = note.removeprefix(_STRICT)
+                notes.append(plain[:1].upper() + plain[1:])
+        return notes
