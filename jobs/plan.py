@@ -17,7 +17,13 @@ from pipeline.execution.planning.gpu_memory import GIB, MemoryNeed, PackedRow
 from pipeline.execution.planning.stage_counts import StageEstimate
 from pipeline.execution.planning.throughput import Throughput, open_measured_run
 from pipeline.execution.planning.token_habits import habit_notes
-from pipeline.execution.preflight import check_preference, installed_gpu_memory, memory_needs, open_run_folder
+from pipeline.execution.preflight import (
+    check_engines,
+    check_preference,
+    installed_gpu_memory,
+    memory_needs,
+    open_run_folder,
+)
 from pipeline.execution.progress import format_duration
 from pipeline.inference.base import TOKENS_IN, TOKENS_OUT
 from pipeline.judging.user_code.judge_trial import check_judge
@@ -57,6 +63,7 @@ def plan(
             hub.check_name(f"{name}.model", judge.model)
     for section in JUDGE_ENGINES:
         check_judge(getattr(settings, section), settings.seed, section)
+    check_engines(settings)
     check_preference(settings)
     ledger = open_run_folder(settings)
     measured = [open_measured_run(name) for name in rates]

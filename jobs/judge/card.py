@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pipeline.config import UserError
 from pipeline.config.loader import load_config
 from pipeline.execution.dry_run import DryRun
-from pipeline.execution.preflight import check_judges, check_servers, open_run_folder, warn_of_removed_folders
+from pipeline.execution.preflight import (
+    check_engines,
+    check_judges,
+    check_servers,
+    open_run_folder,
+    warn_of_removed_folders,
+)
 from pipeline.execution.progress import Display
 from pipeline.execution.recipe import Change
 from pipeline.stages.articles import check_corpus
@@ -35,6 +41,7 @@ def make_judge_card(path: str, overrides: Sequence[str]) -> None:
     """
     settings = load_config(path, [*overrides, *_NO_LIMITS])
     check_judges(settings, ["judge"])
+    check_engines(settings, ["judge"])
     check_corpus(settings.articles)
     display = Display()
     warn_of_removed_folders(settings, display)

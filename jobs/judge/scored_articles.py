@@ -9,7 +9,7 @@ from typing import Any
 from judges.base import Skip
 from pipeline.config import Config
 from pipeline.config.judging import JudgeSettings
-from pipeline.execution.preflight import check_judges
+from pipeline.execution.preflight import check_engines, check_judges
 from pipeline.execution.progress import Display, StageProgress
 from pipeline.execution.resources import provide_resources
 from pipeline.inference.base import Engine
@@ -68,6 +68,7 @@ def open_judge(settings: Config) -> tuple[OpenJudge, OpenEngine]:
         UserError: the judge, its model or its server cannot be used.
     """
     check_judges(settings, ["judge"])
+    check_engines(settings, ["judge"])
     for name, single in settings.judge.single_judges("judge").items():
         if single.served and single.model:
             check_server(name, single.model, single.served, settings.hardware, single.logprobs, single.thinking)

@@ -3,6 +3,7 @@
 Settings cannot be changed once they are made, and unknown keys are refused.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -60,6 +61,20 @@ def _expanded(location: str) -> str:
 
 
 Location = Annotated[str, AfterValidator(_expanded)]  # a path, a URI, or a name on the hub
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(arguments, allow_nan=False)
+    except (TypeError, ValueError):
+        raise PydanticCustomError(
+            "plain", "it should hold text, finite numbers, true, false, null, or lists and sections of these"
+        ) from None
+    return arguments
+
+
+# Arguments for vLLM by its own names. `execution/planning/engine_arguments.py` checks them.
+EngineKwargs = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class Settings(BaseModel):

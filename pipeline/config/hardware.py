@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import Settings
+from pipeline.config.base import EngineKwargs, Settings
 
 
 class Replicas(Settings):
@@ -40,20 +40,50 @@ class Replicas(Settings):
         return self
 
 
+_GPU_GROUPS = ("pipeline_parallel_size", "prefill_context_parallel_size")  # vLLM multiplies them into an engine's GPUs
+
+
 class EngineHardware(Settings):
     """A pool of vLLM engines. Each is one Ray actor."""
 
     replicas: Replicas = Replicas(min=1, max=1)  # written as 2, or as {min: 1, max: 8}
-    gpus_per_replica: Annotated[float, Field(ge=0)] = 0  # 0: CPU. Below 1: part of a GPU. Above 1: tensor parallelism
+    # 0: CPU. Below 1: part of a GPU. Above 1: tensor parallelism. With pipeline_parallel_size in engine_kwargs these are
+    # the GPUs of all pipeline stages.
+    gpus_per_replica: Annotated[float, Field(ge=0)] = 0
     cpus_per_replica: Annotated[float, Field(gt=0)] = 1
     batch_size: Annotated[int, Field(gt=0)] = 64  # articles in one batch of an engine
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of a whole GPU, even for part of a GPU
     kvcache_space: Annotated[int, Field(gt=0)] = 1  # GiB of key-value cache; on CPU only
+    # Further arguments for vLLM by its own names, such as {max_num_seqs: 512}. They may change the speed, and not what
+    # a model replies: arguments that may are in the section of the model.
+    engine_kwargs: EngineKwargs = Field(default_factory=dict)
+
+    @property
+    def pipeline_stages(self) -> int:
+        """Groups of GPUs, one after the other, that vLLM divides the layers or the tokens of a prompt among."""
+        sizes = [self.engine_kwargs.get(name) for name in _GPU_GROUPS]
+        return math.prod(size for size in sizes if isinstance(size, int))
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        """The GPUs that hold one layer together."""
+        return max(1, int(self.gpus_per_replica) // self.pipeline_stages)
+
+    def with_arguments(self, engine_kwargs: dict[str, Any]) -> "EngineHardware":
+        """These settings with the arguments for vLLM that the section of a model has."""
+        return self.model_copy(update={"engine_kwargs": self.engine_kwargs | engine_kwargs})
 
     @model_validator(mode="after")
     def _check_gpus(self) -> "EngineHardware":
         if self.gpus_per_replica > 1 and self.gpus_per_replica != int(self.gpus_per_replica):
             raise ValueError(f"gpus_per_replica is {self.gpus_per_replica}: above 1 it must be a whole number")
+        stages = self.pipeline_stages
+        if stages < 1 or (stages > 1 and (self.gpus_per_replica < stages or self.gpus_per_replica % stages)):
+            names = " times ".join(name for name in _GPU_GROUPS if name in self.engine_kwargs)
+            raise ValueError(
+                f"gpus_per_replica is {self.gpus_per_replica:g}, and {names} in engine_kwargs is {stages}: the GPUs of "
+                "an engine are divided into so many groups of the same size, so gpus_per_replica should be a multiple"
+            )
         return self
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from judges.mcq.languages import LANGUAGES
 from judges.prompts import WORDINGS
-from pipeline.config.base import Dtype, Location, Natural, Positive, Settings, Share, Thinking
+from pipeline.config.base import Dtype, EngineKwargs, Location, Natural, Positive, Settings, Share, Thinking
 from pipeline.config.servers import ServedModel
 
 USER_CODE = r"[\w.]+:\w+"  # module:name of the user's own code
@@ -59,6 +59,9 @@ JUDGES = {
 }
 
 
+_OF_MODEL = ("dtype", "max_model_len", "thinking", "engine_kwargs")  # settings without effect where no model is asked
+
+
 class JudgeSettings(Settings):
     """The judge, which asks questions about articles and answers them from summaries, or gives scores."""
 
@@ -76,6 +79,9 @@ class JudgeSettings(Settings):
     dtype: Dtype = "bfloat16"
     max_model_len: Positive | None = None
     thinking: Thinking | None = None  # whether it thinks before each reply; None: it does not
+    # Further arguments for vLLM that may change its replies, by vLLM's own names, such as {quantization: fp8}.
+    # Arguments that change the speed only are in hardware.judge.engine_kwargs.
+    engine_kwargs: EngineKwargs = Field(default_factory=dict)
     wording: str = "plain"
     # The language of mcq's questions and options, by its ISO 639-1 code. auto: that of each article.
     language: str = "auto"
@@ -168,6 +174,8 @@ class JudgeSettings(Settings):
                 "judge.served is set, and its server decides dtype and max_model_len: remove them (on the command line "
                 "judge.dtype=bfloat16 judge.max_model_len=null)"
             )
+        if self.served:
+            self._refuse("engine_kwargs", why="judge.served is set, whose server has its own engine: remove it")
         if kind and not kind.needs_model and self.served:
             raise ValueError(
                 f"judge.kind is {self.kind}, which needs no model, and judge.served is set: remove one of them"
@@ -198,20 +206,17 @@ class JudgeSettings(Settings):
         prompts = ("wording", "language", "questions_prompt", "answers_prompt", "question_temperature")
         if self.kind == "jury":
             members = "judge.kind is jury, whose members have this setting: set it in judge.members"
-            self._refuse(*prompts, "dtype", "max_model_len", "thinking", "questions", "options", why=members)
+            self._refuse(*prompts, *_OF_MODEL, "questions", "options", why=members)
         if kind := JUDGES.get(self.kind):
             if not kind.has_prompts:
                 does = "makes its own prompts" if kind.needs_model else "asks no model"
                 self._refuse(*prompts, why=f"judge.kind is {self.kind}, which {does}: remove it")
             if not kind.needs_model:
-                self._refuse(
-                    "dtype",
-                    "max_model_len",
-                    "thinking",
-                    why=f"judge.kind is {self.kind}, which asks no model: remove it",
-                )
+                self._refuse(*_OF_MODEL, why=f"judge.kind is {self.kind}, which asks no model: remove it")
             if not kind.served:
-                self._refuse("thinking", why=f"judge.kind is {self.kind}, which writes no text: remove it")
+                self._refuse(
+                    "thinking", "engine_kwargs", why=f"judge.kind is {self.kind}, which writes no text: remove it"
+                )
             if not kind.asks_questions:
                 self._refuse(
                     "questions", "options", why=f"judge.kind is {self.kind}, which asks no questions: remove it"
@@ -225,12 +230,12 @@ class JudgeSettings(Settings):
         why = "a class of yours that makes its own prompts: remove it, or give the class such a setting"
         self._refuse(*prompts, why=f"judge.kind is {self.kind}, {why} under judge.settings")
         if not self.model:
-            self._refuse("dtype", "max_model_len", "thinking", why="judge.model is not: name a model, or remove it")
+            self._refuse(*_OF_MODEL, why="judge.model is not: name a model, or remove it")
         return self
 
     def _refuse(self, *names: str, why: str) -> None:
         for name in names:
-            default = JudgeSettings.model_fields[name].default
+            default = JudgeSettings.model_fields[name].get_default(call_default_factory=True)
             if getattr(self, name) != default:
                 written = "null" if default is None else default
                 raise ValueError(f"judge.{name} is set, and {why} (on the command line judge.{name}={written})")

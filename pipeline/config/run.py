@@ -12,7 +12,17 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from judges.text.conversations import read_instruction
-from pipeline.config.base import Dtype, Location, Natural, Positive, Settings, Share, Thinking, check_locations
+from pipeline.config.base import (
+    Dtype,
+    EngineKwargs,
+    Location,
+    Natural,
+    Positive,
+    Settings,
+    Share,
+    Thinking,
+    check_locations,
+)
 from pipeline.config.hardware import EngineHardware, Hardware
 from pipeline.config.judging import JUDGES, PREFERENCES, JudgeSettings, Pairs, Questions, Scores, refusal_of_check
 from pipeline.config.servers import ComparedModel, check_served_models
@@ -74,6 +84,9 @@ class PolicySettings(Settings):
     # Longest prompt, thought and summary together, in tokens; None: the model's limit.
     max_model_len: Positive | None = None
     thinking: Thinking | None = None  # whether it thinks before it writes a summary; None: it does not
+    # Further arguments for vLLM that may change what it writes, by vLLM's own names, such as {kv_cache_dtype: fp8}.
+    # They hold for sampling only. Arguments that change the speed only are in hardware.policy.engine_kwargs.
+    engine_kwargs: EngineKwargs = Field(default_factory=dict)
     # Has {article}, and may have {language}: the English name of the article's language. A text, which the user says,
     # or a list of messages: [{role: system, content: …}, …, {role: user, content: …}]: `judges/text/conversations.py`.
     instruction: str | tuple[dict[str, str], ...] = (
@@ -207,6 +220,12 @@ class Config(Settings):
                 raise ValueError(
                     f"hardware.judge.gpus_per_replica is {gpus:g}, and {section}.members has {local} models that run "
                     f"here, which share these GPUs: set it to 1, or to a multiple of {local}"
+                )
+            if local and (stages := self.hardware.judge.pipeline_stages) > 1 and gpus % (local * stages):
+                raise ValueError(
+                    f"hardware.judge.gpus_per_replica is {gpus:g}, {section}.members has {local} models that run here, "
+                    f"which share these GPUs, and engine_kwargs divides those of each into {stages} groups: set it to "
+                    f"a multiple of {local * stages}"
                 )
         return self
 
@@ -479,6 +498,8 @@ class Alignment(Settings):
         if self.policy.thinking is not None or self.training.loss_on != "sequence":
             name = "policy.thinking" if self.policy.thinking is not None else "training.loss_on"
             raise ValueError(f"{name} is set, but `rondo train` samples no summaries, so no model thinks: remove it")
+        if self.policy.engine_kwargs:
+            raise ValueError("policy.engine_kwargs is set, but `rondo train` samples no summaries: remove it")
         if self.references.source == "sampler":
             raise ValueError(
                 "references.source is sampler, but `rondo train` samples no summaries: set it to trainer or none"

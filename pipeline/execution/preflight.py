@@ -12,6 +12,7 @@ from pipeline.config.judging import JudgeSettings
 from pipeline.config.loader import load_config
 from pipeline.data.pair_tokenizer import load_pair_tokenizer
 from pipeline.execution.planning import gpu_memory
+from pipeline.execution.planning.engine_arguments import check_engine_arguments
 from pipeline.execution.planning.gpu_memory import MemoryNeed, PackedRow
 from pipeline.execution.progress import Display
 from pipeline.inference import thinking as thoughts
@@ -49,6 +50,7 @@ def check_rounds(path: str, overrides: Sequence[str], display: Display) -> tuple
         prompt = instruction_prompt(settings.policy, max_tokens=0)
         check_template("policy.instruction", settings.policy.model, prompt.messages, "policy.merge_system")
     check_judges(settings)
+    check_engines(settings)
     articles.check_corpus(settings.articles)
     check_preference(settings)
     tracking.check_trackers(settings.report_to)
@@ -153,6 +155,28 @@ def check_template(setting: str, model: str, messages: Sequence[dict[str, str]],
         chat_template.render(tokenizer.tokenizer, messages)
     except TemplateRefusal as refusal:
         raise UserError(f"{setting}: {model}: {refusal.with_remedy(merging)}") from None
+
+
+def check_engines(settings: Config, sections: Iterable[str] = ("policy", *JUDGE_ENGINES)) -> None:
+    """Check the arguments for vLLM of the policy and the judges. `check_judges` must have accepted the judges.
+
+    Raises:
+        UserError: vLLM does not take them, or nothing would use them.
+    """
+    kwargs = settings.hardware.judge.engine_kwargs
+    in_vllm = [name for name, judge in settings.judges.items() if _runs_vllm(settings, name, judge)]
+    if kwargs and not in_vllm:
+        raise UserError(f"hardware.judge.engine_kwargs has {', '.join(kwargs)}, and vLLM runs no judge here: remove it")
+    for name, judge in settings.judges.items():
+        if name.partition(".")[0] not in sections:
+            continue
+        if name in in_vllm:
+            check_engine_arguments(name, "hardware.judge", judge.engine_kwargs, kwargs)
+        elif judge.engine_kwargs:
+            raise UserError(f"{name}.engine_kwargs is set, and vLLM does not run {name}: remove it")
+    if "policy" in sections:
+        policy, hardware = settings.policy, settings.hardware.policy
+        check_engine_arguments("policy", "hardware.policy", policy.engine_kwargs, hardware.engine_kwargs)
 
 
 def check_preference(settings: Config) -> None:
@@ -293,14 +317,17 @@ def _engines(settings: Config, used: set[str] | None) -> list[tuple[str, Any, An
     """For each model of the policy and of judges that runs here: name of its section, its settings, its hardware."""
     engines: list[tuple[str, Any, Any]] = []
     if used is None or "policy_engine" in used:
-        engines.append(("policy", settings.policy, settings.hardware.policy))
+        place = settings.hardware.policy.with_arguments(settings.policy.engine_kwargs)
+        engines.append(("policy", settings.policy, place))
     for name, judge in settings.judges.items():
         engine = JUDGE_ENGINES[name.partition(".")[0]]
         if judge.model and not judge.served and (used is None or engine in used):
-            engines.append((name, judge, settings.judge_hardware(name)))
+            engines.append((name, judge, settings.judge_hardware(name).with_arguments(judge.engine_kwargs)))
     return engines
 
 
 def _runs_vllm(settings: Config, section: str, judge: JudgeSettings) -> bool:
-    """Whether vLLM runs a judge's model. Other engines score texts and keep no key-value cache."""
+    """Whether vLLM runs a judge's model here. Other engines score texts and keep no key-value cache."""
+    if judge.model is None or judge.served:
+        return False
     return getattr(make_judge(judge, settings.seed, section), "engine", "text") == "text"

@@ -108,7 +108,7 @@ def _vllm_pool(
         model,
         settings.dtype,
         settings.max_model_len,
-        hardware,
+        hardware.with_arguments(settings.engine_kwargs),
         settings.thinking,
         section,
         lora_rank,

@@ -66,7 +66,7 @@ class VllmEngine:
         max_model_len: the longest prompt with its completion, in tokens. None: what the model allows.
         seed: the seed of the engine. Requests have no seeds of their own: these make an engine on a CPU slow, and have
             crashed one. Samples are just as random without them.
-        hardware: GPUs and memory.
+        hardware: GPUs, memory, and further arguments for vLLM.
         thinking: how the model thinks; None: it is told not to.
         section: the section of the settings that describes the model, for messages.
         lora_rank: the rank of adapters that `load` may get; None: there will be none.
@@ -104,6 +104,7 @@ class VllmEngine:
         self.weights = model if adapter is None else fetch(adapter["base_model_name_or_path"])  # without the adapter
         self.lora_rank = max(filter(None, (lora_rank, adapter and adapter["r"])), default=None)
         options = ({} if gpus else _cpu_options()) | (_lora_options(model, self.lora_rank) if self.lora_rank else {})
+        options |= hardware.engine_kwargs
 
         def make_engine() -> Any:
             return LLM(
@@ -111,11 +112,10 @@ class VllmEngine:
                 dtype=dtype,
                 max_model_len=max_model_len,
                 seed=seed,
-                tensor_parallel_size=max(1, int(gpus)),
+                tensor_parallel_size=hardware.tensor_parallel_size,
                 distributed_executor_backend="mp" if gpus > 1 else "uni",
                 gpu_memory_utilization=hardware.gpu_memory_utilization,
                 enable_prefix_caching=True,
-                enforce_eager=not gpus,  # on a CPU, compiling takes longer than a stage
                 disable_log_stats=True,
                 trust_remote_code=False,
                 load_format="safetensors",  # otherwise a folder without safetensors would be unpickled
@@ -449,7 +449,8 @@ def _only_logp(output: Any) -> float:
 def _cpu_options() -> dict[str, Any]:
     # The smallest block that vLLM's CPU attention accepts, a quarter of its default of 128. Prefixes are shared in
     # whole blocks, and a judge's prompts differ before they fill 128 tokens. So fewer tokens are computed twice.
-    return {"block_size": 32}
+    # Compiling takes longer than a stage.
+    return {"block_size": 32, "enforce_eager": True}
 
 
 def _lora_options(model: str, rank: int) -> dict[str, Any]:

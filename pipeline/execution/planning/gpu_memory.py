@@ -73,7 +73,9 @@ def engine_memory(
     """The memory of a vLLM engine: weights spread over its GPUs, and a key-value cache in the rest of each GPU."""
     gpus = hardware.gpus_per_replica
     spread = max(1, int(gpus))
-    heads = -(-model.kv_heads // spread)  # with more GPUs than heads, each head is on several GPUs
+    # With more GPUs than heads, each head is on several GPUs.
+    heads = -(-model.kv_heads // hardware.tensor_parallel_size)
+    layers = -(-model.layers // hardware.engine_kwargs.get("pipeline_parallel_size", 1))
     return MemoryNeed(
         use=use,
         model=model.name,
@@ -82,7 +84,7 @@ def engine_memory(
         sure={"weights": (model.parameters + model.adapter_parameters) * BYTES[dtype] // spread},
         about={"vLLM": VLLM_OVERHEAD} if gpus else {},
         limit=hardware.gpu_memory_utilization,
-        token=2 * model.layers * heads * model.head_size * BYTES[dtype],
+        token=2 * layers * heads * model.head_size * BYTES[dtype],
         longest=max_model_len or model.max_positions,
     )
 
@@ -215,7 +217,8 @@ def engine_refusal(
         wider = hardware.model_copy(update={"gpus_per_replica": gpus})
         if (
             gpus > spread
-            and model.heads % gpus == 0
+            and gpus % hardware.pipeline_stages == 0
+            and model.heads % wider.tensor_parallel_size == 0
             and engine_memory(setting, model, dtype, longest, wider).fits(memory)
         ):
             engine = "policy" if setting == "policy" else "judge"

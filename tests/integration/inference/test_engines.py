@@ -34,7 +34,8 @@ def _script(prompt, sample):
 def vllm():
     from pipeline.inference.vllm import VllmEngine
 
-    engine = VllmEngine(str(POLICY), "float32", 512, seed=0, hardware=EngineHardware())
+    hardware = EngineHardware(engine_kwargs={"max_num_seqs": 96})
+    engine = VllmEngine(str(POLICY), "float32", 512, seed=0, hardware=hardware)
     yield engine
     engine.close()
 
@@ -51,6 +52,10 @@ def engine(request):
 
 
 PROMPT = Prompt(user(ARTICLE), max_tokens=80, temperature=1.0, n=3)
+
+
+def test_vllm_gets_further_arguments(vllm):
+    assert vllm.stepper.engine.vllm_config.scheduler_config.max_num_seqs == 96
 
 
 def test_n_samples_with_ids_and_reasons(engine):
