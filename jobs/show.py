@@ -174,6 +174,8 @@ def _summary_heading(number: int, summary: dict[str, Any], row: dict[str, Any]) 
         logps = row.get(f"{policy}_logps")
         if logps and logps[number] is not None:
             heading.append(f", {policy} logp {logps[number]:.2f}", style="")
+    if summary.get("temperature") and len({other.get("temperature") for other in row["summaries"]}) > 1:
+        heading.append(f", temperature {summary['temperature']:g}", style="")
     if summary.get("writer"):
         heading.append(f", written by {summary['writer']}", style="yellow")
     if summary.get("thought_tokens") is not None:

@@ -54,6 +54,8 @@ class Prompt:
         max_tokens: the limit of the reply.
         regex: constrains decoding; None: free text.
         temperature: 0 is greedy.
+        top_p, top_k, min_p, repetition_penalty: as in vLLM; the defaults change nothing.
+        stop: texts that end a completion. They are in `token_ids`, and not in `text`.
         n: samples of this prompt; they share one prefill.
         logprobs: return the log-probability of each sample and of each of its tokens.
         quotes: the parts of the messages that came from somebody else, word for word. The engine makes sure that they
@@ -67,6 +69,10 @@ class Prompt:
     regex: str | None = None
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
     n: int = 1
     logprobs: bool = False
     quotes: tuple[str, ...] = ()
@@ -81,10 +87,10 @@ class Sample:
         text: the completion; of a model that thinks, only the answer.
         token_ids: the sampled ids, with the stop token if the model emitted one; of a model that thinks, the thought
             and then the answer. Empty for a server, which returns no ids.
-        finish_reason: as in vLLM: "stop" (a stop token) or "length" (the token limit).
-        logp: log-probability of all tokens together, in nats, under the model before temperature and top_p. If the
-            prompt has a regex, it is normalized over the tokens that the regex allows. None if the prompt did not ask
-            for log-probabilities.
+        finish_reason: as in vLLM: "stop" (a stop token, or a text of `stop`) or "length" (the token limit).
+        logp: log-probability of all tokens together, in nats, under the model before temperature, top_p and the like.
+            If the prompt has a regex, it is normalized over the tokens that the regex allows. None if the prompt did
+            not ask for log-probabilities.
         token_logps: text and log-probability of each token of the answer. None if the prompt did not ask for them, or
             if a server's tokens are not the tokens of `text`.
         thought: what the model thought, for people to read; None if it did not think.

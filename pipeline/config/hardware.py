@@ -47,8 +47,8 @@ class EngineHardware(Settings):
     """A pool of vLLM engines. Each is one Ray actor."""
 
     replicas: Replicas = Replicas(min=1, max=1)  # written as 2, or as {min: 1, max: 8}
-    # 0: CPU. Below 1: part of a GPU. Above 1: tensor parallelism. With pipeline_parallel_size in engine_kwargs these are
-    # the GPUs of all pipeline stages.
+    # 0: CPU. Below 1: part of a GPU. Above 1: tensor parallelism. With pipeline_parallel_size in engine_kwargs, the
+    # GPUs of all pipeline stages.
     gpus_per_replica: Annotated[float, Field(ge=0)] = 0
     cpus_per_replica: Annotated[float, Field(gt=0)] = 1
     batch_size: Annotated[int, Field(gt=0)] = 64  # articles in one batch of an engine

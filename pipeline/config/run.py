@@ -123,12 +123,65 @@ class Summaries(Settings):
     """How the policy samples summaries for training. Names as in vLLM."""
 
     n: Annotated[int, Field(ge=2)] = 8
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    # A number, or a list of them: the n summaries of each article are then spread over these temperatures evenly.
+    temperature: float | tuple[float, ...] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0  # sample from the k most likely tokens; 0: from all
+    min_p: Share = 0.0  # leave out tokens with less than this share of the probability of the most likely one
+    # Above 1: tokens of the article and of the summary so far are less likely; below 1 more likely.
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    # Texts that end a summary, which does not have them. The policy is trained on their tokens too. Held-out summaries
+    # go on after them, so a policy should learn to stop there.
+    stop: tuple[str, ...] = ()
     max_tokens: Positive = 256
     # True: keep the engine's log-probability of every summary. False: only of each engine's first batch.
     logprobs: bool = False
     max_skipped: Share = 0.5  # largest share of articles skipped; a larger one ends the run
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+
+    @property
+    def shown_temperature(self) -> str:
+        """The temperature as it is written in settings."""
+        shown = ", ".join(f"{temperature:g}" for temperature in self.temperatures)
+        return f"[{shown}]" if isinstance(self.temperature, tuple) else shown
+
+    @property
+    def is_own_distribution(self) -> bool:
+        """Whether summaries are drawn from the policy's own distribution, which nothing sharpens or cuts."""
+        unchanged = (1.0,), 1.0, 0, 0.0, 1.0
+        return (self.temperatures, self.top_p, self.top_k, self.min_p, self.repetition_penalty) == unchanged
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _check_temperature(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return value  # refused by `Settings`
+        try:
+            numbers = sorted(float(each) for each in (value if isinstance(value, list | tuple) else [value]))
+        except (TypeError, ValueError):
+            numbers = []
+        if not numbers or not all(0 < number < math.inf for number in numbers):
+            raise PydanticCustomError("temperature", "it should be a number above 0, or a list such as [0.7, 1.0]")
+        return tuple(numbers) if len(numbers) > 1 else numbers[0]
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(value):
+            raise PydanticCustomError("stop", "it has an empty text, which would end every summary at once")
+        return value
+
+    @model_validator(mode="after")
+    def _check_spread(self) -> "Summaries":
+        if len(self.temperatures) > self.n:
+            raise ValueError(
+                f"summaries.temperature has {len(self.temperatures)} temperatures, and summaries.n is {self.n}: raise "
+                "n, or name fewer"
+            )
+        return self
 
 
 class Evaluation(Settings):

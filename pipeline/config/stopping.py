@@ -21,7 +21,7 @@ class Stop(Settings):
     patience: Positive | None = None  # rounds in a row whose policy does not beat, by the strict rule, its start policy
     min_yield: Share | None = None  # smallest share of the judged articles that gives at least one pair
     # Largest KL divergence from the base of the policy that wrote the round's summaries: nats per summary, sampled at
-    # temperature 1 and top_p 1.
+    # temperature 1 and top_p 1, without top_k, min_p and repetition_penalty.
     max_kl: PositiveFloat | None = None
     min_words: Natural | None = None  # smallest median of words per summary
     max_words: Positive | None = None  # largest median of words per summary

@@ -12,7 +12,7 @@ from pipeline.config.judging import JudgeSettings
 from pipeline.config.loader import load_config
 from pipeline.data.pair_tokenizer import load_pair_tokenizer
 from pipeline.execution.planning import gpu_memory
-from pipeline.execution.planning.engine_arguments import check_engine_arguments
+from pipeline.execution.planning.engine_arguments import check_engine_arguments, drafts_tokens
 from pipeline.execution.planning.gpu_memory import MemoryNeed, PackedRow
 from pipeline.execution.progress import Display
 from pipeline.inference import thinking as thoughts
@@ -177,6 +177,11 @@ def check_engines(settings: Config, sections: Iterable[str] = ("policy", *JUDGE_
     if "policy" in sections:
         policy, hardware = settings.policy, settings.hardware.policy
         check_engine_arguments("policy", "hardware.policy", policy.engine_kwargs, hardware.engine_kwargs)
+        if settings.summaries.min_p and drafts_tokens(hardware.engine_kwargs | policy.engine_kwargs):
+            raise UserError(
+                f"summaries.min_p is {settings.summaries.min_p:g}, which vLLM leaves out when it decodes "
+                "speculatively: remove it, or the speculative decoding in hardware.policy.engine_kwargs"
+            )
 
 
 def check_preference(settings: Config) -> None:

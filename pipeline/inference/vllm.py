@@ -274,6 +274,10 @@ class VllmEngine:
             "n": prompt.n,
             "temperature": prompt.temperature,
             "top_p": prompt.top_p,
+            "top_k": prompt.top_k,
+            "min_p": prompt.min_p,
+            "repetition_penalty": prompt.repetition_penalty,
+            "stop": list(prompt.stop),
             "max_tokens": prompt.max_tokens,
             "logprobs": 0 if prompt.logprobs else None,  # 0: only of the sampled token
             "structured_outputs": StructuredOutputsParams(regex=prompt.regex) if prompt.regex else None,
@@ -326,7 +330,7 @@ class VllmEngine:
         assert self.thinker.tags is not None
         stop: dict[str, Any] = {"stop": [self.thinker.tags[1]], "include_stop_str_in_output": True}
         if len(self.closing_ids) == 1:
-            stop = {"stop_token_ids": self.closing_ids}
+            stop = {"stop": None, "stop_token_ids": self.closing_ids}
         changes = {"max_tokens": self.thinker.budget, "structured_outputs": None, "skip_special_tokens": False}
         return self._request(prompt, prompt_ids, **changes, **stop)
 

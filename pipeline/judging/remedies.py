@@ -87,13 +87,13 @@ def _of_summaries(fault: str, config: Config) -> tuple[str, str]:
             return f"have pairs.max_words={pairs.max_words} words or more", f"raise it, or {_SHORTER}"
         case tallies.GIBBERISH:
             return "have invalid characters", (
-                f"lower summaries.temperature={summaries.temperature:g}, or use another policy.model"
+                f"lower summaries.temperature={summaries.shown_temperature}, or use another policy.model"
             )
         case _ if fault in limits:
             limit = limits[fault]
             change = "set it to false" if fault == OTHER_LANGUAGE else "raise it"
             return f"are beyond {limit}={getattr(pairs, limit.partition('.')[2])} ({fault})", (
-                f"{change}, or lower summaries.temperature={summaries.temperature:g}"
+                f"{change}, or lower summaries.temperature={summaries.shown_temperature}"
             )
     return f"are unusable ({fault})", ""
 
@@ -106,7 +106,7 @@ def _of_articles(reason: str, config: Config) -> str:
             more_items = f", or judge.questions={config.judge.questions}" if config.judge.asks_questions else ""
             margin = _margin(pairs)
             return (
-                f"raise summaries.n={summaries.n} or summaries.temperature={summaries.temperature:g}, so that "
+                f"raise summaries.n={summaries.n} or summaries.temperature={summaries.shown_temperature}, so that "
                 f"summaries differ more{more_items}{f', or lower {margin}' if margin else ''}"
             )
         case tallies.COPIES_MORE:

@@ -61,12 +61,15 @@ def sample_summaries(
     """
     prompt = replace(
         instruction_prompt(policy, summaries.max_tokens),
-        temperature=summaries.temperature,
         top_p=summaries.top_p,
+        top_k=summaries.top_k,
+        min_p=summaries.min_p,
+        repetition_penalty=summaries.repetition_penalty,
+        stop=summaries.stop,
         n=summaries.n,
         logprobs=summaries.logprobs,
     )
-    return sample_dataset(rows, prompt, writer, policy_engine)
+    return sample_dataset(rows, prompt, writer, policy_engine, summaries.temperatures, seed)
 
 
 @_summaries(writes=(*_BASE_COLUMNS, *SAMPLED))

@@ -38,6 +38,7 @@ _SUMMARY = pa.struct(
         "thought_tokens": pa.int32(),  # how many of token_ids, from the first on, are the thought and what closes it
         "forced_tokens": pa.int32(),  # how many of these, at their end, were not sampled and are never trained on
         "thought_logp": pa.float32(),  # the part of logp that is of the thought
+        "temperature": pa.float64(),  # that it was sampled at; 0: greedy; null also if it was not sampled
     }
 )
 _FAULTS = pa.struct(  # what each share is a share of: `judging/scoring/text_faults.measure_faults`

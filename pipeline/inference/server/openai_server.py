@@ -202,7 +202,7 @@ class OpenAIServerEngine:
             "temperature": prompt.temperature,
             "top_p": prompt.top_p,
             "n": prompt.n,
-        }
+        } | {name: value for name, value in _further_sampling(prompt).items() if value}
         if prompt.logprobs:
             body["logprobs"] = True
         if self.thinking:
@@ -364,3 +364,13 @@ def auth_headers(server: Server) -> dict[str, str]:
             f"the environment variable {server.api_key_env} holds characters that no key can have: set it again"
         )
     return {"Authorization": f"Bearer {key}"}
+
+
+def _further_sampling(prompt: Prompt) -> dict[str, Any]:
+    """Fields that only some servers know, so they are sent only if they change something."""
+    return {
+        "top_k": prompt.top_k,
+        "min_p": prompt.min_p,
+        "repetition_penalty": prompt.repetition_penalty if prompt.repetition_penalty != 1 else None,
+        "stop": list(prompt.stop),
+    }

@@ -129,13 +129,23 @@ def test_log_probabilities_are_normalized_over_what_the_regex_allows(vllm):
 
 
 def test_sampled_log_probabilities_are_the_models_own(vllm):
-    """At any temperature: so they can serve as reference log-probabilities."""
-    (reply,) = vllm.generate([replace(PROMPT, logprobs=True, temperature=1.7, top_p=0.9)])
+    """At any temperature, and whatever else shapes the samples: so they can serve as reference log-probabilities."""
+    shaped = {"temperature": 1.7, "top_p": 0.9, "top_k": 9, "min_p": 0.01, "repetition_penalty": 1.3}
+    (reply,) = vllm.generate([replace(PROMPT, logprobs=True, **shaped)])
     model = loading.load_model(POLICY, "float32")
     with torch.no_grad():
         expected = plain_logps(model, reply.prompt_ids, [sample.token_ids for sample in reply.samples])
     for sample, logp in zip(reply.samples, expected.tolist(), strict=True):
         assert sample.logp == pytest.approx(logp, abs=1e-3)
+
+
+def test_a_stop_text_ends_a_summary_and_stays_in_its_tokens(vllm):
+    (reply,) = vllm.generate([replace(PROMPT, n=8, stop=("e",))])
+    stopped = [sample for sample in reply.samples if vllm.tokenizer.eos_token_id not in sample.token_ids]
+    assert stopped
+    for sample in stopped:
+        assert sample.finish_reason == "stop" and "e" not in sample.text
+        assert vllm.tokenizer.decode(sample.token_ids).startswith(f"{sample.text}e")
 
 
 def test_ids_have_one_bos_and_the_stop_token_if_it_was_emitted(vllm):

@@ -107,7 +107,12 @@ def test_the_reference_configuration_has_the_published_values():
         ("rounds=two", "rounds is 'two': input should be a valid integer"),
         ("rounds=0", "rounds is 0: input should be greater than 0"),
         ("summaries.n=1", "summaries.n is 1: input should be greater than or equal to 2"),
-        ("summaries.temperature=0", "summaries.temperature is 0: input should be greater than 0"),
+        ("summaries.temperature=0", "summaries.temperature is 0: it should be a number above 0, or a list such as"),
+        ("summaries.temperature=[]", "summaries.temperature is []: it should be a number above 0, or a list such as"),
+        ("summaries.temperature=[0.7, hot]", "summaries.temperature is [0.7, 'hot']: it should be a number above 0"),
+        ("summaries.temperature=true", "summaries.temperature is true: it should not be true or false"),
+        ("summaries={n: 2, temperature: [0.5, 0.7, 1]}", "summaries.temperature has 3 temperatures, and summaries.n"),
+        ("summaries.stop=['']", "it has an empty text, which would end every summary at once"),
         (
             "training.loss_type=dpo",
             "training.loss_type has an unknown loss 'dpo'; known losses are sigmoid, robust, ipo,",

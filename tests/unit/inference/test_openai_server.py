@@ -43,6 +43,14 @@ def test_samples_log_probabilities_usage_and_cost(server):
     }  # fmt: skip
 
 
+def test_fields_that_only_some_servers_know_are_sent_if_they_change_something(server):
+    further = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "stop": ("END",)}
+    for fields in ({}, further):
+        engine_at(server).generate([chat_prompt("four", **fields)])
+        expected = {name: list(value) if name == "stop" else value for name, value in fields.items()}
+        assert {name: server.bodies[-1][name] for name in further if name in server.bodies[-1]} == expected
+
+
 @pytest.mark.parametrize("form", ["regex", "json_schema", None])
 def test_a_regex_is_sent_in_the_form_that_the_server_supports(server, form):
     served = ServedModel(server="ours", structured_outputs=form, extra_body={"seed": 7, "top_p": None})

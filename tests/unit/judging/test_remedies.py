@@ -54,6 +54,7 @@ def test_the_main_reason_is_that_of_the_articles_if_summaries_are_usable():
         "Main reason: all ties (51 of 64 articles): raise summaries.n=6 or summaries.temperature=1, so that summaries "
         "differ more, or judge.questions=5, or lower pairs.min_word_gap=3"
     )
+    assert "or summaries.temperature=[0.7, 1], so" in why_no_pairs(ties, config(summaries={"temperature": [1.0, 0.7]}))
     unknown = record(skipped={"given up by the engine: abort": 51})
     assert why_no_pairs(unknown, config()) == "Main reason: given up by the engine: abort (51 of 64 articles)"
 
