@@ -275,7 +275,8 @@ def _memory(needs: Sequence[MemoryNeed], memory: float | None) -> Table:
         elif need.token:
             room = f"{_size(need.token * need.longest)} a sequence of {need.longest:,} tokens"
         table.add_row(
-            need.use, gpu_memory.format_parameters(need.parameters), f"{need.gpus:g}" if need.gpus else "CPU",
+            need.use, " ".join(filter(None, (gpu_memory.format_parameters(need.parameters), need.quantization))),
+            f"{need.gpus:g}" if need.gpus else "CPU",
             _size(need.total), parts, room,
         )  # fmt: skip
     return table

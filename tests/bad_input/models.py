@@ -103,6 +103,11 @@ FOLDERS = [
     ),
     ("no weights", lambda f: (f / _SAFE).unlink(), "a folder without weights: it has no *.safetensors"),
     (
+        "weights in GGUF",
+        lambda f: (f / _SAFE).rename(f / "model-Q4_K_M.gguf"),
+        "its weights are in GGUF, which vLLM does not load: choose a version in safetensors",
+    ),
+    (
         "pickled weights",
         pickled,
         "its weights are pickles (pytorch_model.bin), which can run code and are never read: if you trust them,",

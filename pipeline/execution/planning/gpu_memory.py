@@ -1,11 +1,13 @@
 """Adds up the GPU memory that models take: the engines of policy and judges, and training. Nothing is loaded.
 
-Weights, master weights, optimizer moments and gradients are counted exactly. Activations are estimated: they are the
+Weights, master weights, optimizer moments and gradients are counted exactly, quantized weights by what their files
+take. Activations are estimated: they are the
 tensors that autograd keeps in the layers of a Llama or Qwen. `tests/integration/training/test_training_memory.py`
 compares the sum with a measured peak. The estimate does not know mixtures of experts, other kinds of key-value caches
 (latent, sliding: they are smaller), or memory that other programs use.
 """
 
+import math
 from dataclasses import dataclass
 
 from pipeline.config.hardware import EngineHardware, TrainerHardware
@@ -39,6 +41,7 @@ class MemoryNeed:
         limit: the share of a GPU's memory that may be used.
         token: bytes of one token in the key-value cache; 0 in training.
         longest: tokens of the longest sequence, which must fit into that cache.
+        quantization: the method by which the weights are quantized; None: they are not.
     """
 
     use: str
@@ -50,6 +53,12 @@ class MemoryNeed:
     limit: float
     token: int = 0
     longest: int = 0
+    quantization: str | None = None
+
+    def describe(self, dtype: str) -> str:
+        """How many parameters there are, and in which form they are loaded by an engine of this dtype."""
+        form = f"quantized by {self.quantization}" if self.quantization else f"in {dtype}"
+        return f"{format_parameters(self.parameters)} parameters {form}"
 
     @property
     def total(self) -> int:
@@ -76,17 +85,33 @@ def engine_memory(
     # With more GPUs than heads, each head is on several GPUs.
     heads = -(-model.kv_heads // hardware.tensor_parallel_size)
     layers = -(-model.layers // hardware.engine_kwargs.get("pipeline_parallel_size", 1))
+    in_fp8 = str(hardware.engine_kwargs.get("kv_cache_dtype")).startswith("fp8")
+    offloaded = int(hardware.engine_kwargs.get("cpu_offload_gb", 0) * GIB)
+    weights = _engine_weights(model, BYTES[dtype], hardware) + model.adapter_parameters * BYTES[dtype]
     return MemoryNeed(
         use=use,
         model=model.name,
         parameters=model.parameters,
         gpus=gpus,
-        sure={"weights": (model.parameters + model.adapter_parameters) * BYTES[dtype] // spread},
+        sure={"weights": max(0, weights // spread - offloaded)},
         about={"vLLM": VLLM_OVERHEAD} if gpus else {},
         limit=hardware.gpu_memory_utilization,
-        token=2 * layers * heads * model.head_size * BYTES[dtype],
+        token=2 * layers * heads * model.head_size * (1 if in_fp8 else BYTES[dtype]),
         longest=max_model_len or model.max_positions,
+        quantization=_quantization(model, hardware),
     )
+
+
+def _quantization(model: ModelShapes, hardware: EngineHardware) -> str | None:
+    return model.quantization or hardware.engine_kwargs.get("quantization")
+
+
+def _engine_weights(model: ModelShapes, size: int, hardware: EngineHardware) -> int:
+    """Bytes of the weights. vLLM itself quantizes the layers of other models if its argument `quantization` is fp8."""
+    weights = model.weight_bytes(size)
+    if model.quantization is None and hardware.engine_kwargs.get("quantization") == "fp8":
+        weights -= (size - 1) * sum(math.prod(shape) for _, shape in model.adaptable)
+    return weights
 
 
 def scoring_memory(use: str, model: ModelShapes, dtype: str, hardware: EngineHardware) -> MemoryNeed:
@@ -94,10 +119,12 @@ def scoring_memory(use: str, model: ModelShapes, dtype: str, hardware: EngineHar
 
     Activations of a batch are small beside the weights of any but tiny models, and are not counted.
     """
-    weights = (model.parameters + model.adapter_parameters) * BYTES[dtype]
+    weights = model.weight_bytes(BYTES[dtype]) + model.adapter_parameters * BYTES[dtype]
     about = {"CUDA": CUDA_OVERHEAD} if hardware.gpus_per_replica else {}
     gpus = min(1, hardware.gpus_per_replica)  # such an engine puts its model on one GPU
-    return MemoryNeed(use, model.name, model.parameters, gpus, {"weights": weights}, about, limit=1.0)
+    return MemoryNeed(
+        use, model.name, model.parameters, gpus, {"weights": weights}, about, limit=1.0, quantization=model.quantization
+    )
 
 
 def scoring_refusal(need: MemoryNeed, dtype: str, memory: float) -> str | None:
@@ -105,7 +132,7 @@ def scoring_refusal(need: MemoryNeed, dtype: str, memory: float) -> str | None:
     if need.fits(memory):
         return None
     return (
-        f"{need.use}: {format_parameters(need.parameters)} parameters in {dtype} are "
+        f"{need.use}: {need.describe(dtype)} are "
         f"{need.sure['weights'] / GIB:.1f} GiB of weights, and a GPU has {memory / GIB:.0f} GiB: use a larger GPU or a "
         "smaller model"
     )
@@ -204,7 +231,7 @@ def engine_refusal(
         return None
     spread = max(1, int(hardware.gpus_per_replica))
     whole = need.sure["weights"] * spread / GIB
-    message = f"{setting}: {format_parameters(model.parameters)} parameters in {dtype} are {whole:.1f} GiB of weights"
+    message = f"{setting}: {need.describe(dtype)} are {whole:.1f} GiB of weights"
     if spread > 1:
         message += f", {whole / spread:.1f} GiB on each of {spread} GPUs"
     other_bytes, usable = need.total - need.sure["weights"], memory * hardware.gpu_memory_utilization

@@ -91,6 +91,7 @@ def check_model(setting: str, name: str) -> None:
     folder = name if _exists(name) else _from_hub(setting, name)
     adapter = adapter_config(folder)
     if adapter is None and not Path(folder, "config.json").is_file():
+        validation.refuse_gguf(subject, Path(folder))
         raise UserError(
             f"{subject}, a path without config.json or adapter_config.json: it should be the folder of a Hugging Face "
             "model or of a LoRA adapter"

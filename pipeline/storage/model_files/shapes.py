@@ -6,8 +6,9 @@ model takes is estimated in `execution/planning/gpu_memory.py`.
 
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -17,6 +18,9 @@ from pipeline.config.messages import one_line
 from pipeline.storage.files import open_location
 
 Shapes = Mapping[str, tuple[int, ...]]
+_FLOATS = ("F64", "F32", "F16", "BF16")  # an engine converts these to its own dtype
+# Tensors of quantized weights that are no weights: scales, zero points, the order of groups, tables of values.
+_AUXILIARY = re.compile(r"scale|zero|absmax|quant_map|quant_state|g_idx|weight_shape|nested")
 
 
 class UnknownShapes(Exception):
@@ -35,17 +39,48 @@ class ModelShapes:
         shapes: the shape of each tensor of the (base) model, by tensor name.
         config: its config.json. For a model with several parts, the fields of the text decoder replace others.
         adapter_parameters: number of parameters of the adapter; 0 for a complete model.
+        dtypes: the dtype of each tensor as safetensors name it, such as BF16, I32 or F8_E4M3.
     """
 
     name: str
     shapes: Shapes
     config: Mapping[str, Any]
     adapter_parameters: int = 0
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of the base. Tied weights count once."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
+        """Number of parameters of the base. Tied weights count once, and quantized weights as what they stand for."""
+        return int(sum(math.prod(shape) * self._packed(name) for name, shape in self.shapes.items()))
+
+    @property
+    def quantization(self) -> str | None:
+        """The method by which its weights are quantized, such as awq; None if they are not."""
+        quantization = self._quantization_config
+        return str(quantization.get("quant_method", "some method")) if quantization else None
+
+    def weight_bytes(self, size: int) -> int:
+        """Bytes of the base's weights in an engine.
+
+        Args:
+            size: bytes of a number in the engine's dtype. Quantized weights keep the form that they have in the files.
+        """
+        bits = {name: 8 * size if dtype in _FLOATS else _bits(dtype) for name, dtype in self.dtypes.items()}
+        return int(sum(math.prod(shape) * bits.get(name, 8 * size) / 8 for name, shape in self.shapes.items()))
+
+    @property
+    def _quantization_config(self) -> Mapping[str, Any]:
+        return self.config.get("quantization_config") or self.config.get("compression_config") or {}
+
+    def _packed(self, name: str) -> float:
+        """How many weights a number of a tensor stands for. 0 if it is not one of the weights."""
+        quantization = self._quantization_config
+        if not quantization:
+            return 1
+        if _AUXILIARY.search(name.rpartition(".")[2]) or name.endswith(".qzeros"):
+            return 0
+        stored = self.dtypes.get(name, "F8")
+        return 1 if stored in _FLOATS else _bits(stored) / _weight_bits(quantization)
 
     def size(self, *names: str, default: int | None = None) -> int:
         """A number in the config.
@@ -127,6 +162,23 @@ class ModelShapes:
         return sum(r * sum(shape) for layer, shape in self.adaptable if targets == "all-linear" or layer in targets)
 
 
+def _bits(dtype: str) -> int:
+    """Bits of a number, by the name of its dtype in safetensors."""
+    digits = re.search(r"\d+", dtype)
+    return int(digits[0]) if digits else 8  # BOOL
+
+
+def _weight_bits(quantization: Mapping[str, Any]) -> int:
+    """Bits of a quantized weight, by the `quantization_config` of a model."""
+    groups = quantization.get("config_groups") or {}
+    weights: Mapping[str, Any] = next((group.get("weights") or {} for group in groups.values()), {})
+    for bits in (quantization.get("bits"), quantization.get("w_bit"), weights.get("num_bits")):
+        if isinstance(bits, int):
+            return bits
+    is_4_bit = quantization.get("load_in_4bit") or "fp4" in str(quantization.get("quant_method"))
+    return 4 if is_4_bit else 8
+
+
 def read_shapes(name: str) -> ModelShapes:
     """Read the sizes of a model.
 
@@ -138,14 +190,14 @@ def read_shapes(name: str) -> ModelShapes:
         UnknownShapes: the hub does not answer, or does not have the model.
     """
     if "://" in name or _is_folder(name):
-        config, shapes = _read_folder(name)
+        config, shapes, dtypes = _read_folder(name)
     else:
-        config, shapes = _read_hub(name)
+        config, shapes, dtypes = _read_hub(name)
     if (base := config.get("base_model_name_or_path")) and "r" in config:
         base_model = read_shapes(base)
         adapter_parameters = sum(math.prod(shape) for shape in shapes.values())
-        return ModelShapes(name, base_model.shapes, base_model.config, adapter_parameters)
-    return ModelShapes(name, shapes, config | (config.get("text_config") or {}))
+        return ModelShapes(name, base_model.shapes, base_model.config, adapter_parameters, base_model.dtypes)
+    return ModelShapes(name, shapes, config | (config.get("text_config") or {}), dtypes=dtypes)
 
 
 def _is_folder(name: str) -> bool:
@@ -153,7 +205,7 @@ def _is_folder(name: str) -> bool:
     return fs.get_file_info(path).type == pafs.FileType.Directory
 
 
-def _read_folder(location: str) -> tuple[dict[str, Any], Shapes]:
+def _read_folder(location: str) -> tuple[dict[str, Any], Shapes, dict[str, str]]:
     fs, base = open_location(location)
     infos = fs.get_file_info(pafs.FileSelector(base))
     names = {info.base_name for info in infos if info.type == pafs.FileType.File}
@@ -165,14 +217,17 @@ def _read_folder(location: str) -> tuple[dict[str, Any], Shapes]:
         with fs.open_input_stream(f"{base}/{config_name}") as stream:
             config = json.loads(stream.read())
         shapes: dict[str, tuple[int, ...]] = {}
+        dtypes: dict[str, str] = {}
         for name in weights:
             with fs.open_input_file(f"{base}/{name}") as file:
                 header_size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(header_size))
-            shapes |= {key: tuple(value["shape"]) for key, value in header.items() if key != "__metadata__"}
+            header.pop("__metadata__", None)
+            shapes |= {key: tuple(value["shape"]) for key, value in header.items()}
+            dtypes |= {key: str(value["dtype"]) for key, value in header.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{location}: its config or the header of its weights cannot be read ({error})") from None
-    return config, shapes
+    return config, shapes, dtypes
 
 
 def _weight_files(names: set[str], is_adapter: bool) -> list[str]:
@@ -182,7 +237,7 @@ def _weight_files(names: set[str], is_adapter: bool) -> list[str]:
     return [name for name in files if name.startswith(prefix)] or files
 
 
-def _read_hub(name: str) -> tuple[dict[str, Any], Shapes]:
+def _read_hub(name: str) -> tuple[dict[str, Any], Shapes, dict[str, str]]:
     import huggingface_hub
 
     try:
@@ -196,4 +251,6 @@ def _read_hub(name: str) -> tuple[dict[str, Any], Shapes]:
         files = huggingface_hub.get_safetensors_metadata(name).files_metadata.values()
     except Exception as error:  # offline, gated, misspelt, no safetensors: a dozen error classes
         raise UnknownShapes(one_line(error, limit=160)) from None
-    return config, {key: tuple(tensor.shape) for file in files for key, tensor in file.tensors.items()}
+    tensors = {key: tensor for file in files for key, tensor in file.tensors.items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    return config, shapes, {key: str(tensor.dtype) for key, tensor in tensors.items()}

@@ -84,6 +84,7 @@ def check_weights(subject: str, folder: Path) -> None:
     """Check that a folder has all its safetensors, and that none is cut off. Raises UserError."""
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
+        refuse_gguf(subject, folder)
         pickles = sorted(path.name for pattern in _PICKLE_FILES for path in folder.glob(pattern))
         if not pickles:
             raise UserError(f"{subject}, a folder without weights: it has no *.safetensors")
@@ -103,6 +104,15 @@ def check_weights(subject: str, folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise UserError(f"{subject}: its {path.name} is cut off or damaged ({error}): fetch it again") from None
+
+
+def refuse_gguf(subject: str, path: Path) -> None:
+    """Raise UserError if a path is a GGUF file, or a folder that has one. vLLM loads them no longer."""
+    if path.suffix == ".gguf" or any(path.glob("*.gguf")):
+        raise UserError(
+            f"{subject}: its weights are in GGUF, which vLLM does not load: choose a version in safetensors, which may "
+            "be quantized by AWQ, GPTQ or to FP8"
+        )
 
 
 def read_json(path: Path, subject: str) -> dict[str, Any]:

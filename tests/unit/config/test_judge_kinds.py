@@ -20,6 +20,7 @@ from pipeline.judging.factory import make_judge
 from pipeline.round import rounds
 from pipeline.stages.scores import score_heldout
 from pipeline.storage.ledger import Ledger
+from pipeline.storage.model_files.shapes import ModelShapes
 from tests.helpers.scripted_rounds import ScriptedRounds
 
 RUBRIC = {"kind": "rubric", "model": "m"}
@@ -317,9 +318,8 @@ def test_a_reward_model_reads_the_policys_instruction():
 
 
 def test_a_judge_that_scores_texts_needs_no_key_value_cache(monkeypatch):
-    shape = SimpleNamespace(
-        name="m", parameters=1000, adapter_parameters=0, kv_heads=1, layers=1, head_size=1, max_positions=10, heads=1
-    )
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 1, "max_position_embeddings": 10}
+    shape = ModelShapes("m", {"weight": (10, 100)}, sizes)
     monkeypatch.setattr("pipeline.execution.preflight.shapes.read_shapes", lambda name: shape)
     jury = {"kind": "jury", "members": {"a": {"kind": "reward", "model": "m"}, "b": RUBRIC}}
     needs, _ = memory_needs(config(judge=jury), None, PackedRow(0, 0), {"judge_engine"})

@@ -1,7 +1,9 @@
 """Tests of GPU memory estimates, which are read from the headers of weights."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,11 +40,75 @@ def write_headers(folder: Path, sizes: dict[str, int]) -> str:
         for n in range(sizes["num_hidden_layers"])
         for name, shape in layer.items()
     }
+    return write_model(folder, sizes, {name: ("BF16", shape) for name, shape in shapes.items()})
+
+
+def write_model(folder: Path, config: dict[str, Any], tensors: dict[str, tuple[str, tuple[int, ...]]]) -> str:
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(sizes))
-    header = json.dumps({n: {"dtype": "BF16", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}).encode()
+    (folder / "config.json").write_text(json.dumps(config))
+    header = json.dumps({n: {"dtype": d, "shape": s, "data_offsets": [0, 0]} for n, (d, s) in tensors.items()}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     return str(folder)
+
+
+def awq(shape):
+    """A matrix of 4-bit weights in groups of 128, eight in each int32."""
+    rows, columns = shape
+    return {
+        "qweight": ("I32", (columns, rows // 8)),
+        "qzeros": ("I32", (columns // 128, rows // 8)),
+        "scales": ("F16", (columns // 128, rows)),
+    }
+
+
+def gptq(shape):
+    rows, columns = shape
+    return {
+        "qweight": ("I32", (columns // 8, rows)),
+        "qzeros": ("I32", (columns // 128, rows // 8)),
+        "scales": ("F16", (columns // 128, rows)),
+        "g_idx": ("I32", (columns,)),
+    }
+
+
+def fp8(shape):
+    return {"weight": ("F8_E4M3", shape), "weight_scale": ("F32", (1,)), "input_scale": ("F32", (1,))}
+
+
+def compressed(shape):
+    """What llm-compressor writes for 4-bit weights."""
+    rows, columns = shape
+    return {
+        "weight_packed": ("I32", (rows, columns // 8)),
+        "weight_scale": ("BF16", (rows, columns // 128)),
+        "weight_shape": ("I64", (2,)),
+    }
+
+
+QUANTIZED = {
+    "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": 128}),
+    "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 128}),
+    "fp8": (fp8, {"quant_method": "fp8", "activation_scheme": "static"}),
+    "compressed-tensors": (
+        compressed,
+        {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}},
+    ),
+}
+
+
+def write_quantized(folder: Path, sizes: dict[str, int], method: str) -> tuple[str, float]:
+    """Make a model folder in which a method has quantized the layers. Returns it, and the bytes of its tensors."""
+    stored, config = QUANTIZED[method]
+    whole = shapes.read_shapes(write_headers(folder.with_name("whole"), sizes))
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, shape in whole.shapes.items():
+        layer = name.removesuffix(".weight")
+        is_quantized = "layers" in name and len(shape) == 2
+        parts = stored(shape) if is_quantized else {"weight": ("BF16", shape)}
+        tensors |= {f"{layer}.{part}": tensor for part, tensor in parts.items()}
+    size = {"I64": 8, "I32": 4, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1}
+    total = sum(size[dtype] * math.prod(shape) for dtype, shape in tensors.values())
+    return write_model(folder, sizes | {"quantization_config": config}, tensors), total
 
 
 def test_sizes_are_read_from_headers(tmp_path):
@@ -66,6 +132,41 @@ def test_an_engine_that_does_not_fit_is_refused_with_a_remedy(tmp_path):
     assert refused(4, 40) is None
     assert refused(1, 16).endswith("to 16")
     assert "use larger GPUs" in refused(8, 4)
+
+
+@pytest.mark.parametrize("method", QUANTIZED)
+def test_a_quantized_model_counts_what_its_files_take(tmp_path, method):
+    folder, stored = write_quantized(tmp_path / "70b", LLAMA_70B, method)
+    large = shapes.read_shapes(folder)
+    place = EngineHardware(gpus_per_replica=1)
+
+    need = gpu_memory.engine_memory("judge", large, "bfloat16", 8192, place)
+    assert need.sure["weights"] == pytest.approx(stored, rel=1e-6)
+    assert large.parameters == 70_553_706_496  # quantized or not
+    assert need.quantization == method
+    assert gpu_memory.scoring_memory("judge", large, "bfloat16", place).sure["weights"] == need.sure["weights"]
+    # At 16 bits a weight it would need two GPUs of 80 GiB.
+    fits = 70 * GIB if method == "fp8" else 40 * GIB
+    assert need.sure["weights"] < fits
+    refusal = gpu_memory.engine_refusal("judge", large, "bfloat16", 8192, place, 24 * GIB)
+    assert f"judge: 70.6B parameters quantized by {method} are {stored / GIB:.1f} GiB of weights" in str(refusal)
+
+
+def test_arguments_for_vllm_that_save_memory_are_counted(tmp_path):
+    large = shapes.read_shapes(write_headers(tmp_path / "70b", LLAMA_70B))
+
+    def need(**engine_kwargs):
+        place = EngineHardware(gpus_per_replica=8, engine_kwargs=engine_kwargs)
+        return gpu_memory.engine_memory("judge", large, "bfloat16", 8192, place)
+
+    plain = need()
+    assert need(kv_cache_dtype="fp8").token == plain.token // 2
+    assert plain.sure["weights"] - need(cpu_offload_gb=4).sure["weights"] == 4 * GIB
+    in_layers = sum(math.prod(shape) for _, shape in large.adaptable)
+    assert plain.sure["weights"] - need(quantization="fp8").sure["weights"] == in_layers // 8
+    # Four heads on each GPU, of half of the layers, instead of one head of all.
+    staged = need(pipeline_parallel_size=2)
+    assert (staged.sure["weights"], staged.token) == (plain.sure["weights"], plain.token)
 
 
 def test_the_key_value_cache_gets_the_remaining_memory(tmp_path):
