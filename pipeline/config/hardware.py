@@ -151,6 +151,25 @@ class Server(Settings):
     max_wait: Annotated[float, Field(gt=0)] = 120
     # Prices by model. With them, each record states what its stage cost.
     prices: dict[str, Price] = Field(default_factory=dict)
+    # Send prompts by the server's batch API, which OpenAI and others have: cheaper, and done within a day.
+    batch: bool = False
+    batch_price: Annotated[float, Field(gt=0, le=1)] = 0.5  # price of a prompt in a batch, as a share of `prices`
+
+    def price_of(self, model: str) -> Price | None:
+        """What the server charges for a model, in the way in which prompts are sent."""
+        price = self.prices.get(model)
+        if price is None or not self.batch:
+            return price
+        rates = {name: rate and rate * self.batch_price for name, rate in price}
+        return price.model_copy(update=rates)
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> "Server":
+        if not self.batch and self.batch_price != Server.model_fields["batch_price"].default:
+            raise ValueError("a server has batch_price, and batch is false: set batch to true, or remove batch_price")
+        if self.batch and self.concurrency != Server.model_fields["concurrency"].default:
+            raise ValueError("a server has batch and concurrency, and a batch is one request: remove concurrency")
+        return self
 
     @field_validator("base_url")
     @classmethod

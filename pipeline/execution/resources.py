@@ -179,7 +179,7 @@ def _server_pool(
     """One actor that asks a server. With more, the server would get more requests than its `concurrency` allows."""
     one_actor = hardware.model_copy(update={"replicas": Replicas(min=1, max=1), "gpus_per_replica": 0})
     server = config.hardware.servers[served.server]
-    make = partial(_make_server_engine, model, served, server, thinking)
+    make = partial(_make_server_engine, model, served, server, thinking, config.run)
     return EnginePool(make, one_actor, role=f"{model} at {served.server}", residents=residents)
 
 
@@ -198,9 +198,12 @@ def _scorer(config: Config | Alignment, policy: Mapping[str, Any], residents: Re
     return EnginePool(load, hardware, at_once=1, role="scorer", residents=residents)
 
 
-def _make_server_engine(model: str, served: ServedModel, server: Server, thinking: Thinking | None) -> Engine:
+def _make_server_engine(model: str, served: ServedModel, server: Server, thinking: Thinking | None, run: str) -> Engine:
+    from pipeline.inference.server.batch_server import BatchServerEngine
     from pipeline.inference.server.openai_server import OpenAIServerEngine
 
+    if server.batch:
+        return BatchServerEngine(model, served, server, thinking, run)
     return OpenAIServerEngine(model, served, server, thinking)
 
 

@@ -88,11 +88,14 @@ class ChatServer:
 
     def _serve(self, ready):
         app = web.Application()
-        app.add_routes([web.get("/v1/models", self._models), web.post("/v1/chat/completions", self._chat)])
+        app.add_routes(self._routes())
         self.loop.run_until_complete(self._start(app))
         ready.set()
         self.loop.run_forever()
         self.loop.run_until_complete(self.runner.cleanup())
+
+    def _routes(self):
+        return [web.get("/v1/models", self._models), web.post("/v1/chat/completions", self._chat)]
 
     async def _start(self, app):
         self.runner = web.AppRunner(app, shutdown_timeout=0, handler_cancellation=True)

@@ -208,7 +208,7 @@ class Estimator(DryRun):
         for section, engine in JUDGE_ENGINES.items():
             judge = getattr(self.settings, section)
             if engine in stage.uses and judge.served and TOKENS_IN in estimate.tally:
-                price = self.settings.hardware.servers[judge.served.server].prices.get(judge.model or "")
+                price = self.settings.hardware.servers[judge.served.server].price_of(judge.model or "")
                 if price is not None:
                     tokens = [estimate.tally.get(name, 0.0) for name in (TOKENS_IN, TOKENS_CACHED, TOKENS_OUT)]
                     estimate.dollars = (estimate.dollars or 0.0) + price.cost_micro_usd(*tokens) / 1e6

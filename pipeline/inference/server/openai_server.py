@@ -2,8 +2,8 @@
 
 A model at a server is a judge, or writes summaries to compare with the policy's. A chat server gives no token ids, so
 its samples are never trained on. The API key is read from the environment where the engine is made, and appears in no
-message. `server_check.py` checks a server before a run. Streaming, batch endpoints and other protocols are not
-supported.
+message. `server_check.py` checks a server before a run. `batch_server.py` sends prompts by a server's batch API.
+Streaming and other protocols are not supported.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ from pipeline.inference.thinking import KNOWN_TAGS, answer_tokens, strip_thought
 from pipeline.storage.model_files.chat_template import without_nulls
 
 _FIRST_BACKOFF = 0.5  # seconds before the first retry; doubled for each further one
-_RETRIED_STATUSES = {408, 409, 425, 429}  # and every 5xx
-_PROMPT_AT_FAULT_STATUSES = {400, 413, 422}  # they say nothing about the server's health
+RETRIED_STATUSES = {408, 409, 425, 429}  # and every 5xx
+PROMPT_AT_FAULT_STATUSES = {400, 413, 422}  # they say nothing about the server's health
 _MAX_UNSERVED = 16  # unserved prompts in a row, beyond those in flight, after which the server counts as down
 _PROBE = Prompt(user("Reply with one word."), max_tokens=8)  # no server has a reason to refuse this
 _FINISH_REASONS = {"stop": "stop", "eos": "stop", "length": "length"}  # a server's -> ours
@@ -93,7 +93,7 @@ class OpenAIServerEngine:
         if unserved := self._unserved_by_working_server(replies):
             second_replies = self.generate_once([prompts[i] for i in unserved])
             for i, reply in zip(unserved, second_replies, strict=True):
-                replies[i] = replace(reply, usage=_sum(replies[i].usage, reply.usage))
+                replies[i] = replace(reply, usage=add_usage(replies[i].usage, reply.usage))
             self._unserved_by_working_server(replies)
         return replies
 
@@ -140,29 +140,29 @@ class OpenAIServerEngine:
                 self.clients.append(client)
 
     async def _send_with_retries(self, client: httpx.AsyncClient, prompt: Prompt) -> Reply:
-        body = self._request_body(prompt)
+        body = self.request_body(prompt)
         usage: dict[str, int] = {}  # tokens of the failed tries, which cost money too
         for attempt in itertools.count(1):
             if self.unserved_in_a_row >= self.server.concurrency + _MAX_UNSERVED:
                 raise self._server_is_down()
             try:
-                reply = self._parse_reply(prompt, await self._post(client, body))
+                reply = self.parse_reply(prompt, await self._post(client, body))
                 self.unserved_in_a_row = 0
-                return replace(reply, usage=_sum(usage, reply.usage))
-            except _TryFailed as error:
+                return replace(reply, usage=add_usage(usage, reply.usage))
+            except TryFailed as error:
                 failure = error
-                usage = _sum(usage, error.usage)
+                usage = add_usage(usage, error.usage)
             if not failure.retry or attempt == self.server.tries or failure.retry_after > self.server.max_wait:
                 break
-            await asyncio.sleep(failure.retry_after + self._backoff(attempt))
-            usage = _sum(usage, {RETRIES: 1})
+            await asyncio.sleep(failure.retry_after + self.backoff(attempt))
+            usage = add_usage(usage, {RETRIES: 1})
         if failure.prompt_at_fault:
             self.unserved_in_a_row, self.last_failure = 0, ""
             return Reply([], error=failure.reason, usage=usage)
         self.unserved_in_a_row, self.last_failure = self.unserved_in_a_row + 1, failure.reason
         return _Unserved([], error=failure.reason, usage=usage)
 
-    def _backoff(self, attempt: int) -> float:
+    def backoff(self, attempt: int) -> float:
         """Seconds to wait after a failed attempt, in addition to Retry-After: between half of the full backoff and all.
 
         It is random because prompts that failed together get the same Retry-After, and must not be sent together again.
@@ -174,27 +174,27 @@ class OpenAIServerEngine:
             async with asyncio.timeout(self.server.timeout):
                 response = await client.post("chat/completions", json=body)
         except (TimeoutError, httpx.TimeoutException):
-            raise _TryFailed("timed out") from None
+            raise TryFailed("timed out") from None
         except httpx.RequestError:
-            raise _TryFailed("connection failed") from None
+            raise TryFailed("connection failed") from None
         if response.is_success:
             try:
                 return response.json()
             except (ValueError, RecursionError):
-                raise _TryFailed("reply unreadable") from None
+                raise TryFailed("reply unreadable") from None
         # The text of an error may quote the prompt or the key, so no message contains it.
-        if response.status_code in _PROMPT_AT_FAULT_STATUSES and re.search(r"context.length", response.text):
-            raise _TryFailed("prompt too long", retry=False, prompt_at_fault=True)
-        raise _TryFailed(
+        if response.status_code in PROMPT_AT_FAULT_STATUSES and re.search(r"context.length", response.text):
+            raise TryFailed("prompt too long", retry=False, prompt_at_fault=True)
+        raise TryFailed(
             f"HTTP {response.status_code}",
-            retry=response.status_code in _RETRIED_STATUSES or response.status_code >= 500,
-            prompt_at_fault=response.status_code in _PROMPT_AT_FAULT_STATUSES,
+            retry=response.status_code in RETRIED_STATUSES or response.status_code >= 500,
+            prompt_at_fault=response.status_code in PROMPT_AT_FAULT_STATUSES,
             retry_after=retry_after(response.headers.get("retry-after"), datetime.now(UTC)),
         )
 
     # Requests and replies
 
-    def _request_body(self, prompt: Prompt) -> dict[str, Any]:
+    def request_body(self, prompt: Prompt) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
             "messages": without_nulls(break_special_tokens(prompt, WELL_KNOWN_MARKERS)),
@@ -221,7 +221,8 @@ class OpenAIServerEngine:
         body |= self.served.extra_body
         return {name: value for name, value in body.items() if value is not None}
 
-    def _parse_reply(self, prompt: Prompt, response: dict[str, Any]) -> Reply:
+    def parse_reply(self, prompt: Prompt, response: dict[str, Any]) -> Reply:
+        """Read the server's response to a prompt. Raises TryFailed if it cannot be read."""
         usage: dict[str, int] = {}
         try:
             usage = self._usage(response.get("usage") or {})
@@ -235,7 +236,7 @@ class OpenAIServerEngine:
             if len(samples) != prompt.n or any(reason not in _FINISH_REASONS for reason in finish_reasons):
                 raise ValueError("wrong number of samples, or an unknown finish reason")
         except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError):
-            raise _TryFailed("reply unreadable", usage=usage) from None
+            raise TryFailed("reply unreadable", usage=usage) from None
         return Reply([], samples, usage[TOKENS_CACHED], usage=usage)
 
     def _usage(self, reported: dict[str, Any]) -> dict[str, int]:
@@ -247,7 +248,7 @@ class OpenAIServerEngine:
         }
         if thought := _token_count((reported.get("completion_tokens_details") or {}).get("reasoning_tokens")):
             usage[TOKENS_THOUGHT] = thought
-        if price := self.server.prices.get(self.model):
+        if price := self.server.price_of(self.model):
             cost = price.cost_micro_usd(usage[TOKENS_IN], usage[TOKENS_CACHED], usage[TOKENS_OUT])
             usage[MICRO_USD] = round(cost)
         return usage
@@ -292,7 +293,7 @@ class _Unserved(Reply):
     """The reply to a prompt that was given up, although no server refused it for its content."""
 
 
-class _TryFailed(Exception):
+class TryFailed(Exception):
     """One try to serve a prompt failed.
 
     Attributes:
@@ -315,7 +316,7 @@ class _TryFailed(Exception):
         self.retry_after, self.usage = retry_after, usage or {}
 
 
-def _sum(*usages: dict[str, int] | None) -> dict[str, int]:
+def add_usage(*usages: dict[str, int] | None) -> dict[str, int]:
     total: Counter[str] = Counter()
     for usage in usages:
         total.update(usage or {})

@@ -44,6 +44,8 @@ def check_server(
     """
     server = hardware.servers[served.server]
     _check_model_is_listed(setting, model, server, f"hardware.servers.{served.server}")
+    if server.batch:
+        _check_batches(server, f"hardware.servers.{served.server}")
     must_match = served.structured_outputs is not None
     thinks = bool(thinking and thinking.budget)
     text = f"{_QUESTION if thinks else ''}Reply with: Q1 Unsure"
@@ -103,6 +105,18 @@ def _check_model_is_listed(setting: str, model: str, server: Server, section: st
         raise UserError(
             f"{setting}.model is {model!r}, which {server.base_url} does not have; it has {', '.join(closest)}"
         )
+
+
+def _check_batches(server: Server, section: str) -> None:
+    try:
+        url = f"{server.base_url.rstrip('/')}/batches?limit=1"
+        served = isinstance(
+            httpx.get(url, headers=auth_headers(server), timeout=30).raise_for_status().json()["data"], list
+        )
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        served = False
+    if not served:
+        raise UserError(f"{section}.batch is true, and {server.base_url} has no batch API (/batches): set it to false")
 
 
 def _check_thinking(
