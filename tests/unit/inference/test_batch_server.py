@@ -11,8 +11,7 @@ from pipeline.config.servers import ServedModel
 from pipeline.inference.base import MICRO_USD, RETRIES
 from pipeline.inference.server import batch_server
 from pipeline.inference.server.server_check import check_server
-from tests.helpers.batch_server import BatchServer, batch_engine
-from tests.helpers.chat_server import ChatServer, chat_prompt, engine_at, reply_text
+from tests.helpers.chat_server import BatchServer, ChatServer, batch_engine, chat_prompt, engine_at, reply_text
 
 PROMPTS = [chat_prompt(f"{name} text") for name in "abcdef"]
 
