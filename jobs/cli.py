@@ -307,7 +307,7 @@ def status(folder: RunFolder, overrides: Overrides = None) -> None:
 
     NAME=VALUE shows the status that the run would have with another setting.
     """
-    from jobs.show import show_status
+    from jobs.show.tables import show_status
 
     show_status(folder, overrides or [])
 
@@ -320,9 +320,23 @@ def show(
     article: Annotated[str | None, typer.Option(help="Show the article with this id.")] = None,
 ) -> None:
     """Show a few rows: article, questions, summaries with scores, what was chosen and why."""
-    from jobs.show import show_rows
+    from jobs.show.tables import show_rows
 
     show_rows(folder, stage, rows, article)
+
+
+@app.command()
+def view(
+    folder: RunFolder,
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Of this machine. Default: a free one.")] = 0,
+) -> None:
+    """Show a run in the browser, also while it is running: results, articles with every summary, progress, costs.
+
+    The command prints a link for this machine. report.html in the run folder is the same page with fewer articles.
+    """
+    from jobs.show.view import view as show_view
+
+    show_view(folder, port)
 
 
 @app.command()

@@ -55,7 +55,8 @@ def run_rounds(path: str, overrides: Sequence[str], remake: str | None) -> None:
 
 def _show_results(metrics: dict[str, Any], examples: Sequence[dict[str, Any]], display: Display) -> None:
     """The tables of the report, its notes, and one article before and after."""
-    from pipeline.evaluation.report.render import result_tables, terminal_tables
+    from pipeline.evaluation.report.render import terminal_tables
+    from pipeline.evaluation.report.tables import result_tables
 
     for table in terminal_tables(*result_tables(metrics)):
         display.say("")

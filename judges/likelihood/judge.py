@@ -53,13 +53,19 @@ class LikelihoodJudge(ScoringJudge):
             raise ValueError("coverage and relevance should be 0 or more")
         self.sentences, self.coverage, self.max_gain, self.relevance = sentences, coverage, max_gain, relevance
 
+    def key_sentences(self, article: str, order: int = 0) -> list[str]:
+        """Return the sentences that the items of a score are about. Another `order` gives the next best ones."""
+        sentences, weights = _read_article(article)
+        keys = key_sentences(sentences, weights, self.sentences, skip=order * self.sentences)
+        return keys or key_sentences(sentences, weights, self.sentences)  # a short article has no other sentences
+
     def ask_scores(self, article: str, summaries: Sequence[str], order: int = 0) -> list[Prompt]:
         """Make the prompts: the article with all summaries, nothing with the key sentences, each summary with them.
 
         With another `order` the next best sentences are the key sentences.
         """
         written = self._written(article, summaries)
-        keys = self._keys(article, order)
+        keys = self.key_sentences(article, order)
         prompts = []
         if written:
             prompts.append(_prompt(fill(_SUMMARIZE, {"article": article}), written, article))
@@ -76,7 +82,7 @@ class LikelihoodJudge(ScoringJudge):
         Its items are one value for each key sentence: faithfulness and relevance plus the weighted gain of the
         sentence. The value is their mean. An empty summary gets the faithfulness of noise, and no gain.
         """
-        written, keys = self._written(article, summaries), self._keys(article, order)
+        written, keys = self._written(article, summaries), self.key_sentences(article, order)
         if len(replies) != bool(written) + bool(keys) * (1 + len(written)):
             return [Judgement(None) for _ in summaries]
         remaining = iter(replies)
@@ -105,11 +111,6 @@ class LikelihoodJudge(ScoringJudge):
     def _written(self, article: str, summaries: Sequence[str]) -> list[str]:
         """The distinct summaries that are not empty, as the model reads them."""
         return list(dict.fromkeys(filter(None, (restore(summary, article) for summary in summaries))))
-
-    def _keys(self, article: str, order: int) -> list[str]:
-        sentences, weights = _read_article(article)
-        keys = key_sentences(sentences, weights, self.sentences, skip=order * self.sentences)
-        return keys or key_sentences(sentences, weights, self.sentences)  # a short article has no other sentences
 
 
 @lru_cache(maxsize=256)  # the articles of a batch: each is read before and after the engine

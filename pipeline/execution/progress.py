@@ -1,17 +1,21 @@
 """Shows the progress of a run: a bar with rate and time left while a stage works, one line when it is finished.
 
-On a terminal the bar is drawn in place. Elsewhere (a job's log, CI) a plain line is printed every 20 seconds.
+On a terminal the bar is drawn in place. Elsewhere (a job's log, CI) a plain line is printed every 20 seconds. The same
+goes to progress.json in the run folder, for `rondo view`.
 """
 
+import json
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from pipeline.config import UserError
 from pipeline.config.messages import printable
 from pipeline.inference.base import (
     ENGINE_LOADS,
@@ -27,10 +31,14 @@ from pipeline.inference.base import (
     TOKENS_OUT,
 )
 from pipeline.judging.tallies import ANSWERS, JUDGED, JUDGED_AGAIN, PAIRS, UNREAD, describe_unusable
+from pipeline.storage.ledger import Ledger, utc_now
 from pipeline.storage.parts import MERGED
+from pipeline.storage.run_folder import PROGRESS
 from pipeline.storage.schema import SPLITS
 
 _SECONDS_BETWEEN_LINES = 20.0
+_SECONDS_BETWEEN_FILES = 2.0  # between two versions of progress.json; each is also a sign that the driver lives
+_SECONDS_BETWEEN_REMOTE_FILES = 15.0  # on an object store, where each one is a request
 _FILE_WIDTH = 160  # characters; a file or a pipe has no width of its own, and rich would cut tables at 80
 
 
@@ -66,27 +74,44 @@ class StageProgress:
         self.done, self.total = done, total
         self._show()
 
+    @property
+    def rate(self) -> float:
+        """Rows or steps per second, of this attempt."""
+        return (self.done - self.done_before) / max(time.monotonic() - self.started, 1e-3)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at this rate; None: unknown."""
+        return (self.total - self.done) / self.rate if self.total and self.rate > 0 else None
+
     def _show(self) -> None:
         if self.total and self.done > self.total:
             self.total = None  # the stage makes several rows from one, so their number is unknown
-        now = time.monotonic()
-        rate = (self.done - self.done_before) / max(now - self.started, 1e-3)
+        now, rate = time.monotonic(), self.rate
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, total=self.total, rate=f"{rate:.1f} {self.unit}/s")
         elif now - self.last_line > _SECONDS_BETWEEN_LINES and self.done != self.total:
             self.last_line = now
-            left = f"  {format_duration((self.total - self.done) / rate)} left" if self.total and rate else ""
+            seconds = self.seconds_left
+            left = "" if seconds is None else f"  {format_duration(seconds)} left"
             of = f" of {self.total:,}" if self.total else ""
             self.console.print(f"  {self.name}  {self.done:,}{of} {self.unit}  {rate:.1f}/s{left}", style="dim")
 
 
 class Display:
-    """Prints lines and bars on one console. Standard error is for errors only."""
+    """Prints lines and bars on one console. Standard error is for errors only.
+
+    Attributes:
+        stages: the stages that are working now.
+        finished: addresses of the artifacts that are made, or were reused.
+    """
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(highlight=False, soft_wrap=True)
         if console is None and not self.console.is_terminal:
             self.console.width = _FILE_WIDTH
+        self.stages: list[StageProgress] = []
+        self.finished: set[str] = set()
 
     @contextmanager
     def working(self, names: Sequence[str], total: int | None, unit: str = "rows") -> Iterator[list[StageProgress]]:
@@ -103,7 +128,11 @@ class Display:
                 transient=True,
             )
         with bar or nullcontext():
-            yield [StageProgress(self.console, bar, name, total, unit) for name in names]
+            self.stages = [StageProgress(self.console, bar, name, total, unit) for name in names]
+            try:
+                yield self.stages
+            finally:
+                self.stages = []
 
     def line(self, name: str, text: str, style: str = "") -> None:
         """Print the line of a finished stage."""
@@ -114,6 +143,51 @@ class Display:
 
     def warn(self, text: str) -> None:
         self.console.print(Text("note: ", style="yellow") + Text(printable(text)))
+
+
+@contextmanager
+def publishing_progress(display: Display, ledger: Ledger, addresses: Sequence[str]) -> Iterator[None]:
+    """Keep progress.json in the run folder up to date while the block runs. When it ends, the file says how.
+
+    Args:
+        display: knows what is finished and what is working.
+        addresses: the artifacts that the run will ask for, in order.
+    """
+    seconds = _SECONDS_BETWEEN_REMOTE_FILES if "://" in ledger.root else _SECONDS_BETWEEN_FILES
+    stop, started = threading.Event(), utc_now()
+
+    def publish(state: str) -> None:
+        stages = [_describe_stage(address, display) for address in dict.fromkeys(addresses)]
+        if state == "finished":  # the others belong to rounds that were not needed
+            stages = [stage for stage in stages if stage["state"] == "made"]
+        content = {"state": state, "started": started, "updated": utc_now(), "stages": stages}
+        with suppress(UserError):  # a disk that is full for a moment must not end the run: only the page suffers
+            ledger.write(PROGRESS, json.dumps(content) + "\n")
+
+    def keep_publishing() -> None:
+        publish("running")
+        while not stop.wait(seconds):
+            publish("running")
+
+    thread = threading.Thread(target=keep_publishing, name="progress", daemon=True)
+    thread.start()
+    state = "stopped"
+    try:
+        yield
+        state = "finished"
+    finally:
+        stop.set()
+        thread.join()
+        publish(state)
+
+
+def _describe_stage(address: str, display: Display) -> dict[str, Any]:
+    """A stage in progress.json: `state` is `made`, `working` or `to come`."""
+    working = next((stage for stage in list(display.stages) if stage.name == address), None)
+    if working is None:
+        return {"address": address, "state": "made" if address in display.finished else "to come"}
+    counts = {"done": working.done, "total": working.total, "unit": working.unit}
+    return {"address": address, "state": "working", **counts, "rate": working.rate, "left": working.seconds_left}
 
 
 def summarize_record(record: dict[str, Any]) -> str:

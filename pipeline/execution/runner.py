@@ -18,7 +18,13 @@ from pipeline.config.hardware import driver_node_options
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.executor import Executor, address_of
 from pipeline.execution.planning import articles_left
-from pipeline.execution.progress import Display, StageProgress, start_seconds, summarize_record
+from pipeline.execution.progress import (
+    Display,
+    StageProgress,
+    publishing_progress,
+    start_seconds,
+    summarize_record,
+)
 from pipeline.execution.ray_cluster import connected_ray
 from pipeline.execution.recipe import Recipe, compare_recipes
 from pipeline.execution.resources import provide_resources
@@ -55,7 +61,8 @@ def open_run(
         run_folder.write_settings(ledger, config)
         display.say(title, style="bold")
         ray = connected_ray(config.hardware) if dry_run.unmade else nullcontext(config.hardware)
-        with ledger.remaking(addresses_to_remake), ray as hardware:
+        progress = publishing_progress(display, ledger, dry_run.visited)
+        with ledger.remaking(addresses_to_remake), progress, ray as hardware:
             uses = {use for stage in dry_run.unmade.values() for use in stage.uses}
             config = config.model_copy(update={"hardware": hardware})
             with Runner(config, ledger, display, dry_run.remake, uses) as runner:
@@ -107,6 +114,7 @@ class Runner(Executor):
     def reuse(self, artifact: Artifact) -> Artifact:
         if "training" in artifact.record:
             _remove_checkpoints(artifact)  # the driver may have died between writing the record and removing them
+        self.display.finished.add(artifact.address)
         self.display.line(artifact.address, f"reused  {summarize_record(artifact.record)}", style="dim")
         return artifact
 
@@ -196,6 +204,7 @@ class Runner(Executor):
         artifact = self.ledger.finish(job.artifact.address, record)
         if job.stage.resumes:
             _remove_checkpoints(artifact)  # three times the size of the weights, and useless once training is done
+        self.display.finished.add(artifact.address)
         self.display.line(artifact.address, summarize_record(record))
         if "tally" in record:
             self._warn_of_cut_off(job, streams.Written(record["in"], record["tally"]), is_complete=True)

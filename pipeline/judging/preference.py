@@ -40,15 +40,19 @@ def scores_to_compare(row: Mapping[str, Any], settings: Pairs) -> list[Score]:
         and `finish_reason` ("stop", or "length" if the token limit cut it off). If the settings may use `faults`, those
         that an older version did not measure are measured now.
     """
-    needs_faults = settings.limits_faults or settings.max_copied_gap is not None or settings.preference not in RULES
     scores: list[Score] = []
     for score, summary in zip(row["scores"], row["summaries"], strict=True):
         text, faults = summary["text"].strip(), score.get("faults")
-        if faults is None and needs_faults:
+        if faults is None and needs_texts(settings):
             faults = measure_faults(text, row["article"])
         texts = {"text": text, "article": row["article"], "finish_reason": summary["finish_reason"]}
         scores.append({**score, **texts, "faults": faults})
     return scores
+
+
+def needs_texts(settings: Pairs) -> bool:
+    """Whether a comparison may look at the texts: for their faults, or because the rule is a function of the user's."""
+    return settings.limits_faults or settings.max_copied_gap is not None or settings.preference not in RULES
 
 
 def faults_beyond_limits(score: Score, settings: Pairs) -> list[str]:

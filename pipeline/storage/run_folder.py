@@ -15,6 +15,7 @@ from pipeline.config.loader import apply_overrides, parse_alignment, parse_confi
 from pipeline.storage.ledger import Ledger
 
 CONFIG = "config.yaml"
+PROGRESS = "progress.json"  # what the run is doing, for `rondo view`
 TEST = "test"  # the folder of the artifacts of the test articles
 # By whether the settings are an `Alignment`.
 _COMMAND = {True: "`rondo train`, on pairs from elsewhere", False: "`rondo run`, in rounds"}

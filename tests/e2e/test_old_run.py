@@ -72,3 +72,4 @@ def test_its_report_has_both_rounds(resumed):
     report = (run / "report.md").read_text()
     assert "round 2" in report and (run / "report.png").stat().st_size > 10_000
     assert f"Report: {run}/report.md" in output
+    assert '"headline":{"on":"held-out"' in (run / "report.html").read_text()

@@ -33,7 +33,15 @@ def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
 def check_holds_none(run: Path, output: str) -> None:
     """Check a finished run of rounds with a report, and what its driver has printed."""
     files = list(contents(run))
-    names = {"record.json", "config.yaml", "report.md", "metrics.json", "model.safetensors"}
+    names = {
+        "record.json",
+        "config.yaml",
+        "report.md",
+        "report.html",
+        "progress.json",
+        "metrics.json",
+        "model.safetensors",
+    }
     assert names <= {path.name for path, _ in files}
     assert any(path.suffix == ".parquet" for path, _ in files)
     assert {str(path): leaked for path, data in files if (leaked := secrets_in(data))} == {}

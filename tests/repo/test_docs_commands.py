@@ -129,7 +129,7 @@ def test_documented_yaml_is_settings() -> None:
 
 
 SETTING = re.compile(rf"`((?:{'|'.join(Config.model_fields)})\.[a-z_.]+)(?=[`=:])")
-NO_SETTINGS = (".md", ".png", ".py", ".jsonl", "policy.build")  # files, and an input of a stage
+NO_SETTINGS = (".html", ".md", ".png", ".py", ".jsonl", "policy.build")  # files, and an input of a stage
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_name)

@@ -1,6 +1,6 @@
 """Writes the report of a run, again after every round.
 
-`metrics` collects the figures for metrics.json. `render` makes the tables for the terminal and writes report.md from
-the template `report.md.j2`. `plot` draws report.png, `examples` chooses articles that show what changed, and `looks`
-counts how often the test articles were looked at.
+`metrics` collects the figures for metrics.json, and `tables` puts them into tables. `render` writes report.md from the
+template `report.md.j2`. `plot` draws report.png, `page` makes report.html, `examples` chooses articles that show what
+changed, and `looks` counts how often the test articles were looked at.
 """

@@ -32,8 +32,8 @@ OFF_TOPIC = 0.7
 REPEATED, COPIED, LEAD_COPIED = "repeats itself", "copies its article", "copies the lead"
 OFF_TOPIC_END, OTHER_LANGUAGE = "ends off topic", "is in another language"
 
-# `rondo show` names a fault from these shares on. `pairs` has limits of its own.
-_NOTICEABLE = {"repeated": 0.1, "copied": 0.5, "lead_copied": 0.5, "off_topic_end": OFF_TOPIC}
+# `rondo show` and the page of a run name a fault from these shares on. `pairs` has limits of its own.
+NOTICEABLE = {"repeated": 0.1, "copied": 0.5, "lead_copied": 0.5, "off_topic_end": OFF_TOPIC}
 
 _HANGUL = re.compile(r"[\uac00-\ud7a3]")
 _CASED = re.compile(r"[A-Za-z\u00c0-\u024f\u0370-\u03ff\u0400-\u052f\u0530-\u058f]")
@@ -168,7 +168,7 @@ def describe_faults(faults: Faults | None) -> list[str]:
     }
     described = [
         texts[name].format(faults[name])
-        for name, share in _NOTICEABLE.items()
+        for name, share in NOTICEABLE.items()
         if faults[name] is not None and faults[name] >= share
     ]
     other = faults["other_language"]

@@ -28,7 +28,7 @@ def overrides(tmp_path, monkeypatch):
 def test_the_commands_know_a_jury(ray_cluster, tmp_path, overrides, capsys):
     from jobs.judge.card import make_judge_card
     from jobs.plan import plan
-    from jobs.show import show_rows
+    from jobs.show.tables import show_rows
 
     make_judge_card(CONFIG, overrides)
     card = json.loads((tmp_path / "card/judge_card.json").read_text())

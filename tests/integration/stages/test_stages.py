@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.show import show_rows
+from jobs.show.tables import show_rows
 from judges.base import LETTERS, UNSURE, Question, Sample
 from judges.text.sentences import split_sentences
 from pipeline.config import run

@@ -12,7 +12,7 @@ from pipeline.evaluation.comparison import CountingSettings, compare_writers, de
 from pipeline.evaluation.report import examples
 from pipeline.evaluation.report.metrics import compare_by_second_judge
 from pipeline.evaluation.report.plot import draw_plot
-from pipeline.evaluation.report.render import result_tables
+from pipeline.evaluation.report.tables import result_tables
 from pipeline.execution.planning.gpu_memory import PackedRow
 from pipeline.execution.preflight import check_preference, memory_needs
 from pipeline.execution.recipe import compare_recipes, stage_recipe

@@ -5,7 +5,7 @@ import pytest
 from pipeline.config import run
 from pipeline.evaluation.comparison import CountingSettings, judge_agreement, single_summary_rows, verdicts_by_article
 from pipeline.evaluation.report.metrics import compare_by_second_judge, unconfirmed_wins
-from pipeline.evaluation.report.render import win_rate_table
+from pipeline.evaluation.report.tables import win_rate_table
 from pipeline.judging.preference import accuracy_only
 
 

@@ -6,11 +6,12 @@ import json
 import pytest
 from rich.console import Console
 
-from jobs.show import _find_table, show_status
+from jobs.show.tables import _find_table, show_status
 from pipeline.config import UserError
 from pipeline.evaluation.report.looks import LOOKS, note_look, read_looks
 from pipeline.evaluation.report.metrics import collect_metrics
-from pipeline.evaluation.report.render import result_tables, terminal_tables, write_report
+from pipeline.evaluation.report.render import terminal_tables, write_report
+from pipeline.evaluation.report.tables import result_tables
 from pipeline.evaluation.win_rate import mean_share
 from pipeline.execution.dry_run import DryRun
 from pipeline.round import rounds

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jobs.sharing.export import to_pairs
 from jobs.sharing.formats import Form, to_row
-from jobs.show import _print_row
+from jobs.show.tables import _print_row
 from judges.base import Judgement, Prompt, user
 from judges.cloze import ClozeJudge
 from judges.mcq import McqJudge

@@ -2,14 +2,15 @@
 
 import pytest
 
-from jobs.show import show_rows
+from jobs.show.tables import show_rows
 from pipeline.config import UserError
 from pipeline.config.judging import Pairs
 from pipeline.config.run import Report
 from pipeline.evaluation.comparison import CountingSettings, compare_writers
 from pipeline.evaluation.fault_figures import clear_rises, mean_faults
 from pipeline.evaluation.report.metrics import collect_metrics, risen_faults
-from pipeline.evaluation.report.render import result_tables, write_report
+from pipeline.evaluation.report.render import write_report
+from pipeline.evaluation.report.tables import result_tables
 from pipeline.judging.tallies import describe_unusable
 from pipeline.round import rounds
 from pipeline.storage.ledger import Ledger

@@ -6,7 +6,7 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from jobs.show import show_rows
+from jobs.show.tables import show_rows
 from pipeline.evaluation.report.render import terminal_tables
 from pipeline.execution.progress import Display
 from pipeline.storage.ledger import Ledger
