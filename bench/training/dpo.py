@@ -10,6 +10,8 @@ and requests them again. The page faults cost TRL more than Rondo, because TRL's
 in the virtual machine where this benchmark was written. One more row therefore shows the ratio when the allocator of
 both sides keeps freed memory.
 
+`--side trl-dropin` also trains each shape with `pipeline.trl.TreeDPOTrainer`, all pairs of a step in one forward.
+
 `sides.py` has the data and Rondo's side, `memory.py` measures memory, `scale.py` runs on GPUs (`--suite scale`).
 """
 
@@ -98,7 +100,7 @@ def compare_suite(options: argparse.Namespace) -> dict[str, Any]:
             print(f"{shape.name} …", flush=True)
             headline = shape.name == "headline"
             work = make_work(shape, LOSS_STEPS if headline else 1 + options.runs)
-            row, trainer = compare(work, math.gcd(batch_size, shape.pairs_per_step))
+            row, trainer = compare(work, math.gcd(batch_size, shape.pairs_per_step), options.side)
             row |= compare_with_plain_row(loading.load_model(model, "float32"), work, options.runs)
             rows.append(row)
             print("  " + ", ".join(f"{name} {value}" for name, value in _speed_cells(row).items() if name != "shape"))
@@ -113,6 +115,11 @@ def compare_suite(options: argparse.Namespace) -> dict[str, Any]:
                 rows.append(patched_row | {"shape": "headline, TRL patched"})
             del trainer
         print_table("Optimizer steps, Rondo and TRL's DPOTrainer", [_speed_cells(row) for row in rows])
+        if options.side == "trl-dropin":
+            rows_with_dropin = [row for row in rows if "dropin_seconds" in row]
+            print_table(
+                "Optimizer steps of the drop-in for TRL's DPOTrainer", list(map(_dropin_cells, rows_with_dropin))
+            )
         print(
             "'memory kept': the allocator of both sides keeps freed memory."
             "\n'TRL patched': TRL applies its LM head to completion tokens only, as it does on CUDA. On a CPU it scores"
@@ -136,9 +143,15 @@ def compare_suite(options: argparse.Namespace) -> dict[str, Any]:
 _FIGURES = ("pairs_per_second_ratio", "grad_rel_error", "loss_abs_error", "unique_token_ratio")
 
 
-def compare(work: Work, batch_size: int) -> tuple[dict[str, Any], Any]:
-    """Train one shape with Rondo, TRL and Rondo again. Returns the row and TRL's trainer after training."""
+def compare(work: Work, batch_size: int, side: str = "trl") -> tuple[dict[str, Any], Any]:
+    """Train one shape with Rondo, TRL and Rondo again. Returns the row and TRL's trainer after training.
+
+    With the side `trl-dropin`, the drop-in trains between Rondo and TRL.
+    """
     ours = sides.train_ours(work)
+    dropin = None
+    if side == "trl-dropin":
+        dropin = trl_side.train(trl_side.make_trainer(work, work.shape.pairs_per_step, on_trees=True))
     trainer = trl_side.make_trainer(work, batch_size)
     theirs = trl_side.train(trainer)
     ours_again = sides.train_ours(work)
@@ -157,6 +170,13 @@ def compare(work: Work, batch_size: int) -> tuple[dict[str, Any], Any]:
         "trl_losses": theirs.losses,
         "loss_abs_error": max(abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True)),
     }
+    if dropin is not None:
+        row |= {
+            "dropin_seconds": dropin.seconds,
+            "dropin_ratio_to_rondo": statistics.median(seconds) / statistics.median(dropin.seconds),
+            "dropin_ratio_to_trl": statistics.median(theirs.seconds) / statistics.median(dropin.seconds),
+            "dropin_loss_abs_error": max(abs(a - b) for a, b in zip(dropin.losses, theirs.losses, strict=True)),
+        }
     return row, trainer
 
 
@@ -292,11 +312,23 @@ def _speed_cells(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _dropin_cells(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "shape": row["shape"],
+        "drop-in, s": median_and_range(row["dropin_seconds"]),
+        "drop-in, pairs/s": f"{row['pairs_per_step'] / statistics.median(row['dropin_seconds']):.2f}",
+        "drop-in / Rondo": f"{row['dropin_ratio_to_rondo']:.2f}",
+        "drop-in / TRL": f"{row['dropin_ratio_to_trl']:.2f}",
+        "loss difference to TRL": f"{row['dropin_loss_abs_error']:.1e}",
+    }
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [shape.name for shape in SHAPES]
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--suite", choices=("compare", "scale"), help="scale: 0.5B and 7B; the default on cuda")
+    parser.add_argument("--side", choices=("trl", "trl-dropin"), default="trl", help="trl-dropin: the drop-in as well")
     parser.add_argument("--runs", type=int, default=3, help="timed steps of each shape and side (headline: 19)")
     parser.add_argument("--shapes", default=",".join(names), help="default: %(default)s")
     parser.add_argument("--vocabularies", help="for peak memory; default 32768,131072, and none with --tiny")

@@ -19,7 +19,13 @@ from bench.training.sides import EOS, PAD, TrainResult, Work
 
 
 def make_trainer(
-    work: Work, batch_size: int, model: PreTrainedModel | None = None, peft: Any = None, **settings: Any
+    work: Work,
+    batch_size: int,
+    model: PreTrainedModel | None = None,
+    peft: Any = None,
+    *,
+    on_trees: bool = False,
+    **settings: Any,
 ) -> Any:
     """TRL's DPOTrainer, ready to train on the same pairs in the same order.
 
@@ -31,6 +37,7 @@ def make_trainer(
         batch_size: pairs of one forward; the gradient of a step is accumulated over several.
         model: the model to train; read from the work's folder if None.
         peft: PEFT's config of the adapter to train, if any.
+        on_trees: use Rondo's drop-in, `pipeline.trl.TreeDPOTrainer`.
         settings: of DPOConfig; they override the ones here.
     """
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -39,12 +46,14 @@ def make_trainer(
     from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback, TrainerControl
     from trl import DPOConfig, DPOTrainer
 
+    from pipeline.trl import TreeDPOTrainer
+
     datasets.disable_progress_bars()
     ours = work.settings
     pairs = [(e, pair) for step in work.plan for e in step.examples for pair in e.pairs]
     expected_ids = [[[*e.prompt_ids, *e.completions[side]] for side in pair] for e, pair in pairs]
 
-    class RecordingTrainer(DPOTrainer):
+    class RecordingTrainer(TreeDPOTrainer if on_trees else DPOTrainer):  # type: ignore[misc] # chosen when called
         """DPOTrainer that records the inputs and the loss of every batch."""
 
         def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Tensor:

@@ -16,12 +16,10 @@ from transformers import PreTrainedModel
 from pipeline.training.batches.article_tree import Article, ArticleTree, Ids, Unscored, pack_rows
 from pipeline.training.modeling import lm_head, routing, tree_attention
 
-# Settings by which a model changes its logits after the head, or its attention scores with eager attention only. Each
-# has the value that turns it off. They act outside of the base decoder and the head, so the tree would silently ignore
-# them.
-_UNSUPPORTED = {
+# Settings by which a model changes its logits after the head, each with the value that turns it off. They act outside
+# of the base decoder and the head, so `lm_head.py` would silently ignore them.
+_CHANGED_LOGITS = {
     "final_logit_softcapping": None,  # Gemma 2
-    "attn_logit_softcapping": None,  # Gemma 2; SDPA ignores it
     "logits_soft_cap": None,  # RecurrentGemma
     "output_logit_soft_cap": None,  # xLSTM
     "logit_scale": 1,  # Cohere
@@ -29,6 +27,8 @@ _UNSUPPORTED = {
     "lm_head_multiplier": 1,  # Falcon H1
     "logits_mup_width_multiplier": 1,
 }
+# The same for attention scores, which these models change with eager attention only.
+_CHANGED_SCORES = {"attn_logit_softcapping": None}  # Gemma 2; SDPA ignores it
 # The supported kinds of layers. A recurrent layer carries its state along the row, from one branch into the next, which
 # no mask can prevent.
 _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -36,7 +36,7 @@ UNSUPPORTED_REMEDY = (
     "use another model, or hardware.trainer.article_tree=false, which is slow and works for every model"
 )
 # Largest difference in nats per token between the tree and one sequence at a time.
-_MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
+_MAX_DIFFERENCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 
 
 class RowScores(NamedTuple):
@@ -245,6 +245,11 @@ def _sum_by_completion(token_logps: Tensor, owner: Tensor, count: int) -> Tensor
     return token_logps.new_zeros(count, dtype=torch.float64).index_add(0, owner, token_logps.double()).to(token_logps)
 
 
+def largest_difference(dtype: torch.dtype) -> float:
+    """How far the tree and one sequence at a time may be apart by rounding in this dtype, in nats per token."""
+    return _MAX_DIFFERENCE[dtype]
+
+
 def check_agreement(model: PreTrainedModel, difference: float) -> None:
     """Refuse a model if the tree and the model's own forward, one sequence at a time, differ by more than rounding.
 
@@ -257,7 +262,7 @@ def check_agreement(model: PreTrainedModel, difference: float) -> None:
     Raises:
         ValueError: the difference is too large, or nan.
     """
-    limit = _MAX_DIFFERENCE[model.dtype]
+    limit = largest_difference(model.dtype)
     if not difference <= limit:  # `not <=` also catches nan
         raise ValueError(
             f"{type(model).__name__} cannot be scored on a tree: log-probabilities differ from one sequence at a time "
@@ -276,39 +281,53 @@ def check_supported(model: PreTrainedModel, longest: int) -> None:
     Raises:
         ValueError: the tree does not support the model, or an article is longer than the model's context.
     """
-    config = model.config.get_text_config(decoder=True)
-    name = type(model).__name__
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and longest > limit:
-        raise ValueError(
-            f"an article with one of its summaries has {longest} tokens, and {name} takes {limit} "
-            "(max_position_embeddings): use shorter articles, or a model with a longer context"
-        )
+    if (reason := _longer_than_context(model, longest)) is not None:
+        raise ValueError(f"{reason}: use shorter articles, or a model with a longer context")
     if model.config._attn_implementation != tree_attention.NAME:
         return  # the settings ask for one sequence at a time (see `loading.load_model`), which is always exact
-    for setting, neutral in _UNSUPPORTED.items():
+    if (reason := tree_obstacle(model, longest)) is not None:
+        raise ValueError(f"{reason}: {UNSUPPORTED_REMEDY}")
+
+
+def tree_obstacle(model: PreTrainedModel, longest: int, *, with_head: bool = True) -> str | None:
+    """Why a model's log-probabilities on a tree would be wrong, as far as its config shows it; None if it does not.
+
+    Args:
+        model, longest: see `check_supported`.
+        with_head: `lm_head.py` computes the logits; False: a head does that knows the model's config.
+    """
+    config = model.config.get_text_config(decoder=True)
+    name = type(model).__name__
+    if (reason := _longer_than_context(model, longest)) is not None:
+        return reason
+    for setting, neutral in (_CHANGED_SCORES | (_CHANGED_LOGITS if with_head else {})).items():
         value = getattr(config, setting, None)
         if value is not None and value != neutral:
-            raise ValueError(
-                f"{name} has {setting}={value}, which the tree's log-probabilities would leave out: "
-                f"{UNSUPPORTED_REMEDY}"
-            )
+            return f"{name} has {setting}={value}, which the tree's log-probabilities would leave out"
     rope = getattr(config, "rope_parameters", None) or {}
-    original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    original = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
     if rope.get("rope_type") == "longrope" and longest > original:
-        raise ValueError(
+        return (
             f"{name} has longrope, whose positions depend on the longest article of a row, and one has {longest} "
-            f"tokens, more than {original}: {UNSUPPORTED_REMEDY}, or use shorter articles"
+            f"tokens, more than {original}"
         )
     kinds = set(getattr(config, "layer_types", None) or [])
     if not kinds <= _LAYER_TYPES:
-        raise ValueError(
-            f"{name} has layers of kind {sorted(kinds - _LAYER_TYPES)}, and a tree needs attention in all layers: "
-            f"{UNSUPPORTED_REMEDY}"
-        )
+        return f"{name} has layers of kind {sorted(kinds - _LAYER_TYPES)}, and a tree needs attention in all layers"
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk is not None and longest > chunk and kinds != {"full_attention"}:
-        raise ValueError(
+        return (
             f"an article with one of its summaries has {longest} tokens, and {name} has attention_chunk_size={chunk}, "
-            f"which the tree would ignore: {UNSUPPORTED_REMEDY}"
+            "which the tree would ignore"
         )
+    return None
+
+
+def _longer_than_context(model: PreTrainedModel, longest: int) -> str | None:
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is None or longest <= limit:
+        return None
+    return (
+        f"an article with one of its summaries has {longest} tokens, and {type(model).__name__} takes {limit} "
+        "(max_position_embeddings)"
+    )
