@@ -103,7 +103,7 @@ def lay_out(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> TreeBa
 
 
 def _branch_starts(tree: ArticleTree) -> dict[tuple[int, int], tuple[int, int]]:
-    """For each completion, by article and branch: its first number in `tree.targets`, and its first index in the row."""
+    """For each completion, by article and branch: its first number in `tree.targets`, its first index in the row."""
     starts, target = {}, 0
     for number, span in enumerate(tree.articles):
         token = span.prompt_end

@@ -1,11 +1,13 @@
 """The order of pairs: every pair once, and pairs of one prompt in the same batch where they fit."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("trl")
-from pipeline.trl.sampler import PromptSampler  # noqa: E402 - its package needs trl
+from pipeline.trl.sampler import PromptSampler
 
 PROMPTS = st.lists(st.integers(0, 6), min_size=1, max_size=40)
 
@@ -25,7 +27,7 @@ def test_every_pair_comes_once(prompts, batch_size, shuffle, epoch):
 def test_at_most_one_prompt_is_cut_at_the_end_of_a_batch(prompts, batch_size):
     order = list(PromptSampler(prompts, batch_size, shuffle=True, seed=0))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in pairwise(batches):
         continued = {prompts[i] for i in batch} & {prompts[i] for i in following}
         assert len([p for p in continued if prompts.count(p) <= batch_size]) <= 1
 

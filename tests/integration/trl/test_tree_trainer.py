@@ -1,7 +1,7 @@
 """TreeDPOTrainer trains as TRL's DPOTrainer does on the same batches, and computes shared prompts once."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ Make = Callable[..., trl.DPOTrainer]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
+def make(tmp_path: Path) -> Make:
     """Makes a trainer of a class on a tiny model."""
     datasets.disable_progress_bars()
 
@@ -88,7 +88,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
             peft_config=peft_config,
         )
 
-    yield build
+    return build
 
 
 def decoder_tokens(trainer: trl.DPOTrainer) -> list[int]:
@@ -166,13 +166,13 @@ def test_the_reference_of_an_adapter_is_the_base_on_the_tree(make: Make) -> None
     assert_same_training(*trainers)
 
 
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+EXPERTS = GROUPED | {"num_experts_per_tok": 2}
 MODELS: dict[str, dict[str, Any]] = {
-    "mixture of experts": {"family": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-                           "head_dim": 8, "num_key_value_heads": 2},
-    "scaled logits": {"family": "cohere2", "num_key_value_heads": 2, "logit_scale": 0.25},
-    "sliding window": {"family": "qwen2", "num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 8,
-                       "max_window_layers": 0},
-}  # fmt: skip
+    "mixture of experts": {"family": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 16, **EXPERTS},
+    "scaled logits": {"family": "cohere2", "logit_scale": 0.25, **GROUPED},
+    "sliding window": {"family": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+}
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS.keys())
@@ -201,19 +201,11 @@ def test_checkpoints_are_those_of_trl_and_resume_in_the_same_order(make: Make) -
 
 
 FALLBACKS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "attention sinks": (
-        {"family": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "num_key_value_heads": 2},
-        {},
-        "s_aux",
-    ),
-    "recurrent layers": (
-        {"family": "lfm2", "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
-        {},
-        "layers of kind",
-    ),
+    "attention sinks": ({"family": "gpt_oss", "num_local_experts": 4, **EXPERTS}, {}, "s_aux"),
+    "recurrent layers": ({"family": "lfm2", "layer_types": ["conv", "full_attention"]}, {}, "layers of kind"),
     "dropout": ({"attention_dropout": 0.1}, {}, "attention_dropout=0.1"),
     "padding-free": ({}, {"padding_free": True}, "padding_free"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("config", "settings", "reason"), FALLBACKS.values(), ids=FALLBACKS.keys())
