@@ -17,9 +17,8 @@ from pipeline.evaluation.stopping.rules import RoundFigures, bounds_exceeded
 from pipeline.evaluation.win_rate import WinRate
 from pipeline.storage import tables
 from pipeline.storage.ledger import Artifact, Ledger
+from pipeline.storage.run_folder import CHAMPION
 from pipeline.storage.schema import Row
-
-CHAMPION = "champion.json"
 
 
 def assess_round(rounds_so_far: Sequence[Round], config: Config, ledger: Ledger) -> Assessment | None:

@@ -27,7 +27,11 @@ from pipeline.stages.policy import register_base, train_policy
 from pipeline.stages.references import reference_logprobs
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.model_files import hub
+from pipeline.storage.model_files.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapted_layers
+from pipeline.storage.run_folder import CONFIG, read_policy
 from pipeline.training import tracking
+
+_MERGEKIT_CONFIG = "mergekit_config.yml"  # mergekit writes its own configuration beside the weights
 
 
 def train_on_pairs(run: Executor) -> tuple[Artifact, Artifact]:
@@ -100,9 +104,12 @@ def _tell_columns(first: FirstPair, pairs: str, display: Display) -> None:
 
 
 def align(
-    model: str | PathLike[str],
-    pairs: str | PathLike[str] | Iterable[Mapping[str, Any]],
+    model: str | PathLike[str] | None = None,
+    pairs: str | PathLike[str] | Iterable[Mapping[str, Any]] | None = None,
     *,
+    merged: str | PathLike[str] | None = None,
+    aligned: str | PathLike[str] | None = None,
+    adapter: str | PathLike[str] | None = None,
     loss: str | Sequence[str] = "sigmoid",
     out: str | PathLike[str] | None = None,
     seed: int = 0,
@@ -118,9 +125,16 @@ def align(
     The same call resumes an interrupted training, and returns the result of a finished one.
 
         align("my-model", pairs="pairs.jsonl", loss="sigmoid", beta=0.1, policy={"dtype": "float32"})
+        align(aligned="runs/first", pairs="more-pairs.jsonl")
+
+    Training starts from exactly one of `model`, `merged`, `aligned` and `adapter`, which is the reference too.
 
     Args:
-        model: Hugging Face folder, URI or hub name. The model is the reference too.
+        model: Hugging Face folder, URI or hub name.
+        merged: folder that mergekit wrote.
+        aligned: folder or URI of an earlier run. Training starts from its champion, or from what it trained on pairs.
+        adapter: folder or hub name of a LoRA adapter, which is trained further. `lora` has its settings by default. The
+            same holds if `aligned` ended with an adapter.
         pairs: a file by path or URI, `hf:OWNER/NAME[/CONFIG][:SPLIT]`, or rows in memory (a list of dicts, a
             `datasets.Dataset`, a table of pandas, pyarrow or polars). `data/preference_formats.py` lists the known
             columns.
@@ -133,15 +147,26 @@ def align(
         **training: any setting of `config.training.Training` by name, such as beta or learning_rate.
 
     Raises:
-        UserError: as `run_alignment`; or an unknown name, a wrong type, or settings that do not fit together.
+        UserError: as `run_alignment`; or an unknown name, a wrong type, or settings that do not fit together; or none
+            or several of the four starts, or one that is not what its name says.
     """
-    run = fspath(out) if out is not None else f"runs/{Path(fspath(model)).name}-aligned"
+    starts = {"model": model, "merged": merged, "aligned": aligned, "adapter": adapter}
+    kind, start = _only_start({name: fspath(value) for name, value in starts.items() if value is not None})
+    if pairs is None:
+        raise UserError("pairs is missing: give a file, hf:OWNER/NAME, or rows in memory")
+    policy_model = _find_start(kind, start)
+    if kind in ("aligned", "adapter"):
+        lora = _adapter_settings(policy_model)
+        if kind == "adapter" and lora is None:
+            raise UserError(f"adapter is {start!r}, which has no {ADAPTER_CONFIG}: use model= for a complete model")
+        training = {"lora": lora, **training}
+    run = fspath(out) if out is not None else f"runs/{Path(start).name}-aligned"
     raw = {
         "run": run,
         "seed": seed,
         "pairs": fspath(pairs) if isinstance(pairs, str | PathLike) else "(in memory)",
         "max_skipped": max_skipped,
-        "policy": {"model": fspath(model), **(policy or {})},
+        "policy": {"model": policy_model, **(policy or {})},
         "references": dict(references or {}),
         "training": {"loss_type": loss, **training},
         "hardware": dict(hardware or {}),
@@ -151,6 +176,46 @@ def align(
         ledger = open_run_folder(settings)  # checked first: a folder that is refused must stay as it is
         settings = settings.model_copy(update={"pairs": _save_rows(pairs, ledger)})
     return run_alignment(settings, Display(), remake)
+
+
+def _only_start(starts: Mapping[str, str]) -> tuple[str, str]:
+    """The one start that is given: its name among the arguments of `align`, and its value."""
+    if len(starts) != 1:
+        found = " and ".join(f"{name}={value!r}" for name, value in starts.items()) or "none"
+        raise UserError(
+            f"align starts from one of model, merged, aligned and adapter, and got {found}: give one of them"
+        )
+    return next(iter(starts.items()))
+
+
+def _find_start(kind: str, start: str) -> str:
+    """The model to start from. Raises UserError if `start` is not of this kind."""
+    folder = Path(start)
+    if kind == "aligned":
+        return read_policy(Ledger(start))
+    if kind == "merged" and not (folder / _MERGEKIT_CONFIG).is_file():
+        raise UserError(
+            f"merged is {start!r}, which has no {_MERGEKIT_CONFIG}: give the folder that mergekit wrote, or use model= "
+            "for any other model"
+        )
+    if kind == "model" and (folder / CONFIG).is_file() and not (folder / "config.json").is_file():
+        raise UserError(f"model is {start!r}, the folder of a run: use aligned={start!r} to start from its policy")
+    return start
+
+
+def _adapter_settings(model: str) -> dict[str, Any] | None:
+    """The `training.lora` that describes an adapter; None for a complete model. Raises UserError for no model."""
+    hub.check_model("policy.model", model)
+    folder = hub.fetch(model)
+    config = hub.adapter_config(folder)
+    if config is None:
+        return None
+    from safetensors import safe_open
+
+    with safe_open(Path(folder, ADAPTER_WEIGHTS), framework="numpy") as tensors:
+        layers = sorted(adapted_layers(tensors.keys()))
+    names = ("r", "lora_alpha", "use_rslora", "use_dora")
+    return {name: config[name] for name in names if name in config} | {"target_modules": layers}
 
 
 def _save_rows(rows: Iterable[Mapping[str, Any]], ledger: Ledger) -> str:

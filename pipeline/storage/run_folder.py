@@ -4,6 +4,7 @@ The settings also tell which command made the folder. A folder holds the rounds 
 `rondo train`, never both: their artifacts have the same names and different meanings. The artifacts are in `ledger.py`.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline.storage.ledger import Ledger
 
 CONFIG = "config.yaml"
 PROGRESS = "progress.json"  # what the run is doing, for `rondo view`
+CHAMPION = "champion.json"  # the best policy of a run of rounds; `evaluation/champion.py` writes it
 TEST = "test"  # the folder of the artifacts of the test articles
 # By whether the settings are an `Alignment`.
 _COMMAND = {True: "`rondo train`, on pairs from elsewhere", False: "`rondo run`, in rounds"}
@@ -39,6 +41,29 @@ def read_settings(ledger: Ledger, overrides: Sequence[str] = ()) -> Config | Ali
         policy.pop("instruction", None)  # earlier versions accepted and stored it, without any effect
     raw = apply_overrides(raw, overrides, Alignment if is_alignment else Config) | {"run": ledger.root}
     return parse_alignment(raw) if is_alignment else parse_config(raw)
+
+
+def read_policy(ledger: Ledger) -> str:
+    """The model that a run ended with, or has now: the champion of its rounds, or what it trained on pairs.
+
+    Returns:
+        the model's folder or URI, or a hub name if the champion is a base from the Hub.
+
+    Raises:
+        UserError: there is no run in the folder, or it has no policy yet.
+    """
+    raw = read_raw_settings(ledger)
+    if raw is None:
+        raise UserError(f"{ledger.root} holds no run: it has no {CONFIG}")
+    if _is_alignment(raw):
+        policy = ledger.find("policy")
+        model = policy.record["model"] if policy else None
+    else:
+        champion = ledger.read(CHAMPION)
+        model = json.loads(champion)["model"] if champion else None
+    if not model:
+        raise UserError(f"{ledger.root} has no trained policy yet: finish it with {_COMMAND[_is_alignment(raw)]}")
+    return str(model)
 
 
 def check_command(ledger: Ledger, settings: Config | Alignment) -> None:
