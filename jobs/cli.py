@@ -55,9 +55,9 @@ def run(
     ] = None,
 ) -> None:
     """Run rounds. The same command resumes an interrupted run."""
-    from jobs.run_rounds import run_rounds
+    from jobs.run_rounds import run_command
 
-    run_rounds(config, overrides or [], remake)
+    run_command(config, overrides or [], remake)
 
 
 @app.command()

@@ -1,9 +1,9 @@
 """Runs TRL's own tests of its DPOTrainer, with TRL's class and with Rondo's drop-in, and compares the results.
 
-`.venv/bin/python -m bench.training.trl_tests TRL/tests/test_dpo_trainer.py`, with a checkout of TRL's repository. No
-code of TRL's is here. Tests with images are left out. The models and data sets that the tests name are replaced by tiny
-ones of the same kinds, with random weights, in a folder that looks like the Hub's cache; so nothing is downloaded.
-Prompts repeat in these data sets, so that trees have something to share.
+`.venv/bin/python -m bench.training.trl_tests FILE`, where FILE is the test of DPOTrainer in a checkout of TRL's
+repository. No code of TRL's is here. Tests with images are left out. The models and data sets that the tests name are
+replaced by tiny ones of the same kinds, with random weights, in a folder that looks like the Hub's cache; so nothing is
+downloaded. Prompts repeat in these data sets, so that trees have something to share.
 
 `trl_test_models.py` makes the models and data sets, `trl_test_plugin.py` is the pytest plugin that swaps the class.
 """
@@ -28,7 +28,7 @@ NOT_TEXT = "not VLM and not Vision and not vision and not vlm"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tests", type=Path, help="test_dpo_trainer.py in a checkout of TRL's repository")
+    parser.add_argument("tests", type=Path, metavar="FILE", help="tests/test_dpo_trainer.py in a checkout of TRL")
     parser.add_argument("-k", default="", metavar="EXPRESSION", help="run only tests that match, as in pytest")
     parser.add_argument("--json", metavar="FILE", help="write the outcome of every test")
     options = parser.parse_args()

@@ -1,10 +1,12 @@
 """`rondo judge-card`: tries a judge without a policy, and shows how far its scores can be trusted."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pipeline.config import UserError
-from pipeline.config.loader import load_config
+from pipeline.config import Config, UserError
+from pipeline.config.loader import combine_config, load_config
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.preflight import (
     check_engines,
@@ -20,7 +22,7 @@ from pipeline.stages.base import Stage
 from pipeline.storage.ledger import Artifact
 
 # A card is most useful for a judge with bad questions, or with answers that cannot be parsed. So the limits are off.
-_NO_LIMITS = ("questions.max_skipped=1", "scores.max_unread=1")
+_NO_LIMITS = {"questions": {"max_skipped": 1}, "scores": {"max_unread": 1}}
 
 
 class _CardDryRun(DryRun):
@@ -37,9 +39,32 @@ def make_judge_card(path: str, overrides: Sequence[str]) -> None:
     """Make the card of a configuration's judge, print it, and write judge_card.json into the run folder.
 
     Raises:
+        UserError: as `judge_card`.
+    """
+    _make_card(load_config(path, overrides))
+
+
+def judge_card(
+    config: str | os.PathLike[str] | Config | Mapping[str, Any] | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Try a judge without a policy: `rondo judge-card` from Python.
+
+        judge_card("configs/demo.yaml", run="runs/card", judge={"questions": 7})
+
+    Args:
+        config, settings: as for `run`.
+
+    Returns:
+        the content of judge_card.json: costs, biases, and how far the score can be trusted.
+
+    Raises:
         UserError: the settings are wrong, or name a corpus, a model, a server or a folder that cannot be used.
     """
-    settings = load_config(path, [*overrides, *_NO_LIMITS])
+    return _make_card(combine_config(config, **settings))
+
+
+def _make_card(settings: Config) -> dict[str, Any]:
+    settings = combine_config(settings, **_NO_LIMITS)
     check_judges(settings, ["judge"])
     check_engines(settings, ["judge"])
     check_corpus(settings.articles)
@@ -73,3 +98,4 @@ def make_judge_card(path: str, overrides: Sequence[str]) -> None:
     for note in card_notes(card):
         display.warn(note)
     display.say(f"Card: {ledger.root}/judge_card.json", style="bold")
+    return card

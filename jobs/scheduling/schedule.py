@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from jobs.scheduling.cron import CronSchedule, time_zone
 from pipeline.config import UserError
+from pipeline.config.loader import load_config
 from pipeline.execution.preflight import check_rounds
 from pipeline.execution.progress import Display, format_duration
 from pipeline.storage.ledger import Ledger
@@ -46,7 +47,7 @@ def schedule(
     if rounds_given := [override for override in overrides if override.startswith("rounds=")]:
         raise UserError(f"{rounds_given[0]} is given: a schedule runs one round more each time. Remove it")
     display = Display()
-    _, ledger = check_rounds(path, overrides, display)
+    ledger = check_rounds(load_config(path, overrides), display)
     signal.signal(signal.SIGTERM, _exit)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell turns it off for background processes
     command = [sys.executable, "-m", "jobs.run", path, *overrides]

@@ -9,7 +9,6 @@ from typing import Any
 from pipeline.config import Alignment, Config, UserError
 from pipeline.config.base import Thinking
 from pipeline.config.judging import JudgeSettings
-from pipeline.config.loader import load_config
 from pipeline.data.pair_tokenizer import load_pair_tokenizer
 from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.engine_arguments import check_engine_arguments, drafts_tokens
@@ -31,17 +30,12 @@ from pipeline.training import tracking
 _MIB = 1 << 20
 
 
-def check_rounds(path: str, overrides: Sequence[str], display: Display) -> tuple[Config, Ledger]:
-    """Check the configuration of a run of rounds.
-
-    Returns:
-        the settings, and the run folder.
+def check_rounds(settings: Config, display: Display) -> Ledger:
+    """Check what the settings of a run of rounds name. Returns the run folder.
 
     Raises:
-        UserError: the settings are wrong, or name a corpus, a model or a folder that cannot be used, or a model
-            does not fit into GPU memory.
+        UserError: a corpus, a model or a folder cannot be used, or a model does not fit into GPU memory.
     """
-    settings = load_config(path, overrides)
     hub.check_model("policy.model", settings.policy.model)
     hub.check_lora(settings.policy.model, settings.training.lora)
     hub.check_router_loss(settings.policy.model, settings.training.router_aux_loss_coef)
@@ -56,7 +50,7 @@ def check_rounds(path: str, overrides: Sequence[str], display: Display) -> tuple
     tracking.check_trackers(settings.report_to)
     check_gpu_memory(settings, installed_gpu_memory())
     warn_of_removed_folders(settings, display)
-    return settings, open_run_folder(settings)
+    return open_run_folder(settings)
 
 
 def open_run_folder(settings: Config | Alignment) -> Ledger:

@@ -1,7 +1,7 @@
 """Reads the settings of a run, or of a training on pairs, from a YAML file, and checks them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     settings = parse_config(apply_overrides(raw, overrides))
     check_current_folder(settings, path, overrides)
     return settings
+
+
+def combine_config(source: str | os.PathLike[str] | Config | Mapping[str, Any] | None, **changes: Any) -> Config:
+    """Make the settings of a run from Python: those of a file, of a `Config` or of a dict, with changes.
+
+    Args:
+        source: the YAML file, the settings, or None if `changes` has all of them.
+        changes: settings by name, such as `rounds=2`; a dict changes the named settings of its section, such as
+            `training={"beta": 0.05}`.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    if isinstance(source, Config):
+        return _validate(Config, _merge(source.model_dump(mode="json"), changes)) if changes else source
+    if source is None or isinstance(source, Mapping):
+        return parse_config(_merge(source or {}, changes))
+    settings = parse_config(_merge(_read_yaml(source), changes))
+    check_current_folder(settings, source, ())
+    return settings
+
+
+def _merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(settings)
+    for name, value in changes.items():
+        both_are_sections = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merge(merged[name], value) if both_are_sections else value
+    return merged
 
 
 def load_alignment(path: str | Path, overrides: Sequence[str] = ()) -> Alignment:
@@ -73,7 +101,7 @@ def _validate(model: type[SettingsType], raw: dict[str, Any]) -> SettingsType:
         raise UserError("\n".join(describe_error(problem, model) for problem in error.errors())) from None
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def _read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
