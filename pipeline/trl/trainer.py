@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from trl import DPOTrainer
 
 from pipeline.trl.sampler import PromptSampler
-from pipeline.trl.tree_forward import add_tree_forward
+from pipeline.trl.tree_forward import Layouts, add_tree_forward
 
 logger = get_logger(__name__)
 
@@ -52,8 +52,9 @@ class TreeDPOTrainer(DPOTrainer):
             self._tell(reasons[0])
             return
         autocast = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+        layouts = Layouts()
         for model in models:
-            add_tree_forward(model, autocast or model.dtype, self._tell)
+            add_tree_forward(model, autocast or model.dtype, layouts, self._tell)
 
     def _obstacle(self, model: PreTrainedModel) -> str | None:
         """Why nothing that this trainer computes with a model can go on a tree; None if it can."""

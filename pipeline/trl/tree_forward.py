@@ -113,7 +113,20 @@ def _branch_starts(tree: ArticleTree) -> dict[tuple[int, int], tuple[int, int]]:
     return starts
 
 
-def add_tree_forward(model: PreTrainedModel, dtype: torch.dtype, tell: Callable[[str], None]) -> None:
+class Layouts:
+    """Makes the tree of a batch. It keeps the last one, because the reference asks for the same tree as the policy."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tensor, TreeBatch | None] | None = None
+
+    def get(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> TreeBatch | None:
+        """What `lay_out` returns."""
+        if self._last is None or self._last[0] is not input_ids or not torch.equal(self._last[1], labels):
+            self._last = (input_ids, labels, lay_out(input_ids, attention_mask, labels))
+        return self._last[2]
+
+
+def add_tree_forward(model: PreTrainedModel, dtype: torch.dtype, layouts: Layouts, tell: Callable[[str], None]) -> None:
     """Wrap the fused forward that TRL gave a model, in place. Other calls of the model do not change.
 
     Before the first batch, up to four of its rows are computed both ways. If they differ by more than rounding, the
@@ -122,12 +135,13 @@ def add_tree_forward(model: PreTrainedModel, dtype: torch.dtype, tell: Callable[
     Args:
         model: a causal LM with TRL's fused LM head, not wrapped by PEFT.
         dtype: what the forward computes in: the autocast dtype, or that of the weights.
+        layouts: makes the trees, for policy and reference.
         tell: takes the reason why a batch goes through TRL's forward.
     """
     if not getattr(model, "skips_unread_tokens", False):  # a second trainer on the same model must not skip twice
         last_layer.skip_unread_tokens(model)
         model.skips_unread_tokens = True
-    state = _TreeForward(model, model.forward, model.config._attn_implementation, dtype, tell)
+    state = _TreeForward(model, model.forward, model.config._attn_implementation, dtype, layouts, tell)
 
     @functools.wraps(model.forward)  # generate and Trainer read the signature
     def forward(
@@ -151,11 +165,12 @@ class _TreeForward:
         trl_forward: Callable[..., Any],
         attention: str,
         dtype: torch.dtype,
+        layouts: Layouts,
         tell: Callable[[str], None],
     ) -> None:
-        self.model, self.trl_forward, self.attention, self.dtype, self.tell = model, trl_forward, attention, dtype, tell
+        self.model, self.trl_forward, self.attention = model, trl_forward, attention
+        self.dtype, self.layouts, self.tell = dtype, layouts, tell
         self.agrees: bool | None = None  # None: not known before the first batch
-        self.last: tuple[Tensor, Tensor, TreeBatch | None] | None = None
 
     def by_sequence(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's forward, with the model's own attention."""
@@ -178,7 +193,7 @@ class _TreeForward:
             named = ", ".join(sorted(name for name in others if inputs[name] is not None)) or "no token ids"
             self.tell(f"the model gets {named}, which a tree has no place for")
             return None
-        batch = self._lay_out_once(ids, mask, labels)
+        batch = self.layouts.get(ids, mask, labels)
         if batch is None:
             self.tell("a batch has a row without a completion, or padding that is not at its end")
             return None
@@ -192,12 +207,6 @@ class _TreeForward:
             return None
         self.agrees = True
         return batch
-
-    def _lay_out_once(self, ids: Tensor, mask: Tensor, labels: Tensor) -> TreeBatch | None:
-        """The tree of a batch. It is kept, because gradient accumulation and the reference ask for it again."""
-        if self.last is None or self.last[0] is not ids or not torch.equal(self.last[1], labels):
-            self.last = (ids, labels, lay_out(ids, mask, labels))
-        return self.last[2]
 
     def _on_tree(self, batch: TreeBatch, **kwargs: Any) -> FusedCausalLMOutput:
         self.model.config._attn_implementation = tree_attention.NAME

@@ -8,7 +8,6 @@ rewrite each model's attention.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -41,7 +40,8 @@ def skip_unread_tokens(model: PreTrainedModel) -> None:
         if current.tree is None:
             return original_mlp(hidden)
         predictors = current.tree.unique_predictors
-        return torch.zeros_like(hidden).index_copy(1, predictors, original_mlp(hidden[:, predictors]))
+        read = original_mlp(hidden[:, predictors])
+        return read.new_zeros(hidden.shape).index_copy(1, predictors, read)  # under autocast of another dtype
 
     layer.forward, mlp.forward = layer_forward, mlp_forward
 

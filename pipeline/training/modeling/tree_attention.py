@@ -73,6 +73,9 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
         )
+    if torch.is_autocast_enabled(query.device.type):  # SDPA does this itself, FlexAttention does not
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     window = sliding_window if sliding_window is not None and tree.longest > sliding_window else None
     groups = query.shape[1] // key.shape[1]
     # FlexAttention can share a key-value head among 2^k query heads. In all other cases the heads are copied.

@@ -168,6 +168,20 @@ def test_the_reference_of_an_adapter_is_the_base_on_the_tree(make: Make) -> None
 
 GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 EXPERTS = GROUPED | {"num_experts_per_tok": 2}
+
+
+def test_mixed_precision_uses_trees_too(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """bf16=True is TRL's default: float32 weights under autocast."""
+    trainers = [make(trainer, bf16=True, num_train_epochs=1) for trainer in (trl.DPOTrainer, TreeDPOTrainer)]
+    counts = [decoder_tokens(trainer) for trainer in trainers]
+    for trainer in trainers:
+        trainer.train()
+    expected, found = ([line["loss"] for line in figures(trainer)[:-1]] for trainer in trainers)
+    assert found == pytest.approx(expected, abs=5e-3)
+    assert max(counts[1]) < max(counts[0]) / 2
+    assert not [record for record in caplog.records if record.name == "pipeline.trl.trainer"]
+
+
 MODELS: dict[str, dict[str, Any]] = {
     "mixture of experts": {"family": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 16, **EXPERTS},
     "scaled logits": {"family": "cohere2", "logit_scale": 0.25, **GROUPED},
