@@ -54,7 +54,7 @@ def combine_config(source: str | os.PathLike[str] | Config | Mapping[str, Any] |
     if source is None or isinstance(source, Mapping):
         return parse_config(_merge(source or {}, changes))
     settings = parse_config(_merge(_read_yaml(source), changes))
-    check_current_folder(settings, source, ())
+    check_current_folder(settings, Path(source), ())
     return settings
 
 

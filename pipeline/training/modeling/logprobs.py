@@ -306,7 +306,7 @@ def tree_obstacle(model: PreTrainedModel, longest: int, *, with_head: bool = Tru
             return f"{name} has {setting}={value}, which the tree's log-probabilities would leave out"
     rope = getattr(config, "rope_parameters", None) or {}
     original = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
-    if rope.get("rope_type") == "longrope" and longest > original:
+    if rope.get("rope_type") == "longrope" and original is not None and longest > original:
         return (
             f"{name} has longrope, whose positions depend on the longest article of a row, and one has {longest} "
             f"tokens, more than {original}"
