@@ -300,7 +300,7 @@ def tree_obstacle(model: PreTrainedModel, longest: int, *, with_head: bool = Tru
     name = type(model).__name__
     if (reason := _longer_than_context(model, longest)) is not None:
         return reason
-    for setting, neutral in (_CHANGED_SCORES | (_CHANGED_LOGITS if with_head else {})).items():
+    for setting, neutral in ((_CHANGED_LOGITS if with_head else {}) | _CHANGED_SCORES).items():
         value = getattr(config, setting, None)
         if value is not None and value != neutral:
             return f"{name} has {setting}={value}, which the tree's log-probabilities would leave out"
