@@ -11,7 +11,6 @@ import pyarrow.fs as pafs
 
 from pipeline.config import Alignment, Config, UserError
 from pipeline.config.messages import one_line
-from pipeline.evaluation.champion import CHAMPION
 from pipeline.storage.files import RunFiles
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.model_files.adapters import ADAPTER_CONFIG
@@ -19,7 +18,7 @@ from pipeline.storage.model_files.card import CARD
 from pipeline.storage.model_files.card.public_names import PublicNames, public_names
 from pipeline.storage.model_files.card.tables import Evaluation
 from pipeline.storage.model_files.card.writing import read_license, write_policy_card
-from pipeline.storage.run_folder import read_settings, round_folder, round_number
+from pipeline.storage.run_folder import CHAMPION, read_settings, round_folder, round_number
 
 # What of a policy's folder is the model. Records and files of an unfinished training are not.
 _PUSHED = (

@@ -32,11 +32,12 @@ def bench(out: Path, *arguments: str, script: str = "training.dpo") -> dict[str,
 
 
 def test_losses_and_gradients_agree_with_trl(tmp_path: Path) -> None:
-    result = bench(tmp_path / "result.json", "--shapes", "headline")
+    result = bench(tmp_path / "result.json", "--shapes", "headline", "--side", "trl-dropin")
 
     assert result["grad_rel_error"] < 1e-5 and result["loss_abs_error"] < 1e-4
     assert result["pairs_per_second_ratio"] > 0 and result["unique_token_ratio"] > 0
     headline = result["rows"][0]
+    assert headline["dropin_loss_abs_error"] < 1e-5 and headline["dropin_ratio_to_rondo"] > 0
     assert (
         len(headline["losses"]) == 20 and max(headline["losses"]) - min(headline["losses"]) > 0.01
     )  # the model learned something

@@ -122,8 +122,7 @@ def assert_same_training(trl_trainer: trl.DPOTrainer, tree_trainer: trl.DPOTrain
         torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-4)
 
 
-LOSSES: dict[str, dict[str, Any]] = {
-    "sigmoid": {},
+SETTINGS: dict[str, dict[str, Any]] = {
     "several": {"loss_type": ["sigmoid", "sft", "ipo"], "loss_weights": [1.0, 0.5, 0.1]},
     "weighted": {"use_weighting": True},
     "length-desensitized": {"ld_alpha": 0.5},
@@ -134,7 +133,13 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("settings", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_every_kind_of_settings_gives_what_trl_gives(make: Make, settings: dict[str, Any]) -> None:
+    assert_same_training(make(trl.DPOTrainer, **settings), make(TreeDPOTrainer, **settings))
+
+
+@pytest.mark.parametrize("settings", [{}, {"ld_alpha": 0.5, "precompute_ref_log_probs": True}], ids=["default", "ld"])
 def test_losses_metrics_and_weights_equal_those_of_trl(make: Make, settings: dict[str, Any]) -> None:
     assert_same_training(make(trl.DPOTrainer, **settings), make(TreeDPOTrainer, **settings))
 
@@ -185,10 +190,17 @@ def test_mixed_precision_uses_trees_too(make: Make, caplog: pytest.LogCaptureFix
 MODELS: dict[str, dict[str, Any]] = {
     "mixture of experts": {"family": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 16, **EXPERTS},
     "scaled logits": {"family": "cohere2", "logit_scale": 0.25, **GROUPED},
-    "sliding window": {"family": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+    "sliding window": {
+        "family": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 0,
+        **GROUPED,
+    },
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS.keys())
 def test_other_models_train_on_trees_too(make: Make, config: dict[str, Any]) -> None:
     model = tiny_model(tiny_config(**config))
@@ -216,7 +228,11 @@ def test_checkpoints_are_those_of_trl_and_resume_in_the_same_order(make: Make) -
 
 FALLBACKS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "attention sinks": ({"family": "gpt_oss", "num_local_experts": 4, **EXPERTS}, {}, "s_aux"),
-    "recurrent layers": ({"family": "lfm2", "layer_types": ["conv", "full_attention"]}, {}, "layers of kind"),
+    "recurrent layers": (
+        {"family": "lfm2", "layer_types": ["conv", "full_attention"], **GROUPED},
+        {},
+        "layers of kind",
+    ),
     "dropout": ({"attention_dropout": 0.1}, {}, "attention_dropout=0.1"),
     "padding-free": ({}, {"padding_free": True}, "padding_free"),
 }
