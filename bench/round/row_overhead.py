@@ -1,11 +1,11 @@
-"""Measures the time that Rondo itself adds to each row: `.venv/bin/python -m bench.row_overhead --json FILE`.
+"""Measures the time that Rondo itself adds to each row: `.venv/bin/python -m bench.round.row_overhead --json FILE`.
 
 Makes the tables of a round (articles, questions, summaries, scores, pairs, references) for several numbers of articles,
 with scripted engines that reply at once. Each size runs in its own process, which reports the total seconds and the
 driver's peak memory. At one size (`--against`) Ray Data alone also processes the same rows with the same functions, and
 the runs of the two sides alternate. The difference is the cost of Rondo's ledger, records and row checkpoints.
 `--trace` also measures the peak memory of Python objects; the rest of the memory growth is Ray's. Training and real
-engines are not measured here: see `training/dpo.py`, `inference/sampling.py` and `inference/judging.py`.
+engines are not measured here, but by `bench.training.dpo`, `bench.inference.sampling` and `bench.inference.judging`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 
 from bench.print_table import print_table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FACTS = ("roof", "bill", "door", "song")
 COLOURS = ("red", "blue", "green", "white", "black")
 
@@ -183,7 +183,7 @@ def run_child(side: str, articles: int, trace: bool) -> None:
 
 def measure(side: str, articles: int, trace: bool) -> dict[str, Any]:
     """Run one side at one size in a process of its own. Returns its figures."""
-    command = [sys.executable, "-m", "bench.row_overhead", "--child", side, "--articles", str(articles)]
+    command = [sys.executable, "-m", "bench.round.row_overhead", "--child", side, "--articles", str(articles)]
     child = subprocess.run(
         [*command, *["--trace"] * trace],
         stdout=subprocess.PIPE,

@@ -1,0 +1,122 @@
+"""Times a whole round against a plain script: `python -m bench.round CONFIG [NAME=VALUE…] --runs 3 --json FILE`.
+
+One side is `rondo run CONFIG rounds=1`, the other `plain_script.py`: vLLM's `LLM.generate` and TRL's DPOTrainer on the
+same articles and models. Each run of a side is a process of its own, timed from its start to its end. The sides take
+turns, so that a machine that slows down in between favours neither. The ratio is the median of Rondo's seconds over the
+median of the script's.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.print_table import machine_info, median_and_range, print_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_rondo(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run `rondo run` to the end of its first round. Returns its figures, as `plain_script.play` does."""
+    run = folder / "run"
+    command = [sys.executable, "-m", "jobs.run", options.config, *options.overrides, "rounds=1", f"run={run}"]
+    wall = _time(command, folder)
+
+    def record(address: str) -> dict[str, Any]:
+        return json.loads((run / address / "record.json").read_text())
+
+    metrics = json.loads((run / "metrics.json").read_text())
+    seconds = {
+        "questions": record("questions")["seconds"],
+        "held-out summaries": sum(record(f"round-0{i}/exam")["seconds"] for i in (0, 1)),
+        "held-out scores": sum(record(f"round-0{i}/evaluation")["seconds"] for i in (0, 1)),
+        "summaries, scores and references": max(
+            record(f"round-01/{name}")["seconds"] for name in ("summaries", "scores", "pairs", "references")
+        ),
+        "training": record("round-01/policy")["seconds"],
+    }
+    return {
+        "wall": wall,
+        "seconds": seconds,
+        "summaries": record("round-01/scores")["tally"]["summaries"],
+        "pairs": record("round-01/pairs")["tally"]["pairs"],
+        "steps": record("round-01/policy")["training"]["steps"],
+        "base": metrics["base"]["correct_mean"],
+        "round 1": metrics["rounds"][0]["correct_mean"],
+    }
+
+
+def run_script(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run the plain script. Returns its figures."""
+    out = folder / "script.json"
+    script = [sys.executable, "-m", "bench.round.plain_script", options.config, *options.overrides]
+    wall = _time([*script, "--batch-size", str(options.batch_size), "--json", str(out)], folder)
+    return {"wall": wall} | json.loads(out.read_text())
+
+
+def _time(command: list[str], folder: Path) -> float:
+    """Run a command, and return its seconds. If it fails, show the end of its output and stop."""
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print((done.stdout + done.stderr)[-3000:], file=sys.stderr)
+        sys.exit(f"{' '.join(command)} ended with exit status {done.returncode}")
+    (folder / "output.log").write_text(done.stdout + done.stderr)
+    return time.monotonic() - began
+
+
+SIDES = {"rondo": run_rondo, "plain script": run_script}
+
+
+def main() -> None:
+    """Run both sides by turns, print their figures, and write them to a file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.round", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="a configuration whose policy and judge are model folders")
+    parser.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="settings of both sides")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each side (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="pairs of one forward of TRL (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="a file for all figures")
+    options = parser.parse_args()
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for number in range(options.runs):
+        for side in list(SIDES)[:: -1 if number % 2 else 1]:
+            with tempfile.TemporaryDirectory() as folder:
+                runs[side].append(SIDES[side](options, Path(folder)))
+            print(f"{side}: {runs[side][-1]['wall']:.0f} s", file=sys.stderr)
+    walls = {side: [figures["wall"] for figures in each] for side, each in runs.items()}
+    ratio = statistics.median(walls["rondo"]) / statistics.median(walls["plain script"])
+    columns = ("summaries", "pairs", "steps", "base", "round 1")
+    print_table(
+        "One round, whole processes",
+        [
+            {"side": side, "seconds": median_and_range(walls[side])}
+            | {name: f"{statistics.median(figures[name] for figures in each):.4g}" for name in columns}
+            for side, each in runs.items()
+        ],
+    )
+    for side, each in runs.items():
+        steps = {name: statistics.median(figures["seconds"][name] for figures in each) for name in each[0]["seconds"]}
+        print(f"{side}: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.items()))
+    print(f"Rondo takes {ratio:.2f} of the script's time")
+    if options.json:
+        machine = machine_info("cuda" if _has_gpu() else "cpu", os.cpu_count() or 1)
+        options.json.write_text(json.dumps({"ratio": ratio, "runs": runs, "machine": machine}, indent=2) + "\n")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    main()
