@@ -44,7 +44,7 @@ def run_rondo(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "wall": wall,
         "seconds": seconds,
-        "summaries": record("round-01/scores")["tally"]["summaries"],
+        "summaries": record("round-01/summaries")["tally"]["summaries"],
         "pairs": record("round-01/pairs")["tally"]["pairs"],
         "steps": record("round-01/policy")["training"]["steps"],
         "base": metrics["base"]["correct_mean"],

@@ -141,6 +141,7 @@ def play(config: Config, batch_size: int) -> dict[str, Any]:
             row["summaries"] += [summary | {"text": text, "token_ids": []} for text in texts]
     with clock.time("held-out scores"):
         base_rows = add_columns(base_rows, score_heldout(judge_engine, base_rows))
+    assert len(config.summaries.temperatures) == 1, "this script samples at one temperature"
     sampling = {name: getattr(config.summaries, name) for name in ("temperature", "top_p", "n")}
     several = replace(instruction_prompt(config.policy, config.summaries.max_tokens), **sampling)
     with clock.time("summaries"):
