@@ -16,10 +16,11 @@ from tests.helpers.cli import RUN_TIMEOUT, kill, start_rondo
 SMALL = ["articles.limit=60", "summaries.n=4", "training.num_train_epochs=1", "training.pairs_per_step=16"]
 
 
-def test_two_dozen_kills_lose_and_duplicate_nothing():
+@pytest.mark.parametrize("kills", [8, pytest.param(24, marks=pytest.mark.slow)])
+def test_kills_lose_and_duplicate_nothing(kills):
     """Scripted engines, real reference log-probabilities and real training, on a cluster of two nodes."""
-    tally = chaos.chaos(24, articles=40, per_run=24, nodes=1, seed=1, pace=0.02, gap=7)
-    assert tally.kills == 24
+    tally = chaos.chaos(kills, articles=40, per_run=24, nodes=1, seed=1, pace=0.02, gap=7)
+    assert tally.kills == kills
     assert (tally.lost, tally.duplicated, tally.wrong) == (0, 0, 0), tally
     assert (tally.stopped, tally.hung) == (0, 0), tally.errors
 

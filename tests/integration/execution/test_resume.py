@@ -44,7 +44,7 @@ def test_a_chain_makes_the_same_rows_together_or_in_turn(tmp_path, work, togethe
         assert sorted(work.computed(name)) == sorted(set(work.computed(name)))
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("together", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_written_rows_are_not_computed_again(tmp_path, work, together):
     """Every stage fails once. The same command resumes each time, and succeeds in the end."""
     config = settings(tmp_path, hardware={"together": together})

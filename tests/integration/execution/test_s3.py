@@ -45,7 +45,7 @@ def test_the_ledger_and_lock_work_on_s3(bucket):
         pass
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_interrupted_chain_on_s3_is_resumed(bucket, tmp_path, together):
     work = Work(tmp_path)
     config = settings(f"{bucket}/chain-{together}", hardware={"together": together})

@@ -33,7 +33,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_resumes_after_a_full_disk(disk, work, together):
     place, remount = disk
     config = settings(place / "run", hardware={"together": together})
@@ -62,7 +62,7 @@ def test_a_run_folder_that_cannot_be_created_is_reported(tmp_path, work):
         run_stages(settings(tmp_path / "file/run"), work)
 
 
-@pytest.mark.parametrize("damage", ["{", "\0\0\0"])
+@pytest.mark.parametrize("damage", ["{", pytest.param("\0\0\0", marks=pytest.mark.slow)])
 def test_a_damaged_record_is_reported_and_its_folder_can_be_removed(tmp_path, work, damage):
     config = settings(tmp_path)
     run_stages(config, work)
@@ -74,7 +74,7 @@ def test_a_damaged_record_is_reported_and_its_folder_can_be_removed(tmp_path, wo
     check(tmp_path, run_stages(config, work))
 
 
-@pytest.mark.parametrize("damage", ["{", '{"build": "b"}'])
+@pytest.mark.parametrize("damage", ["{", pytest.param('{"build": "b"}', marks=pytest.mark.slow)])
 def test_a_damaged_begun_file_restarts_only_its_own_table(tmp_path, work, damage):
     config = settings(tmp_path)
     break_once(config, work, "scores", after=9)

@@ -22,8 +22,8 @@ def prefer_longer(prompt, sample):
     return "A" if len(first) > len(second) else "B"
 
 
-def pool(script):
-    return EnginePool(lambda: ScriptedEngine(script), EngineHardware(batch_size=2))
+def pool(script, residents):
+    return EnginePool(lambda: ScriptedEngine(script), EngineHardware(batch_size=2), residents=residents)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -34,12 +34,12 @@ def test_values_of_every_round_are_results_against_the_base(tmp_path, monkeypatc
     summaries = iter(["One two three.", "One two three four."])
     written = {}
 
-    def resources(names, config, inputs, root, address, *others):
+    def resources(names, config, inputs, root, address, progress, residents):
         if "exam" in address:
             written[address] = next(summaries)
         text = written.get(address)
         script = (lambda prompt, sample: text) if text else prefer_longer
-        return {name: pool(script) for name in names}
+        return {name: pool(script, residents) for name in names}
 
     monkeypatch.setattr("pipeline.execution.runner.provide_resources", resources)
     ledger = Ledger(str(tmp_path))

@@ -98,4 +98,5 @@ def test_no_other_module_applies_a_template():
         for path in sorted((ROOT / folder).rglob("*.py"))
         if ".apply_chat_template(" in path.read_text()
     ]
-    assert calls == ["chat_template.py"]
+    # The snippets of a model card call it in the programs of other people.
+    assert sorted(calls) == ["chat_template.py", "snippets.py"]
