@@ -63,6 +63,10 @@ class PlainEngine:
                         n=prompt.n,
                         temperature=prompt.temperature,
                         top_p=prompt.top_p,
+                        top_k=prompt.top_k,
+                        min_p=prompt.min_p,
+                        repetition_penalty=prompt.repetition_penalty,
+                        stop=list(prompt.stop),
                         max_tokens=prompt.max_tokens,
                         structured_outputs=StructuredOutputsParams(regex=prompt.regex) if prompt.regex else None,
                     )
@@ -112,7 +116,7 @@ def play(config: Config, batch_size: int) -> dict[str, Any]:
     from pipeline.judging.scoring.step import scoring_step
     from pipeline.stages.articles import read_articles
     from pipeline.stages.pairs import pair_article
-    from pipeline.stages.summaries import first_sentences, shorten
+    from pipeline.stages.summaries import first_sentences, sampling_prompt, shorten
 
     clock = Clock()
     judge = make_judge(config.judge, config.seed)
@@ -141,11 +145,12 @@ def play(config: Config, batch_size: int) -> dict[str, Any]:
             row["summaries"] += [summary | {"text": text, "token_ids": []} for text in texts]
     with clock.time("held-out scores"):
         base_rows = add_columns(base_rows, score_heldout(judge_engine, base_rows))
-    assert len(config.summaries.temperatures) == 1, "this script samples at one temperature"
-    sampling = {name: getattr(config.summaries, name) for name in ("temperature", "top_p", "n")}
-    several = replace(instruction_prompt(config.policy, config.summaries.max_tokens), **sampling)
+    several = sampling_prompt(config.policy, config.summaries)
     with clock.time("summaries"):
-        training_rows = add_columns(training_rows, sample_rows(several, "base", policy_engine, training_rows))
+        training_rows = add_columns(
+            training_rows,
+            sample_rows(several, "base", policy_engine, training_rows, config.summaries.temperatures, config.seed),
+        )
     with clock.time("scores"):
         training_rows = add_columns(training_rows, score(judge_engine, training_rows))
     with clock.time("pairs"):

@@ -14,18 +14,19 @@ from jobs.sharing.export import (
     find_pair_tables,
     load_run_tokenizer,
     read_rounds,
-    read_table_rows,
     to_pairs,
     write_parquet,
 )
 from jobs.sharing.formats import Form, to_row
 from pipeline.config import Config, UserError
+from pipeline.config.messages import markdown_environment
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.model_files.card import CARD, MARK
 from pipeline.storage.model_files.card.public_names import PublicNames, public_names
-from pipeline.storage.model_files.card.writing import answer_noun, card_environment, data_set_of, describe_judges
+from pipeline.storage.model_files.card.writing import answer_noun, data_set_of, describe_judges
 from pipeline.storage.run_folder import round_folder, round_number
 from pipeline.storage.schema import COLUMNS, Row
+from pipeline.storage.tables import iterate_rows
 
 _MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 _SCORE = COLUMNS["scores"].value_type
@@ -69,10 +70,9 @@ def _write_pairs(
 ) -> int:
     tokenizer = load_run_tokenizer(config, ledger)
     text = _MESSAGES if tokenizer.has_chat_template else pa.string()
-    knows_thinking = "enable_thinking" in str(tokenizer.tokenizer.chat_template)
     schema = pa.schema(
         {"prompt": text, "chosen": text, "rejected": text}
-        | ({"chat_template_kwargs": pa.struct({"enable_thinking": pa.bool_()})} if knows_thinking else {})
+        | ({"chat_template_kwargs": pa.struct({"enable_thinking": pa.bool_()})} if tokenizer.knows_thinking else {})
         | {
             "round": pa.int32(),
             "article_id": pa.string(),
@@ -87,7 +87,7 @@ def _write_pairs(
     )
 
     def rows(table: Artifact, round_: int) -> Iterator[Row]:
-        for row in read_table_rows(ledger, table):
+        for row in iterate_rows(ledger, table):
             for place, (pair, _) in zip(row["pairs"], to_pairs(row, config.policy, tokenizer), strict=True):
                 beside = {"round": round_, "article_id": row["article_id"], "questions": row.get("questions")}
                 for side in ("chosen", "rejected"):
@@ -115,7 +115,7 @@ def _score_schema() -> pa.Schema:
 
 
 def _score_rows(ledger: Ledger, table: Artifact, round_: int, writers: Callable[[Any], str | None]) -> Iterator[Row]:
-    for row in read_table_rows(ledger, table):
+    for row in iterate_rows(ledger, table):
         for summary, score in zip(row["summaries"], row["scores"], strict=True):
             yield {
                 "round": round_,
@@ -150,7 +150,7 @@ def _write_card(config: Config, names: PublicNames, repo: str, rounds: tuple[int
     one, many = answer_noun(config)
     source = data_set_of(config)
     text = (
-        card_environment(Path(__file__).parent, names)
+        markdown_environment(Path(__file__).parent, names.hide)
         .get_template("dataset_card.md.j2")
         .render(
             mark=MARK,

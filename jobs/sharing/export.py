@@ -20,12 +20,12 @@ from pipeline.data.pair_tokenizer import PairIds, PairTokenizer, load_pair_token
 from pipeline.data.preference_formats import Preference
 from pipeline.inference.sampling import fill_article, instruction_prompt
 from pipeline.inference.special_tokens import break_special_tokens, special_tokens_of
-from pipeline.storage import parts
 from pipeline.storage.files import atomic_writer, open_location
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.model_files.card.public_names import public_names
 from pipeline.storage.run_folder import read_settings, round_folder, round_number
 from pipeline.storage.schema import Row
+from pipeline.storage.tables import iterate_rows
 
 _ROWS_PER_GROUP = 1024  # of a Parquet file
 # The endings that a form may have. A .json file of TRL's has one line for each pair, as it always had here.
@@ -217,19 +217,13 @@ def find_pair_tables(ledger: Ledger, number: int | None) -> dict[int, Artifact]:
     return {number: tables[number]}
 
 
-def read_table_rows(ledger: Ledger, table: Artifact) -> Iterator[Row]:
-    """The rows of a table, one part after the other."""
-    for name in table.record["parts"]:
-        yield from parts.read_part(f"{ledger.root}/{table.address}", name).to_pylist()
-
-
 def read_pairs(
     config: Config, ledger: Ledger, pair_tables: dict[int, Artifact], tokenizer: PairTokenizer
 ) -> Iterator[tuple[ExportedPair, bool]]:
     """Each pair of the tables, with whether its text gives the sampled token ids again."""
     judge = public_names(ledger, config).hide(config.judge.name)
     for number, table in pair_tables.items():
-        for row in read_table_rows(ledger, table):
+        for row in iterate_rows(ledger, table):
             for place, (pair, has_same_ids) in enumerate(to_pairs(row, config.policy, tokenizer)):
                 pair_id = f"{round_folder(number)}/{row['article_id']}/{place}"
                 yield replace(pair, pair_id=pair_id, judge=judge), has_same_ids
@@ -242,8 +236,7 @@ def to_pairs(row: Row, policy: PolicySettings, tokenizer: PairTokenizer) -> Iter
     messages = list(break_special_tokens(filled, special_tokens_of(tokenizer.tokenizer)))
     has_messages = tokenizer.has_chat_template
     prompt = messages if has_messages else "\n".join(message["content"] for message in messages)
-    knows_thinking = has_messages and "enable_thinking" in str(tokenizer.tokenizer.chat_template)
-    template = {"enable_thinking": False} if knows_thinking else {}
+    template = {"enable_thinking": False} if tokenizer.knows_thinking else {}
     scores = [_score(score) for score in row.get("scores") or [None] * len(row["summaries"])]
     for indexes in row["pairs"]:
         better, worse = indexes["chosen"], indexes["rejected"]

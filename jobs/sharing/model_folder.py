@@ -4,13 +4,13 @@ import json
 import os
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.config import Alignment, Config, UserError
 from pipeline.config.messages import one_line
+from pipeline.evaluation.report.page.overview import read_metrics
 from pipeline.storage.files import RunFiles
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.model_files.adapters import ADAPTER_CONFIG
@@ -104,7 +104,7 @@ def _find_folder(policy: Artifact) -> str:
 
 def _find_evaluation(ledger: Ledger, policy: Artifact) -> Evaluation | None:
     """What metrics.json has about this policy. None: its round is not evaluated yet, or was trained again since."""
-    metrics: dict[str, Any] = json.loads(ledger.read("metrics.json") or "{}")
+    metrics = read_metrics(ledger) or {}
     number = round_number(policy.address.partition("/")[0])
     entry = next((entry for entry in metrics.get("rounds", ()) if entry["round"] == number), None)
     is_current = entry is not None and entry.get("training") == policy.record["training"]

@@ -4,6 +4,7 @@ The index of the articles is made in the background, and kept in the user's cach
 changes. Until it is there, the list shows the first articles of the run without a filter.
 """
 
+import calendar
 import hashlib
 import json
 import os
@@ -117,7 +118,7 @@ class RunData:
 
     def _is_silent(self, updated: str) -> bool:
         """Whether the driver has not been heard of. The clock of another machine may differ by some minutes."""
-        age = time.time() - time.mktime(time.strptime(updated, "%Y-%m-%dT%H:%M:%SZ")) + time.timezone
+        age = time.time() - calendar.timegm(time.strptime(updated, "%Y-%m-%dT%H:%M:%SZ"))
         return time.monotonic() - self.heard > _SILENT_AFTER or age > 10 * _SILENT_AFTER
 
     # The index

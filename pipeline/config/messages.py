@@ -5,8 +5,15 @@ input may include a key. Other modules refuse secrets in settings: `base.py` in 
 and `hardware.py` in the settings of a server. `inference/special_tokens.py` breaks up special tokens in prompts.
 """
 
+import difflib
 import os
 import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jinja2
 
 _SECRET_NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|ACCESS_KEY_ID)$", re.IGNORECASE)
 _MIN_SECRET_LENGTH = 8  # a shorter value could be any word
@@ -47,6 +54,38 @@ def escape_markdown(text: str) -> str:
     'a \\\\| \\\\<b\\\\> \\\\# c'
     """
     return _MARKDOWN_MARKS.sub(r"\\\g<0>", one_line(printable(text), limit=None))
+
+
+def markdown_environment(folder: Path, rewrite: Callable[[str], str] = str) -> "jinja2.Environment":
+    """The environment of Markdown templates in a folder.
+
+    Its filter `text` escapes text that anybody may have written, after `rewrite`. Its filter `code` is for text in
+    backticks, and `printable` for text in a block of code.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "text": lambda text: escape_markdown(rewrite(text)),
+        "code": lambda text: printable(text).replace("`", "'"),
+        "printable": printable,
+    }
+    return environment
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: the known name that is most like it. Empty if none is.
+
+    >>> did_you_mean("treshold", ["threshold", "weighting"]), did_you_mean("zzz", ["threshold"])
+    (' (did you mean threshold?)', '')
+    """
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def one_line(error_or_text: BaseException | str, limit: int | None = 200) -> str:

@@ -126,7 +126,7 @@ class Training(Settings):
         names = ("beta", "label_smoothing", "simpo_gamma", "discopop_tau")
         loss_settings = {name: getattr(self, name) for name in names}
         check_mixture(
-            _loss_names(self),
+            loss_names(self),
             loss_weights=self.loss_weights,
             rpo_alpha=self.rpo_alpha,
             changed_settings={
@@ -145,7 +145,8 @@ class Training(Settings):
         return self
 
 
-def _loss_names(training: Training) -> list[str]:
+def loss_names(training: Training) -> list[str]:
+    """The losses of `loss_type`, which is one or a list."""
     return [training.loss_type] if isinstance(training.loss_type, str) else list(training.loss_type)
 
 
@@ -160,7 +161,7 @@ def check_router_loss(training: Training, torch_compile: bool) -> None:
 
 def check_references(references: References, training: Training) -> None:
     """Raise ValueError if training needs reference log-probabilities that the run will not have."""
-    losses_with_reference = [loss for loss in _loss_names(training) if loss not in REFERENCE_FREE]
+    losses_with_reference = [loss for loss in loss_names(training) if loss not in REFERENCE_FREE]
     if references.source == "none" and losses_with_reference:
         raise ValueError(
             f"references.source is none, and training.loss_type has {', '.join(losses_with_reference)}, which needs a "

@@ -64,6 +64,11 @@ class PairTokenizer:
     def has_chat_template(self) -> bool:
         return self.tokenizer.chat_template is not None
 
+    @property
+    def knows_thinking(self) -> bool:
+        """Whether the chat template can turn thinking on and off."""
+        return "enable_thinking" in str(self.tokenizer.chat_template)
+
     def encode(self, pair: Preference) -> PairIds | Skip:
         """Tokenize a pair. Returns a Skip if it cannot be trained on.
 

@@ -27,7 +27,7 @@ from pipeline.stages.policy import register_base, train_policy
 from pipeline.stages.references import reference_logprobs
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.model_files import hub
-from pipeline.storage.model_files.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapted_layers
+from pipeline.storage.model_files.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapted_layers, lora_settings
 from pipeline.storage.run_folder import CONFIG, read_policy
 from pipeline.training import tracking
 
@@ -214,8 +214,7 @@ def _adapter_settings(model: str) -> dict[str, Any] | None:
 
     with safe_open(Path(folder, ADAPTER_WEIGHTS), framework="numpy") as tensors:
         layers = sorted(adapted_layers(tensors.keys()))
-    names = ("r", "lora_alpha", "use_rslora", "use_dora")
-    return {name: config[name] for name in names if name in config} | {"target_modules": layers}
+    return lora_settings(config) | {"target_modules": layers}
 
 
 def _save_rows(rows: Iterable[Mapping[str, Any]], ledger: Ledger) -> str:

@@ -59,7 +59,12 @@ def sample_summaries(
         rows: training articles with questions.
         writer: the build id of the policy that `policy_engine` runs.
     """
-    prompt = replace(
+    return sample_dataset(rows, sampling_prompt(policy, summaries), writer, policy_engine, summaries.temperatures, seed)
+
+
+def sampling_prompt(policy: PolicySettings, summaries: Summaries) -> Prompt:
+    """The prompt of every sampled summary. The temperature is left to `sample_dataset`, as there may be several."""
+    return replace(
         instruction_prompt(policy, summaries.max_tokens),
         top_p=summaries.top_p,
         top_k=summaries.top_k,
@@ -69,7 +74,6 @@ def sample_summaries(
         n=summaries.n,
         logprobs=summaries.logprobs,
     )
-    return sample_dataset(rows, prompt, writer, policy_engine, summaries.temperatures, seed)
 
 
 @_summaries(writes=(*_BASE_COLUMNS, *SAMPLED))

@@ -6,7 +6,7 @@ exactly once. `parts.py` reads and writes single parts, `streams.py` moves rows 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,8 +100,13 @@ def read_table(ledger: Ledger, table: Artifact) -> list[Row]:
     Raises:
         UserError: a part is damaged or missing.
     """
-    uri = f"{ledger.root}/{table.address}"
-    return [row for name in table.record["parts"] for row in parts.read_part(uri, name).to_pylist()]
+    return list(iterate_rows(ledger, table))
+
+
+def iterate_rows(ledger: Ledger, table: Artifact) -> Iterator[Row]:
+    """The kept rows of a table, of which one part is in memory. Raises UserError if a part is damaged or missing."""
+    for name in table.record["parts"]:
+        yield from parts.read_part(f"{ledger.root}/{table.address}", name).to_pylist()
 
 
 def read_some_rows(ledger: Ledger, table: Artifact, most: int, fields: Sequence[str]) -> list[Row]:

@@ -1,6 +1,5 @@
 """Describes the errors of pydantic in the user's terms, one line for each mistake."""
 
-import difflib
 import re
 import reprlib
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 
 from pipeline.config.judging import JudgeSettings
+from pipeline.config.messages import did_you_mean
 
 
 def _section_model(location: Sequence[Any], model: type[BaseModel]) -> type[BaseModel]:
@@ -33,8 +33,7 @@ def describe_error(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         section = ".".join(map(str, location[:-1])) or "the configuration"
         known = list(_section_model(location[:-1], model).model_fields)
-        close_names = difflib.get_close_matches(str(location[-1]), known, 1)
-        hint = f" (did you mean {close_names[0]}?)" if close_names else ""
+        hint = did_you_mean(str(location[-1]), known)
         return f"{section} has no {location[-1]!r}{hint}; it has {', '.join(known)}"
     if problem["type"] == "missing":
         return f"{name} is missing: set it in the file, or on the command line as {name}=…"

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from judges.text.words import WORD_UNIT
 from pipeline.config import Config
-from pipeline.config.messages import escape_markdown, printable
+from pipeline.config.messages import markdown_environment
 from pipeline.evaluation import judge_card
 from pipeline.evaluation.benchmark.models import current_digests
 from pipeline.evaluation.benchmark.table import benchmark_table, read_comparisons, up_to_date
@@ -39,18 +39,8 @@ def terminal_tables(*tables: TableLines) -> list[Table]:
 
 
 def template_environment() -> jinja2.Environment:
-    """The environment of report.md.j2.
-
-    Its filter `text` escapes text that anybody may have written, and its filter `code` is for text in backticks.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"text": escape_markdown, "code": lambda text: printable(text).replace("`", "'")}
-    return environment
+    """The environment of report.md.j2."""
+    return markdown_environment(Path(__file__).parent)
 
 
 def write_report(metrics: dict[str, Any], examples: list[dict[str, Any]], config: Config, ledger: Ledger) -> None:

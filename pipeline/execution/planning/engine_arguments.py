@@ -7,7 +7,6 @@ The source is parsed, not imported: an import takes seconds, and here only names
 """
 
 import ast
-import difflib
 import functools
 import importlib.metadata
 import importlib.util
@@ -19,6 +18,7 @@ from typing import Any, Literal, Optional, Union, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config import UserError
+from pipeline.config.messages import did_you_mean
 
 # What an engine replies does not depend on these, except for rounding, as it does on the number of GPUs.
 _SPEED_ONLY = frozenset(
@@ -117,7 +117,7 @@ def _check_name(setting: str, name: str) -> None:
     known = _fields("vllm.engine.arg_utils", "EngineArgs")
     if name not in known:
         raise UserError(
-            f"{setting} has {name!r}{_hint(name, known)}, which is no engine argument of the installed vLLM "
+            f"{setting} has {name!r}{did_you_mean(name, known)}, which is no engine argument of the installed vLLM "
             f"{importlib.metadata.version(_distribution())}"
         )
 
@@ -142,7 +142,7 @@ def _check_section(setting: str, values: Mapping[str, Any], module: str, config:
     known = _fields(module, config)
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"{setting} has {name!r}{_hint(name, known)}, which vLLM's {config} does not have")
+            raise UserError(f"{setting} has {name!r}{did_you_mean(name, known)}, which vLLM's {config} does not have")
         inner = _config_class(module, known[name])
         if inner and isinstance(value, dict):
             _check_section(f"{setting}.{name}", value, *inner)
@@ -156,11 +156,6 @@ def _describe(kind: Any) -> str:
         return " or ".join(map(_describe, get_args(kind)))
     names = {int: "a whole number", float: "a number", bool: "true or false", dict: "a section", type(None): "null"}
     return names.get(kind, "text" if kind is str else "a list")
-
-
-def _hint(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 # The source of vLLM

@@ -1,10 +1,10 @@
 """Adds up the GPU memory that models take: the engines of policy and judges, and training. Nothing is loaded.
 
 Weights, master weights, optimizer moments and gradients are counted exactly, quantized weights by what their files
-take. Activations are estimated: they are the
-tensors that autograd keeps in the layers of a Llama or Qwen. `tests/integration/training/test_training_memory.py`
-compares the sum with a measured peak. The estimate does not know mixtures of experts, other kinds of key-value caches
-(latent, sliding: they are smaller), or memory that other programs use.
+take. Activations are estimated: they are the tensors that autograd keeps in the layers of a Llama or Qwen.
+`tests/integration/training/test_training_memory.py` compares the sum with a measured peak. The estimate does not know
+mixtures of experts, other kinds of key-value caches (latent, sliding: they are smaller), or memory that other programs
+use.
 """
 
 import math

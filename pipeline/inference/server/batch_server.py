@@ -208,13 +208,13 @@ class BatchServerEngine(OpenAIServerEngine):
                 response = self.client.request(method, path, **options)
                 if response.is_success:
                     return response
-                reason = f"HTTP {response.status_code}"
-                failure = _CallFailed(f"{self.server.base_url} does not serve {method} {path} ({reason})")
-                if response.status_code not in RETRIED_STATUSES and response.status_code < 500:
-                    raise failure.for_user()
+                reason, status = f"HTTP {response.status_code}", response.status_code
+                may_succeed_later = status in RETRIED_STATUSES or status >= 500
             except httpx.RequestError as error:
-                reason = type(error).__name__
-                failure = _CallFailed(f"{self.server.base_url} does not serve {method} {path} ({reason})")
+                reason, may_succeed_later = type(error).__name__, True
+            failure = _CallFailed(f"{self.server.base_url} does not serve {method} {path} ({reason})")
+            if not may_succeed_later:
+                raise failure.for_user()
             if attempt >= (tries or self.server.tries):
                 raise failure if tries else failure.for_user()
             time.sleep(self.backoff(attempt))

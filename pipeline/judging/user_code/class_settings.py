@@ -1,12 +1,12 @@
 """Checks `judge.settings` against the constructor of the user's class, whose keyword arguments are its settings."""
 
-import difflib
 import inspect
 import types
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.config import UserError
+from pipeline.config.messages import did_you_mean
 
 # The keyword arguments that every judge gets, and the setting of each. `logprobs` goes only to a class that takes it.
 _COMMON = {"questions": "judge.questions", "options": "judge.options", "seed": "seed", "logprobs": "judge.logprobs"}
@@ -68,8 +68,7 @@ def _check_names(
                 f"{section}.settings has {name!r}: set {_COMMON[name].replace('judge.', f'{section}.')} instead"
             )
         if name not in settings and not takes_any:
-            similar = difflib.get_close_matches(name, settings, 1)
-            hint = f" (did you mean {similar[0]}?)" if similar else ""
+            hint = did_you_mean(name, settings)
             raise UserError(f"{section}.settings has no {name!r}{hint}; it has {', '.join(settings) or 'none'}")
 
 

@@ -27,6 +27,19 @@ PLAIN_VALUES = {
 _NEVER_SERVED = ("peft_type", "use_dora", "modules_to_save", "bias", "lora_bias", "init_lora_weights")
 
 
+def lora_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `training.lora` that an adapter_config.json has, without `target_modules`.
+
+    A field that it lacks has PEFT's default.
+    """
+    return {
+        "r": config["r"],
+        "lora_alpha": config.get("lora_alpha", 8),
+        "use_rslora": config.get("use_rslora", False),
+        "use_dora": config.get("use_dora", False),
+    }
+
+
 def unsupported_fields(config: Mapping[str, Any], is_trained: bool = True) -> dict[str, Any]:
     """The fields of an adapter_config.json whose values are not supported, with these values.
 

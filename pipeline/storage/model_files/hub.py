@@ -216,13 +216,8 @@ def check_lora(name: str, lora: Lora | None) -> None:
     if lora is None:
         return
     if adapter is not None:
-        adapter_settings = {
-            "r": adapter["r"],
-            "lora_alpha": adapter.get("lora_alpha", 8),  # PEFT's default
-            "use_rslora": adapter.get("use_rslora", False),
-            "use_dora": adapter.get("use_dora", False),
-        }
-        if different := [f"{key} {value}" for key, value in adapter_settings.items() if value != getattr(lora, key)]:
+        settings = adapters.lora_settings(adapter)
+        if different := [f"{key} {value}" for key, value in settings.items() if value != getattr(lora, key)]:
             raise UserError(
                 f"policy.model is {name!r}, an adapter with {', '.join(different)}, but training.lora has another "
                 "value: set training.lora like the adapter, or merge it with `rondo merge` and start from the merged "

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jinja2
-
 from judges.text.conversations import read_instruction
 from pipeline.config import Alignment, Config
 from pipeline.config.judging import JudgeSettings
-from pipeline.config.messages import escape_markdown, printable
+from pipeline.config.messages import escape_markdown, markdown_environment
+from pipeline.config.training import loss_names
 from pipeline.storage.files import RunFiles
 from pipeline.storage.ledger import Artifact, Ledger
 from pipeline.storage.model_files.adapters import ADAPTER_CONFIG
@@ -103,7 +102,7 @@ def write_policy_card(
     template = _chat_template(files)
     data = _data_location(settings)
     text = (
-        card_environment(_FOLDER, names)
+        markdown_environment(_FOLDER, names.hide)
         .get_template("model_card.md.j2")
         .render(
             mark=MARK,
@@ -150,9 +149,8 @@ def write_merged_card(folder: Path, adapter: str, base_location: str, names: Pub
 
     base = Base(names.name(base_location), names.is_local(base_location), license)
     has_template = (folder / "chat_template.jinja").is_file()
-    question = "Write your question here."
     text = (
-        card_environment(_FOLDER, names)
+        markdown_environment(_FOLDER, names.hide)
         .get_template("merged_card.md.j2")
         .render(
             mark=MARK,
@@ -163,7 +161,7 @@ def write_merged_card(folder: Path, adapter: str, base_location: str, names: Pub
                 model=".",
                 base=None,
                 rank=0,
-                prompt=[{"role": "user", "content": question}] if has_template else question,
+                prompt=_question(has_template),
                 template={},
                 max_tokens=_ANSWER_TOKENS,
             ),
@@ -218,25 +216,13 @@ def _license_in(file: Path) -> str | None:
     return license if isinstance(license, str) and license.strip() else None
 
 
-def card_environment(folder: Path, names: PublicNames) -> jinja2.Environment:
-    """The environment of a card's template in `folder`. Its filter `text` hides local places and escapes Markdown."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"text": lambda text: escape_markdown(names.hide(text)), "printable": printable}
-    return environment
-
-
 def _front_matter(
     settings: Config | Alignment, base: Base, repo: str | None, is_adapter: bool, evaluation: Evaluation | None
 ) -> "ModelCardData":
     from huggingface_hub import EvalResult, ModelCardData
 
     data_set = data_set_of(settings)
-    losses = ("dpo" if loss == "sigmoid" else loss.replace("_", "-") for loss in _losses(settings))
+    losses = ("dpo" if loss == "sigmoid" else loss.replace("_", "-") for loss in loss_names(settings.training))
     results = [
         EvalResult(
             task_type="text-generation",
@@ -267,13 +253,8 @@ def _front_matter(
     )
 
 
-def _losses(settings: Config | Alignment) -> list[str]:
-    losses = settings.training.loss_type
-    return [losses] if isinstance(losses, str) else list(losses)
-
-
 def _method(settings: Config | Alignment) -> str:
-    losses = _losses(settings)
+    losses = loss_names(settings.training)
     if losses == ["sft"]:
         return "supervised training on the chosen answers"
     name = "DPO (direct preference optimization)" if losses == ["sigmoid"] else f"losses {', '.join(losses)} of TRL"
@@ -306,10 +287,15 @@ def _template_arguments(settings: Config | Alignment, template: str | None) -> d
 def _prompt(settings: Config | Alignment, has_template: bool) -> list[dict[str, str]] | str:
     """What the policy is asked: messages with {article}, or a text if there is no chat template."""
     if isinstance(settings, Alignment):
-        question = "Write your question here."
-        return [{"role": "user", "content": question}] if has_template else question
+        return _question(has_template)
     messages = read_instruction(settings.policy.instruction, merge=settings.policy.merge_system)
     return list(messages) if has_template else "\n".join(message["content"] for message in messages)
+
+
+def _question(has_template: bool) -> list[dict[str, str]] | str:
+    """What a snippet asks a model without an instruction."""
+    question = "Write your question here."
+    return [{"role": "user", "content": question}] if has_template else question
 
 
 def describe_judges(settings: Config | Alignment) -> list[tuple[str, str]]:
