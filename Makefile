@@ -9,7 +9,7 @@ BIN := .venv/bin
 ARTICLES ?= hf:abisee/cnn_dailymail/3.0.0:validation
 SMOLLM2 := runs/models/SmolLM2-135M-Instruct
 
-.PHONY: help setup benchmark dev demo demo-real test check format lock clean
+.PHONY: help setup benchmark dev demo demo-real docs test check format lock clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -30,6 +30,11 @@ demo-real: setup  ## run two rounds of a real model on real articles (ARTICLES=m
 	@$(BIN)/python requirements/get_smollm2.py $(SMOLLM2)
 	@$(BIN)/rondo run configs/smollm2_cpu.yaml policy.model=$(SMOLLM2) judge.model=$(SMOLLM2) \
 		articles.path=$(ARTICLES) $(if $(filter hf:abisee/%,$(ARTICLES)),articles.text_column=article) $(ARGS)
+
+docs:  ## build the documentation as a site in build/docs, with the reference of settings, commands and Python
+	@$(PYTHON) requirements/install.py $(EXTRA) docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+	@echo "The site is in build/docs: open index.html, or for the search run $(BIN)/python -m http.server -d build/docs"
 
 test: dev  ## run the tests; ARGS=tests/unit for the fast ones, ARGS='-m slow' for the slow ones
 	@$(BIN)/python -m pytest $(ARGS)

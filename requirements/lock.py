@@ -1,7 +1,7 @@
 """Writes the pins in this folder from pyproject.toml: `make lock`. Existing pins are kept while they still fit.
 
-Only package metadata is read, so gpu.txt can be written on a machine without a GPU. benchmark.txt and dev.txt have only
-the packages that cpu.txt lacks.
+Only package metadata is read, so gpu.txt can be written on a machine without a GPU. benchmark.txt, dev.txt and docs.txt
+have only the packages that cpu.txt lacks, all in the same versions.
 """
 
 import subprocess
@@ -30,9 +30,11 @@ def main(upgrade: list[str]) -> None:
     runtime = cpu.read_text()
     compile_pins(gpu, "--extra", "gpu", *upgrade, constraints=FOR_GPU)
     overrides = [*without_cuda, "--override", str(HERE / "newer-dateutil.txt")]
-    for extra in ("benchmark", "dev"):
+    pinned = runtime
+    for extra in ("benchmark", "dev", "docs"):
         added = HERE / f"{extra}.txt"
-        compile_pins(added, "--extra", "cpu", "--extra", extra, *overrides, *upgrade, constraints=runtime)
+        compile_pins(added, "--extra", "cpu", "--extra", extra, *overrides, *upgrade, constraints=pinned)
+        pinned += added.read_text()
         lines = added.read_text().splitlines(keepends=True)
         added.write_text("".join(line for line in lines if line.startswith("#") or line not in runtime))
 

@@ -52,7 +52,8 @@ def judge_card(
         judge_card("configs/demo.yaml", run="runs/card", judge={"questions": 7})
 
     Args:
-        config, settings: as for `run`.
+        config: as for `run`.
+        settings: as for `run`.
 
     Returns:
         the content of judge_card.json: costs, biases, and how far the score can be trusted.

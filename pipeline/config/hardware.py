@@ -21,8 +21,8 @@ class Replicas(Settings):
     is room for them.
     """
 
-    min: Annotated[int, Field(gt=0)]
-    max: Annotated[int, Field(gt=0)]
+    min: Annotated[int, Field(gt=0)]  # engines at the start
+    max: Annotated[int, Field(gt=0)]  # engines while rows wait
 
     @model_validator(mode="before")
     @classmethod
@@ -50,7 +50,7 @@ class EngineHardware(Settings):
     # 0: CPU. Below 1: part of a GPU. Above 1: tensor parallelism. With pipeline_parallel_size in engine_kwargs, the
     # GPUs of all pipeline stages.
     gpus_per_replica: Annotated[float, Field(ge=0)] = 0
-    cpus_per_replica: Annotated[float, Field(gt=0)] = 1
+    cpus_per_replica: Annotated[float, Field(gt=0)] = 1  # logical CPUs of Ray that an engine takes
     batch_size: Annotated[int, Field(gt=0)] = 64  # articles in one batch of an engine
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of a whole GPU, even for part of a GPU
     kvcache_space: Annotated[int, Field(gt=0)] = 1  # GiB of key-value cache; on CPU only
@@ -90,9 +90,9 @@ class EngineHardware(Settings):
 class TrainerHardware(Settings):
     """The Ray Train workers of a training."""
 
-    workers: Annotated[int, Field(gt=0)] = 1
-    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    workers: Annotated[int, Field(gt=0)] = 1  # several shard weights and optimizer (FSDP2)
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0  # 0: CPU; below 1: part of a GPU, for a single worker
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1  # logical CPUs of Ray that a worker takes
     tokens_per_batch: Annotated[int, Field(gt=0)] = 8192  # length of a packed row; bounds a worker's memory
     # False: each completion is computed with its own copy of the prompt. Slow; for models that cannot use packed rows.
     article_tree: bool = True
@@ -129,8 +129,8 @@ class TrainerHardware(Settings):
 class Price(Settings):
     """The price of a model, in US dollars per million tokens."""
 
-    input: Annotated[float, Field(ge=0)]
-    output: Annotated[float, Field(ge=0)]
+    input: Annotated[float, Field(ge=0)]  # of the tokens of prompts
+    output: Annotated[float, Field(ge=0)]  # of the tokens of replies
     cached: Annotated[float, Field(ge=0)] | None = None  # input tokens found in the prefix cache; None: as `input`
 
     def cost_micro_usd(self, tokens_in: float, tokens_cached: float, tokens_out: float) -> float:

@@ -74,25 +74,25 @@ class JudgeSettings(Settings):
     kind: str = "mcq"
     # Keyword arguments of the judge's class, a built-in one or yours; mcq has settings of its own below instead.
     settings: dict[str, Any] = Field(default_factory=dict)
-    model: Location | None = None
+    model: Location | None = None  # None: for kinds that need no model
     served: ServedModel | None = None  # None: vLLM runs the model here
-    dtype: Dtype = "bfloat16"
-    max_model_len: Positive | None = None
+    dtype: Dtype = "bfloat16"  # of the model, where vLLM runs it here
+    max_model_len: Positive | None = None  # longest prompt and reply together, in tokens; None: the model's limit
     thinking: Thinking | None = None  # whether it thinks before each reply; None: it does not
     # Further arguments for vLLM that may change its replies, by vLLM's own names, such as {quantization: fp8}.
     # Arguments that change the speed only are in hardware.judge.engine_kwargs.
     engine_kwargs: EngineKwargs = Field(default_factory=dict)
-    wording: str = "plain"
+    wording: str = "plain"  # the prompts of mcq, by their name in `judges/prompts.py`
     # The language of mcq's questions and options, by its ISO 639-1 code. auto: that of each article.
     language: str = "auto"
-    # These replace the prompts of the wording. The first has {article}, and may have {count}, {choices} (the number of
-    # options), {wrong} (the form of the wrong options) and {language} (its name in English). The second has {questions}
-    # and {passage}, and may have {count} and {language}.
+    # Replaces the prompt of the wording that asks for questions. It has {article}, and may have {count}, {choices} (the
+    # number of options), {wrong} (the form of the wrong options) and {language} (its name in English).
     questions_prompt: str | None = None
+    # Replaces the prompt that asks for answers. It has {questions} and {passage}, and may have {count} and {language}.
     answers_prompt: str | None = None
-    questions: Positive = 5
-    options: Annotated[int, Field(ge=2, le=10)] = 5
-    question_temperature: Annotated[float, Field(ge=0)] = 0.0
+    questions: Positive = 5  # questions about an article
+    options: Annotated[int, Field(ge=2, le=10)] = 5  # options of a question, without "unsure"
+    question_temperature: Annotated[float, Field(ge=0)] = 0.0  # at which the questions are sampled; 0: greedily
     # Keep the log-probability of each answer, and a soft score beside the count. About a tenth slower.
     logprobs: bool = False
     # The judges of a jury by a name of your choice, each with settings as here and a weight.
@@ -404,7 +404,7 @@ class Pairs(Settings):
     # random: up to max_per_article pairs. best_worst: one pair. widest_margin: up to max_per_article pairs, those with
     # the largest differences. all: every pair that is not a tie; together they weigh as much as one pair.
     selection: Literal["random", "best_worst", "widest_margin", "all"] = "random"
-    max_per_article: Positive = 3
+    max_per_article: Positive = 3  # most pairs of an article
     # none: an article's pairs weigh the same. margin: a pair weighs more if the judge is surer of the right answers of
     # the chosen than of the rejected; the mean weight stays the same. Needs judge.logprobs=true.
     weighting: Literal["none", "margin"] = "none"

@@ -33,15 +33,13 @@ Logger = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class Articles(Settings):
-    """The corpus.
+    """The corpus. `data/readers.py` lists the kinds of files."""
 
-    `path` is a file (JSON, CSV or Parquet) or a folder of .txt files by path or URI, or a Hugging Face dataset as
-    `hf:NAME` or `hf:NAME/CONFIG:SPLIT`. `data/readers.py` lists the kinds.
-    """
-
+    # A file (JSON, CSV or Parquet) or a folder of .txt files by path or URI, or a Hugging Face dataset as `hf:NAME` or
+    # `hf:NAME/CONFIG:SPLIT`.
     path: Location
-    id_column: str = "id"
-    text_column: str = "text"
+    id_column: str = "id"  # the column that names an article: its hash decides the split
+    text_column: str = "text"  # the column with the article
     group_column: str | None = None  # articles with the same value, such as a document's id, are all in one split
     limit: Positive | None = None  # use only the first `limit` articles of the file; None: all
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share that is held out, chosen by a hash of the id
@@ -79,7 +77,7 @@ class Articles(Settings):
 class PolicySettings(Settings):
     """The model to train: a Hugging Face model by folder or name. With `training.lora` it may be a LoRA adapter."""
 
-    model: Location
+    model: Location  # a Hugging Face causal LM, or with `training.lora` a LoRA adapter
     dtype: Dtype = "bfloat16"  # for sampling, references and training alike
     # Longest prompt, thought and summary together, in tokens; None: the model's limit.
     max_model_len: Positive | None = None
@@ -122,9 +120,10 @@ class PolicySettings(Settings):
 class Summaries(Settings):
     """How the policy samples summaries for training. Names as in vLLM."""
 
-    n: Annotated[int, Field(ge=2)] = 8
+    n: Annotated[int, Field(ge=2)] = 8  # summaries of each article
     # A number, or a list of them: the n summaries of each article are then spread over these temperatures evenly.
     temperature: float | tuple[float, ...] = 1.0
+    # Sample from the most likely tokens that have this probability together. 1: from all.
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0  # sample from the k most likely tokens; 0: from all
     min_p: Share = 0.0  # leave out tokens with less than this share of the probability of the most likely one
@@ -133,7 +132,7 @@ class Summaries(Settings):
     # Texts that end a summary, which does not have them. The policy is trained on their tokens too. Held-out summaries
     # go on after them, so a policy should learn to stop there.
     stop: tuple[str, ...] = ()
-    max_tokens: Positive = 256
+    max_tokens: Positive = 256  # of a summary, without its thought; a longer one is cut off
     # True: keep the engine's log-probability of every summary. False: only of each engine's first batch.
     logprobs: bool = False
     max_skipped: Share = 0.5  # largest share of articles skipped; a larger one ends the run
@@ -187,7 +186,7 @@ class Summaries(Settings):
 class Evaluation(Settings):
     """How the held-out articles are summarized (greedily) and judged."""
 
-    max_tokens: Positive = 256
+    max_tokens: Positive = 256  # of a summary, without its thought; a longer one is cut off
     # Share of the summaries that are judged twice, the second time with options in another order. The judge card shows
     # how often both agree.
     ask_again: Share = 0.05
@@ -206,7 +205,7 @@ class Report(Settings):
 
     max_words: Positive = 200  # a summary of this many words or more counts as too long
     resamples: Annotated[int, Field(ge=100)] = 10_000  # of the paired bootstrap
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of every interval and test in the report
 
 
 class Config(Settings):
@@ -219,7 +218,7 @@ class Config(Settings):
     # the champion before it.
     start_from: Literal["latest", "champion"] = "latest"
     stop: Stop = Stop()
-    seed: Natural = 0
+    seed: Natural = 0  # of draws and shuffles; samples of the engines differ from run to run all the same
     articles: Articles
     policy: PolicySettings
     judge: JudgeSettings
@@ -529,8 +528,8 @@ class Alignment(Settings):
     """
 
     run: Location  # the run folder, a path or a URI
-    seed: Natural = 0
-    # A file by path or URI, or hf:OWNER/NAME[/CONFIG][:SPLIT]. `data/preference_formats.py` lists the known columns.
+    seed: Natural = 0  # of the order of the pairs, and of which are held out
+    # A file by path or URI, or `hf:OWNER/NAME/CONFIG:SPLIT`. `data/preference_formats.py` lists the known columns.
     pairs: Location
     max_skipped: Share = 0.5  # largest share of rows skipped in that file; a larger one ends the run
     policy: PolicySettings

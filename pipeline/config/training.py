@@ -12,18 +12,15 @@ from pipeline.config.losses import REFERENCE_FREE, check_mixture, parse_loss_typ
 
 
 class References(Settings):
-    """Which policy is the reference, and where its log-probabilities come from.
-
-    `source` is one of:
-    - `trainer`: the training code computes them.
-    - `sampler`: the engine that sampled the summaries returned them. The trainer computes only some, as a check.
-    - `none`: there are none. Only for losses without a reference (sft, simpo, orpo).
-    """
+    """Which policy is the reference, and where its log-probabilities come from."""
 
     # previous: the policy that the round starts from, which also wrote the summaries. The loss at step 0 is ln 2.
     # base: the policy before any training, in every round. This is another objective: it pulls the policy back to the
     # base. Without rounds, and in the first round, both are the same policy.
     policy: Literal["previous", "base"] = "previous"
+    # trainer: the training code computes the log-probabilities. sampler: the engine that sampled the summaries returned
+    # them, and the trainer computes only some, as a check. none: there are none; only for losses without a reference
+    # (sft, simpo, orpo).
     source: Literal["trainer", "sampler", "none"] = "trainer"
     check_articles: Positive = 16  # with `sampler`: articles for which the trainer also computes the values
     # With `sampler`: largest mean difference between engine and trainer, in nats per token. A larger one ends the run.
@@ -33,10 +30,10 @@ class References(Settings):
 class Lora(Settings):
     """LoRA adapters. Names as in PEFT's LoraConfig. Dropout is always off, here and in the whole model."""
 
-    r: Positive = 8
-    lora_alpha: Positive = 16
-    use_rslora: bool = False
-    # DoRA: the length of each row of a weight is trained apart from its direction. Slower than LoRA. It needs `merge`.
+    r: Positive = 8  # rank of the adapter
+    lora_alpha: Positive = 16  # the adapter counts lora_alpha / r times
+    use_rslora: bool = False  # True: lora_alpha / sqrt(r) times (rank-stabilized LoRA)
+    # Train the length of each row of a weight apart from its direction (DoRA). Slower than LoRA. It needs `merge`.
     use_dora: bool = False
     # all-linear: every linear layer but the LM head. Or the last parts of layer names: [q_proj, v_proj].
     target_modules: str | tuple[str, ...] = "all-linear"
@@ -73,7 +70,7 @@ class Training(Settings):
     loss_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # one per loss, in their order; None: all 1.0
     # Weight of an additional sft loss, which keeps up the likelihood of chosen completions. None: no such loss.
     rpo_alpha: Annotated[float, Field(gt=0)] | None = None
-    beta: Annotated[float, Field(gt=0)] = 0.1
+    beta: Annotated[float, Field(gt=0)] = 0.1  # how strongly the reference holds the policy back
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # probability that a preference label is wrong
     simpo_gamma: Annotated[float, Field(ge=0)] = 0.5  # target margin of simpo
     # Temperature of discopop. Above 1 the loss of a wrong pair would grow exponentially.
@@ -87,17 +84,18 @@ class Training(Settings):
     use_weighting: bool = False  # True: a pair counts by how likely the policy is to write it (WPO)
     # Weight of the load-balancing loss of a mixture of experts. 0: none. TRL's default is the model's own value.
     router_aux_loss_coef: Annotated[float, Field(ge=0)] = 0.0
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-7
-    num_train_epochs: Positive = 1
-    pairs_per_step: Positive = 36
-    warmup_ratio: Share = 0.1
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-7  # at its highest, after the warm-up
+    num_train_epochs: Positive = 1  # how often all pairs of a round are used
+    pairs_per_step: Positive = 36  # over all workers together
+    warmup_ratio: Share = 0.1  # share of the steps in which the learning rate rises from 0
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"  # how it falls after the warm-up
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # a longer gradient is scaled down to this norm
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # of AdamW
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # decay of AdamW's mean of the gradients
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay of AdamW's mean of their squares
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02  # share of articles held out to measure reward accuracy
     eval_steps: Positive | None = None  # steps between evaluations on the held-out articles; None: once per epoch
+    # The evaluation is the best that has the highest reward accuracy, or the lowest loss.
     metric_for_best_model: Literal["eval_rewards/accuracies", "eval_loss"] = "eval_rewards/accuracies"
     load_best_model_at_end: bool = False  # True: save the weights of the best evaluation, not those of the last step
     early_stopping_patience: Positive | None = None  # evaluations without improvement before training ends; None: never

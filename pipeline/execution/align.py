@@ -141,7 +141,9 @@ def align(
         loss: `training.loss_type`: one loss, or several to add up.
         out: folder or URI of the run, where the model is written as `policy/`; None: runs/NAME-aligned.
         seed: seed of the order of the pairs.
-        policy, references, hardware: more settings of these sections of the configuration, by name.
+        policy: more settings of the section `policy`, by name.
+        references: settings of the section `references`.
+        hardware: settings of the section `hardware`.
         max_skipped: the share of rows that may be unusable.
         remake: as for `run_alignment`.
         **training: any setting of `config.training.Training` by name, such as beta or learning_rate.

@@ -210,7 +210,8 @@ def second_judge_rules(settings: Pairs, first: ScoreKind, second: ScoreKind) -> 
 
     Args:
         settings: the section `pairs`.
-        first, second: what the scores of the first and of the second judge hold.
+        first: what the scores of the first judge hold.
+        second: what the scores of the second judge hold.
     """
     rules = evaluation_rules(settings, first)
     if second != first and settings.preference in RULES:

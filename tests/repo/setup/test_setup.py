@@ -35,6 +35,7 @@ def pins(*names: str) -> dict[str, Version]:
         (["gpu"], ["gpu"]),
         (["cpu", "benchmark"], ["benchmark"]),
         (["cpu", "dev"], ["benchmark", "dev"]),
+        (["cpu", "docs"], ["docs"]),
     ],
 )
 def test_pins_satisfy_pyproject(files, extras):
@@ -47,7 +48,7 @@ def test_pins_satisfy_pyproject(files, extras):
             assert pinned[canonicalize_name(requirement.name)] in requirement.specifier
 
 
-@pytest.mark.parametrize("extra", ["benchmark", "dev"])
+@pytest.mark.parametrize("extra", ["benchmark", "dev", "docs"])
 def test_an_extra_has_only_additional_packages(extra):
     added, cpu, gpu = pins(extra), pins("cpu"), pins("gpu")
     assert not added.keys() & cpu.keys()

@@ -1,10 +1,13 @@
 """Reads the code blocks of the documentation, and applies the examples that they show to a copy of the sources."""
 
+import ast
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pipeline.config.loader import combine_config, parse_alignment
 from tests.helpers.paths import ROOT
 
 PAGES = [
@@ -49,6 +52,36 @@ def commands(page: str) -> list[str]:
     """The shell lines of a page's code blocks, with continued lines joined."""
     shell = [block.text for block in code_blocks(page) if block.language in ("", "sh", "bash")]
     return [line.strip() for text in shell for line in re.sub(r"\\\n\s*", " ", text).splitlines() if line.strip()]
+
+
+def pipeline_calls(source: str) -> list[tuple[str, list[Any], dict[str, Any]]]:
+    """Each call of `run`, `judge_card` or `align` in Python code: its name, and the arguments that are literals."""
+    calls = []
+    for node in ast.walk(ast.parse(source)):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("run", "judge_card", "align")
+        ):
+            literal = {each.arg: each.value for each in node.keywords if not isinstance(each.value, ast.Name)}
+            keywords = {name: ast.literal_eval(value) for name, value in literal.items() if name is not None}
+            calls.append((node.func.id, [ast.literal_eval(each) for each in node.args], keywords))
+    return calls
+
+
+def check_call(name: str, arguments: list[Any], keywords: dict[str, Any]) -> None:
+    """Raise UserError if a call of `run`, `judge_card` or `align` has a setting that would be refused."""
+    if name != "align":
+        combine_config(ROOT / arguments[0], **keywords)
+        return
+    starts = [*arguments, *(keywords.pop(start) for start in ("merged", "aligned", "adapter") if start in keywords)]
+    assert len(starts) == 1, "align takes one model, merged folder, aligned run or adapter"
+    given = {"run": keywords.pop("out", "runs/aligned"), "pairs": keywords.pop("pairs", "pairs.jsonl")}
+    given |= {section: keywords.pop(section) for section in ("hardware", "references", "seed") if section in keywords}
+    policy = keywords.pop("policy", {}) | {"model": starts[0]}
+    if "loss" in keywords:
+        keywords["loss_type"] = keywords.pop("loss")
+    parse_alignment(given | {"policy": policy, "training": keywords})
 
 
 def write_files(blocks: list[Block], root: Path) -> list[Path]:

@@ -1,8 +1,9 @@
-"""The commands, settings, links and file names that README.md, docs/ and the guides give are right."""
+"""The commands, settings, code, links and file names that README.md, docs/ and the guides give are right."""
 
 import ast
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,27 @@ from jobs.cli import app
 from pipeline.config import Config, UserError
 from pipeline.config.loader import apply_overrides, load_alignment, load_config, parse_config, parse_yaml
 from tests.helpers.paths import DEMO, ROOT
-from tests.repo.documentation import PAGES, code_blocks, commands, without_blocks
+from tests.repo.docs.documentation import PAGES, check_call, code_blocks, commands, pipeline_calls, without_blocks
 
 GROUP = typer.main.get_command(app)
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 STARTS = ("rondo ", ".venv/bin/rondo ", "python -m jobs.run ", "make ", ".venv/bin/python -m bench.")
+# Other programs of which a page may have a command. bash parses their lines.
+PROGRAMS = (
+    "ray ",
+    "(umask 077; ray ",
+    "export ",
+    "kubectl ",
+    "docker ",
+    "sed ",
+    "head ",
+    "curl ",
+    ".venv/bin/python -m vllm.",
+)
 # What exists only after the steps of docs/architecture.md; test_docs_examples.py runs these commands.
 EXAMPLES = ("training.loss_type=truncated_quadratic", "ARGS=tests/integration/stages/test_copying.py")
+EXAMPLE_MODULES = ("pipeline.stages.copying",)
 
 
 def page_name(path: Path) -> str:
@@ -103,6 +117,58 @@ def check_benchmark(module: str, arguments: list[str]) -> None:
         assert not argument.startswith("--") or argument in options, f"{module} has no option {argument}"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=page_name)
+def test_a_block_without_a_language_holds_commands(path: Path) -> None:
+    """Output is in blocks marked `text`, so that no command goes unseen among it."""
+    lines = commands(path.read_text(encoding="utf-8"))
+    assert not [line for line in lines if not line.startswith((*STARTS, *PROGRAMS))]
+
+
+def test_commands_are_bash() -> None:
+    """Also those of other programs, such as kubectl, which no test here can parse."""
+    script = "\n".join(line for path in PAGES for line in commands(path.read_text(encoding="utf-8")))
+    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+def documented_python() -> list[Any]:
+    return [
+        pytest.param(block.text, id=f"{page_name(path)}: {block.text.splitlines()[0]}")
+        for path in PAGES
+        for block in code_blocks(path.read_text(encoding="utf-8"))
+        if block.language == "python"
+    ]
+
+
+def defined_names(module: str) -> set[Any]:
+    """The names in a module of this repository, and the texts, by which a package names what it imports lazily."""
+    path = ROOT / module.replace(".", "/")
+    file = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
+    assert file.is_file(), f"there is no module {module}"
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    modules = {each.stem for each in file.parent.glob("*.py")} if file.name == "__init__.py" else set()
+    return modules | {getattr(node, "name", getattr(node, "id", getattr(node, "value", None))) for node in nodes}
+
+
+@pytest.mark.parametrize("source", documented_python())
+def test_documented_python_is_right(source: str) -> None:
+    """It compiles, what it imports from this repository is there, and the settings of its calls are accepted."""
+    for node in ast.walk(ast.parse(source)):
+        module = str(node.module) if isinstance(node, ast.ImportFrom) else ""
+        if re.match(r"(pipeline|judges|jobs)\b", module) and module not in EXAMPLE_MODULES:
+            missing = {alias.name for alias in node.names} - defined_names(module)  # type: ignore[attr-defined]
+            assert not missing, f"{module} has no {', '.join(missing)}"
+    for call in pipeline_calls(source):
+        check_call(*call)
+
+
+def test_wrong_python_would_be_found() -> None:
+    with pytest.raises(AssertionError):
+        test_documented_python_is_right("from pipeline import play")
+    with pytest.raises(UserError, match="bta"):
+        test_documented_python_is_right('run("configs/demo.yaml", training={"bta": 1})')
+
+
 def test_a_wrong_command_would_be_found() -> None:
     for command in ("rondo run configs/demo.yaml --no-such", "rondo play configs/demo.yaml", "rondo run"):
         with pytest.raises(typer.TyperException):
@@ -123,7 +189,8 @@ def test_documented_yaml_is_settings() -> None:
         if "judge" in parse_yaml(text):
             del raw["questions"]  # checks of questions that only the file's own judge can do
         for section, value in parse_yaml(text).items():
-            raw[section] = value if section == "judge" else raw.get(section, {}) | value
+            replaces = section == "judge" or not isinstance(value, dict)
+            raw[section] = value if replaces else raw.get(section, {}) | value
         raw["hardware"].pop("judge", None)  # a judge at a server has none
         parse_config(raw)
 

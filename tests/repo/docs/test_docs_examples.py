@@ -12,7 +12,7 @@ from pipeline.config.loader import parse_config
 from pipeline.judging.factory import make_judge
 from tests.helpers.cli import environment
 from tests.helpers.paths import ROOT
-from tests.repo.documentation import apply_diffs, code_blocks, commands, copy_sources, write_files
+from tests.repo.docs.documentation import apply_diffs, code_blocks, commands, copy_sources, write_files
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
