@@ -69,7 +69,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(site: Path) -> Iterator[str]:
     """The address at which the site is served."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(site))
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            """Print no line for each request."""
+
+    handler = partial(Handler, directory=str(site))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
