@@ -222,7 +222,7 @@ def _bounds(metadata: Any) -> str:
 def _default(field: FieldInfo) -> str | None:
     if field.is_required():
         return None
-    value = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+    value = field.get_default(call_default_factory=True)
     return None if isinstance(value, Settings) else _yaml(value)
 
 
