@@ -1,4 +1,4 @@
-"""Creates .venv from requirements/*.txt: `python3 requirements/install.py cpu|gpu [benchmark] [dev] [docs]`, for the Makefile.
+"""Creates .venv from requirements/*.txt, for the Makefile: `python3 requirements/install.py cpu|gpu [EXTRA ...]`.
 
 Every version is pinned, so no dependencies are resolved (--no-deps). uv installs the packages, because it takes a fifth
 of pip's time. It uses the package index that pip is configured with, and pip installs what uv cannot. A complete .venv

@@ -31,7 +31,7 @@ PROGRAMS = (
     "sed ",
     "head ",
     "curl ",
-    ".venv/bin/python -m vllm.",
+    "VLLM_CPU_KVCACHE_SPACE=1 .venv/bin/python -m vllm.",
 )
 # What exists only after the steps of docs/architecture.md; test_docs_examples.py runs these commands.
 EXAMPLES = ("training.loss_type=truncated_quadratic", "ARGS=tests/integration/stages/test_copying.py")
