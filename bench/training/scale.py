@@ -21,7 +21,7 @@ import gc
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
@@ -151,7 +151,7 @@ def our_steps(row: dict[str, Any], config: LlamaConfig, work: Work, device: str)
         checkpoint_activations(PolicyModule(model))
     optimizer = Optimizer(model, SETTINGS)
 
-    def step(examples: tuple[Example, ...]) -> None:
+    def step(examples: Sequence[Example]) -> None:
         for loss in sides.row_losses(model, examples, work.tokens_per_batch):
             (loss / work.shape.pairs_per_step).backward()
             optimizer.collect()
@@ -199,7 +199,7 @@ def make_model(config: LlamaConfig, attention_kind: str, device: str, *, lora: b
     return model.eval()
 
 
-def flops(model: PreTrainedModel, examples: tuple[Example, ...]) -> float:
+def flops(model: PreTrainedModel, examples: Sequence[Example]) -> float:
     """Useful FLOPs of one step over these articles. The module docstring has the formula."""
     c = model.config
     matrices = {name: p for name, p in model.base_model.named_parameters() if p.ndim == 2 and "embed" not in name}

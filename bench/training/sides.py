@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pipeline.training.batches.article_tree import pack_rows
-from pipeline.training.batches.batching import Step, plan_steps
+from pipeline.training.batches.batching import StepPlan, plan_steps
 from pipeline.training.batches.example import Example
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.loop import TrainLoop
 from pipeline.training.losses.formulas import LOSSES
 from pipeline.training.modeling import loading
@@ -104,10 +105,12 @@ class Work:
         return SETTINGS | {"pairs_per_step": self.shape.pairs_per_step, "learning_rate": self.learning_rate}
 
     @property
-    def plan(self) -> list[Step]:
+    def plan(self) -> StepPlan:
         """The steps of Rondo's trainer. TRL gets the pairs in the same order."""
         settings = self.settings
-        return plan_steps(self.examples, epochs=1, pairs_per_step=settings["pairs_per_step"], seed=settings["seed"])
+        return plan_steps(
+            ExampleTable.of(self.examples), epochs=1, pairs_per_step=settings["pairs_per_step"], seed=settings["seed"]
+        )
 
 
 @dataclass
@@ -203,7 +206,7 @@ def make_loop(work: Work, result: TrainResult, step_ends: list[float]) -> TrainL
             result.losses.append(line["loss"])
 
     return TrainLoop(
-        examples=work.examples,
+        examples=ExampleTable.of(work.examples),
         model_path=str(work.model),
         settings=work.settings,
         tokens_per_batch=work.tokens_per_batch,

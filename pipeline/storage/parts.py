@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -272,12 +272,35 @@ def read_fields(uri: str, name: str, fields: Sequence[str]) -> pa.Table:
     try:
         with fs.open_input_file(f"{base}/{name}") as stream:
             file = pq.ParquetFile(stream, page_checksum_verification=True)
-            # The path of such a field has two parts in between, whose names depend on the version that wrote them.
-            leaves = [file.schema.column(index).path for index in range(len(file.schema))]
-            wanted = [path for path in leaves if not {path.split(".")[0], _field(path)}.isdisjoint(fields)]
-            return file.read(columns=wanted).replace_schema_metadata()
+            return file.read(columns=_leaves(file, fields)).replace_schema_metadata()
     except (OSError, pa.ArrowException) as error:
         raise _damaged_part(uri, name, error) from None
+
+
+def iterate_fields(
+    fs: pafs.FileSystem, path: str, fields: Sequence[str], rows_at_once: int
+) -> Iterator[pa.RecordBatch]:
+    """Read some fields of a Parquet file, `rows_at_once` rows at a time, and verify its checksums.
+
+    Args:
+        fs, path: the file.
+        fields: see `read_fields`.
+        rows_at_once: the most rows of a batch.
+
+    Raises:
+        OSError: the file is missing or cannot be read, or a page is damaged.
+        pa.ArrowException: it is not a Parquet file.
+    """
+    with fs.open_input_file(path) as stream:
+        file = pq.ParquetFile(stream, page_checksum_verification=True)
+        yield from file.iter_batches(rows_at_once, columns=_leaves(file, fields))
+
+
+def _leaves(file: pq.ParquetFile, fields: Sequence[str]) -> list[str]:
+    """The paths of the columns in a file that these fields are made of."""
+    # The path of such a field has two parts in between, whose names depend on the version that wrote them.
+    paths = [file.schema.column(index).path for index in range(len(file.schema))]
+    return [path for path in paths if not {path.split(".")[0], _field(path)}.isdisjoint(fields)]
 
 
 def _field(path: str) -> str:

@@ -8,7 +8,8 @@ check at step 0 is in `loop.py`, because it compares values that this step compu
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from pipeline.storage.model_files.engine_check import EngineCheck
 from pipeline.training.batches.article_tree import ArticleTree, pack_row
 from pipeline.training.batches.example import Example
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.modeling import loading, tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import batch_logps, check_agreement, completion_logps, plain_logps
@@ -33,7 +35,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 def measure_consistency(
     policy: PolicyModule,
-    examples: Sequence[Example],
+    examples: ExampleTable,
     device: torch.device,
     sampler: Mapping[str, Any] | None = None,
     *,
@@ -68,11 +70,11 @@ def measure_consistency(
         else:
             values["attention"] = "plain"  # one sequence at a time: there are no layouts to compare
         if sampler is None and is_reference:
-            return values | _sampler_gap(shuffled, [example.reference_logps for example in shuffled])
-        with_sampled = [example for example in shuffled if any(logp is not None for logp in example.sampled_logps)]
-        scored = shuffled[: sampler["check_articles"]] if sampler else with_sampled[:_MAX_ARTICLES]
+            return values | _sampler_gap((example, example.reference_logps) for example in examples)
+        with_sampled = (example for example in shuffled if any(logp is not None for logp in example.sampled_logps))
+        scored = shuffled[: sampler["check_articles"]] if sampler else list(islice(with_sampled, _MAX_ARTICLES))
         trainer_logps = [policy(completion_logps, _row(e).to(device)).tolist() for e in scored]
-        values |= _sampler_gap(scored, trainer_logps)
+        values |= _sampler_gap(zip(scored, trainer_logps, strict=True))
     if sampler and not values["vllm_vs_trainer_mean"] <= sampler["max_difference"]:
         raise ValueError(
             f"references.source is sampler, and its log-probabilities differ from the trainer's by "
@@ -83,7 +85,7 @@ def measure_consistency(
 
 
 def make_engine_check(
-    policy: PolicyModule, examples: Sequence[Example], device: torch.device, passport: Mapping[str, Any]
+    policy: PolicyModule, examples: ExampleTable, device: torch.device, passport: Mapping[str, Any]
 ) -> EngineCheck:
     """Score a few short sequences, with which an engine can prove that it holds these weights.
 
@@ -112,9 +114,7 @@ def make_engine_check(
     return EngineCheck(prompts, sequences, logps, limit)
 
 
-def check_reference(
-    name: str, examples: Sequence[Example], dtype: str, device: torch.device, *, article_tree: bool
-) -> None:
+def check_reference(name: str, examples: ExampleTable, dtype: str, device: torch.device, *, article_tree: bool) -> None:
     """Check on a few articles that the reference model gives the reference log-probabilities of the rows.
 
     Use it if the reference is not the model to train. If it is, step 0 makes this check.
@@ -150,9 +150,9 @@ def check_reference(
         )
 
 
-def _shuffled(examples: Sequence[Example]) -> list[Example]:
+def _shuffled(examples: ExampleTable) -> ExampleTable:
     """Sort by hash of the article id, so that the first few are chosen neither by position nor by length."""
-    return sorted(examples, key=lambda example: hashlib.sha256(example.article_id.encode()).digest())
+    return examples.sort_by(lambda name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
 
 
 def _row(example: Example) -> ArticleTree:
@@ -184,16 +184,16 @@ def _compare_layouts(policy: PolicyModule, examples: Sequence[Example], device: 
     }
 
 
-def _sampler_gap(examples: Sequence[Example], trainer_logps: Sequence[Sequence[float]]) -> dict[str, float | None]:
-    """Compare the engine with the trainer, which scored the same completions with the same weights."""
-    gaps = [
-        abs(sampled - logp) / length
-        for example, logps in zip(examples, trainer_logps, strict=True)
-        if logps and example.sampled_logps
-        for length, logp, sampled in zip(example.lengths, logps, example.sampled_logps, strict=True)
-        if sampled is not None
-    ]
+def _sampler_gap(scored: Iterable[tuple[Example, Sequence[float]]]) -> dict[str, float | None]:
+    """Compare the engine with the trainer, whose values stand beside each example, for the same weights."""
+    count, total, largest = 0, 0.0, 0.0
+    for example, logps in scored:
+        if logps and example.sampled_logps:
+            for length, logp, sampled in zip(example.lengths, logps, example.sampled_logps, strict=True):
+                if sampled is not None:
+                    gap = abs(sampled - logp) / length
+                    count, total, largest = count + 1, total + gap, max(largest, gap)
     return {
-        "vllm_vs_trainer_max": max(gaps) if gaps else None,
-        "vllm_vs_trainer_mean": sum(gaps) / len(gaps) if gaps else None,
+        "vllm_vs_trainer_max": largest if count else None,
+        "vllm_vs_trainer_mean": total / count if count else None,
     }

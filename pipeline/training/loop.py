@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.training import checkpoint, consistency, metrics
-from pipeline.training.batches.batching import MicroBatch, Step, micro_batches, plan_steps, split_held_out
+from pipeline.training.batches.batching import MicroBatch, MicroBatches, Step, micro_batches, plan_steps, split_held_out
 from pipeline.training.batches.example import Example
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.losses.objective import Objective
 from pipeline.training.losses.whole_step import RowSlopes, step_slopes
 from pipeline.training.modeling import loading, routing
@@ -100,7 +101,7 @@ class TrainLoop:
             scored on a tree.
     """
 
-    examples: Sequence[Example]
+    examples: ExampleTable
     model_path: str
     settings: Mapping[str, Any]
     tokens_per_batch: int
@@ -124,7 +125,7 @@ class TrainLoop:
             self.train, epochs=s["num_train_epochs"], pairs_per_step=s["pairs_per_step"], seed=s["seed"]
         )
         self.objective = Objective(s)
-        self.has_reference = all(example.reference_logps for example in self.examples)
+        self.has_reference = self.examples.has_reference
         if self.objective.needs_reference and not self.has_reference:
             raise ValueError(f"loss_type={s['loss_type']} compares with a reference, and references.source is none")
         self.policy = PolicyModule(
@@ -138,7 +139,7 @@ class TrainLoop:
                 f"holds out none of {len(self.examples)} articles: raise it, or add articles"
             )
         # Check all articles now: during training, only one worker would fail, and the others would wait for it.
-        check_supported(self.policy.model, max(example.longest for example in self.examples))
+        check_supported(self.policy.model, self.examples.longest)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -165,9 +166,8 @@ class TrainLoop:
             self._resume(resume_from)
         state = self.state
         began = time.monotonic() - state.seconds
-        for step in self.plan[state.step :]:
-            if state.stopped:
-                break
+        while state.step < len(self.plan) and not state.stopped:
+            step = self.plan[state.step]
             self._update(state.step, step)
             state.step += 1
             state.seconds = time.monotonic() - began
@@ -233,9 +233,9 @@ class TrainLoop:
         """Make update `number`, counted from 0, and log its metrics."""
         began = time.monotonic()
         totals, step0_gaps = torch.zeros(metrics.NUM_SUMS, dtype=torch.float64), torch.zeros(2)
-        batches = self._batches(step.examples)
+        batches = list(self._batches(step.examples))
         slopes = None
-        if self._needs_slopes(batches):
+        if self._needs_slopes(len(batches)):
             with torch.no_grad():
                 slopes = self._step_slopes([self._score(batch)[1] for batch in batches], step)
         for place, batch in enumerate(batches):
@@ -275,11 +275,13 @@ class TrainLoop:
         """Log metrics of the held-out pairs after `number` updates."""
         if not self.held_out:
             return
-        held_out, totals = Step(epoch, tuple(self.held_out)), torch.zeros(metrics.NUM_SUMS, dtype=torch.float64)
-        batches = self._batches(held_out.examples)
-        scored = [self._score(batch) for batch in batches]
-        slopes = self._step_slopes([v for _, v in scored], held_out) if self._needs_slopes(batches) else None
-        for place, (batch, (scores, values)) in enumerate(zip(batches, scored, strict=True)):
+        held_out, totals = Step(epoch, self.held_out), torch.zeros(metrics.NUM_SUMS, dtype=torch.float64)
+        batches = self._batches(held_out.examples)  # too many to keep them in memory
+        slopes = None
+        if self._needs_slopes(len(batches)):
+            slopes = self._step_slopes([self._score(batch)[1] for batch in batches], held_out)
+        for place, batch in enumerate(batches):
+            scores, values = self._score(batch)
             losses = self._losses(values, held_out) if slopes is None else slopes[place].losses
             totals += metrics.micro_batch_sums(batch, scores, values, losses, self.settings["beta"])
         line = {f"eval_{name}": value for name, value in self._step_metrics(totals, held_out).items()}
@@ -310,9 +312,14 @@ class TrainLoop:
             return step.epoch == int(step.epoch)
         return self.state.step % every == 0
 
-    def _batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
-        batches = micro_batches(examples, rank=self.rank, workers=self.workers, tokens_per_batch=self.tokens_per_batch)
-        return [batch.to(self.device) for batch in batches]
+    def _batches(self, examples: Sequence[Example]) -> MicroBatches:
+        return micro_batches(
+            examples,
+            rank=self.rank,
+            workers=self.workers,
+            tokens_per_batch=self.tokens_per_batch,
+            device=self.device,
+        )
 
     def _score(self, batch: MicroBatch) -> tuple[RowScores, dict[str, Tensor]]:
         """What the policy gives for a row, and the values of its pairs."""
@@ -324,9 +331,9 @@ class TrainLoop:
         """(pairs,)"""
         return self.objective(**values, mean_chosen_length=step.mean_chosen_length)
 
-    def _needs_slopes(self, batches: Sequence[MicroBatch]) -> bool:
+    def _needs_slopes(self, rows: int) -> bool:
         """Whether the loss compares pairs that are not all in one row of one worker."""
-        return self.objective.compares_pairs and (self.workers > 1 or len(batches) > 1)
+        return self.objective.compares_pairs and (self.workers > 1 or rows > 1)
 
     def _step_slopes(self, rows: Sequence[Mapping[str, Tensor]], step: Step) -> list[RowSlopes]:
         return step_slopes(

@@ -11,7 +11,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,9 @@ from pipeline.config.hardware import TrainerHardware, driver_node_options
 from pipeline.storage.files import open_location, remove_folder
 from pipeline.storage.model_files.hub import locate
 from pipeline.training import consistency
-from pipeline.training.batches.dataset import read_examples
+from pipeline.training.batches.dataset import write_examples
+from pipeline.training.batches.example_table import ExampleTable
+from pipeline.training.batches.node_file import shared_file
 from pipeline.training.loop import TrainLoop
 
 # The errors that `run_training` raises when it gives up: a worker, or Ray Train's controller, failed too often.
@@ -188,15 +190,16 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
         is not raised, because Ray Train would then run the training three more times.
     """
     transformers.utils.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as shared:
         loop, error_answer = None, None
         try:
-            loop = _make_loop(config)
+            loop = _make_loop(config, shared)
         except (ValueError, FileNotFoundError) as error:
             error_answer = _user_error(error)
         # Perhaps only one worker fails, such as when a path is missing on its node. The others would wait for it.
         error_answers = [None] * ray.train.get_context().get_world_size()
         dist.all_gather_object(error_answers, error_answer)
+        shared.close()  # the workers of this node have mapped the file of examples by now
         if any(error_answers):
             return next(filter(None, error_answers))
         assert loop is not None
@@ -211,16 +214,20 @@ def _user_error(error: Exception) -> dict[str, str]:
     return {"user_error": str(error), "traceback": "".join(traceback.format_exception(error))}
 
 
-def _make_loop(config: dict[str, Any]) -> TrainLoop:
+def _make_loop(config: dict[str, Any], shared: ExitStack) -> TrainLoop:
+    """Make this worker's loop. The node's file of examples has its name until `shared` is closed."""
     context, reference_path = ray.train.get_context(), config["reference_path"]
+    write = partial(
+        write_examples,
+        config["rows_path"],
+        config["rows_parts"],
+        config["reference_digest"],
+        loss_on=config["settings"]["loss_on"],
+        with_shared_logps=config["settings"]["ld_alpha"] is not None,
+    )
+    path = shared.enter_context(shared_file(config["checkpoints"]["token"], write))
     loop = TrainLoop(
-        examples=read_examples(
-            config["rows_path"],
-            config["rows_parts"],
-            config["reference_digest"],
-            config["settings"]["loss_on"],
-            with_shared_logps=config["settings"]["ld_alpha"] is not None,
-        ),
+        examples=ExampleTable.map_file(path),
         model_path=config["model_path"],  # not a folder of this node: an adapter names its base for all nodes
         settings=config["settings"],
         **config["layout"],

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ import torch
 
 from pipeline.config.training import Lora, References, Training
 from pipeline.training.batches.article_tree import pack_row
+from pipeline.training.batches.dataset import write_examples
 from pipeline.training.batches.example import Example
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.loop import TrainLoop
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import completion_logps
@@ -53,6 +56,14 @@ def random_examples(count: int, seed: int = 0) -> list[Example]:
             )
         )
     return examples
+
+
+def read_examples(path: str, parts: Sequence[str], digest: str | None, *more: Any, **options: Any) -> ExampleTable:
+    """The examples that a training worker maps. The arguments are those of `write_examples`, without its file."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "examples")
+        write_examples(path, parts, digest, out, *more, **options)
+        return ExampleTable.map_file(out)
 
 
 def article_ids(examples: Sequence[Example]) -> list[str]:
@@ -109,7 +120,7 @@ def lora_loop(policy: Path, examples: list[Example], rank: int = 0, workers: int
         lora=LORA,
     )
     options = {"rank": rank, "workers": workers, "checkpoints": checkpoints, "save_steps": 3}
-    return TrainLoop(examples, str(policy), whole | changes, 100, torch.device("cpu"), **options)
+    return TrainLoop(ExampleTable.of(examples), str(policy), whole | changes, 100, torch.device("cpu"), **options)
 
 
 def train_lora_round(base: Path, out: Path) -> Path:

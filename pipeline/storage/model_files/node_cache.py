@@ -44,10 +44,10 @@ def local_copy(uri: str, fs: pafs.FileSystem, path: str) -> str:
         UserError: the folder for copies belongs to another user.
         OSError: the remote folder cannot be read, or the copy cannot be written.
     """
-    cache = _cache_folder()
+    cache = user_folder("models")
     copy = cache / _copy_name(uri, fs, path)
     if not _hold(copy):
-        with _exclusive_lock(cache):  # other processes of this node wait: they will want the same copy
+        with exclusive_lock(cache):  # other processes of this node wait: they will want the same copy
             if not _hold(copy):
                 _remove_unused(cache)
                 _fetch(copy, fs, path)
@@ -60,21 +60,21 @@ def release_copies() -> None:
         os.close(_held_copies.popitem()[1])
 
 
-def _cache_folder() -> Path:
-    """The folder for this user's copies. Raises UserError if other users can write to it."""
-    user_folder = Path(tempfile.gettempdir(), f"rondo-{os.getuid()}")
+def user_folder(name: str) -> Path:
+    """A folder on this node for files of this user. Raises UserError if other users can write to it."""
+    parent = Path(tempfile.gettempdir(), f"rondo-{os.getuid()}")
     with suppress(FileExistsError):
-        user_folder.mkdir(mode=0o700)
-    status = user_folder.lstat()
+        parent.mkdir(mode=0o700)
+    status = parent.lstat()
     # A user who can write there could give us other weights.
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise UserError(
-            f"{user_folder} is where fetched models are kept, and should be a folder that only this user can open "
-            "(mode 0700): remove it, or set TMPDIR to another folder"
+            f"{parent} is where a node keeps fetched models and the rows of a training, and should be a folder that "
+            "only this user can open (mode 0700): remove it, or set TMPDIR to another folder"
         )
-    cache = user_folder / "models"
-    cache.mkdir(mode=0o700, exist_ok=True)
-    return cache
+    folder = parent / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def _model_files(fs: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
@@ -131,7 +131,8 @@ def _hold(copy: Path) -> bool:
 
 
 @contextmanager
-def _exclusive_lock(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """While the block runs, no other process of this node has this lock."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

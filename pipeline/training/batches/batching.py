@@ -8,15 +8,18 @@ dealing only regroup that sum, so gradients do not depend on them. `article_tree
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.training.batches.article_tree import ArticleTree, first_fit_rows, pack_row
 from pipeline.training.batches.example import Example
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.modeling.logprobs import RowScores
 
 
@@ -30,13 +33,13 @@ class Step:
     """
 
     epoch: float
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
 
-    @property
+    @cached_property
     def pairs(self) -> int:
         return sum(len(example.pairs) for example in self.examples)
 
-    @property
+    @cached_property
     def weight(self) -> float:
         """The sum of the weights of its pairs; equal to `pairs` if no pair has a weight."""
         return sum(example.weight for example in self.examples)
@@ -49,7 +52,7 @@ class Step:
     def naive_tokens(self) -> int:
         return sum(example.naive_tokens for example in self.examples)
 
-    @property
+    @cached_property
     def mean_chosen_length(self) -> float:
         """Number of scored tokens of a chosen completion, the weighted mean over all pairs."""
         return sum(example.chosen_tokens for example in self.examples) / self.weight
@@ -140,7 +143,75 @@ class MicroBatch:
         return MicroBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-def split_held_out(examples: Sequence[Example], eval_fraction: float) -> tuple[list[Example], list[Example]]:
+class StepPlan:
+    """The steps of all epochs. A step is made when it is read.
+
+    Args:
+        examples: all articles to train on.
+        epochs: how many times each article is used.
+        pairs_per_step: see `plan_steps`.
+        seed: of the order of the articles.
+    """
+
+    def __init__(self, examples: ExampleTable, epochs: int, pairs_per_step: int, seed: int):
+        self.examples, self.seed = examples, seed
+        self._cuts: list[np.ndarray] = []  # for each epoch: where its steps begin in its order, and where the last ends
+        self._ordered: tuple[int, ExampleTable] | None = None  # the last epoch of which a step was read
+        for epoch in reversed(range(epochs)):  # so that the order of the first is kept, which is used next
+            self._cuts.insert(0, _cut(self._in_order(epoch).weights, pairs_per_step))
+
+    def __len__(self) -> int:
+        return sum(len(cuts) - 1 for cuts in self._cuts)
+
+    def __iter__(self) -> Iterator[Step]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> Step:
+        place = range(len(self))[number]
+        for epoch, cuts in enumerate(self._cuts):
+            steps = len(cuts) - 1
+            if place < steps:
+                examples = self._in_order(epoch)[cuts[place] : cuts[place + 1]]
+                return Step(epoch + (place + 1) / steps, tuple(examples))
+            place -= steps
+        raise AssertionError("the place is in the range of the steps")
+
+    def _in_order(self, epoch: int) -> ExampleTable:
+        """The articles in the order of an epoch."""
+        if self._ordered is None or self._ordered[0] != epoch:
+            self._ordered = None  # its memory is free before the next order is made
+            self._ordered = epoch, self.examples.sort_by(partial(_hash, self.seed, epoch))
+        return self._ordered[1]
+
+
+class MicroBatches:
+    """The rows of one worker in a step. A row is laid out each time it is read, and is not kept.
+
+    Args:
+        examples: the articles of the step.
+        rows: for each row, the places of its articles in `examples`.
+        count: the number of rows; those after `rows` have no pairs.
+        device: where the rows' tensors are.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], rows: Sequence[Sequence[int]], count: int, device: torch.device | str
+    ):
+        self.examples, self.rows, self.count, self.device = examples, rows, count, device
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return (self[number] for number in range(self.count))
+
+    def __getitem__(self, number: int) -> MicroBatch:
+        is_empty = number >= len(self.rows)
+        batch = _empty_micro_batch() if is_empty else _micro_batch([self.examples[n] for n in self.rows[number]])
+        return batch.to(self.device)
+
+
+def split_held_out(examples: ExampleTable, eval_fraction: float) -> tuple[ExampleTable, ExampleTable]:
     """Split articles by hash of their id, not by position, so that the split stays the same when articles are added.
 
     Returns:
@@ -149,21 +220,17 @@ def split_held_out(examples: Sequence[Example], eval_fraction: float) -> tuple[l
     Raises:
         ValueError: nothing is left to train on.
     """
-    train: list[Example] = []
-    held_out: list[Example] = []
-    for example in examples:
-        # "held out" changes the hash. The run was already split by hash of the id; with the same hash, this split would
-        # hold out nothing or everything.
-        is_held_out = _hash("held out", example.article_id) < eval_fraction * 2**64
-        (held_out if is_held_out else train).append(example)
-    if not train:
+    # "held out" changes the hash. The run was already split by hash of the id; with the same hash, this split would
+    # hold out nothing or everything.
+    is_held_out = examples.map_ids(lambda name: _hash("held out", name) < eval_fraction * 2**64).astype(bool)
+    if is_held_out.all():
         raise ValueError(
             f"eval_fraction={eval_fraction} holds out all {len(examples)} articles: lower it, or add articles"
         )
-    return train, held_out
+    return examples.select(~is_held_out), examples.select(is_held_out)
 
 
-def plan_steps(examples: Sequence[Example], *, epochs: int, pairs_per_step: int, seed: int) -> list[Step]:
+def plan_steps(examples: ExampleTable, *, epochs: int, pairs_per_step: int, seed: int) -> StepPlan:
     """Plan all steps of all epochs.
 
     Each epoch has its own order of articles, and each step takes articles up to `pairs_per_step` pairs. Pairs are
@@ -171,44 +238,64 @@ def plan_steps(examples: Sequence[Example], *, epochs: int, pairs_per_step: int,
     its step have. An article is never cut, so a step may have a few pairs more; the last step of an epoch may have
     fewer.
     """
-    plan = []
-    for epoch in range(epochs):
-        groups: list[list[Example]] = [[]]
-        for example in sorted(examples, key=lambda example: _hash(seed, epoch, example.article_id)):
-            if sum(e.weight for e in groups[-1]) > pairs_per_step - 1e-3:  # three weights of 1/3 may sum to under 1
-                groups.append([])
-            groups[-1].append(example)
-        plan += [Step(epoch + number / len(groups), tuple(group)) for number, group in enumerate(groups, start=1)]
-    return plan
+    return StepPlan(examples, epochs, pairs_per_step, seed)
 
 
-def deal_to_workers(examples: Sequence[Example], workers: int) -> list[list[Example]]:
+def _cut(weights: np.ndarray, pairs_per_step: int) -> np.ndarray:
+    """Cut articles of these weights into steps. Returns (steps + 1,): the first article of each, and the number."""
+    cuts = [0]
+    step: list[float] = []
+    for place, weight in enumerate(_floats(weights)):
+        if sum(step) > pairs_per_step - 1e-3:  # three weights of 1/3 may sum to under 1
+            cuts.append(place)
+            step = []
+        step.append(weight)
+    return np.array([*cuts, len(weights)])
+
+
+def _floats(values: np.ndarray) -> Iterator[float]:
+    """The values as floats of Python, of which a few are in memory."""
+    for part in np.array_split(values, len(values) // 10_000 + 1):
+        yield from part.tolist()
+
+
+def deal_to_workers(examples: Sequence[Example], workers: int) -> list[list[int]]:
     """Divide articles among workers so that each gets about as many tokens.
 
     The largest article comes first, and each goes to the worker that has the fewest tokens so far (Graham, 1969).
 
     Returns:
-        For each worker, its articles.
+        For each worker, the places of its articles in `examples`.
     """
-    shares: list[list[Example]] = [[] for _ in range(workers)]
+    sizes = [(-example.tokens, example.article_id, place) for place, example in enumerate(examples)]
+    shares: list[list[int]] = [[] for _ in range(workers)]
     tokens = [0] * workers
-    for example in sorted(examples, key=lambda example: (-example.tokens, example.article_id)):
+    for negative_tokens, _, place in sorted(sizes):
         worker = tokens.index(min(tokens))
-        shares[worker].append(example)
-        tokens[worker] += example.tokens
+        shares[worker].append(place)
+        tokens[worker] -= negative_tokens
     return shares
 
 
-def micro_batches(examples: Sequence[Example], *, rank: int, workers: int, tokens_per_batch: int) -> list[MicroBatch]:
+def micro_batches(
+    examples: Sequence[Example],
+    *,
+    rank: int,
+    workers: int,
+    tokens_per_batch: int,
+    device: torch.device | str = "cpu",
+) -> MicroBatches:
     """Pack the share of worker `rank` of `workers` in these articles into rows.
 
     Every worker gets the same number of rows, because each forward and backward is a collective. A worker with less
     work gets rows without pairs at the end.
     """
-    shares = deal_to_workers(examples, workers)
-    rows = [first_fit_rows([example.tokens for example in share], tokens_per_batch) for share in shares]
-    batches = [_micro_batch([shares[rank][number] for number in row]) for row in rows[rank]]
-    return batches + [_empty_micro_batch()] * (max(map(len, rows)) - len(batches))
+    tokens = [example.tokens for example in examples]
+    rows = []
+    for share in deal_to_workers(examples, workers):
+        packed = first_fit_rows([tokens[place] for place in share], tokens_per_batch)
+        rows.append([[share[number] for number in row] for row in packed])
+    return MicroBatches(examples, rows[rank], max(map(len, rows)), device)
 
 
 def _micro_batch(examples: Sequence[Example]) -> MicroBatch:

@@ -15,6 +15,7 @@ from pipeline.config.training import Lora
 from pipeline.inference import vllm as vllm_module
 from pipeline.inference.vllm import VllmEngine, VllmFactory
 from pipeline.training.batches.example import Example
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.consistency import make_engine_check
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.fsdp import PolicyModule
@@ -38,7 +39,7 @@ def examples() -> list[Example]:
 def write_check(folder: Path) -> Path:
     """Write the check that the trainer writes with the weights in the folder."""
     policy = PolicyModule(loading.load_model(str(folder), "float32", article_tree=True))
-    make_engine_check(policy, examples(), torch.device("cpu"), PASSPORT).write(folder)
+    make_engine_check(policy, ExampleTable.of(examples()), torch.device("cpu"), PASSPORT).write(folder)
     return folder
 
 

@@ -22,14 +22,14 @@ from pipeline.storage.schema import COLUMNS
 from pipeline.training import consistency
 from pipeline.training.batches.article_tree import pack_rows
 from pipeline.training.batches.batching import split_held_out
-from pipeline.training.batches.dataset import read_examples
 from pipeline.training.batches.example import Example
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.loop import TrainLoop
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import completion_logps, plain_logps
 from tests.helpers.tiny_models import save_tiny_model
-from tests.helpers.training import FolderCheckpointStore, settings
+from tests.helpers.training import FolderCheckpointStore, read_examples, settings
 
 LAYOUT = {"article_tree", "gradient_checkpointing", "torch_compile"}
 PARTS = ("0.parquet", "1.parquet")
@@ -218,7 +218,9 @@ def overfitting_rows(rows: list) -> list[dict[str, Any]]:
         return [pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in row["pairs"]]
 
     examples = [Example(row["article_id"], np.ones(1), (np.ones(1),), (), ()) for row in rows]
-    held_out = {example.article_id for example in split_held_out(examples, SETTINGS["eval_fraction"])[1]}
+    held_out = {
+        example.article_id for example in split_held_out(ExampleTable.of(examples), SETTINGS["eval_fraction"])[1]
+    }
     return [row | {"pairs": swapped(row)} if row["article_id"] in held_out else row for row in rows]
 
 

@@ -13,6 +13,7 @@ from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.gpu_memory import PackedRow
 from pipeline.storage.model_files import shapes
 from pipeline.training.batches.example import Example
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.loop import TrainLoop
 from tests.helpers.tiny_models import save_tiny_model
 from tests.helpers.training import settings
@@ -29,7 +30,7 @@ def allocated(model: Path, dtype: str, tokens: int, **changes) -> int:
         for n in range(tokens // 600 * 2)
     ]
     run = TrainLoop(
-        examples=examples,
+        examples=ExampleTable.of(examples),
         model_path=str(model),
         settings=settings(loss_type="simpo", eval_fraction=0.0, pairs_per_step=3 * len(examples), **changes)
         | {"dtype": dtype, "references": {"source": "none"}},

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from pipeline.training import consistency
 from pipeline.training.batches.article_tree import Article, pack_row, pack_rows
 from pipeline.training.batches.example import Example
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.modeling import last_layer, lm_head, tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import check_supported, completion_logps, plain_logps
@@ -195,7 +196,7 @@ def test_bf16_weights_give_float32_sums() -> None:
     assert not torch.equal(logps, logps.bfloat16().float())
 
 
-def examples_for(model: PreTrainedModel) -> list[Example]:
+def examples_for(model: PreTrainedModel) -> ExampleTable:
     """Three articles. The sampler is off by 0.01 nats per token in the first, and gave nothing for the others."""
     examples = []
     for number, (prompt, completions) in enumerate(articles_of(seed=4)[:3]):
@@ -204,7 +205,7 @@ def examples_for(model: PreTrainedModel) -> list[Example]:
         sampled = [logp + 0.01 * len(c) if number == 0 else None for logp, c in zip(logps, completions, strict=True)]
         ids = tuple(np.array(completion) for completion in completions)
         examples.append(Example(f"article-{number}", np.array(prompt), ids, ((0, 1),), tuple(logps), tuple(sampled)))
-    return examples
+    return ExampleTable.of(examples)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

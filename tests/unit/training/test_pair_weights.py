@@ -9,6 +9,7 @@ import torch
 
 from pipeline.training.batches.batching import micro_batches, plan_steps
 from pipeline.training.batches.example import Example
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.loop import TrainLoop
 from tests.helpers.tiny_models import save_tiny_model
 from tests.helpers.training import VOCABULARY, article_ids, random_examples, settings
@@ -25,7 +26,7 @@ def lines(model: Path, examples: list[Example], **changes: Any) -> list[dict[str
     """Metrics of a training without a reference: the examples' reference values are not those of the model."""
     changes = {"loss_type": ["simpo", "sft"], "eval_fraction": 0.3, "pairs_per_step": 8} | changes
     options = settings(**changes) | {"references": {"source": "none"}}
-    run = TrainLoop(examples, str(model), options, 100, torch.device("cpu"))
+    run = TrainLoop(ExampleTable.of(examples), str(model), options, 100, torch.device("cpu"))
     run.run()
     return [{name: value for name, value in line.items() if name not in NOT_COMPARED} for line in run.lines]
 
@@ -58,7 +59,9 @@ def test_a_weight_of_two_equals_the_pair_given_twice(model: Path) -> None:
 def test_weights_of_one_change_no_plan_and_no_batch() -> None:
     examples = random_examples(6)
     weighted_examples = [replace(example, weights=(1.0,) * len(example.pairs)) for example in examples]
-    plans = [plan_steps(rows, epochs=2, pairs_per_step=4, seed=0) for rows in (examples, weighted_examples)]
+    plans = [
+        plan_steps(ExampleTable.of(rows), epochs=2, pairs_per_step=4, seed=0) for rows in (examples, weighted_examples)
+    ]
 
     assert [article_ids(step.examples) for step in plans[0]] == [article_ids(step.examples) for step in plans[1]]
     for plain, weighted in zip(*plans, strict=True):
@@ -74,7 +77,7 @@ def test_a_step_counts_pairs_by_their_weights() -> None:
     examples = [
         replace(example, weights=(1 / len(example.pairs),) * len(example.pairs)) for example in random_examples(30)
     ]
-    plan = plan_steps(examples, epochs=1, pairs_per_step=5, seed=0)
+    plan = plan_steps(ExampleTable.of(examples), epochs=1, pairs_per_step=5, seed=0)
 
     assert [len(step.examples) for step in plan] == [5] * 6  # each article counts as one pair
     assert all(abs(step.weight - 5) < 1e-6 for step in plan)

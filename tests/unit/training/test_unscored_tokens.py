@@ -15,13 +15,13 @@ from pipeline.storage.schema import COLUMNS, sampled_logp, unscored_tokens
 from pipeline.training import consistency
 from pipeline.training.batches.article_tree import pack_row
 from pipeline.training.batches.batching import micro_batches, plan_steps
-from pipeline.training.batches.dataset import read_examples
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.loop import TrainLoop
 from pipeline.training.modeling import last_layer, loading, tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import batch_logps, completion_logps, frozen_logps, plain_logps
 from tests.helpers.tiny_models import save_tiny_model, tiny_config, tiny_model
-from tests.helpers.training import random_examples, settings
+from tests.helpers.training import random_examples, read_examples, settings
 
 CPU = torch.device("cpu")
 MODEL = {"max_position_embeddings": 128, "initializer_range": 0.3}
@@ -108,7 +108,7 @@ def test_a_completion_of_which_nothing_is_scored_counts_zero():
 
 def test_lengths_in_losses_are_those_of_scored_tokens():
     examples = examples_with_thoughts(5)
-    (step,) = plan_steps(examples, epochs=1, pairs_per_step=100, seed=0)
+    (step,) = plan_steps(ExampleTable.of(examples), epochs=1, pairs_per_step=100, seed=0)
     chosen = [e.lengths[c] for e in examples for c, _ in e.pairs]
     assert step.mean_chosen_length == pytest.approx(np.mean(chosen))
     (batch,) = micro_batches(examples, rank=0, workers=1, tokens_per_batch=10_000)
@@ -123,7 +123,7 @@ def test_the_loss_at_step_0_is_ln_2(tmp_path, article_tree):
     logps = frozen_logps(model, [e.article for e in examples], 200, [e.unscored for e in examples])
     with_reference = [replace(e, reference_logps=tuple(v)) for e, v in zip(examples, logps, strict=True)]
     chosen = settings(eval_fraction=0, pairs_per_step=6, learning_rate=1e-3)
-    loop = TrainLoop(with_reference, folder, chosen, 200, CPU, article_tree=article_tree)
+    loop = TrainLoop(ExampleTable.of(with_reference), folder, chosen, 200, CPU, article_tree=article_tree)
     result = loop.run()
     assert loop.lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert loop.lines[-1]["loss"] < math.log(2)
@@ -136,7 +136,7 @@ def test_the_engine_is_compared_on_the_tokens_that_the_trainer_scores(tmp_path):
         replace(e, sampled_logps=tuple(masked_forward(model, e).tolist()), reference_logps=())
         for e in examples_with_thoughts(5)
     ]
-    measured = consistency.measure_consistency(PolicyModule(model), examples, CPU, is_reference=False)
+    measured = consistency.measure_consistency(PolicyModule(model), ExampleTable.of(examples), CPU, is_reference=False)
     for name in ("tree_vs_plain", "packed_vs_single", "batch_1_vs_n", "vllm_vs_trainer_max"):
         assert measured[name] < 1e-4, name
 

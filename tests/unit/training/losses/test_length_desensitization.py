@@ -13,13 +13,13 @@ import torch
 from pipeline.stages import references
 from pipeline.storage.schema import COLUMNS, Row
 from pipeline.training.batches.batching import micro_batches
-from pipeline.training.batches.dataset import read_examples
 from pipeline.training.batches.example import Example
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.loop import TrainLoop
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.logprobs import score_row
 from tests.helpers.tiny_models import save_tiny_model
-from tests.helpers.training import VOCABULARY, random_examples, settings
+from tests.helpers.training import VOCABULARY, random_examples, read_examples, settings
 
 THOUGHT = 2  # tokens of a thought before each summary, which are not scored
 DRAWN = [
@@ -38,7 +38,7 @@ def row_of(example: Example) -> Row:
     return ids | {"summaries": summaries, "pairs": pairs}
 
 
-def read_back(rows: list[Row], folder: Path) -> list[Example]:
+def read_back(rows: list[Row], folder: Path) -> ExampleTable:
     names = [name for name in COLUMNS if name in rows[0] and name != "tally"]
     table = pa.table({name: pa.array([row[name] for row in rows], COLUMNS[name]) for name in names})
     pq.write_table(table, folder / "part.parquet")
@@ -52,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def examples(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+def examples(model: Path, tmp_path_factory: pytest.TempPathFactory) -> ExampleTable:
     """What training reads after the reference has scored the rows."""
     rows = [row_of(example) for example in DRAWN]
     reference = loading.load_model(model, "float32").requires_grad_(False)
@@ -72,7 +72,7 @@ def token_logps(model: torch.nn.Module, example: Example, completion: int) -> tu
 
 
 @pytest.mark.parametrize("article_tree", [True, False])
-def test_policy_and_reference_count_the_same_tokens(model: Path, examples: list[Example], article_tree: bool) -> None:
+def test_policy_and_reference_count_the_same_tokens(model: Path, examples: ExampleTable, article_tree: bool) -> None:
     policy = loading.load_model(model, "float32", article_tree=article_tree)
     (batch,) = micro_batches(examples, rank=0, workers=1, tokens_per_batch=10**6)
     scores = score_row(policy, batch.tree, with_concentrations=True)
@@ -94,14 +94,14 @@ def test_policy_and_reference_count_the_same_tokens(model: Path, examples: list[
     assert place == len(batch.chosen)
 
 
-def _articles(batch: Any, examples: list[Example]) -> list[str]:
+def _articles(batch: Any, examples: ExampleTable) -> list[str]:
     """The ids of the row's articles, in its order, found by their prompts and completions."""
     by_ids = {(tuple(e.prompt_ids), tuple(map(tuple, e.completions))): e.article_id for e in examples}
     return [by_ids[tuple(prompt), tuple(map(tuple, completions))] for prompt, completions, _ in batch.tree.unpack()]
 
 
 @pytest.mark.parametrize("changes", [{"ld_alpha": 0.0}, {"loss_type": "hinge", "use_weighting": True, "ld_alpha": 0.5}])
-def test_training_starts_at_the_reference(model: Path, examples: list[Example], changes: dict[str, Any]) -> None:
+def test_training_starts_at_the_reference(model: Path, examples: ExampleTable, changes: dict[str, Any]) -> None:
     options = settings(eval_fraction=0.0, num_train_epochs=6, learning_rate=1e-2, **changes)
     loop = TrainLoop(examples, str(model), options, 80, torch.device("cpu"))
     result = loop.run()

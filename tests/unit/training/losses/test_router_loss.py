@@ -11,6 +11,7 @@ from pipeline.config import UserError
 from pipeline.storage.model_files.hub import check_router_loss
 from pipeline.training.batches.article_tree import pack_row
 from pipeline.training.batches.batching import micro_batches
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.loop import TrainLoop
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.fsdp import PolicyModule, checkpoint_activations
@@ -20,6 +21,7 @@ from tests.helpers.training import VOCABULARY, random_examples, settings
 
 EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.3}
 EXAMPLES = [replace(example, reference_logps=()) for example in random_examples(6)]
+TABLE = ExampleTable.of(EXAMPLES)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_training_balances_the_experts(model: Path) -> None:
         options = settings(
             loss_type="simpo", router_aux_loss_coef=coef, eval_fraction=0.0, num_train_epochs=8, learning_rate=3e-2
         )
-        loop = TrainLoop(EXAMPLES, str(model), options | {"references": {"source": "none"}}, 60, torch.device("cpu"))
+        loop = TrainLoop(TABLE, str(model), options | {"references": {"source": "none"}}, 60, torch.device("cpu"))
         loop.run()
         return [line for line in loop.lines if "loss" in line]
 
@@ -75,4 +77,4 @@ def test_a_model_without_a_router_is_refused(model: Path, tmp_path: Path) -> Non
         check_router_loss(str(llama), 0.01)
     options = settings(loss_type="simpo", router_aux_loss_coef=0.1, eval_fraction=0.0)
     with pytest.raises(ValueError, match="LlamaForCausalLM is not a mixture of experts"):
-        TrainLoop(EXAMPLES, str(llama), options | {"references": {"source": "none"}}, 60, torch.device("cpu"))
+        TrainLoop(TABLE, str(llama), options | {"references": {"source": "none"}}, 60, torch.device("cpu"))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.training.loop import TrainLoop
+from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.losses.objective import Objective
 from pipeline.training.losses.whole_step import step_slopes
 from tests.helpers.tiny_models import save_tiny_model
@@ -48,7 +49,7 @@ def test_slopes_of_rows_add_up_to_the_gradient_of_the_step(sizes: list[int], see
 @pytest.mark.parametrize("loss_type", ["aot", ("aot_unpaired", "sft")])
 def test_training_does_not_depend_on_how_a_step_is_packed(loss_type: Any, tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model", vocab_size=LORA_VOCABULARY)
-    examples = learnable_examples(model)
+    examples = ExampleTable.of(learnable_examples(model))
     options = settings(loss_type=loss_type, eval_fraction=0.3, pairs_per_step=6, num_train_epochs=3, learning_rate=1e-3)
     runs = []
     for tokens_per_batch in (1, 60, 10**6):
