@@ -155,23 +155,27 @@ def load_pair_tokenizer(model: str, max_model_len: int | None = None, merge_syst
         merge_system: as in `PairTokenizer`.
 
     Raises:
-        UserError: the tokenizer cannot be loaded.
+        UserError: the tokenizer cannot be loaded, or `max_model_len` is more than the model takes.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     folder = fetch(model)
     adapter = adapter_config(folder)
     base = folder if adapter is None else fetch(adapter["base_model_name_or_path"])
-    max_length = max_model_len or getattr(
-        AutoConfig.from_pretrained(base, trust_remote_code=False), "max_position_embeddings", None
-    )
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config(decoder=True)
+    positions = getattr(config, "max_position_embeddings", None)
+    if max_model_len and positions and max_model_len > positions:
+        raise UserError(
+            f"policy.max_model_len is {max_model_len}, and {model} takes {positions} tokens (max_position_embeddings): "
+            f"lower it to {positions}, or leave it out"
+        )
     has_own_tokenizer = Path(folder, "tokenizer_config.json").is_file()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder if has_own_tokenizer else base, trust_remote_code=False)
     except Exception as error:  # damaged, of an unknown kind, or with code of its own: a dozen exception classes
         reason = one_line(error)
         raise UserError(f"the tokenizer of {model} cannot be loaded (trust_remote_code is off): {reason}") from None
-    return PairTokenizer(tokenizer, max_length, merge_system)
+    return PairTokenizer(tokenizer, max_model_len or positions, merge_system)
 
 
 def _common_prefix_length(ids: list[int], others: list[int]) -> int:

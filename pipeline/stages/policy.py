@@ -115,7 +115,10 @@ def _describe_failure(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1] if lines else type(error).__name__
     if "out of memory" in str(error).lower():
-        reason += "\nLower hardware.trainer.tokens_per_batch, set gradient_checkpointing, or use more workers"
+        reason += (
+            "\nLower hardware.trainer.tokens_per_batch, set gradient_checkpointing, or use more workers. An article is "
+            "never cut: if one with its summaries is longer than tokens_per_batch, leave it out, or lower summaries.n"
+        )
     return reason
 
 

@@ -35,7 +35,8 @@ _SMALL_FIELDS = tuple(name for name in _FIELDS if name not in ("prompt_ids", "co
 # Properties of `Example`, stored so that a training can be planned without reading the token ids.
 _PLANNED = {"weight": pa.float64(), "longest": pa.int32()}
 _SCHEMA = pa.schema(_FIELDS | _PLANNED)
-_BATCH_TOKENS = 4_000_000  # of a record batch in a file, about; 16 MB
+# Of a record batch in a file, about. Its examples are in memory while it is written, each with a few Python objects.
+_BATCH_TOKENS, _BATCH_ROWS = 1_000_000, 4000
 # Reads after which the pages that were read leave this process, so that its RSS stays small as well. One read brings up
 # to 64 KiB in. Pages stay in the kernel's cache, from which they come back fast.
 _READS_BEFORE_RELEASE = 512
@@ -187,7 +188,7 @@ def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
     for example in examples:
         batch.append(example)
         tokens += example.tokens
-        if tokens >= _BATCH_TOKENS:
+        if tokens >= _BATCH_TOKENS or len(batch) == _BATCH_ROWS:
             yield batch
             batch, tokens = [], 0
     if batch:

@@ -289,6 +289,8 @@ def test_max_model_len_limits_a_pair(collected):
     long = text("The sky is", " blue" * 8, " green")
     assert collected(long, text("The", " sky", " is"), max_model_len=8)[1][0]["skipped"] == "too long"
     assert not collected(long, max_model_len=64)[1]
+    with pytest.raises(UserError, match=r"policy.max_model_len is 1000000, and .* takes \d+ tokens .*: lower it"):
+        collected(long, max_model_len=1_000_000)
 
 
 def test_files_of_all_formats_are_read_alike(tmp_path, policy):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.training.loop import TrainLoop
 from pipeline.training.batches.example_table import ExampleTable
+from pipeline.training.loop import TrainLoop
 from pipeline.training.losses.objective import Objective
 from pipeline.training.losses.whole_step import step_slopes
 from tests.helpers.tiny_models import save_tiny_model
