@@ -305,11 +305,20 @@ def memory_needs(
             needs.append(gpu_memory.training_memory(model_shapes, policy, training, trainer, row))
             if memory is not None and trainer.gpus_per_worker:
                 refusals.append(gpu_memory.training_refusal(model_shapes, policy, training, trainer, row, memory))
+                if _has_frozen_policy(settings, used):
+                    refusals.append(gpu_memory.frozen_policy_refusal(model_shapes, policy, trainer, memory))
         except shapes.UnknownShapes as error:
             unknown.append(f"training: the size of {policy.model} is unknown ({error})")
     if any(refusals):
         raise UserError("\n".join(filter(None, refusals)))
     return needs, unknown
+
+
+def _has_frozen_policy(settings: Config, used: set[str] | None) -> bool:
+    """Whether a stage computes log-probabilities under a frozen policy: references, or drift from round 2 on."""
+    scorers = {"reference_scorer"} if settings.references.source == "trainer" else set()
+    scorers |= {"policy_scorer", "base_scorer"} if settings.rounds > 1 else set()
+    return bool(scorers if used is None else scorers & used)
 
 
 def _engines(settings: Config, used: set[str] | None) -> list[tuple[str, Any, Any]]:

@@ -7,7 +7,6 @@ Their size shows which margins are too small to mean anything. Records call the 
 check at step 0 is in `loop.py`, because it compares values that this step computes anyway.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 from pipeline.storage.model_files.engine_check import EngineCheck
 from pipeline.training.batches.article_tree import ArticleTree, pack_row
 from pipeline.training.batches.example import Example
-from pipeline.training.batches.example_table import ExampleTable
+from pipeline.training.batches.example_table import ExampleTable, stable_hash
 from pipeline.training.modeling import loading, tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import batch_logps, check_agreement, completion_logps, plain_logps
@@ -152,7 +151,7 @@ def check_reference(name: str, examples: ExampleTable, dtype: str, device: torch
 
 def _shuffled(examples: ExampleTable) -> ExampleTable:
     """Sort by hash of the article id, so that the first few are chosen neither by position nor by length."""
-    return examples.sort_by(lambda name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
+    return examples.sort_by(stable_hash)
 
 
 def _row(example: Example) -> ArticleTree:

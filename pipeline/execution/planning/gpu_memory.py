@@ -279,5 +279,22 @@ def training_refusal(
     return f"{message}: train an adapter (training.lora), or use larger GPUs"
 
 
+def frozen_policy_refusal(
+    model: ModelShapes, policy: PolicySettings, trainer: TrainerHardware, memory: float
+) -> str | None:
+    """Why a policy cannot be loaded to compute log-probabilities on GPUs with `memory` bytes. None if it can.
+
+    Training shards the policy over its workers. References and drift are computed by whole models, one on each GPU.
+    """
+    need = scoring_memory("references", model, policy.dtype, EngineHardware(gpus_per_replica=trainer.gpus_per_worker))
+    if need.fits(memory):
+        return None
+    return (
+        f"references: {need.describe(policy.dtype)} are {need.sure['weights'] / GIB:.1f} GiB of weights, and a GPU has "
+        f"{memory / GIB:.0f} GiB. Training shards the policy, but whole models compute reference log-probabilities and "
+        "drift, one on each GPU of hardware.trainer: use larger GPUs or a smaller policy"
+    )
+
+
 def format_parameters(parameters: int) -> str:
     return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"

@@ -7,7 +7,6 @@ dealing only regroup that sum, so gradients do not depend on them. `article_tree
 `modeling/logprobs.py` scores it.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from pipeline.training.batches.article_tree import ArticleTree, first_fit_rows, pack_row
 from pipeline.training.batches.example import Example
-from pipeline.training.batches.example_table import ExampleTable
+from pipeline.training.batches.example_table import ExampleTable, stable_hash
 from pipeline.training.modeling.logprobs import RowScores
 
 
@@ -180,7 +179,7 @@ class StepPlan:
         """The articles in the order of an epoch."""
         if self._ordered is None or self._ordered[0] != epoch:
             self._ordered = None  # its memory is free before the next order is made
-            self._ordered = epoch, self.examples.sort_by(partial(_hash, self.seed, epoch))
+            self._ordered = epoch, self.examples.sort_by(partial(stable_hash, self.seed, epoch))
         return self._ordered[1]
 
 
@@ -222,7 +221,7 @@ def split_held_out(examples: ExampleTable, eval_fraction: float) -> tuple[Exampl
     """
     # "held out" changes the hash. The run was already split by hash of the id; with the same hash, this split would
     # hold out nothing or everything.
-    is_held_out = examples.map_ids(lambda name: _hash("held out", name) < eval_fraction * 2**64).astype(bool)
+    is_held_out = examples.map_ids(lambda name: stable_hash("held out", name) < eval_fraction * 2**64).astype(bool)
     if is_held_out.all():
         raise ValueError(
             f"eval_fraction={eval_fraction} holds out all {len(examples)} articles: lower it, or add articles"
@@ -337,8 +336,3 @@ def _empty_micro_batch() -> MicroBatch:
         weights=torch.zeros(0),
         article_weights=torch.zeros(1),
     )
-
-
-def _hash(*parts: object) -> int:
-    """A number in [0, 2**64) that is the same on every machine."""
-    return int.from_bytes(hashlib.sha256("\n".join(map(str, parts)).encode()).digest()[:8], "big")

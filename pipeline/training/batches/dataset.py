@@ -5,7 +5,6 @@ Parquet parts to one Arrow file, which `example_table.py` maps. The pairs are ma
 `batching.py` splits off the held-out articles.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pipeline.storage.files import open_location
 from pipeline.storage.parts import iterate_fields
 from pipeline.storage.schema import Row, sampled_logp, unscored_tokens
 from pipeline.training.batches.example import Example
-from pipeline.training.batches.example_table import ExampleTable, IdLists, write_file
+from pipeline.training.batches.example_table import ExampleTable, IdLists, stable_hash, write_file
 
 _THOUGHT_FIELDS = ("logp", "thought_logp", "thought_tokens", "forced_tokens")
 _SUMMARY_FIELDS = ("token_ids", *_THOUGHT_FIELDS)
@@ -65,7 +64,7 @@ def write_examples(
 
 def _check_ids(examples: ExampleTable) -> None:
     """Raise ValueError if an id occurs twice. Examples are in order of their ids."""
-    hashes = examples.map_ids(lambda name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
+    hashes = examples.map_ids(stable_hash)
     for place in np.flatnonzero(hashes[1:] == hashes[:-1]):
         name = examples[int(place)].article_id
         if name == examples[int(place) + 1].article_id:

@@ -5,6 +5,7 @@ short. The process itself holds the number of each article's row, which takes 4 
 and `node_file.py` shares it among the workers of a node.
 """
 
+import hashlib
 import mmap
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -169,6 +170,11 @@ class IdLists:
 
     def __getitem__(self, number: int) -> np.ndarray:
         return self.ids[self.offsets[number] : self.offsets[number + 1]]
+
+
+def stable_hash(*parts: object) -> int:
+    """A number in [0, 2**64) that is the same on every machine."""
+    return int.from_bytes(hashlib.sha256("\n".join(map(str, parts)).encode()).digest()[:8], "big")
 
 
 def write_file(examples: Iterable[Example], path: Path) -> None:

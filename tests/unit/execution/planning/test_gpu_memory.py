@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, TrainerHardware
+from pipeline.config.loader import load_config
 from pipeline.config.run import PolicySettings
 from pipeline.config.training import Training
 from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.gpu_memory import GIB, PackedRow
+from pipeline.execution.preflight import memory_needs
 from pipeline.storage.model_files import shapes
+from tests.helpers.paths import DEMO
 
 LORA = {"r": 8, "lora_alpha": 16}
 LLAMA_70B = {
@@ -191,6 +195,35 @@ def test_a_training_that_does_not_fit_is_refused_with_a_remedy(tmp_path):
     assert "raise hardware.trainer.workers to 4" in refused(80)
     assert refused(80, workers=4) is None
     assert refused(24, lora=LORA) is None
+
+
+def test_a_policy_too_large_for_one_gpu_cannot_be_the_reference(tmp_path):
+    small = shapes.read_shapes(write_headers(tmp_path / "8b", LLAMA_8B))
+    policy, trainer = PolicySettings(model="8b"), TrainerHardware(workers=16, gpus_per_worker=1)
+
+    assert gpu_memory.training_refusal(small, policy, Training(), trainer, PackedRow(0, 0), 14 * GIB) is None
+    refused = gpu_memory.frozen_policy_refusal(small, policy, trainer, 14 * GIB)
+    assert "8.0B parameters in bfloat16 are 15.0 GiB of weights, and a GPU has 14 GiB" in refused
+    assert gpu_memory.frozen_policy_refusal(small, policy, trainer, 16 * GIB) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "used", "is_refused"),
+    [
+        ([], None, True),
+        ([], {"trainer", "reference_scorer"}, True),
+        ([], {"trainer", "policy_scorer", "base_scorer"}, True),
+        ([], {"trainer"}, False),  # the references are there
+        (["references.source=sampler", "rounds=2"], None, True),  # drift
+        (["references.source=sampler", "rounds=1"], None, False),
+    ],
+)
+def test_a_run_whose_policy_no_gpu_holds_is_refused(tmp_path, changes, used, is_refused):
+    policy = write_headers(tmp_path / "8b", LLAMA_8B)
+    hardware = ["hardware.trainer={workers: 16, gpus_per_worker: 1}", "hardware.ray_cpus=64"]
+    settings = load_config(DEMO, [f"run={tmp_path}", f"policy.model={policy}", "rounds=2", *hardware, *changes])
+    with pytest.raises(UserError, match="^references: 8.0B") if is_refused else nullcontext():
+        memory_needs(settings, 14 * GIB, PackedRow(0, 0), used)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
