@@ -32,20 +32,23 @@ def shared_file(name: str, write: Callable[[Path], None]) -> Iterator[Path]:
     """
     # The name of the node, because nodes may share this folder, and perhaps no locks.
     folder, suffix = user_folder("examples"), f"-{socket.gethostname()}"
-    path = folder / f"{name}{suffix}"
+    own = folder / f"{name}{suffix}"
+    path, lock = own / "examples", own / "lock"
     with exclusive_lock(folder):
-        for other in folder.glob(f"*{suffix}"):
-            if other != path and not _is_held(other):
-                other.unlink(missing_ok=True)
-        if not path.exists():
-            _write(path, folder / f"part-{name}{suffix}", write)
-        held = os.open(path, os.O_RDONLY)
+        _remove_unheld(folder, suffix)
+        lock.mkdir(parents=True, exist_ok=True)
+        held = os.open(own, os.O_RDONLY)
         fcntl.flock(held, fcntl.LOCK_SH)
     try:
+        with exclusive_lock(lock):  # the other workers wait, and no other training does
+            if not path.exists():
+                _write(path, own / "part", write)
         yield path
     finally:
         path.unlink(missing_ok=True)
         os.close(held)
+        with exclusive_lock(folder):
+            _remove_unheld(folder, suffix)
 
 
 def _write(path: Path, temporary: Path, write: Callable[[Path], None]) -> None:
@@ -53,6 +56,7 @@ def _write(path: Path, temporary: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         temporary.rename(path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         if error.errno != errno.ENOSPC:
             raise
         free = shutil.disk_usage(path.parent).free / 2**30
@@ -60,20 +64,16 @@ def _write(path: Path, temporary: Path, write: Callable[[Path], None]) -> None:
             f"the rows to train on do not fit into {path.parent}, where each node keeps them during training "
             f"({free:.1f} GiB are free): free space there, or set TMPDIR to a folder on a larger local disk"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def _is_held(path: Path) -> bool:
-    """Whether a process holds a file. If not, it belongs to a training that was killed, or has just been removed."""
-    try:
-        lock = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+def _remove_unheld(folder: Path, suffix: str) -> None:
+    """Remove the folders that no process holds. The caller has the lock of `folder`."""
+    for own in folder.glob(f"*{suffix}"):
+        held = os.open(own, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(own)
+        except BlockingIOError:
+            pass  # a worker holds it
+        finally:
+            os.close(held)

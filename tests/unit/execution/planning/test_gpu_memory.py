@@ -20,6 +20,7 @@ from pipeline.storage.model_files import shapes
 from tests.helpers.paths import DEMO
 
 LORA = {"r": 8, "lora_alpha": 16}
+SAMPLER = ("references.source=sampler", "summaries.logprobs=true")
 LLAMA_70B = {
     "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
     "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
@@ -214,8 +215,8 @@ def test_a_policy_too_large_for_one_gpu_cannot_be_the_reference(tmp_path):
         ([], {"trainer", "reference_scorer"}, True),
         ([], {"trainer", "policy_scorer", "base_scorer"}, True),
         ([], {"trainer"}, False),  # the references are there
-        (["references.source=sampler", "rounds=2"], None, True),  # drift
-        (["references.source=sampler", "rounds=1"], None, False),
+        ([*SAMPLER, "rounds=2"], None, True),  # drift
+        ([*SAMPLER, "rounds=1"], None, False),
     ],
 )
 def test_a_run_whose_policy_no_gpu_holds_is_refused(tmp_path, changes, used, is_refused):
