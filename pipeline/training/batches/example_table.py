@@ -38,9 +38,9 @@ _PLANNED = {"weight": pa.float64(), "longest": pa.int32()}
 _SCHEMA = pa.schema(_FIELDS | _PLANNED)
 # Of a record batch in a file, about. Its examples are in memory while it is written, each with a few Python objects.
 _BATCH_TOKENS, _BATCH_ROWS = 1_000_000, 4000
-# Reads after which the pages that were read leave this process, so that its RSS stays small as well. One read brings up
-# to 64 KiB in. Pages stay in the kernel's cache, from which they come back fast.
-_READS_BEFORE_RELEASE = 512
+# Reads after which the pages that were read leave this process, so that its RSS stays small as well. One read brings
+# 64 KiB of each column in. Pages stay in the kernel's cache, from which they come back fast.
+_READS_BEFORE_RELEASE = 64
 
 
 class ExampleTable(Sequence[Example]):
@@ -79,6 +79,7 @@ class ExampleTable(Sequence[Example]):
         rows = order.to_numpy().astype(np.int32)
         del order
         pa.default_memory_pool().release_unused()
+        stored.release_pages()
         return cls(stored, rows)
 
     def select(self, places: np.ndarray) -> "ExampleTable":
@@ -102,7 +103,9 @@ class ExampleTable(Sequence[Example]):
     def map_ids(self, function: Callable[[str], int]) -> np.ndarray:
         """(examples,) uint64: what a function gives for each article_id."""
         ids = (name for column in self.stored.columns["article_id"] for name in column.to_pylist())
-        return np.fromiter(map(function, ids), np.uint64, self.stored.count)[self.rows]
+        values = np.fromiter(map(function, ids), np.uint64, self.stored.count)
+        self.stored.release_pages()
+        return values[self.rows]
 
     def sort_by(self, key: Callable[[str], int]) -> "ExampleTable":
         """The examples sorted by a number that a function gives for each article_id. Equal ones keep their order."""
@@ -142,23 +145,27 @@ class _StoredRows:
 
     def values(self, name: str) -> np.ndarray:
         """(rows,) the values of a column of numbers."""
-        return np.concatenate([column.to_numpy() for column in self.columns[name]])
+        values = np.concatenate([column.to_numpy() for column in self.columns[name]])
+        self.release_pages()
+        return values
 
     def read(self, row: int) -> Example:
         """Make the example of a row. Its token ids stay where they are stored."""
         batch = bisect_right(self.starts, row) - 1
         row -= self.starts[batch]
         first, last = self.completions_of[batch][row : row + 2]
-        self._release_pages()
+        self.reads += 1
+        if self.reads % _READS_BEFORE_RELEASE == 0:
+            self.release_pages()
         return Example(
             prompt_ids=self.prompts[batch][row],
             completions=tuple(self.completions[batch][number] for number in range(first, last)),
             **{name: _as_tuples(self.columns[name][batch][row].as_py()) for name in _SMALL_FIELDS},
         )
 
-    def _release_pages(self) -> None:
-        self.reads += 1
-        if self.pages is not None and self.reads % _READS_BEFORE_RELEASE == 0:
+    def release_pages(self) -> None:
+        """Let the pages of a mapped file leave this process."""
+        if self.pages is not None:
             self.pages.madvise(mmap.MADV_DONTNEED)
 
 
