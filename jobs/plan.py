@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pipeline.config import Config, UserError
 from pipeline.config.loader import load_config
+from pipeline.config.messages import format_bytes
 from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.estimator import Estimator
 from pipeline.execution.planning.gpu_memory import GIB, MemoryNeed, PackedRow
@@ -183,7 +184,7 @@ def _notes(
     if settings.hardware.keep_engines and len(on_cpu) > 1:
         total = sum(need.total for need in on_cpu)
         notes.append(
-            f"engines stay while others work: this machine needs up to {_size(total)} at once; "
+            f"engines stay while others work: this machine needs up to {format_bytes(total)} at once; "
             "hardware.keep_engines=false ends them with their stage"
         )
     if memory is None and any(need.gpus for need in needs):
@@ -257,10 +258,6 @@ def _number(count: float | None, most: str = "") -> str:
     return f"{most}{scaled:,.1f}{unit}" if unit else f"{most}{count:,.0f}"
 
 
-def _size(size: float) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"
-
-
 def _memory(needs: Sequence[MemoryNeed], memory: float | None) -> Table:
     table = Table(box=None)
     for name in ("", "parameters", "GPUs", "needs"):
@@ -268,15 +265,15 @@ def _memory(needs: Sequence[MemoryNeed], memory: float | None) -> Table:
     table.add_column("of which")
     table.add_column("room for")
     for need in needs:
-        parts = ", ".join(f"{what} {_size(size)}" for what, size in (need.sure | need.about).items() if size)
+        parts = ", ".join(f"{what} {format_bytes(size)}" for what, size in (need.sure | need.about).items() if size)
         room = ""
         if need.token and need.gpus and memory is not None:
             room = f"{need.sequences(memory):,.1f} sequences of {need.longest:,} tokens"
         elif need.token:
-            room = f"{_size(need.token * need.longest)} a sequence of {need.longest:,} tokens"
+            room = f"{format_bytes(need.token * need.longest)} a sequence of {need.longest:,} tokens"
         table.add_row(
             need.use, " ".join(filter(None, (gpu_memory.format_parameters(need.parameters), need.quantization))),
             f"{need.gpus:g}" if need.gpus else "CPU",
-            _size(need.total), parts, room,
+            format_bytes(need.total), parts, room,
         )  # fmt: skip
     return table

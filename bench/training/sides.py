@@ -47,6 +47,7 @@ SETTINGS: dict[str, Any] = {
     "load_best_model_at_end": False,
     "early_stopping_patience": None,
     "lora": None,
+    "load_in_4bit": None,
     "references": {"source": "trainer"},
     "dtype": "float32",
     "seed": 0,

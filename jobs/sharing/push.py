@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs.sharing import data_folder, hub, model_folder
 from jobs.sharing.hub import Destination
 from pipeline.config import UserError
-from pipeline.config.messages import printable
+from pipeline.config.messages import format_bytes, printable
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.model_files.card import CARD
 
@@ -63,21 +63,9 @@ def _show(folder: Path, title: str, to: Destination) -> None:
     print(f"{folder}: {title}; nothing was pushed to {to.repo}")
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     for path in files:
-        print(f"  {_size(path.stat().st_size):>10}  {path.relative_to(folder)}")
-    print(f"  {_size(sum(path.stat().st_size for path in files)):>10}  in all\n")
+        print(f"  {format_bytes(path.stat().st_size):>10}  {path.relative_to(folder)}")
+    print(f"  {format_bytes(sum(path.stat().st_size for path in files)):>10}  in all\n")
     lines = (folder / CARD).read_text(encoding="utf-8").splitlines()
     print(printable("\n".join(lines[:_SHOWN_LINES])))
     if len(lines) > _SHOWN_LINES:
         print(f"… {len(lines) - _SHOWN_LINES} more lines in {folder / CARD}")
-
-
-def _size(count: int) -> str:
-    """A number of bytes for people.
-
-    >>> _size(1536), _size(12)
-    ('1.5 KiB', '12 B')
-    """
-    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"

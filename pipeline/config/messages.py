@@ -22,6 +22,18 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u
 _MARKDOWN_MARKS = re.compile(r"[\\`*_{}\[\]<>#|~$&]")
 
 
+def format_bytes(count: float) -> str:
+    """A number of bytes for people.
+
+    >>> format_bytes(1536), format_bytes(12)
+    ('1.5 KiB', '12 B')
+    """
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
 def is_secret_name(name: str) -> bool:
     """Whether an environment variable of this name holds a secret."""
     return _SECRET_NAME.search(name) is not None

@@ -27,7 +27,7 @@ from pipeline.config.hardware import EngineHardware, Hardware
 from pipeline.config.judging import JUDGES, PREFERENCES, JudgeSettings, Pairs, Questions, Scores, refusal_of_check
 from pipeline.config.servers import ComparedModel, check_served_models
 from pipeline.config.stopping import Stop
-from pipeline.config.training import References, Training, check_references, check_router_loss
+from pipeline.config.training import References, Training, check_4bit, check_references, check_router_loss
 
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -446,7 +446,9 @@ class Config(Settings):
                     "sampled by another policy: use references.source=trainer"
                 )
         check_references(self.references, self.training)
-        check_router_loss(self.training, self.hardware.trainer.torch_compile)
+        trainer = self.hardware.trainer
+        check_router_loss(self.training, trainer.torch_compile)
+        check_4bit(self.training, self.references, trainer.workers, trainer.cpu_offload)
         return self
 
     @model_validator(mode="after")
@@ -557,6 +559,8 @@ class Alignment(Settings):
                 "references.source is sampler, but `rondo train` samples no summaries: set it to trainer or none"
             )
         check_references(self.references, self.training)
-        check_router_loss(self.training, self.hardware.trainer.torch_compile)
+        trainer = self.hardware.trainer
+        check_router_loss(self.training, trainer.torch_compile)
+        check_4bit(self.training, self.references, trainer.workers, trainer.cpu_offload)
         check_locations(self.locations)
         return self

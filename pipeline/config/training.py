@@ -63,6 +63,16 @@ class Lora(Settings):
         return self
 
 
+class FourBit(Settings):
+    """A base whose linear layers are in 4 bits (QLoRA, Dettmers et al., 2023, arXiv 2305.14314), by bitsandbytes.
+
+    Names as in transformers' BitsAndBytesConfig.
+    """
+
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True  # the scales of 64 weights are quantized too
+
+
 class Training(Settings):
     """DPO. Names as in TRL. One step updates the weights once, on `pairs_per_step` pairs over all workers together."""
 
@@ -100,6 +110,8 @@ class Training(Settings):
     load_best_model_at_end: bool = False  # True: save the weights of the best evaluation, not those of the last step
     early_stopping_patience: Positive | None = None  # evaluations without improvement before training ends; None: never
     lora: Lora | None = None  # None: all weights are trained
+    # QLoRA: training and references load the base of the adapter in 4 bits. True or a section, with `lora` only.
+    load_in_4bit: FourBit | None = None
     # What the loss counts of a policy that thinks (policy.thinking). sequence: all sampled tokens, the thought and the
     # answer. answer: the tokens of the answer, given the thought.
     loss_on: Literal["sequence", "answer"] = "sequence"
@@ -108,6 +120,24 @@ class Training(Settings):
     @classmethod
     def _check_loss_type(cls, value: object) -> str | tuple[str, ...]:
         return parse_loss_type(value)
+
+    @field_validator("load_in_4bit", mode="before")
+    @classmethod
+    def _check_4bit_form(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return {} if value else None
+        if value is not None and not isinstance(value, dict | FourBit):
+            raise ValueError(f"training.load_in_4bit is {value!r:.80}: it should be true, false, or a section")
+        return value
+
+    @model_validator(mode="after")
+    def _check_4bit(self) -> "Training":
+        if self.load_in_4bit and not self.lora:
+            raise ValueError(
+                "training.load_in_4bit is set and training.lora is not: weights in 4 bits cannot be trained, only an "
+                "adapter on them, so set training.lora, or leave load_in_4bit out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_evaluation(self) -> "Training":
@@ -154,6 +184,23 @@ def check_router_loss(training: Training, torch_compile: bool) -> None:
         raise ValueError(
             f"training.router_aux_loss_coef is {training.router_aux_loss_coef:g} and hardware.trainer.torch_compile is "
             "true: the router's logits cannot be taken out of compiled layers, so leave torch_compile out"
+        )
+
+
+def check_4bit(training: Training, references: References, workers: int, cpu_offload: bool) -> None:
+    """Raise ValueError if a base in 4 bits is to be used in a way for which it cannot be."""
+    if training.load_in_4bit is None:
+        return
+    if workers > 1 or cpu_offload:
+        found = f"hardware.trainer.workers is {workers}" if workers > 1 else "hardware.trainer.cpu_offload is true"
+        raise ValueError(
+            f"training.load_in_4bit is set and {found}: weights in 4 bits are not sharded. Use workers=1 without "
+            "cpu_offload; or leave load_in_4bit out, as sharding saves memory too"
+        )
+    if references.source == "sampler":
+        raise ValueError(
+            "training.load_in_4bit is set and references.source is sampler: vLLM samples from the base in full "
+            "precision, and the references must be of the base in 4 bits that is trained. Use references.source=trainer"
         )
 
 

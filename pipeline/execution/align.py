@@ -18,7 +18,7 @@ from pipeline.config import Alignment, UserError
 from pipeline.config.loader import parse_alignment
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.executor import Executor
-from pipeline.execution.preflight import open_run_folder
+from pipeline.execution.preflight import check_trained_model, open_run_folder
 from pipeline.execution.progress import Display
 from pipeline.execution.recipe import fingerprint
 from pipeline.stages import external_pairs
@@ -74,9 +74,7 @@ def run_alignment(settings: Alignment, display: Display, remake: str | None = No
             settings.
     """
     fingerprint.cache_clear()  # in a notebook a file may have changed since the last call
-    hub.check_model("policy.model", settings.policy.model)
-    hub.check_lora(settings.policy.model, settings.training.lora)
-    hub.check_router_loss(settings.policy.model, settings.training.router_aux_loss_coef)
+    check_trained_model(settings)
     tracking.check_trackers(settings.report_to)
     first = external_pairs.check_pairs(
         settings.pairs, settings.policy.model, settings.policy.max_model_len, settings.policy.merge_system

@@ -1,9 +1,12 @@
 """Checks a run before Ray starts: settings, files, models, servers and the memory of GPUs."""
 
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Alignment, Config, UserError
@@ -28,6 +31,9 @@ from pipeline.storage.model_files.chat_template import TemplateRefusal
 from pipeline.training import tracking
 
 _MIB = 1 << 20
+# In the config.json of a model with recurrent layers, or with scores or logits that are changed. Only then does the
+# check of article trees import torch, which takes seconds.
+_UNUSUAL = re.compile(r'"\w*(mamba|ssm_|conv|linear_attn|linear_num|linear_att|recurr|hybrid|layers_block|soft_?cap)')
 
 
 def check_rounds(settings: Config, display: Display) -> Ledger:
@@ -36,9 +42,7 @@ def check_rounds(settings: Config, display: Display) -> Ledger:
     Raises:
         UserError: a corpus, a model or a folder cannot be used, or a model does not fit into GPU memory.
     """
-    hub.check_model("policy.model", settings.policy.model)
-    hub.check_lora(settings.policy.model, settings.training.lora)
-    hub.check_router_loss(settings.policy.model, settings.training.router_aux_loss_coef)
+    check_trained_model(settings)
     check_thinking("policy", settings.policy.model, settings.policy.thinking)
     if not isinstance(settings.policy.instruction, str):
         prompt = instruction_prompt(settings.policy, max_tokens=0)
@@ -51,6 +55,44 @@ def check_rounds(settings: Config, display: Display) -> Ledger:
     check_gpu_memory(settings, installed_gpu_memory())
     warn_of_removed_folders(settings, display)
     return open_run_folder(settings)
+
+
+def check_trained_model(settings: Config | Alignment) -> None:
+    """Check that the policy can be trained as the settings say.
+
+    Raises:
+        UserError: it cannot be used; or its base is to be loaded in 4 bits, and bitsandbytes is not installed.
+    """
+    model, training = settings.policy.model, settings.training
+    hub.check_model("policy.model", model)
+    hub.check_lora(model, training.lora)
+    hub.check_router_loss(model, training.router_aux_loss_coef)
+    if settings.hardware.trainer.article_tree:
+        _check_article_tree(model)
+    if training.load_in_4bit and not importlib.util.find_spec("bitsandbytes"):
+        raise UserError(
+            "training.load_in_4bit is set, and bitsandbytes is not installed: `make qlora` installs it, as does "
+            "pip install 'rondo-dpo[qlora]'"
+        )
+
+
+def _check_article_tree(model: str) -> None:
+    """Check that a policy can be scored on article trees, as far as its config shows it.
+
+    A model at a URI is checked where it is loaded.
+
+    Raises:
+        UserError: it cannot.
+    """
+    folder = None if "://" in model else hub.base_folder(model)
+    if folder is None or not _UNUSUAL.search(Path(folder, "config.json").read_text(encoding="utf-8")):
+        return
+    from pipeline.training.modeling.loading import check_article_tree
+
+    try:
+        check_article_tree(folder)
+    except ValueError as error:
+        raise UserError(f"policy.model is {model!r}: {error}") from None
 
 
 def open_run_folder(settings: Config | Alignment) -> Ledger:

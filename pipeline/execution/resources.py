@@ -193,7 +193,8 @@ def _scorer(config: Config | Alignment, policy: Mapping[str, Any], residents: Re
         gpus_per_replica=trainer.gpus_per_worker,
         cpus_per_replica=trainer.cpus_per_worker,
     )
-    load = partial(load_reference, locate(policy["model"]), config.policy.dtype, policy["digest"], trainer)
+    weights = locate(policy["model"]), config.policy.dtype, policy["digest"]
+    load = partial(load_reference, *weights, trainer, config.training.load_in_4bit)
     # One batch at a time: it fills the model's threads or its GPU, and a second one would need as much memory again.
     return EnginePool(load, hardware, at_once=1, role="scorer", residents=residents)
 

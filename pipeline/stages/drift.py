@@ -13,6 +13,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from pipeline.config.hardware import TrainerHardware
+from pipeline.config.training import FourBit
 from pipeline.inference.pool import EnginePool
 from pipeline.stages.base import stage
 from pipeline.storage.schema import Outcome, Row, is_drawn, unscored_tokens
@@ -29,7 +30,7 @@ _COLUMNS = ["article_id", "split", "writer", "prompt_ids", "summaries"]
     "drift",
     version=2,
     inputs=("rows", "policy.build", "base.build"),
-    settings=("policy.dtype",),
+    settings=("policy.dtype", "training.load_in_4bit"),
     uses=("policy_scorer", "base_scorer", "trainer"),
     writes=("policy_logps", "base_logps"),
     by_row=False,
@@ -41,6 +42,7 @@ def drift_from_base(
     base: str,
     *,
     dtype: str,
+    load_in_4bit: FourBit | None = None,
     policy_scorer: EnginePool,
     base_scorer: EnginePool,
     trainer: TrainerHardware,
@@ -51,6 +53,7 @@ def drift_from_base(
         rows: articles with the policy's summaries.
         policy, base: the build ids of the policies that `policy_scorer` and `base_scorer` hold.
         dtype: the dtype of their weights.
+        load_in_4bit: how their base is quantized, as in training.
         policy_scorer, base_scorer: pools of models, in place of engines.
         trainer: its `tokens_per_batch` is the length of a packed row.
     """

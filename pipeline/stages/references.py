@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ray.data import Dataset
 
 from pipeline.config.hardware import TrainerHardware
-from pipeline.config.training import References
+from pipeline.config.training import FourBit, References
 from pipeline.inference.base import TOKENS_IN
 from pipeline.inference.pool import EnginePool
 from pipeline.stages.base import stage
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "references",
     version=2,
     inputs=("rows", "reference.digest"),
-    settings=("policy.dtype", "references", "training.loss_on", "training.ld_alpha"),
+    settings=("policy.dtype", "references", "training.loss_on", "training.ld_alpha", "training.load_in_4bit"),
     uses=("reference_scorer", "trainer"),
     writes=("reference_logps", "reference_shared_logps", "reference_digest"),
     workload="references",
@@ -40,6 +40,7 @@ def reference_logprobs(
     references: References,
     loss_on: str = "sequence",
     ld_alpha: float | None = None,
+    load_in_4bit: FourBit | None = None,
     reference_scorer: EnginePool,
     trainer: TrainerHardware,
 ) -> Dataset:
@@ -55,6 +56,7 @@ def reference_logprobs(
         loss_on: which tokens of a summary with a thought are scored, as in training.
         ld_alpha: if it is not None, `reference_shared_logps` is added too, which the loss then needs.
         reference_scorer: a pool of models instead of engines; each actor calls `load_reference` once.
+        load_in_4bit: how the base of those weights is quantized, as in training.
         trainer: for `tokens_per_batch`, so that rows are packed as in training.
     """
     columns = reference_logprobs.writes
@@ -74,7 +76,9 @@ def _take_from_sampler(digest: str, loss_on: str, row: Row) -> Outcome:
     return {"reference_logps": logps, "reference_shared_logps": None, "reference_digest": digest}
 
 
-def load_reference(name: str, dtype: str, digest: str, trainer: TrainerHardware) -> "PreTrainedModel":
+def load_reference(
+    name: str, dtype: str, digest: str, trainer: TrainerHardware, load_in_4bit: FourBit | None = None
+) -> "PreTrainedModel":
     """Load a frozen policy onto the device of a training worker.
 
     Raises:
@@ -85,8 +89,10 @@ def load_reference(name: str, dtype: str, digest: str, trainer: TrainerHardware)
     actual = loading.weights_digest(name)
     if actual != digest:
         raise ValueError(f"{name} holds weights {actual}, and its record says {digest}: put the recorded weights back")
-    model = loading.load_model(name, dtype, article_tree=trainer.article_tree).requires_grad_(False)
-    return model.to("cuda") if trainer.gpus_per_worker else model
+    device = "cuda" if trainer.gpus_per_worker else "cpu"
+    quantization = load_in_4bit and load_in_4bit.model_dump()
+    model = loading.load_model(name, dtype, article_tree=trainer.article_tree, load_in_4bit=quantization, device=device)
+    return model.requires_grad_(False).to(device)
 
 
 def _score(

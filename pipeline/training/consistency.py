@@ -84,8 +84,13 @@ def measure_consistency(
 
 
 def make_engine_check(
-    policy: PolicyModule, examples: ExampleTable, device: torch.device, passport: Mapping[str, Any]
-) -> EngineCheck:
+    policy: PolicyModule,
+    examples: ExampleTable,
+    device: torch.device,
+    passport: Mapping[str, Any],
+    *,
+    is_exact: bool = True,
+) -> EngineCheck | None:
     """Score a few short sequences, with which an engine can prove that it holds these weights.
 
     A collective: every worker must call it, with the same examples.
@@ -96,7 +101,14 @@ def make_engine_check(
         device: the device of the policy.
         passport: what `measure_consistency` returned before training. The engine may be twice as far from the trainer
             as it was then, but at least as far as rounding explains.
+        is_exact: False: the engine has the base in another precision than the trainer.
+
+    Returns:
+        None if nothing says how far the engine may be from the trainer.
     """
+    gap = passport.get("vllm_vs_trainer_max")
+    if gap is None and not is_exact:
+        return None
     chosen = _shuffled(examples)[:_MAX_ARTICLES]
     # Without its first token, so that an engine whose context a sample fills has room to answer.
     ends = [example.prompt_ids[min(1, len(example.prompt_ids) - 1) :][-_PROMPT_END:] for example in chosen]
@@ -109,11 +121,19 @@ def make_engine_check(
             policy(completion_logps, pack_row([article]).to(device)).tolist()
             for article in zip(prompts, sequences, strict=True)
         ]
-    limit = max(TOLERANCE[passport["dtype"]], 2 * (passport.get("vllm_vs_trainer_max") or 0.0))
+    limit = max(TOLERANCE[passport["dtype"]], 2 * (gap or 0.0))
     return EngineCheck(prompts, sequences, logps, limit)
 
 
-def check_reference(name: str, examples: ExampleTable, dtype: str, device: torch.device, *, article_tree: bool) -> None:
+def check_reference(
+    name: str,
+    examples: ExampleTable,
+    dtype: str,
+    device: torch.device,
+    *,
+    article_tree: bool,
+    load_in_4bit: Mapping[str, Any] | None = None,
+) -> None:
     """Check on a few articles that the reference model gives the reference log-probabilities of the rows.
 
     Use it if the reference is not the model to train. If it is, step 0 makes this check.
@@ -124,12 +144,15 @@ def check_reference(name: str, examples: ExampleTable, dtype: str, device: torch
         dtype: dtype that the reference log-probabilities were computed in, and so that of training.
         device: where to load the reference model. It is freed afterwards.
         article_tree: whether the reference log-probabilities were computed on article trees.
+        load_in_4bit: whether they are of weights in 4 bits, see `loading.load_model`.
 
     Raises:
         ValueError: they differ by more than rounding.
     """
     checked = _shuffled(examples)[:_MAX_ARTICLES]
-    model = loading.load_model(name, dtype, article_tree=article_tree).to(device)
+    model = loading.load_model(name, dtype, article_tree=article_tree, load_in_4bit=load_in_4bit, device=device).to(
+        device
+    )
     with torch.no_grad():
         gaps = [
             abs(logp - expected) / length

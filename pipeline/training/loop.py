@@ -129,7 +129,15 @@ class TrainLoop:
         if self.objective.needs_reference and not self.has_reference:
             raise ValueError(f"loss_type={s['loss_type']} compares with a reference, and references.source is none")
         self.policy = PolicyModule(
-            loading.load_policy(self.model_path, s["dtype"], s["lora"], s["seed"], article_tree=self.article_tree)
+            loading.load_policy(
+                self.model_path,
+                s["dtype"],
+                s["lora"],
+                s["seed"],
+                article_tree=self.article_tree,
+                load_in_4bit=s["load_in_4bit"],
+                device=self.device,
+            )
         )
         if s["router_aux_loss_coef"]:
             routing.check_router(self.policy.model)
@@ -193,13 +201,17 @@ class TrainLoop:
 
         A collective: every worker must call it.
         """
-        check = consistency.make_engine_check(self.policy, self.train, self.device, self.state.passport)
+        is_exact = self.settings["load_in_4bit"] is None
+        check = consistency.make_engine_check(
+            self.policy, self.train, self.device, self.state.passport, is_exact=is_exact
+        )
         weights = full_state_dict(self.policy, keep=self.rank == 0)
         if self.rank == 0:
             loading.save_model(weights, self.model_path, out, self.settings["lora"])
             text = "".join(json.dumps(line) + "\n" for line in self.state.lines)
             (out / "metrics.jsonl").write_text(text, encoding="utf-8")
-            check.write(out)
+            if check is not None:
+                check.write(out)
 
     @property
     def _sampler(self) -> Mapping[str, Any] | None:

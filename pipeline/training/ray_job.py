@@ -240,8 +240,14 @@ def _make_loop(config: dict[str, Any], shared: ExitStack) -> TrainLoop:
         from_reference=reference_path is None,
     )
     if reference_path is not None and loop.rank == 0:  # `_train_on_worker` tells the other workers about an error
-        dtype, article_tree = config["settings"]["dtype"], config["layout"]["article_tree"]
-        consistency.check_reference(reference_path, loop.examples, dtype, loop.device, article_tree=article_tree)
+        consistency.check_reference(
+            reference_path,
+            loop.examples,
+            config["settings"]["dtype"],
+            loop.device,
+            article_tree=config["layout"]["article_tree"],
+            load_in_4bit=config["settings"]["load_in_4bit"],
+        )
     return loop
 
 

@@ -91,10 +91,10 @@ def save_lora_base(folder: Path) -> Path:
     return folder
 
 
-def learnable_examples(policy: Path, dtype: str = "float32") -> list[Example]:
+def learnable_examples(policy: Path, dtype: str = "float32", **loaded: Any) -> list[Example]:
     """Pairs whose chosen completion has only small token ids, which a policy can learn. `policy` is the reference."""
     draw = random.Random(0)
-    model = loading.load_model(policy, dtype).requires_grad_(False)
+    model = loading.load_model(policy, dtype, **loaded).requires_grad_(False)
     examples = []
     for number in range(16):
         prompt = np.array([draw.randrange(1, LORA_VOCABULARY) for _ in range(draw.randint(3, 20))])

@@ -159,7 +159,7 @@ def training_memory(
     trained = _trained(model, settings)
     mastered = policy.dtype != "float32"  # a float32 model is its own master
     state = {
-        "weights": (model.parameters + (trained if settings.lora else 0)) * size,
+        "weights": _base_weights(model, size, settings) + (trained * size if settings.lora else 0),
         "masters": 4 * trained if mastered else 0,
         "Adam": 8 * trained,
         "gradients": 4 * trained,
@@ -181,7 +181,19 @@ def training_memory(
         about["gathered"] = int(size * (model.embeddings + 2 * layer) + (size + 4) * share * (layer + model.embeddings))
     if trainer.gpus_per_worker:
         about["CUDA"] = CUDA_OVERHEAD
-    return MemoryNeed("training", model.name, model.parameters, trainer.gpus_per_worker, sure, about, limit=1.0)
+    form = "bitsandbytes, 4 bits" if settings.load_in_4bit else None
+    gpus = trainer.gpus_per_worker
+    return MemoryNeed("training", model.name, model.parameters, gpus, sure, about, limit=1.0, quantization=form)
+
+
+def _base_weights(model: ModelShapes, size: int, settings: Training) -> int:
+    """Bytes of the model to train, or of the base of its adapter."""
+    if settings.load_in_4bit is None:
+        return model.parameters * size
+    # Each 64 weights have a scale in float32. If scales are quantized, 256 of them have one in float32 and a byte each.
+    scale = 1 + 4 / 256 if settings.load_in_4bit.bnb_4bit_use_double_quant else 4
+    in_4bit = model.parameters_in_4bit
+    return (model.parameters - in_4bit) * size + int(in_4bit * (0.5 + scale / 64))
 
 
 def _trained(model: ModelShapes, settings: Training) -> int:
@@ -268,15 +280,18 @@ def training_refusal(
     held = ", ".join(f"{what} {size / GIB:.1f}" for what, size in need.sure.items())
     each = sum(need.sure.values()) / GIB
     message = (
-        f"training: {format_parameters(model.parameters)} parameters in {policy.dtype} take {each:.1f} GiB on each of "
+        f"training: {need.describe(policy.dtype)} take {each:.1f} GiB on each of "
         f"{trainer.workers} GPU{'s' * (trainer.workers > 1)} ({held}), without activations. A GPU has "
         f"{memory / GIB:.0f} GiB"
     )
+    if settings.load_in_4bit:
+        return f"{message}: use larger GPUs, or a smaller model"
+    save = "load the base in 4 bits (training.load_in_4bit)" if settings.lora else "train an adapter (training.lora)"
     for workers in (2, 4, 8, 16, 32, 64):
         wider = trainer.model_copy(update={"workers": workers, "gpus_per_worker": 1})
         if workers > trainer.workers and training_memory(model, policy, settings, wider, row).total <= memory:
-            return f"{message}: raise hardware.trainer.workers to {workers}, or train an adapter (training.lora)"
-    return f"{message}: train an adapter (training.lora), or use larger GPUs"
+            return f"{message}: raise hardware.trainer.workers to {workers}, or {save}"
+    return f"{message}: {save}, or use larger GPUs"
 
 
 def frozen_policy_refusal(

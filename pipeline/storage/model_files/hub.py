@@ -168,6 +168,16 @@ def _check_adapter_config(subject: str, adapter: dict[str, Any], is_trained: boo
     return base
 
 
+def base_folder(name: str) -> str | None:
+    """The folder of a model, or of the base of an adapter; None if this base is at a URI.
+
+    `check_model` must have accepted the model, which is not at a URI.
+    """
+    adapter = adapter_config(fetch(name))
+    base = name if adapter is None else adapter["base_model_name_or_path"]
+    return None if "://" in base else fetch(base)
+
+
 def check_router_loss(name: str, router_aux_loss_coef: float) -> None:
     """Check that a policy has a router, if the settings want a loss for it.
 
@@ -176,15 +186,11 @@ def check_router_loss(name: str, router_aux_loss_coef: float) -> None:
     Raises:
         UserError: the policy is not a mixture of experts.
     """
-    if not router_aux_loss_coef or "://" in name:
-        return
-    adapter = adapter_config(fetch(name))
-    base = name if adapter is None else adapter["base_model_name_or_path"]
-    if "://" in base:
+    if not router_aux_loss_coef or "://" in name or (folder := base_folder(name)) is None:
         return
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(fetch(base), local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not hasattr(config.get_text_config(decoder=True), "output_router_logits"):
         raise UserError(
             f"training.router_aux_loss_coef is {router_aux_loss_coef:g}, and policy.model is {name!r}, a "

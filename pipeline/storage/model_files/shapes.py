@@ -152,6 +152,18 @@ class ModelShapes:
             if parts[-1] == "weight" and len(shape) == 2 and any(part.isdigit() for part in parts)
         ]
 
+    @property
+    def parameters_in_4bit(self) -> int:
+        """Number of parameters that bitsandbytes quantizes: those of the linear layers without the head.
+
+        The experts of a mixture keep their dtype, because transformers has all of a layer in one tensor.
+        """
+        return sum(
+            math.prod(shape)
+            for name, shape in self.shapes.items()
+            if name.endswith(".weight") and len(shape) == 2 and re.search(r"\.\d+\.", name) and ".experts." not in name
+        )
+
     def lora(self, r: int, targets: str | tuple[str, ...]) -> int:
         """Number of parameters of a LoRA adapter: for each target layer, `r` times the sum of its two dimensions.
 

@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from pipeline.training.modeling import last_layer
+
 
 class PolicyModule(nn.Module):
     """Wraps a model in a module whose forward runs any function on it.
@@ -37,8 +39,7 @@ class PolicyModule(nn.Module):
 
 def decoder_layers(policy: PolicyModule) -> list[nn.Module]:
     """The decoder layers, by the class names that the model's class lists. Raises ValueError if it lists none."""
-    names = set(policy.model._no_split_modules or ())
-    layers = [module for module in policy.model.modules() if type(module).__name__ in names]
+    layers = last_layer.decoder_layers(policy.model)
     if not layers:
         raise ValueError(
             f"{type(policy.model).__name__} does not say which of its modules are layers (_no_split_modules), so it "
@@ -99,12 +100,14 @@ def full_state_dict(policy: PolicyModule, keep: bool) -> dict[str, Tensor]:
 
     A collective: every worker must call it. Workers with `keep` false get an empty dict.
     """
-    # `remove_duplicate=False` because tied weights have two names. Names are excluded, not included, because a complete
-    # state dict also needs the buffers, which are not parameters.
-    frozen = {name for name, p in policy.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    # `remove_duplicate=False` because tied weights have two names. A complete state dict also needs the buffers, which
+    # are not parameters; with LoRA they are those of the base, as are the scales of weights in 4 bits.
+    parameters = dict(policy.model.named_parameters(remove_duplicate=False))
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    is_adapter = len(trained) < len(parameters)
     state = {}
     for name, tensor in policy.model.state_dict().items():
-        if name in frozen:
+        if is_adapter and name not in trained:
             continue
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:

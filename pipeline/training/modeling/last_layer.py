@@ -21,35 +21,47 @@ def skip_unread_tokens(model: PreTrainedModel) -> None:
     A forward without a tree does not change. Nothing changes either if the layers have no plain network called `mlp`,
     as in a mixture of experts, whose routing may depend on all tokens.
     """
-    names = set(model._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in names]
+    layers = decoder_layers(model)
     mlp = getattr(layers[-1], "mlp", None) if layers else None
     if mlp is None or not _is_token_by_token(mlp):
         return
-    layer, current = layers[-1], _CurrentRow()
-    original_layer, original_mlp = layer.forward, mlp.forward
+    current, original = keep_row(layers[-1]), mlp.forward
 
-    def layer_forward(*args: Any, tree: ArticleTree | None = None, **kwargs: Any) -> Any:
+    def forward(hidden: Tensor) -> Tensor:
+        if current.tree is None:
+            return original(hidden)
+        predictors = current.tree.unique_predictors
+        read = original(hidden[:, predictors])
+        return read.new_zeros(hidden.shape).index_copy(1, predictors, read)  # under autocast of another dtype
+
+    mlp.forward = forward
+
+
+class CurrentRow:
+    """The row that a layer computes now; None in a forward without a tree."""
+
+    tree: ArticleTree | None = None
+
+
+def keep_row(layer: nn.Module) -> CurrentRow:
+    """Make a decoder layer note the row that it computes, in place, for parts of it that do not get the tree."""
+    current, original = CurrentRow(), layer.forward
+
+    def forward(*args: Any, tree: ArticleTree | None = None, **kwargs: Any) -> Any:
         current.tree = tree
         try:
-            return original_layer(*args, tree=tree, **kwargs)
+            return original(*args, tree=tree, **kwargs)
         finally:
             current.tree = None
 
-    def mlp_forward(hidden: Tensor) -> Tensor:
-        if current.tree is None:
-            return original_mlp(hidden)
-        predictors = current.tree.unique_predictors
-        read = original_mlp(hidden[:, predictors])
-        return read.new_zeros(hidden.shape).index_copy(1, predictors, read)  # under autocast of another dtype
-
-    layer.forward, mlp.forward = layer_forward, mlp_forward
+    layer.forward = forward
+    return current
 
 
-class _CurrentRow:
-    """The row that the last layer computes now."""
-
-    tree: ArticleTree | None = None
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers, by the class names that the model's class lists. Empty if it lists none."""
+    names = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def _is_token_by_token(network: nn.Module) -> bool:

@@ -8,6 +8,7 @@ name or URI.
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from pipeline.storage.model_files.adapters import ADAPTER_CONFIG
-from pipeline.training.modeling import last_layer, tree_attention
-from pipeline.training.modeling.logprobs import UNSUPPORTED_REMEDY
+from pipeline.training.modeling import last_layer, recurrent_layers, tree_attention
+from pipeline.training.modeling.logprobs import UNSUPPORTED_REMEDY, check_supported
 from pipeline.training.modeling.lora import (
     attach_adapter,
     check_adapter_settings,
@@ -48,7 +49,14 @@ _OTHER_FILES = (
 )
 
 
-def load_model(model: str | Path, dtype: str | torch.dtype, *, article_tree: bool = True) -> PreTrainedModel:
+def load_model(
+    model: str | Path,
+    dtype: str | torch.dtype,
+    *,
+    article_tree: bool = True,
+    load_in_4bit: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+) -> PreTrainedModel:
     """Load a causal LM to train or score, on the CPU, in eval mode, with every dropout at 0.
 
     It stays in eval mode during training too, because policy and reference must be the same function of their weights.
@@ -58,6 +66,9 @@ def load_model(model: str | Path, dtype: str | torch.dtype, *, article_tree: boo
         model: path, URI or hub name of a Hugging Face model folder or of a LoRA adapter folder, with safetensors.
         dtype: dtype of all weights, such as "float32" or "bfloat16".
         article_tree: True uses attention on article trees; False uses the model's own attention, for single sequences.
+        load_in_4bit: `config.training.FourBit` as a dict; None: the weights keep their dtype. Linear layers of the
+            model, or of the base of an adapter, are quantized, except for the head. The adapter is not.
+        device: where a model in 4 bits is loaded to, because it is quantized where it is used.
 
     Raises:
         ValueError: there is no model folder, it has no safetensors, its weights do not fill the model, the model cannot
@@ -66,14 +77,21 @@ def load_model(model: str | Path, dtype: str | torch.dtype, *, article_tree: boo
     folder = _local_folder(model)
     base = _base_name(folder)
     if base is None:
-        return _load_complete(folder, dtype, article_tree)
-    loaded = _load_complete(_local_folder(base), dtype, article_tree)
+        return _load_complete(folder, dtype, article_tree, load_in_4bit, device)
+    loaded = _load_complete(_local_folder(base), dtype, article_tree, load_in_4bit, device)
     restore_adapter(loaded, folder)
     return loaded
 
 
 def load_policy(
-    model: str | Path, dtype: str | torch.dtype, lora: Mapping[str, Any] | None, seed: int, *, article_tree: bool = True
+    model: str | Path,
+    dtype: str | torch.dtype,
+    lora: Mapping[str, Any] | None,
+    seed: int,
+    *,
+    article_tree: bool = True,
+    load_in_4bit: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
     """Load the model that a run trains, and add a fresh adapter if the settings have LoRA and there is none yet.
 
@@ -81,14 +99,14 @@ def load_policy(
     adapter. It is not the base with the adapter turned off, which equals the reference only if the adapter is fresh.
 
     Args:
-        model, dtype, article_tree: see `load_model`.
+        model, dtype, article_tree, load_in_4bit, device: see `load_model`.
         lora: `config.training.Lora` as a dict; None trains all weights.
         seed: seed of a fresh adapter.
 
     Raises:
         ValueError: see `load_model`. Or the model is an adapter, and `lora` is None or does not describe it.
     """
-    loaded = load_model(model, dtype, article_tree=article_tree)
+    loaded = load_model(model, dtype, article_tree=article_tree, load_in_4bit=load_in_4bit, device=device)
     is_adapter = _base_name(_local_folder(model)) is not None
     if lora is not None and not is_adapter:
         attach_adapter(loaded, lora, seed)
@@ -102,7 +120,13 @@ def load_policy(
     return loaded
 
 
-def _load_complete(folder: Path, dtype: str | torch.dtype, article_tree: bool) -> PreTrainedModel:
+def _load_complete(
+    folder: Path,
+    dtype: str | torch.dtype,
+    article_tree: bool,
+    load_in_4bit: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+) -> PreTrainedModel:
     _check_model_folder(folder)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -110,17 +134,14 @@ def _load_complete(folder: Path, dtype: str | torch.dtype, article_tree: bool) -
     for name, value in text_config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
             setattr(text_config, name, 0.0)
-    model_class = AutoModelForCausalLM._model_mapping.get(type(config), PreTrainedModel)
-    if article_tree and not model_class._supports_attention_backend:
-        raise ValueError(
-            f"{model_class.__name__} ({folder}) has attention code of its own, which cannot use article trees: "
-            f"{UNSUPPORTED_REMEDY}"
-        )
+    if article_tree:
+        _check_attention(config)
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
         dtype=dtype,
         **({"attn_implementation": tree_attention.NAME} if article_tree else {}),
+        **(_quantized(load_in_4bit, dtype, device) if load_in_4bit is not None else {}),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
@@ -132,9 +153,50 @@ def _load_complete(folder: Path, dtype: str | torch.dtype, article_tree: bool) -
             f"{folder} does not fill {type(model).__name__}: missing {sorted(info['missing_keys'])[:5]}, of another "
             f"shape {sorted(map(str, info['mismatched_keys']))[:5]}. The rest would be random; use a complete folder"
         )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else bitsandbytes would compute in bfloat16 wherever no gradient is needed, so in the reference only.
+            module.support_avx512bf16_for_cpu = False
     if article_tree:
         last_layer.skip_unread_tokens(model)
+        recurrent_layers.reset_at_branches(model)
     return model.eval()
+
+
+def _quantized(load_in_4bit: Mapping[str, Any], dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
+    """Arguments with which transformers quantizes a model while it loads it."""
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **load_in_4bit)
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def check_article_tree(folder: str | Path) -> None:
+    """Check, from its config alone, that a complete model can be scored on article trees. Nothing is loaded.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    _check_attention(config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=tree_attention.NAME, trust_remote_code=False
+        )
+    recurrent_layers.reset_at_branches(model)
+    check_supported(model, longest=1)
+
+
+def _check_attention(config: PreTrainedConfig) -> None:
+    """Raise ValueError if a model does not call attention through transformers' `AttentionInterface`.
+
+    Some do, and their `_supports_attention_backend` does not say so.
+    """
+    model_class = AutoModelForCausalLM._model_mapping.get(type(config), PreTrainedModel)
+    module = sys.modules[model_class.__module__]
+    if not model_class._supports_attention_backend and not hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
+        raise ValueError(
+            f"{model_class.__name__} has attention code of its own, which cannot use article trees: "
+            f"{UNSUPPORTED_REMEDY}"
+        )
 
 
 def weights_digest(model: str | Path) -> str:

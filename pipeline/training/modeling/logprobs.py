@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from pipeline.training.batches.article_tree import Article, ArticleTree, Ids, Unscored, pack_rows
 from pipeline.training.modeling import lm_head, routing, tree_attention
+from pipeline.training.modeling.recurrent_layers import RECURRENT, layer_kinds, recurrent_obstacle
 
 # Settings by which a model changes its logits after the head, each with the value that turns it off. They act outside
 # of the base decoder and the head, so `lm_head.py` would silently ignore them.
@@ -22,16 +23,14 @@ _CHANGED_LOGITS = {
     "final_logit_softcapping": None,  # Gemma 2
     "logits_soft_cap": None,  # RecurrentGemma
     "output_logit_soft_cap": None,  # xLSTM
-    "logit_scale": 1,  # Cohere
-    "logits_scaling": 1,  # Granite
-    "lm_head_multiplier": 1,  # Falcon H1
     "logits_mup_width_multiplier": 1,
 }
+# Settings by which a model multiplies its logits, each with the power to which the setting is taken.
+_LOGIT_FACTORS = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}  # Cohere, Falcon H1, Granite
 # The same for attention scores, which these models change with eager attention only.
 _CHANGED_SCORES = {"attn_logit_softcapping": None}  # Gemma 2; SDPA ignores it
-# The supported kinds of layers. A recurrent layer carries its state along the row, from one branch into the next, which
-# no mask can prevent.
-_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
+# The supported kinds of layers beside recurrent ones: attention, and networks that treat each token alone.
+_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention", "attention", "moe", "mlp"}
 UNSUPPORTED_REMEDY = (
     "use another model, or hardware.trainer.article_tree=false, which is slow and works for every model"
 )
@@ -83,7 +82,12 @@ def score_row(
     else:
         head, (hidden, router_logits) = model.get_output_embeddings(), _tree_hidden(model, tree, with_router_losses)
         token_logps, concentrations = lm_head.token_logps_and_concentration(
-            hidden, tree.targets, head.weight, head.bias, with_concentration=with_concentrations
+            hidden,
+            tree.targets,
+            head.weight,
+            head.bias,
+            factor=_logit_factor(model),
+            with_concentration=with_concentrations,
         )
         spans = [(span.start, span.prompt_end + sum(span.lengths)) for span in tree.articles]
         router = routing.router_losses(model, router_logits, spans) if router_logits else None
@@ -235,8 +239,16 @@ def batch_logps(
         is_scored &= (column < start) | (column >= end)
     row, position = torch.nonzero(is_scored, as_tuple=True)
     head = model.get_output_embeddings()
-    token_logps = lm_head.token_logps(hidden[row, position - 1], ids[row, position], head.weight, head.bias)
+    predicting, targets = hidden[row, position - 1], ids[row, position]
+    token_logps = lm_head.token_logps(predicting, targets, head.weight, head.bias, _logit_factor(model))
     return _sum_by_completion(token_logps, row, len(completions))
+
+
+def _logit_factor(model: PreTrainedModel) -> float:
+    """What a model multiplies its logits with after the head."""
+    config = model.config.get_text_config(decoder=True)
+    values = {name: getattr(config, name, None) for name in _LOGIT_FACTORS}
+    return math.prod(value ** _LOGIT_FACTORS[name] for name, value in values.items() if value is not None)
 
 
 def _sum_by_completion(token_logps: Tensor, owner: Tensor, count: int) -> Tensor:
@@ -311,9 +323,11 @@ def tree_obstacle(model: PreTrainedModel, longest: int, *, with_head: bool = Tru
             f"{name} has longrope, whose positions depend on the longest article of a row, and one has {longest} "
             f"tokens, more than {original}"
         )
-    kinds = set(getattr(config, "layer_types", None) or [])
-    if not kinds <= _LAYER_TYPES:
-        return f"{name} has layers of kind {sorted(kinds - _LAYER_TYPES)}, and a tree needs attention in all layers"
+    kinds = set(layer_kinds(config))
+    if unknown := kinds - _LAYER_TYPES - RECURRENT:
+        return f"{name} has layers of kind {', '.join(sorted(unknown))}, which article trees do not know"
+    if (reason := recurrent_obstacle(model)) is not None:
+        return reason
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk is not None and longest > chunk and kinds != {"full_attention"}:
         return (

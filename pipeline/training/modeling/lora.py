@@ -8,6 +8,7 @@ reference must be the same function.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from pipeline.storage.model_files.adapters import (
     unsupported_fields,
 )
 
+# PEFT imports bitsandbytes if it is installed, which then warns of an optional package that it lacks for a CPU.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 
 def attach_adapter(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> None:
     """Put a fresh adapter into a model, in place, in the model's dtype. Only the adapter will be trained.
@@ -49,6 +53,7 @@ def attach_adapter(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators too
         inject_adapter_in_model(config, model)
+    _use_dtype_of(model)
 
 
 def restore_adapter(model: PreTrainedModel, folder: Path) -> None:
@@ -66,6 +71,7 @@ def restore_adapter(model: PreTrainedModel, folder: Path) -> None:
     peft_state = {name.replace(".default.", "."): tensor for name, tensor in state.items()}
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, model, state_dict=peft_state)
+    _use_dtype_of(model)
     fill_adapter(model, state, folder)
     head = model.get_output_embeddings()
     if isinstance(head, LoraLayer) or isinstance(model.get_input_embeddings(), LoraLayer):
@@ -73,6 +79,13 @@ def restore_adapter(model: PreTrainedModel, folder: Path) -> None:
             f"the adapter {folder} is on the embeddings or the head too, and only other linear layers are supported: "
             "merge it into its base with PEFT"
         )
+
+
+def _use_dtype_of(model: PreTrainedModel) -> None:
+    """Convert the adapter to the dtype of a model. On weights in 4 bits PEFT makes it in float32."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(model.dtype)
 
 
 def fill_adapter(model: PreTrainedModel, state: Mapping[str, Tensor], source: str | Path) -> None:

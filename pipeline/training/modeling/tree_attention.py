@@ -66,10 +66,7 @@ def attend(
             f"{type(module).__name__} asks its attention for {unsupported[0]}, which article trees do not support"
         )
     if tree is None:
-        if attention_mask is not None and attention_mask.dtype == torch.int8:  # `ArticleTree.placeholder_mask`
-            raise ValueError(
-                f"{type(module).__name__} does not get the tree: its model does not pass its arguments on to it"
-            )
+        refuse_placeholder(module, attention_mask)
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
         )
@@ -83,6 +80,14 @@ def attend(
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     kernel = flex_kernel if query.is_cuda else dense_kernels
     return kernel(query, key, value, tree, scaling, window).transpose(1, 2).contiguous(), None
+
+
+def refuse_placeholder(module: nn.Module, attention_mask: Tensor | None) -> None:
+    """Raise ValueError if a module without a tree gets the mask of a row, `ArticleTree.placeholder_mask`."""
+    if attention_mask is not None and attention_mask.dtype == torch.int8:
+        raise ValueError(
+            f"{type(module).__name__} does not get the tree: its model does not pass its arguments on to it"
+        )
 
 
 def dense_kernels(
