@@ -9,7 +9,7 @@ BIN := .venv/bin
 ARTICLES ?= hf:abisee/cnn_dailymail/3.0.0:validation
 SMOLLM2 := runs/models/SmolLM2-135M-Instruct
 
-.PHONY: help setup benchmark dev demo demo-real docs test check format lock clean
+.PHONY: help setup benchmark qlora dev demo demo-real docs test check format lock clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -19,6 +19,9 @@ setup:  ## install pinned versions into .venv, for this machine's CPU or GPU
 
 benchmark:  ## setup, with the packages of `rondo benchmark`
 	@$(PYTHON) requirements/install.py $(EXTRA) benchmark
+
+qlora:  ## setup, with bitsandbytes for adapters on a base in 4 bits
+	@$(PYTHON) requirements/install.py $(EXTRA) qlora
 
 dev:
 	@$(PYTHON) requirements/install.py $(EXTRA) dev

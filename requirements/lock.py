@@ -1,7 +1,7 @@
 """Writes the pins in this folder from pyproject.toml: `make lock`. Existing pins are kept while they still fit.
 
-Only package metadata is read, so gpu.txt can be written on a machine without a GPU. benchmark.txt, dev.txt and docs.txt
-have only the packages that cpu.txt lacks, all in the same versions.
+Only package metadata is read, so gpu.txt can be written on a machine without a GPU. benchmark.txt, qlora.txt, dev.txt
+and docs.txt have only the packages that cpu.txt lacks, all in the same versions.
 """
 
 import subprocess
@@ -31,7 +31,7 @@ def main(upgrade: list[str]) -> None:
     compile_pins(gpu, "--extra", "gpu", *upgrade, constraints=FOR_GPU)
     overrides = [*without_cuda, "--override", str(HERE / "newer-dateutil.txt")]
     pinned = runtime
-    for extra in ("benchmark", "dev", "docs"):
+    for extra in ("benchmark", "qlora", "dev", "docs"):
         added = HERE / f"{extra}.txt"
         compile_pins(added, "--extra", "cpu", "--extra", extra, *overrides, *upgrade, constraints=pinned)
         pinned += added.read_text()

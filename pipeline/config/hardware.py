@@ -6,6 +6,7 @@ change a result, such as dtype and context length, are in `run.py`.
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -50,6 +51,8 @@ class EngineHardware(Settings):
     # 0: CPU. Below 1: part of a GPU. Above 1: tensor parallelism. With pipeline_parallel_size in engine_kwargs, the
     # GPUs of all pipeline stages.
     gpus_per_replica: Annotated[float, Field(ge=0)] = 0
+    # Above 1: the GPUs of an engine are on so many nodes, and Ray starts vLLM's workers in a placement group.
+    nodes_per_replica: Annotated[int, Field(gt=0)] = 1
     cpus_per_replica: Annotated[float, Field(gt=0)] = 1  # logical CPUs of Ray that an engine takes
     batch_size: Annotated[int, Field(gt=0)] = 64  # articles in one batch of an engine
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of a whole GPU, even for part of a GPU
@@ -69,6 +72,12 @@ class EngineHardware(Settings):
         """The GPUs that hold one layer together."""
         return max(1, int(self.gpus_per_replica) // self.pipeline_stages)
 
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What Ray reserves for an engine on several nodes: one bundle a GPU, the engine's CPUs beside the first."""
+        bundles: list[dict[str, float]] = [{"GPU": 1} for _ in range(int(self.gpus_per_replica))]
+        return [{"CPU": self.cpus_per_replica, **bundles[0]}, *bundles[1:]]
+
     def with_arguments(self, engine_kwargs: dict[str, Any]) -> "EngineHardware":
         """These settings with the arguments for vLLM that the section of a model has."""
         return self.model_copy(update={"engine_kwargs": self.engine_kwargs | engine_kwargs})
@@ -77,6 +86,12 @@ class EngineHardware(Settings):
     def _check_gpus(self) -> "EngineHardware":
         if self.gpus_per_replica > 1 and self.gpus_per_replica != int(self.gpus_per_replica):
             raise ValueError(f"gpus_per_replica is {self.gpus_per_replica}: above 1 it must be a whole number")
+        nodes = self.nodes_per_replica
+        if nodes > 1 and (self.gpus_per_replica < nodes or self.gpus_per_replica % nodes):
+            raise ValueError(
+                f"nodes_per_replica is {nodes} and gpus_per_replica is {self.gpus_per_replica:g}: these are the GPUs "
+                "on all nodes of an engine, so they should be a multiple of nodes_per_replica"
+            )
         stages = self.pipeline_stages
         if stages < 1 or (stages > 1 and (self.gpus_per_replica < stages or self.gpus_per_replica % stages)):
             names = " times ".join(name for name in _GPU_GROUPS if name in self.engine_kwargs)
@@ -267,6 +282,24 @@ class Hardware(Settings):
                 "trainer": self.trainer.model_copy(update={"cpus_per_worker": reduced(self.trainer.cpus_per_worker)}),
             }
         )
+
+    def check_nodes(self, gpus_of_nodes: Sequence[float]) -> None:
+        """Raise ValueError if no node of a cluster has enough GPUs for an engine, though the cluster has.
+
+        Ray would wait for such a node without a message. A cluster that has too few GPUs may still grow.
+
+        Args:
+            gpus_of_nodes: the number of GPUs of each node.
+        """
+        largest = max(gpus_of_nodes, default=0)
+        for name, engine in (("policy", self.policy), ("judge", self.judge)):
+            on_a_node = engine.gpus_per_replica / engine.nodes_per_replica
+            if largest < on_a_node and engine.gpus_per_replica <= sum(gpus_of_nodes):
+                nodes = math.ceil(engine.gpus_per_replica / largest)
+                raise ValueError(
+                    f"an engine of hardware.{name} asks for {on_a_node:g} GPUs of a node, and no node has more than "
+                    f"{largest:g}: set hardware.{name}.nodes_per_replica={nodes}, or lower gpus_per_replica"
+                )
 
     def gpus(self) -> float:
         """The GPUs that are needed at the same time, for the smallest number of replicas."""

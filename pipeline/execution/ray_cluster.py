@@ -66,6 +66,13 @@ def connected_ray(hardware: Hardware) -> Iterator[Hardware]:
                 f"hardware asks for {hardware.gpus():g} GPUs at a time and this machine has {gpus:g}: lower "
                 "hardware.*.gpus_per_replica, replicas or workers, or join a cluster (README, On a cluster)"
             )
+        if joined:
+            _check_nodes(hardware)
+        elif hardware.policy.nodes_per_replica > 1 or hardware.judge.nodes_per_replica > 1:
+            raise UserError(
+                "hardware has nodes_per_replica above 1, and Ray is started on this machine alone: join a cluster "
+                "(README, On a cluster), or remove nodes_per_replica"
+            )
         # Ray Data also raises the errors that it logs. A kept log record would keep engines alive.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -78,6 +85,19 @@ def connected_ray(hardware: Hardware) -> Iterator[Hardware]:
         if not is_running:
             _wait_for_executors()
             ray.shutdown()
+
+
+def _check_nodes(hardware: Hardware) -> None:
+    """Raise UserError if engines would wait for a node that the cluster does not have."""
+    import ray
+
+    gpus = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
+    try:
+        hardware.check_nodes(gpus)
+    except ValueError as error:
+        raise UserError(
+            f"{error}. The nodes of the cluster have {', '.join(f'{count:g}' for count in gpus)} GPUs"
+        ) from None
 
 
 def _wait_for_executors() -> None:

@@ -124,7 +124,7 @@ class _Client:
         if can_grow and time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + 1.0
             if self.actors.has_room():
-                engine = self.actors.start_one()
+                engine, _ = self.actors.start_one()
                 self.starting[engine.prepare.remote(self.loan)] = engine
 
 

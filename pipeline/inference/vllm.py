@@ -113,7 +113,7 @@ class VllmEngine:
                 max_model_len=max_model_len,
                 seed=seed,
                 tensor_parallel_size=hardware.tensor_parallel_size,
-                distributed_executor_backend="mp" if gpus > 1 else "uni",
+                distributed_executor_backend=_executor(hardware),
                 gpu_memory_utilization=hardware.gpu_memory_utilization,
                 enable_prefix_caching=True,
                 disable_log_stats=True,
@@ -421,6 +421,13 @@ class VllmFactory:
     def update(self, engine: VllmEngine) -> None:
         """Load this factory's model into the engine that another factory of this kind has made."""
         engine.load(fetch(self.model))
+
+
+def _executor(hardware: EngineHardware) -> str:
+    """How vLLM starts its workers: as actors in the placement group of this process, as processes, or not at all."""
+    if hardware.nodes_per_replica > 1:
+        return "ray"
+    return "mp" if hardware.gpus_per_replica > 1 else "uni"
 
 
 def _reload_weights(engine: Any, folder: str) -> None:

@@ -50,13 +50,15 @@ _SET_BY_RONDO: dict[str, str | None] = {
     "tensor_parallel_size": "{hardware}.gpus_per_replica",
     "gpu_memory_utilization": "{hardware}.gpu_memory_utilization",
     "data_parallel_size": "{hardware}.replicas",
+    "distributed_executor_backend": "{hardware}.nodes_per_replica",
+    "nnodes": "{hardware}.nodes_per_replica",
 } | dict.fromkeys(
     """
-    code_revision config_format convert default_mm_loras device_ids disable_log_stats distributed_executor_backend
+    code_revision config_format convert default_mm_loras device_ids disable_log_stats
     download_dir enable_lora enable_prefix_caching enable_prompt_embeds enable_sleep_mode hf_config_path hf_token
     io_processor_plugin load_format log_config_file log_level logging_config logits_processors logprobs_mode
     lora_dtype lora_target_modules master_addr master_port max_logprobs max_lora_rank max_loras max_num_queued_reqs
-    max_num_queued_tokens model_weights nnodes node_rank pooler_config reasoning_config reasoning_parser
+    max_num_queued_tokens model_weights node_rank pooler_config reasoning_config reasoning_parser
     reasoning_parser_plugin revision runner scheduler_cls served_model_name skip_tokenizer_init tokenizer tokenizer_mode
     tokenizer_revision tokens_only trust_remote_code worker_cls worker_extension_cls
     """.split()

@@ -6,10 +6,13 @@ policy, judge and trainer use in turn, engines sleep instead: they give up the G
 """
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipeline.config.hardware import EngineHardware, TrainerHardware
 from pipeline.inference.actors.crash_log import crash_log_actor
@@ -29,7 +32,9 @@ class EngineActors:
         cpus, gpus: what each actor asks Ray for.
         at_once: batches that an engine runs at the same time.
         crash_log: the handle of the driver's crash log.
+        bundles: if each engine is on several nodes, what its placement group reserves; else empty.
         handles: the actors that live through the run.
+        groups: their placement groups, if they have some.
     """
 
     role: str
@@ -37,22 +42,37 @@ class EngineActors:
     gpus: float
     at_once: int
     crash_log: Any
+    bundles: tuple[Mapping[str, float], ...] = ()
     handles: tuple[Any, ...] = ()
+    groups: tuple[Any, ...] = ()
 
-    def start_one(self) -> Any:
-        """Start an actor, which makes its engine at the first loan. It ends with the last handle to it."""
-        return (
+    def start_one(self) -> tuple[Any, Any]:
+        """Start an actor, which makes its engine at the first loan. It ends with the last handle to it.
+
+        Returns:
+            the handle, and the placement group of the actor or None. The group ends with the process that made it.
+        """
+        options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        group = None
+        if self.bundles:
+            # PACK: on as few nodes as possible. vLLM starts one worker in each bundle of the group of its process.
+            group = placement_group([dict(bundle) for bundle in self.bundles], strategy="PACK")
+            options["num_gpus"] = 0  # the worker in the first bundle takes the GPU there
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
+            )
+        actor = (
             ray.remote(EngineActor)
             .options(
                 name=f"{self.role} {uuid.uuid4().hex[:8]}",
-                num_cpus=self.cpus,
-                num_gpus=self.gpus,
+                **options,
                 max_restarts=-1,
                 max_task_retries=-1,
                 max_concurrency=self.at_once + 2,  # two more, so that `prepare` and `sleep` never wait in Ray's queue
             )
             .remote(self.at_once, self.crash_log)
         )
+        return actor, group
 
     def has_room(self) -> bool:
         """Whether Ray has room for one more actor now, and for a task beside it."""
@@ -109,10 +129,12 @@ class ResidentPools:
         takes_turns = self.take_turns(hardware.gpus_per_replica)
         gpus = _GPU_SHARE if takes_turns else hardware.gpus_per_replica
         if pool is None:
-            actors = EngineActors(role, hardware.cpus_per_replica, gpus, at_once, crash_log_actor())
+            bundles = tuple(hardware.bundles) if hardware.nodes_per_replica > 1 else ()
+            actors = EngineActors(role, hardware.cpus_per_replica, gpus, at_once, crash_log_actor(), bundles)
             count = hardware.replicas.min
             self._make_room(count * actors.cpus, count * actors.gpus)
-            pool = _Resident(replace(actors, handles=tuple(actors.start_one() for _ in range(count))), kind)
+            handles, groups = zip(*(actors.start_one() for _ in range(count)), strict=True)
+            pool = _Resident(replace(actors, handles=handles, groups=tuple(filter(None, groups))), kind)
         if takes_turns:
             self._put_to_sleep()
         pool.is_asleep = False  # the loan wakes it up
@@ -160,3 +182,5 @@ class ResidentPools:
 def _end(pool: _Resident) -> None:
     for actor in pool.actors.handles:
         ray.kill(actor)
+    for group in pool.actors.groups:
+        remove_placement_group(group)

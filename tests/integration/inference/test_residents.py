@@ -208,3 +208,34 @@ def test_engines_sleep_while_others_use_the_only_gpu(tmp_path):
     environment = os.environ | {"GPU_MEMORY": str(tmp_path / "memory"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.endswith("one at a time\n"), done.stderr[-2000:]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Makes engines that tell what vLLM finds when it starts its workers in the engine's process."""
+
+    def __call__(self):
+        group = ray.util.get_current_placement_group()
+        assert ray.get(ray.remote(num_cpus=0, num_gpus=1)(os.getpid).remote(), timeout=60), "GPUs are free for workers"
+        return NamedEngine(f"{len(group.bundle_specs)} bundles")
+
+
+def spread_over_nodes():
+    """An engine whose GPUs may be on two nodes ends and gives them back. Prints what it tells, and the free GPUs."""
+    ray.init(num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    residents = ResidentPools()
+    hardware = SMALL.model_copy(update={"gpus_per_replica": 4, "nodes_per_replica": 2})
+    _, answers, _ = stage(residents, Placed(), hardware=hardware)
+    residents.end()
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("GPU") != 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    print(answers.pop(), ray.available_resources()["GPU"])
+
+
+@pytest.mark.slow
+def test_an_engine_on_several_nodes_reserves_a_bundle_for_each_gpu(tmp_path):
+    code = "from tests.integration.inference.test_residents import spread_over_nodes; spread_over_nodes()"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.endswith("4 bundles 4.0\n"), done.stderr[-2000:]

@@ -221,6 +221,8 @@ def test_the_reference_configuration_has_the_published_values():
         ("pairs.max_length_ratio=0.5", "pairs.max_length_ratio is 0.5: input should be greater than or equal to 1"),
         ("pairs.min_words=300", "no summary could be paired"),
         ("hardware.judge.gpus_per_replica=1.5", "above 1 it must be a whole number"),
+        ("training.load_in_4bit=true", "training.load_in_4bit is set and training.lora is not"),
+        ("training.load_in_4bit=nf4", "training.load_in_4bit is 'nf4': it should be true, false, or a section"),
         ("articles=x.jsonl", "articles is 'x.jsonl'"),
         ("rounds.x=1", "rounds is a value (2), not a section"),
         ("rounds", "'rounds' is not a setting: write NAME=VALUE"),

@@ -93,3 +93,23 @@ def test_invalid_replicas_are_refused(replicas, message):
 def test_impossible_trainer_settings_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
         TrainerHardware(**settings)
+
+
+def test_an_engine_on_several_nodes_reserves_a_bundle_for_each_gpu():
+    engine = EngineHardware(gpus_per_replica=4, nodes_per_replica=2, cpus_per_replica=3)
+    assert engine.bundles == [{"CPU": 3, "GPU": 1}, {"GPU": 1}, {"GPU": 1}, {"GPU": 1}]
+    assert engine.tensor_parallel_size == 4
+    for gpus in (1, 3):
+        with pytest.raises(ValidationError, match=f"nodes_per_replica is 2 and gpus_per_replica is {gpus}"):
+            EngineHardware(gpus_per_replica=gpus, nodes_per_replica=2)
+
+
+def test_an_engine_that_no_node_has_room_for_is_refused():
+    """Ray would wait for a larger node without a message."""
+    wide = Hardware(judge=EngineHardware(gpus_per_replica=16))
+    with pytest.raises(ValueError, match="hardware.judge asks for 16 GPUs of a node, and no node has more than 8"):
+        wide.check_nodes([8, 8, 0])
+    wide.check_nodes([8, 0])  # the cluster has too few GPUs, and may still grow
+    wide.check_nodes([16])
+    Hardware(judge=EngineHardware(gpus_per_replica=16, nodes_per_replica=2)).check_nodes([8, 8])
+    Hardware().check_nodes([])

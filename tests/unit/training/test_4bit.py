@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config.training import FourBit
+from pipeline.config.training import FourBit, Lora, References, Training, check_4bit
 from pipeline.training import consistency
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.fsdp import full_state_dict
@@ -109,3 +109,16 @@ def test_an_engine_is_compared_with_the_trainer_only_if_it_was_before_training(f
     passport = {"dtype": "float32", "vllm_vs_trainer_max": 0.2}
     check = consistency.make_engine_check(loop.policy, loop.train, loop.device, passport, is_exact=False)
     assert check is not None and check.limit == pytest.approx(0.4)
+
+
+def test_what_needs_the_base_in_full_precision_is_refused() -> None:
+    settings = Training(lora=Lora(), load_in_4bit=True)
+    check_4bit(settings, References(), workers=1, cpu_offload=False)
+    check_4bit(Training(), References(source="sampler"), workers=8, cpu_offload=True)
+    for change, line in (
+        ({"workers": 2}, "hardware.trainer.workers is 2: weights in 4 bits are not sharded"),
+        ({"cpu_offload": True}, "hardware.trainer.cpu_offload is true: weights in 4 bits are not sharded"),
+        ({"references": References(source="sampler")}, "references.source is sampler"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            check_4bit(settings, **{"references": References(), "workers": 1, "cpu_offload": False} | change)

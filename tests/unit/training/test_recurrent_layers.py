@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.config import Config, UserError
+from pipeline.config import UserError
 from pipeline.config.loader import load_config
 from pipeline.execution.preflight import check_trained_model
 from pipeline.training.batches.article_tree import Article, pack_row, pack_rows
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.fsdp import PolicyModule, checkpoint_activations
 from pipeline.training.modeling.logprobs import batch_logps, check_supported, completion_logps, plain_logps
-from tests.helpers.paths import POLICY_MODEL
+from tests.helpers.paths import DEMO, POLICY_MODEL
 from tests.helpers.tiny_models import save_tiny_model
 
 VOCABULARY = 50
@@ -88,11 +88,6 @@ def test_checkpointed_activations_are_computed_again_with_the_same_row(tmp_path:
     torch.testing.assert_close(*gradients)
 
 
-def config_of(folder: Path, **changes: Any) -> Config:
-    overrides = [f"policy.model={folder}", "articles.path=articles.jsonl", "judge.model=judge"]
-    return load_config(None, [*overrides, *(f"{name}={value}" for name, value in changes.items())])
-
-
 REFUSED = {
     "a linear attention whose state cannot be reset": ("minimax", {**HYBRID, "num_local_experts": 2}, "reset in 0 of"),
     "logits with a soft cap": ("gemma2", {}, "final_logit_softcapping=30.0"),
@@ -103,12 +98,12 @@ REFUSED = {
 def test_what_a_tree_cannot_score_is_refused_before_the_run(
     tmp_path: Path, family: str, settings: dict[str, Any], reason: str
 ) -> None:
-    folder = save_tiny_model(tmp_path, family, **GROUPED, **settings)
+    folder = save_tiny_model(tmp_path, family, **GROUPED, **settings, vocab_size=753)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((POLICY_MODEL / name).read_bytes())
     with pytest.raises(UserError, match=f"policy.model is .*{reason}.*hardware.trainer.article_tree=false"):
-        check_trained_model(config_of(folder))
-    check_trained_model(config_of(folder, **{"hardware.trainer.article_tree": "false"}))
+        check_trained_model(load_config(DEMO, [f"policy.model={folder}"]))
+    check_trained_model(load_config(DEMO, [f"policy.model={folder}", "hardware.trainer.article_tree=false"]))
     with pytest.raises(ValueError, match=reason):
         check_supported(loading.load_model(folder, "float32"), longest=10)
 

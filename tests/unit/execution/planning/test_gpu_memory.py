@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,26 @@ def test_a_training_that_does_not_fit_is_refused_with_a_remedy(tmp_path):
     assert "raise hardware.trainer.workers to 4" in refused(80)
     assert refused(80, workers=4) is None
     assert refused(24, lora=LORA) is None
+    assert refused(12, lora=LORA).endswith("or load the base in 4 bits (training.load_in_4bit)")
+    assert refused(12, lora=LORA, load_in_4bit=True) is None
+    too_small = refused(4, lora=LORA, load_in_4bit=True)
+    assert "8.0B parameters quantized by bitsandbytes, 4 bits take" in too_small
+    assert too_small.endswith("use larger GPUs, or a smaller model")
+
+
+@pytest.mark.parametrize(("double_quant", "bits"), [(True, 4.127), (False, 4.5)])
+def test_a_base_in_4_bits_keeps_its_embeddings_and_experts(tmp_path, double_quant, bits):
+    """The bits of a weight are those of the QLoRA paper."""
+    small = shapes.read_shapes(write_headers(tmp_path / "8b", LLAMA_8B))
+    experts = {f"model.layers.0.mlp.experts.{i}.up_proj.weight": (100, 100) for i in range(4)}
+    small = replace(small, shapes=small.shapes | experts)
+    settings = Training(lora=LORA, load_in_4bit={"bnb_4bit_use_double_quant": double_quant})
+    policy, trainer = PolicySettings(model="8b"), TrainerHardware(gpus_per_worker=1)
+    need = gpu_memory.training_memory(small, policy, settings, trainer, PackedRow(100, 10))
+    linear = sum(math.prod(shape) for _, shape in small.adaptable) - 4 * 100 * 100
+    adapter = need.sure["masters"] // 4
+    expected = linear * bits / 8 + 2 * (small.parameters - linear + adapter)
+    assert need.sure["weights"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_policy_too_large_for_one_gpu_cannot_be_the_reference(tmp_path):
