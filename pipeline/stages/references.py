@@ -90,7 +90,7 @@ def load_reference(
     if actual != digest:
         raise ValueError(f"{name} holds weights {actual}, and its record says {digest}: put the recorded weights back")
     device = "cuda" if trainer.gpus_per_worker else "cpu"
-    quantization = load_in_4bit and load_in_4bit.model_dump()
+    quantization = load_in_4bit.model_dump() if load_in_4bit else None
     model = loading.load_model(name, dtype, article_tree=trainer.article_tree, load_in_4bit=quantization, device=device)
     return model.requires_grad_(False).to(device)
 
