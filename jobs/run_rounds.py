@@ -130,6 +130,7 @@ def run_rounds(settings: Config, remake: str | None) -> Run:
     from pipeline.evaluation.report.looks import note_look
     from pipeline.evaluation.report.metrics import collect_metrics
     from pipeline.evaluation.report.render import write_report
+    from pipeline.evaluation.report.tracked import TrackedRun
     from pipeline.execution.dry_run import DryRun
     from pipeline.execution.runner import open_run
     from pipeline.round import rounds
@@ -141,7 +142,10 @@ def run_rounds(settings: Config, remake: str | None) -> Run:
     check_servers(settings, dry_run.unmade)
     rounds_so_far: list[Round] = []
     title = f"{ledger.root}: {settings.rounds} round{'s' * (settings.rounds > 1)}"
-    with open_run(settings, ledger, display, dry_run, title) as runner:
+    with (
+        open_run(settings, ledger, display, dry_run, title) as runner,
+        TrackedRun(settings, ledger, display.warn) as tracked,
+    ):
         for current in rounds(runner):
             rounds_so_far[current.number :] = [current]  # the last round comes again, with the test
             if current.test:
@@ -150,6 +154,8 @@ def run_rounds(settings: Config, remake: str | None) -> Run:
             examples = choose_examples(rounds_so_far, ledger, count=3)
             write_report(metrics, examples, settings, ledger)
             write_champion(rounds_so_far, ledger)
+            tracked.send_round(current, rounds_so_far[0], metrics)
+        tracked.send_report()
     champion = rounds_so_far[metrics["champion"]].policy
     _show_results(metrics, examples, display)
     display.say(f"\nChampion: {champion.record['model']} ({champion.address})", style="bold")

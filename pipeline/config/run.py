@@ -235,7 +235,7 @@ class Config(Settings):
     # Models at servers to compare with the policy, by the name of their column in the report.
     compare: dict[str, ComparedModel] = Field(default_factory=dict)
     report: Report = Report()
-    report_to: tuple[Logger, ...] = ()  # where else to log training metrics; metrics.jsonl is always written
+    report_to: tuple[Logger, ...] = ()  # trackers that get the metrics of training, the evaluations and the report
     hardware: Hardware = Hardware()
 
     @property
@@ -537,7 +537,7 @@ class Alignment(Settings):
     policy: PolicySettings
     references: References = References()
     training: Training = Training()
-    report_to: tuple[Logger, ...] = ()  # where else to log training metrics; metrics.jsonl is always written
+    report_to: tuple[Logger, ...] = ()  # trackers that get the metrics, which metrics.jsonl always has
     hardware: Hardware = Hardware()
 
     @property

@@ -36,6 +36,7 @@ def provide_resources(
     root: str,
     address: str,
     progress: StageProgress,
+    warn: Callable[[str], None],
     residents: ResidentPools | None = None,
 ) -> dict[str, Any]:
     """Build the resources that `Stage.uses` names.
@@ -51,6 +52,7 @@ def provide_resources(
         root: the run folder.
         address: the address of the artifact that will be made.
         progress: the progress bar of the stage.
+        warn: shows a line that a user should read.
         residents: the engines that stay from stage to stage; None: engines end with the stage.
     """
     # Every artifact gets a seed of its own, so that two rounds do not draw the same samples. The seed does not depend
@@ -76,7 +78,7 @@ def provide_resources(
             case "progress":
                 return partial(_report_step, progress)
             case "logging":
-                return partial(open_trackers, config.report_to, root, address)
+                return partial(open_trackers, config.report_to, root, address, warn)
         raise ValueError(f"no resource is called {name!r}")
 
     return {name: build(name) for name in names}

@@ -176,7 +176,7 @@ class Runner(Executor):
         settings = {name.rsplit(".", 1)[-1]: self.setting(name) for name in stage.settings}
         named, address = stage.named_inputs(job.inputs), job.artifact.address
         resources = provide_resources(
-            stage.uses, self.config, named, self.ledger.root, address, progress, self.residents
+            stage.uses, self.config, named, self.ledger.root, address, progress, self.display.warn, self.residents
         )
         if "trainer" in resources and not stage.writes:  # the stage trains
             resources["trainer"] = self.residents.lend_hardware(resources["trainer"])

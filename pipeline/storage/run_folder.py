@@ -17,6 +17,7 @@ from pipeline.storage.ledger import Ledger
 
 CONFIG = "config.yaml"
 PROGRESS = "progress.json"  # what the run is doing, for `rondo view`
+TRACKERS = "trackers.json"  # what the trackers of `report_to` took; `evaluation/report/tracked.py` writes it
 CHAMPION = "champion.json"  # the best policy of a run of rounds; `evaluation/champion.py` writes it
 TEST = "test"  # the folder of the artifacts of the test articles
 # By whether the settings are an `Alignment`.

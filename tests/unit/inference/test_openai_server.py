@@ -154,7 +154,7 @@ def test_a_served_judge_has_one_actor_whatever_the_hardware_of_the_other_judge()
 
     second = "second_judge={model: m, served: {server: ours}}"
     config = settings(second, "hardware.judge={replicas: 2, gpus_per_replica: 1}", "hardware.ray_cpus=null")
-    pool = provide_resources(["second_judge_engine"], config, {}, "root", "address", None)["second_judge_engine"]
+    pool = provide_resources(["second_judge_engine"], config, {}, "root", "address", None, print)["second_judge_engine"]
     assert (pool.hardware.replicas.max, pool.hardware.gpus_per_replica) == (1, 0)
 
 
