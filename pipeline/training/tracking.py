@@ -122,9 +122,10 @@ class Sender:
     def close(self, deadline: float) -> None:
         """Wait until the tracker has taken everything, or until `deadline` of `time.monotonic`; then it is dropped."""
         self._calls.put(None)
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-        if self._thread.is_alive():
-            self._drop("it does not answer")
+        while self._thread.is_alive() and self.tracker not in _dropped:
+            if time.monotonic() > deadline:
+                self._drop("it does not answer")
+            self._thread.join(0.05)
 
     def _work(self, run: TrackerRun) -> None:
         try:
@@ -229,7 +230,7 @@ def _wandb(run: TrackerRun) -> Iterator[Tracker]:
     import wandb
 
     # Several runs may be open, and the driver's terminal is nobody else's.
-    settings = wandb.Settings(console="off", reinit="create_new")
+    settings = wandb.Settings(console="off", reinit="create_new", init_timeout=0.8 * _PATIENCE)
     resume = "allow" if run.id else None
     with wandb.init(
         project=run.project, name=run.name, config=dict(run.settings), id=run.id, resume=resume, settings=settings

@@ -37,19 +37,6 @@ def test_metrics_arrive_in_tensorboard(tmp_path: Path, warnings: list[str]) -> N
     assert [(e.step, e.value) for e in logged.Scalars("rewards/margins")] == [(1, 0.0), (2, 0.25)]
 
 
-def test_metrics_arrive_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # mlflow-skinny has no other store without a server
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlflow")
-    log("mlflow", tmp_path / "demo", warnings)
-    assert warnings == []
-    (run,) = mlflow.search_runs(experiment_names=["demo"], output_format="list")
-    history = mlflow.tracking.MlflowClient().get_metric_history(run.info.run_id, "rewards/margins")
-
-    assert [(m.step, m.value) for m in history] == [(1, 0.0), (2, 0.25)]
-    assert run.data.params["beta"] == "0.1"
-
-
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     tracking.check_trackers([])
