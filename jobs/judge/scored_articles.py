@@ -72,8 +72,9 @@ def open_judge(settings: Config) -> tuple[OpenJudge, OpenEngine]:
     for name, single in settings.judge.single_judges("judge").items():
         if single.served and single.model:
             check_server(name, single.model, single.served, settings.hardware, single.logprobs, single.thinking)
-    hidden_progress = StageProgress(Display().console, None, "", None, "")
-    resources = provide_resources(("judge_engine",), settings, {}, "", "judge-eval", hidden_progress)
+    display = Display()
+    hidden_progress = StageProgress(display.console, None, "", None, "")
+    resources = provide_resources(("judge_engine",), settings, {}, "", "judge-eval", hidden_progress, display.warn)
     pools = resources["judge_engine"]
     if isinstance(pools, Mapping):
         return settings.judge, {name: pool.make_engine() for name, pool in pools.items()}

@@ -7,6 +7,7 @@ beside them in `evaluation/report/tracked.py`.
 """
 
 import importlib.util
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,7 +17,7 @@ from threading import Thread
 from typing import Any
 
 from pipeline.config import UserError
-from pipeline.config.messages import one_line
+from pipeline.config.messages import one_line, redact
 
 Log = Callable[[int, dict[str, float]], None]  # takes the step, and the values by name
 
@@ -27,6 +28,8 @@ _REQUIREMENTS = {
     "mlflow": ("mlflow", "pip install mlflow-skinny"),
 }
 _PATIENCE = 30.0  # seconds that a run waits, at its end or that of a training, for a tracker to take the rest
+
+_USER_INFO = re.compile(r"://[^/@\s]*@")  # name and password in an address
 
 _dropped: set[str] = set()  # trackers that failed since `check_trackers`, which every command calls first
 
@@ -135,7 +138,8 @@ class Sender:
                         return
                     call(tracker)
         except Exception as error:  # its server may be down, and that must not stop the run
-            self._drop(one_line(error) or type(error).__name__)
+            # Secrets in the address of a server have no variable of their own that `redact` knows.
+            self._drop(redact(_USER_INFO.sub("://", one_line(error))))
 
     def _drop(self, reason: str) -> None:
         if self.tracker not in _dropped:
@@ -231,9 +235,13 @@ def _wandb(run: TrackerRun) -> Iterator[Tracker]:
 
     # Several runs may be open, and the driver's terminal is nobody else's.
     settings = wandb.Settings(console="off", reinit="create_new", init_timeout=0.8 * _PATIENCE)
-    resume = "allow" if run.id else None
     with wandb.init(
-        project=run.project, name=run.name, config=dict(run.settings), id=run.id, resume=resume, settings=settings
+        project=run.project,
+        name=run.name,
+        config=dict(run.settings),
+        id=run.id,
+        resume="allow" if run.id else None,
+        settings=settings,
     ) as session:
         if run.axis:
             session.define_metric("*", step_metric=run.axis)

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.config import UserError
 from pipeline.training import tracking
+from tests.helpers.secrets import SECRETS
 
 LINES = [(1, {"loss": 0.69, "rewards/margins": 0.0}), (2, {"loss": 0.5, "rewards/margins": 0.25})]
 
@@ -44,26 +45,39 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_starts(monke
         tracking.check_trackers(["wandb"])
 
 
+def test_wandb_without_a_key_is_refused_before_anything_starts(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(UserError, match=r"no usable API key here .*: run `wandb login`, or set WANDB_API_KEY"):
+        tracking.check_trackers(["wandb"])
+
+
 @pytest.mark.parametrize("when", ["it is opened", "it is sent to"])
 def test_a_tracker_that_fails_is_dropped_with_one_warning(tmp_path, monkeypatch, warnings, when) -> None:
     opened = []
+    monkeypatch.setenv("WANDB_API_KEY", SECRETS["WANDB_API_KEY"])
 
     class Failing(tracking.Tracker):
         def log(self, step, values):
-            raise ConnectionError("no\nroute")
+            raise ConnectionError(f"no\nroute to http://me:pass@host/ {SECRETS['WANDB_API_KEY']}")
 
     @contextmanager
     def open_failing(run):
         opened.append(run)
         if when == "it is opened":
-            raise ConnectionError("no\nroute")
+            raise ConnectionError(f"no\nroute to http://me:pass@host/ {SECRETS['WANDB_API_KEY']}")
         yield Failing()
 
     monkeypatch.setitem(tracking._TRACKERS, "wandb", open_failing)
     for _ in range(2):
         log("wandb", tmp_path / "demo", warnings)
 
-    assert warnings == ["report_to: wandb took not everything (no route), and gets no more of this run"]
+    assert warnings == [
+        "report_to: wandb took not everything (no route to http://host/ (WANDB_API_KEY)), and gets no more of this run"
+    ]
     assert len(opened) == 1, "the next training does not try it again"
     tracking.check_trackers([])
     log("wandb", tmp_path / "demo", warnings)

@@ -67,7 +67,7 @@ def folder(finished_run, tmp_path):
 
 
 def run_once(folder, warn=print, last=None, trackers="[wandb]"):
-    """Walk the rounds of a run folder as `rondo run` does, up to the round `last`. Artifacts that are there are kept."""
+    """Walk the rounds of a run folder as `rondo run` does, up to the round `last`; artifacts there are kept."""
     overrides = "pairs.preference=accuracy_only", "articles.test_fraction=0.1", "report.resamples=100"
     config = settings(folder, SKILLS, *overrides, f"report_to={trackers}")
     run = RunWithTexts(config, Ledger(config.run), SKILLS, drift=[3.0])
