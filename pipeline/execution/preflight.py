@@ -347,7 +347,8 @@ def memory_needs(
             needs.append(gpu_memory.training_memory(model_shapes, policy, training, trainer, row))
             if memory is not None and trainer.gpus_per_worker:
                 refusals.append(gpu_memory.training_refusal(model_shapes, policy, training, trainer, row, memory))
-                if _has_frozen_policy(settings, used):
+                # In 4 bits they have the trainer's base, on one GPU like training itself.
+                if _has_frozen_policy(settings, used) and not training.load_in_4bit:
                     refusals.append(gpu_memory.frozen_policy_refusal(model_shapes, policy, trainer, memory))
         except shapes.UnknownShapes as error:
             unknown.append(f"training: the size of {policy.model} is unknown ({error})")
