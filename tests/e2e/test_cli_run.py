@@ -12,7 +12,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.secrets import SECRETS, check_holds_none
 from tests.helpers.tables import read_records, read_rows
 
-SMALL = ["rounds=2", "articles.limit=60", "summaries.n=4", "training.num_train_epochs=1", "training.pairs_per_step=16"]
+SMALL = ["articles.limit=60", "summaries.n=4", "training.num_train_epochs=1", "training.pairs_per_step=16"]
 
 
 @pytest.fixture(scope="module")
