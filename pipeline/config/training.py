@@ -69,7 +69,7 @@ class FourBit(Settings):
     Names as in transformers' BitsAndBytesConfig.
     """
 
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"  # nf4 has more values near zero, where weights are dense
     bnb_4bit_use_double_quant: bool = True  # the scales of 64 weights are quantized too
 
 

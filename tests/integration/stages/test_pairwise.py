@@ -34,7 +34,7 @@ def test_values_of_every_round_are_results_against_the_base(tmp_path, monkeypatc
     summaries = iter(["One two three.", "One two three four."])
     written = {}
 
-    def resources(names, config, inputs, root, address, progress, residents):
+    def resources(names, config, inputs, root, address, progress, warn, residents):
         if "exam" in address:
             written[address] = next(summaries)
         text = written.get(address)
