@@ -11,11 +11,9 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -30,6 +28,10 @@ from pipeline.storage.model_files.adapters import (
     unsupported_fields,
 )
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+# PEFT is imported where it is used: that takes a second, and most trainings have no adapter.
 # PEFT imports bitsandbytes if it is installed, which then warns of an optional package that it lacks for a CPU.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
@@ -49,6 +51,8 @@ def attach_adapter(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -
     Raises:
         ValueError: `target_modules` has a name that no linear layer has.
     """
+    from peft import inject_adapter_in_model
+
     config = _config({**lora, "target_modules": sorted(target_layers(model, lora))})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators too
@@ -62,6 +66,9 @@ def restore_adapter(model: PreTrainedModel, folder: Path) -> None:
     Raises:
         ValueError: the adapter is not plain LoRA, or it belongs to another model.
     """
+    from peft import inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
     config = read_adapter_config(folder)
     assert config is not None, f"{folder} is not an adapter"
     if not (folder / ADAPTER_WEIGHTS).is_file():
@@ -113,7 +120,7 @@ def fill_adapter(model: PreTrainedModel, state: Mapping[str, Tensor], source: st
             parameter.copy_(state[name])
 
 
-def read_adapter_config(folder: Path) -> LoraConfig | None:
+def read_adapter_config(folder: Path) -> "LoraConfig | None":
     """Read the config in an adapter folder; None if the folder has no adapter.
 
     Raises:
@@ -141,6 +148,8 @@ def check_adapter_settings(model: PreTrainedModel, lora: Mapping[str, Any]) -> N
     Raises:
         ValueError: the adapter has another rank, scale or set of layers.
     """
+    from peft.tuners.lora import LoraLayer
+
     config = model.peft_config["default"]
     actual = {name: getattr(config, name) for name in ("r", "lora_alpha", "use_rslora", "use_dora")}
     expected = {name: lora[name] for name in actual} | {"target_modules": sorted(target_layers(model, lora))}
@@ -182,7 +191,7 @@ def target_layers(model: PreTrainedModel, lora: Mapping[str, Any]) -> set[str]:
     return targets
 
 
-def describe_adapter(state: Mapping[str, Tensor], lora: Mapping[str, Any], base: str) -> LoraConfig:
+def describe_adapter(state: Mapping[str, Tensor], lora: Mapping[str, Any], base: str) -> "LoraConfig":
     """Make the config of an adapter.
 
     Args:
@@ -193,7 +202,7 @@ def describe_adapter(state: Mapping[str, Tensor], lora: Mapping[str, Any], base:
     return _config({**lora, "target_modules": sorted(adapted_layers(state)), "base_model_name_or_path": base})
 
 
-def write_adapter(state: Mapping[str, Tensor], config: LoraConfig, out: Path) -> None:
+def write_adapter(state: Mapping[str, Tensor], config: "LoraConfig", out: Path) -> None:
     """Write an adapter folder as PEFT does, for PEFT, vLLM and `restore_adapter`.
 
     Args:
@@ -214,6 +223,8 @@ def merge_into_base(model: PreTrainedModel) -> None:
     Each sum is computed in float32 and rounded once. In bf16 this loses changes smaller than the spacing of the
     weights.
     """
+    from peft.tuners.lora import LoraLayer
+
     for name, layer in [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]:
         dtype = layer.get_base_layer().weight.dtype
         layer.float()
@@ -222,7 +233,9 @@ def merge_into_base(model: PreTrainedModel) -> None:
     del model.peft_config
 
 
-def _config(values: Mapping[str, Any]) -> LoraConfig:
+def _config(values: Mapping[str, Any]) -> "LoraConfig":
+    from peft import LoraConfig
+
     return LoraConfig(**{name: values[name] for name in (*USED_FIELDS, "use_dora") if name in values})
 
 
