@@ -109,7 +109,8 @@ def check_make(arguments: list[str]) -> None:
 
 
 def check_benchmark(module: str, arguments: list[str]) -> None:
-    source = ROOT / f"{module.replace('.', '/')}.py"
+    place = ROOT / module.replace(".", "/")
+    source = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
     assert source.is_file(), f"there is no module {module}"
     calls = [node for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     options = {argument.value for call in calls for argument in call.args if isinstance(argument, ast.Constant)}
