@@ -89,8 +89,8 @@ def _layout(tree: ArticleTree) -> tuple[list[Tensor], Tensor]:
     """
     sequences, places, begin = [], [], 0
     for span in tree.articles:
-        prompt, longest = torch.arange(span.start, span.prompt_end), len(range(span.start, span.prompt_end))
-        longest += max(span.lengths)
+        prompt = torch.arange(span.start, span.prompt_end)
+        longest = len(prompt) + max(span.lengths)
         of_article, start = [], span.prompt_end
         places.append(begin + torch.arange(len(prompt)))
         for length in span.lengths:
