@@ -47,13 +47,14 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_starts(monke
 
 def test_wandb_without_a_key_is_refused_before_anything_starts(tmp_path, monkeypatch) -> None:
     wandb = pytest.importorskip("wandb")
+    wandb.teardown()  # it keeps an earlier test's key for the whole process
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with pytest.raises(UserError, match=r"no usable API key here .*: run `wandb login`, or set WANDB_API_KEY"):
         tracking.check_trackers(["wandb"])
-    wandb.teardown()  # it keeps this environment's settings for the whole process
+    wandb.teardown()  # and this environment's settings
 
 
 @pytest.mark.parametrize("when", ["it is opened", "it is sent to"])
