@@ -82,6 +82,17 @@ def test_the_report_shows_what_the_run_found(open_page):
     assert "round-01/policy" in page.locator("#costs").inner_text()
 
 
+def test_the_cells_of_a_column_are_aligned_alike(open_page):
+    page = open_page()
+    aligned = page.eval_on_selector_all(
+        "table",
+        """tables => tables.map(table => [...table.querySelectorAll("thead th")].map((_, i) => new Set(
+            [...table.querySelectorAll(`tr:not(.group) > :nth-child(${i + 1})`)].map(c => getComputedStyle(c).textAlign)
+        ).size))""",
+    )
+    assert aligned and [table for table in aligned if set(table) != {1}] == []
+
+
 @pytest.mark.parametrize("kind", ["file", "server"])
 def test_filters_find_what_the_index_finds(open_page, run, kind):
     page = open_page(kind)

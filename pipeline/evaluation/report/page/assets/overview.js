@@ -60,7 +60,7 @@ function resultsSection(overview) {
     rows.push(el("tr", { class: isRound ? "strong" : null },
       el("th", { scope: "row" }, data(line.writer)), el("td", { class: "text muted" }, line.rule),
       line.rate
-        ? [el("td", { class: "interval" }, scale(line.rate, `${name}: ${percent(line.rate.win_rate)}`)), el("td", null, percent(line.rate.win_rate)),
+        ? [el("td", { class: "interval text" }, scale(line.rate, `${name}: ${percent(line.rate.win_rate)}`)), el("td", null, percent(line.rate.win_rate)),
            el("td", null, interval(line.rate)), el("td", null, `${line.rate.wins} / ${line.rate.ties} / ${line.rate.losses}`)]
         : [el("td"), el("td", null, "–"), el("td", null, "–"), el("td", null, "–")]));
   }
@@ -73,8 +73,9 @@ function resultsSection(overview) {
 }
 
 function plainTable(label, [head, ...lines]) {
-  const cell = (text, i) => (i ? el("td", { class: text.length > 30 ? "wrap text" : null }, text) : el("th", { scope: "row" }, data(text)));
-  return table(label, head, lines.map((line) => el("tr", null, line.map(cell))));
+  const isText = head.map((_, i) => lines.some((line) => line[i].length > 30));
+  const cell = (text, i) => (i ? el("td", { class: isText[i] ? "wrap text" : null }, text) : el("th", { scope: "row" }, data(text)));
+  return table(label, head.map((name, i) => (isText[i] ? [name, "text"] : name)), lines.map((line) => el("tr", null, line.map(cell))));
 }
 
 // Plots
@@ -138,10 +139,14 @@ function points({ name, is_share, points }) {
       ctx.save();
       ctx.font = `12.5px ${colour("sans")}`;
       ctx.fillStyle = colour("ink");
+      const taken = []; // the middles of the labels, which keep clear of each other
       drawn.getDatasetMeta(0).data.forEach((point, i) => {
-        const isRight = point.x > drawn.chartArea.right - 90;
-        ctx.textAlign = isRight ? "right" : "left";
-        ctx.fillText(points[i].name.slice(0, 24), point.x + (isRight ? -10 : 10), point.y + 4);
+        const name = points[i].name.slice(0, 24), width = ctx.measureText(name).width;
+        const isRight = point.x > drawn.chartArea.right - 90, x = point.x + (isRight ? -10 - width : 10);
+        const isFree = (y) => taken.every((other) => Math.abs(other.y - y) > 14 || x > other.right || x + width < other.x);
+        const y = [0, -15, -30, 15].map((shift) => point.y + 4 + shift).find(isFree) ?? point.y + 4;
+        taken.push({ x, y, right: x + width });
+        ctx.fillText(name, x, y);
       });
       ctx.restore();
     },
@@ -197,7 +202,7 @@ function costsSection({ stages }) {
     el("td", { class: "text" }, duration(stage.seconds)), el("td", { class: "text", "aria-hidden": "true" }, bar((stage.seconds || 0) / most)),
     el("td", null, count(stage.tokens_in)), el("td", null, stage.tokens_in && stage.tokens_cached !== null ? percent(stage.tokens_cached / stage.tokens_in, 0) : "–"),
     el("td", null, count(stage.tokens_out)), paid && el("td", null, stage.usd === null ? "–" : `$${stage.usd.toFixed(2)}`)));
-  const foot = el("tr", null, el("th", { scope: "row" }, "sum"), el("td"), el("td"), el("td", { class: "text" }, duration(wallSeconds(stages))), el("td"),
+  const foot = el("tr", null, el("th", { scope: "row" }, "sum"), el("td"), el("td"), el("td", { class: "text" }, duration(wallSeconds(stages))), el("td", { class: "text" }),
     el("td", null, count(sum("tokens_in"))), el("td"), el("td", null, count(sum("tokens_out"))), paid && el("td", null, `$${sum("usd").toFixed(2)}`));
   const price = paid ? "" : " No server charged for a token; what the hardware costs, rondo plan --price says.";
   return section("costs", "Time, tokens and cost", `By stage, in the order in which they were finished. Stages that ran together count once in the sum.${price}`,
