@@ -163,7 +163,7 @@ def measure(folder: str, cache: str) -> list[dict[str, str]]:
         seconds, answer = viewer.ask("api/article", id=first)
         line("an article", seconds)
         line("an article of the same parts", viewer.ask("api/article", id=second)[0])
-        text = answer.json()["article"][30:48]
+        text = f'"{answer.json()["article"][30:48]}"'
         seconds, answer = viewer.articles(text=text)
         line(f"search for {text!r}", seconds, answer["total"])
         line("the same search, page 2", viewer.articles(text=text, offset=50)[0])

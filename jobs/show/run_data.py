@@ -23,6 +23,7 @@ from pipeline.config.messages import one_line
 from pipeline.evaluation.comparison import CountingSettings
 from pipeline.evaluation.report.page.articles import ArticleReader
 from pipeline.evaluation.report.page.index import (
+    FILTERS,
     ArticleIndex,
     RunTables,
     build_index,
@@ -78,7 +79,8 @@ class RunData:
     def articles(self, only: str, number: int, split: str, text: str, offset: int, limit: int) -> dict[str, Any]:
         """A part of the list.
 
-        `progress` is the share of the index that is made, while nothing can be filtered yet; else None.
+        `counts` says how many articles pass each filter; None while nothing can be filtered yet. Then `progress` is the
+        share of the index that is made, else None.
         """
         self.look()
         reader = self.reader
@@ -87,9 +89,10 @@ class RunData:
                 raise self.failure
             return self._preview(split)
         among = self._search(reader, text) if text else None
-        found = reader.index.select(only, number, split or None, among)
-        items = [reader.index.item(int(i), number) for i in found[offset : offset + limit]]
-        return {"items": items, "total": len(found), "progress": None}
+        by_filter = {name: reader.index.select(name, number, split or None, among) for name in FILTERS}
+        items = [reader.index.item(int(i), number) for i in by_filter[only][offset : offset + limit]]
+        counts = {name: len(found) for name, found in by_filter.items()}
+        return {"items": items, "total": counts[only], "counts": counts, "progress": None}
 
     def article(self, article_id: str) -> dict[str, Any] | None:
         """Everything about an article; None if the run does not have it. Waits for the index."""
@@ -174,10 +177,10 @@ class RunData:
                     if row["split"] == split or (not split and row["split"] != "test"):
                         title = " ".join(row["article"][:160].split())
                         line = {"id": row["article_id"], "split": row["split"], "title": title}
-                        items.append({**line, "verdict": None, "gain": None, "flags": []})
+                        items.append({**line, "verdict": None, "values": None, "words": None, "flags": []})
                 if len(items) >= _PREVIEW:
-                    return {"items": items[:_PREVIEW], "total": _PREVIEW, "progress": progress}
-        return {"items": items[:_PREVIEW], "total": len(items), "progress": progress}
+                    return {"items": items[:_PREVIEW], "total": _PREVIEW, "counts": None, "progress": progress}
+        return {"items": items[:_PREVIEW], "total": len(items), "counts": None, "progress": progress}
 
 
 def cache_folder() -> Path:

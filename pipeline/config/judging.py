@@ -14,14 +14,15 @@ from pipeline.config.servers import ServedModel
 
 USER_CODE = r"[\w.]+:\w+"  # module:name of the user's own code
 MoreCheck = Literal["single_key", "important", "no_overlap"]
-PREFERENCES = (
-    "accuracy_then_length",
-    "accuracy_only",
-    "length_matched",
-    "accuracy_then_any_length",
-    "higher_score",
-    "majority_vote",
-)
+PREFERENCES = {  # in a sentence, with the settings of `pairs` that it uses
+    "accuracy_then_length": "More right answers win. If both have {threshold} or more, the one that is at least "
+    "{min_word_gap} words shorter wins.",
+    "accuracy_only": "More right answers win, at any length.",
+    "length_matched": "More right answers win; it is a tie if one has more than {max_length_ratio:g} times the words.",
+    "accuracy_then_any_length": "More right answers win, but {threshold} or more count alike; then fewer words win.",
+    "higher_score": "The higher score wins. A difference of up to {min_margin:g} is a tie.",
+    "majority_vote": "The one for which more of the jury votes wins.",
+}
 
 
 @dataclass(frozen=True)
@@ -430,6 +431,12 @@ class Pairs(Settings):
         """Whether some summaries can be beyond a limit of faults."""
         limits = (self.max_repeated, self.max_copied, self.max_lead_copied, self.max_off_topic_end)
         return self.same_language or any(limit is not None for limit in limits)
+
+    def describe_preference(self) -> str:
+        """Which of two summaries wins, in a few sentences."""
+        sentence = PREFERENCES.get(self.preference, f"The author's own function decides: {self.preference}.")
+        faults = ", or with a fault beyond a limit" if self.limits_faults else ""
+        return f"{sentence.format(**self.model_dump())} One that the token limit cut off{faults} never wins."
 
     @model_validator(mode="after")
     def _check_faulty(self) -> "Pairs":

@@ -3,6 +3,7 @@
 It runs again after every round and reads the evaluations again, so the report is never older than the run.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -265,12 +266,8 @@ def _measure_judge(rounds_so_far: Sequence[Round], config: Config, ledger: Ledge
 
 def _notes(rounds_so_far: Sequence[Round], metrics: dict[str, Any], config: Config) -> list[str]:
     """Sentences about the figures that a reader should know."""
-    notes = []
+    notes = _worse_rounds(metrics) + _training_warnings(rounds_so_far)
     for current in rounds_so_far[1:]:
-        if current.trained:
-            notes += [
-                f"Round {current.number}: {warning}." for warning in current.policy.record["training"]["warnings"]
-            ]
         if current.trained and current.pairs and (note := few_pairs_note(current.pairs.record, config)):
             notes.append(f"Round {current.number}: {note}.")
         elif not current.trained and current.pairs:
@@ -289,6 +286,31 @@ def _notes(rounds_so_far: Sequence[Round], metrics: dict[str, Any], config: Conf
     notes += unconfirmed_wins(metrics)
     notes += _test_notes(metrics)
     notes += _wins_by_shortening(metrics, config.baselines.shorten_to)
+    return notes
+
+
+def _worse_rounds(metrics: dict[str, Any]) -> list[str]:
+    """A note for each round that is worse than the one before."""
+    notes = []
+    for entry in metrics["rounds"]:
+        rate = (entry.get("vs_previous") or {}).get("strict")
+        if rate and rate["high"] < 0.5:
+            ours, theirs = entry["round"], entry["previous"]
+            notes.append(f"Round {ours} is worse than round {theirs}: it wins {format_rate(rate)} against it.")
+    return notes
+
+
+def _training_warnings(rounds_so_far: Sequence[Round]) -> list[str]:
+    """The warnings about trainings. One that several rounds have stands once, with the figures of the last of them."""
+    by_kind: dict[str, dict[int, str]] = {}
+    for current in rounds_so_far[1:]:
+        for warning in current.policy.record["training"]["warnings"] if current.trained else ():
+            by_kind.setdefault(re.sub(r"[\d.]+", "", warning), {})[current.number] = warning
+    notes = []
+    for warnings in by_kind.values():
+        *others, last = warnings
+        also = f" The same holds for round{'s' * (len(others) > 1)} {', '.join(map(str, others))}." if others else ""
+        notes.append(f"Round {last}: {warnings[last]}.{also}")
     return notes
 
 

@@ -130,11 +130,30 @@ def test_keys_step_and_a_search_finds_ids_and_texts(open_page, kind):
     page.keyboard.type("BUILT jk")  # letters, in a search
     assert page.locator(".search").input_value() == "BUILT jk"
     expect(page.locator(ITEMS)).to_have_count(0)
-    page.locator(".search").fill("story 34.")
+    page.locator(".search").fill('"story 34."')
     expect(page.locator(ITEMS)).to_have_count(1)
     assert ids(page) == ["a034"]
     page.locator(".search").fill("A052")
     expect(page.locator(OPENED)).to_have_text("a052")
+
+
+@pytest.mark.parametrize("kind", ["file", "server"])
+def test_a_reload_shows_the_same_article(open_page, kind):
+    page = open_page(kind)
+    page.click("[data-filter=loss]")
+    row = page.locator(f"{ITEMS} button[aria-current]")
+    expect(row).to_contain_text("lost")
+    expect(page.locator(OPENED)).to_have_text(row.get_attribute("data-id"))
+    page.keyboard.press("j")
+    opened = row.get_attribute("data-id")
+    expect(page.locator(OPENED)).to_have_text(opened)
+    assert re.search(rf"lost\s+{opened}\n\d( → \d)? right, \d+( → \d+)? words", row.inner_text())
+    page.reload()
+    expect(page.locator(OPENED)).to_have_text(opened)
+    assert page.get_attribute("[data-filter=loss]", "aria-pressed") == "true"
+    page.locator(".search").fill("a005")  # a training article
+    page.click("text=Search all articles")
+    expect(page.locator(OPENED)).to_have_text("a005")
 
 
 def test_a_question_marks_its_sentence_and_its_key(open_page):

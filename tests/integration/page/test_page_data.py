@@ -57,8 +57,11 @@ def test_the_index_agrees_with_the_report_and_the_tables(run, indexed):
         for number in (0, 2)
     )
     losses = [index.item(int(i), 2) for i in index.select("loss", 2)]
-    assert losses[0]["gain"] == min(ours[name] - base[name] for name in ours) < 0
-    assert [item["gain"] for item in losses] == sorted(item["gain"] for item in losses)
+    for item in losses:
+        assert item["values"] == [base[item["id"]], ours[item["id"]]]
+    changes = [(item["values"][1] - item["values"][0], item["words"][0] - item["words"][1]) for item in losses]
+    assert changes == sorted(changes), "the largest loss first, then the summary that grew most"
+    assert changes[0][0] == min(ours[name] - base[name] for name in ours) < 0
     for flag, articles in FLAGGED.items():
         held_out = {f"a{i:03d}" for i in articles if i % 5}
         assert {index.ids[int(i)].as_py() for i in index.select(flag, 2, "eval")} == held_out
@@ -75,9 +78,18 @@ def test_the_saved_index_is_the_same(indexed):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("STORY 34.", 1), ("a01", 10), ("onerror", 1), ("(a|b", 0), ("oslo has", 79)]
+    ("text", "found"),
+    [
+        ('"STORY 34."', 1),
+        ("a01", 10),
+        ("onerror", 1),
+        ("(a|b", 0),
+        ('"oslo has"', 79),
+        ("1934 bridge a034", 1),
+        ('"', 100),
+    ],
 )
-def test_a_search_takes_text_as_it_is(run, indexed, text, found):
+def test_a_search_looks_for_all_its_words_as_they_are(run, indexed, text, found):
     tables, index = indexed
     assert search_articles(run.ledger, tables, index, text).sum() == found
 

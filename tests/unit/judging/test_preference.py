@@ -67,6 +67,15 @@ def test_known_verdicts(a, b, strict, reference):
 
 def test_every_preference_of_the_settings_exists():
     assert set(RULES) == set(PREFERENCES)
+
+
+def test_a_preference_is_described_with_its_settings():
+    said = Pairs(preference="accuracy_then_length", threshold=4).describe_preference()
+    assert "If both have 4 or more, the one that is at least 3 words shorter wins." in said and "fault" not in said
+    assert "beyond a limit" in Pairs(max_repeated=0.1).describe_preference()
+    assert "mine:best" in Pairs(preference="mine:best").describe_preference()
+    for preference in PREFERENCES:
+        assert "{" not in Pairs(preference=preference).describe_preference()
     assert load_preference(Pairs(preference="length_matched")) is length_matched
     assert evaluation_rules(Pairs(preference="accuracy_only"))["strict"] is accuracy_only
 

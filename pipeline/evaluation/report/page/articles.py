@@ -37,8 +37,8 @@ class ArticleReader:
         Returns:
             `writers` are the summaries that were compared: of the base, of each round, of baselines and models at
             servers. `samples` are the summaries that each round sampled to make pairs from, with the pairs. `verdicts`
-            has, by round, the verdict against the base (1, 0, -1) and the gain in the judge's score. `passages` are
-            what the items of scores are about, if the judge scores passages.
+            has, by round, the verdict against the base (1, 0, -1), and the judge's scores and the words of both.
+            `passages` are what the items of scores are about, if the judge scores passages.
         """
         rows = list(self._rows(i))
         first = next(row for row, _ in rows if row.get("article") is not None)
@@ -80,7 +80,7 @@ class ArticleReader:
 
     def _verdict(self, i: int, number: int) -> dict[str, Any]:
         item = self.index.item(i, number)
-        return {"verdict": item["verdict"], "gain": item["gain"], "flags": item["flags"]}
+        return {name: item[name] for name in ("verdict", "values", "words", "flags")}
 
     def _writers(self, i: int) -> Iterator[dict[str, Any]]:
         """The base and each round, then the baselines and the models at servers."""

@@ -7,6 +7,7 @@ texts stay in the tables: a search by text scans them (`search_articles`).
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ VERDICTS = {"won": 1, "lost": -1, "tie": 0}
 NO_VERDICT = 2  # in place of a verdict: the article was not compared
 _TITLE = 160  # characters of an article that a list shows
 _READERS = 4  # parts that are read at the same time; each needs memory for its columns
-_VERSION = 1  # of the saved form
+_VERSION = 2  # of the saved form
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ class ArticleIndex:
         titles: the first characters of the articles.
         splits: `train` or `eval`.
         columns: by name: `verdict_R` (1: round R won against the base, 0: a tie, -1: it lost, 2: not compared),
-            `gain_R` (the judge's score minus that of the base's summary; NaN: none) and, for each of `FLAGS`,
-            `cut_off_R` and so on: whether a summary of round R has it.
+            `value_R` and `words_R` (the judge's score of the summary of round R, 0 for the base, and its words; NaN:
+            none) and, for each of `FLAGS`, `cut_off_R` and so on: whether a summary of round R has it.
         places: for each address the index of the part in the table's record, and the row in it; -1 where the table
             does not have the article.
     """
@@ -126,7 +127,8 @@ class ArticleIndex:
 
         Args:
             only: one of `FILTERS`. `gain` and `loss` have the articles with a better or worse score, and those that won
-                or lost at an equal score; they order by the difference, and the other filters by id.
+                or lost all the same. They order by the difference in score, then by the words that were saved or
+                added; the other filters order by id.
             number: the round that the filter is about.
             split: keep only this split; None: all.
             among: whether each article may be in the result; None: all may.
@@ -134,7 +136,7 @@ class ArticleIndex:
         keep = np.ones(len(self), bool) if among is None else among.copy()
         if split is not None:
             keep &= pc.equal(self.splits, split).to_numpy(zero_copy_only=False)
-        gains, verdicts = self.column("gain", number), self.column("verdict", number)
+        gains, verdicts = self.gains(number), self.column("verdict", number)
         if only in VERDICTS:
             keep &= verdicts == VERDICTS[only]
         elif only in FLAGS:
@@ -143,25 +145,41 @@ class ArticleIndex:
             keep &= (gains > 0) | (verdicts == 1) if only == "gain" else (gains < 0) | (verdicts == -1)
         found = np.flatnonzero(keep)
         if only in ("gain", "loss"):
-            found = found[np.argsort(-gains[found] if only == "gain" else gains[found], kind="stable")]
+            saved = (self.column("words", 0) - self.column("words", number))[found]
+            best_first = 1 if only == "gain" else -1
+            found = found[np.lexsort((-best_first * saved, -best_first * gains[found]))]
         return found
+
+    def gains(self, number: int) -> np.ndarray:
+        """The judge's score of each summary of a round minus that of the base's; NaN where one is missing."""
+        return self.column("value", number) - self.column("value", 0)
 
     def column(self, name: str, number: int) -> np.ndarray:
         """A column of a round. If the round has none, every article has the value for "not there"."""
-        absent: dict[str, Any] = {"verdict": np.int8(NO_VERDICT), "gain": np.float32("nan")}
+        absent: dict[str, Any] = {
+            "verdict": np.int8(NO_VERDICT),
+            "value": np.float32("nan"),
+            "words": np.float32("nan"),
+        }
         if (column := self.columns.get(f"{name}_{number}")) is not None:
             return column
         return np.full(len(self), absent.get(name, False))
 
     def item(self, i: int, number: int) -> dict[str, Any]:
-        """A line of the page's list: an article, and how round `number` did on it."""
-        verdict, gain = int(self.column("verdict", number)[i]), float(self.column("gain", number)[i])
+        """A line of the page's list: an article, and how the base and round `number` did on it."""
+
+        def both(name: str) -> list[float] | None:
+            values = [float(self.column(name, n)[i]) for n in (0, number)]
+            return None if any(value != value for value in values) else [round(value, 4) for value in values]
+
+        verdict = int(self.column("verdict", number)[i])
         return {
             "id": self.ids[i].as_py(),
             "title": " ".join((self.titles[i].as_py() or "").split()),
             "split": self.splits[i].as_py(),
             "verdict": None if verdict == NO_VERDICT else verdict,
-            "gain": None if gain != gain else round(gain, 4),
+            "values": both("value"),
+            "words": both("words"),
             "flags": [flag for flag in FLAGS if self.column(flag, number)[i]],
         }
 
@@ -244,12 +262,15 @@ def build_index(
         flags = _flag_columns(ledger, table, number, len(ids), places[table.address], 0, on_part)
         columns |= {name: values | columns[name] if name in columns else values for name, values in flags.items()}
         rows = _compared_rows(ledger, table, counting.pairs, on_part)
+        scores = {row["article_id"]: row["scores"][0] for row in rows}
+        columns[f"value_{number}"] = _align(ids, _values(scores), np.nan, np.float32)
+        words = {article_id: score["words"] for article_id, score in scores.items()}
+        columns[f"words_{number}"] = _align(ids, words, np.nan, np.float32)
         if number == 0:
             base = rows
             continue
         verdicts = verdicts_by_article(rows, base, counting.pairs, counting.rules["strict"])
         columns[f"verdict_{number}"] = _align(ids, verdicts, NO_VERDICT, np.int8)
-        columns[f"gain_{number}"] = _align(ids, _gains(rows, base), np.nan, np.float32)
     splits, titles = zip(*(first[article_id] for article_id in ids.to_pylist()), strict=True) if first else ((), ())
     return ArticleIndex(ids, pa.array(titles, pa.string()), pa.array(splits, pa.string()), columns, places)
 
@@ -261,9 +282,20 @@ def count_parts(tables: RunTables) -> int:
     return total + 2 * sum(len(table.record["parts"]) for table in tables.evaluations.values())
 
 
+def search_words(text: str) -> list[str]:
+    """What a search looks for: all words of it, in any order; a text in double quotes counts as one word."""
+    words = [(quoted or plain).strip('"') for quoted, plain in re.findall(r'"([^"]+)"|(\S+)', text)]
+    return [word for word in words if word]
+
+
 def search_articles(ledger: Ledger, tables: RunTables, index: ArticleIndex, text: str) -> np.ndarray:
-    """Whether each article of the index has a text: itself, its id, or a compared summary. Case is ignored."""
-    found = pc.match_substring(index.ids, text, ignore_case=True).to_numpy(zero_copy_only=False).copy()
+    """Whether each article of the index has all words of a text in itself, its id and the compared summaries.
+
+    Case is ignored, and so are the limits of words: `park` is found in `parking`.
+    """
+    found = {}
+    for word in search_words(text):
+        found[word] = pc.match_substring(index.ids, word, ignore_case=True).to_numpy(zero_copy_only=False).copy()
     searched = [(table, ("article",)) for table in tables.asked]
     searched += [(table, ("summaries.text",)) for table in tables.evaluations.values()]
     if not tables.asked:
@@ -272,8 +304,9 @@ def search_articles(ledger: Ledger, tables: RunTables, index: ArticleIndex, text
         part, row = index.places[table.address]
         for i, rows in enumerate(_read_parts(ledger, table, fields)):
             in_part = np.flatnonzero(part == i)
-            found[in_part] |= _matches(rows, text)[row[in_part]]
-    return found
+            for word, matches in found.items():
+                matches[in_part] |= _matches(rows, word)[row[in_part]]
+    return np.logical_and.reduce([np.ones(len(index), bool), *found.values()])
 
 
 def _matches(rows: pa.Table, text: str) -> np.ndarray:
@@ -393,15 +426,10 @@ def _compared_rows(
     return compared
 
 
-def _gains(ours: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The judge's score of our summary minus that of the base's, where both have one."""
-
-    def values(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        scores = {row["article_id"]: row["scores"][0] for row in rows}
-        return {name: judged_value(score) for name, score in scores.items() if not score["unread"] or score["answers"]}
-
-    theirs = values(base)
-    return {name: value - theirs[name] for name, value in values(ours).items() if name in theirs}
+def _values(scores: Mapping[str, Any]) -> dict[str, float]:
+    """What the judge thinks of each summary that it could read at all, by article id."""
+    read = {name: score for name, score in scores.items() if not score["unread"] or score["answers"]}
+    return {name: judged_value(score) for name, score in read.items()}
 
 
 def _align(ids: pa.Array, values: Mapping[str, float], absent: float, dtype: Any) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config import Alignment, Config, UserError
 from pipeline.evaluation.benchmark.models import current_digests
 from pipeline.evaluation.benchmark.table import benchmark_table, read_comparisons, up_to_date
+from pipeline.evaluation.comparison import CountingSettings
 from pipeline.evaluation.judge_card import card_lines
 from pipeline.evaluation.report.metrics import tested_round
 from pipeline.evaluation.report.tables import named_writers, result_tables
@@ -63,7 +64,8 @@ def collect_overview(metrics: Json | None, config: Config | Alignment, ledger: L
         "policy": config.policy.model,
         "judge": config.judge.name if isinstance(config, Config) else None,
         "source": config.articles.path if isinstance(config, Config) else config.pairs,
-        "rule": config.pairs.preference if isinstance(config, Config) else None,
+        "rule": config.pairs.describe_preference() if isinstance(config, Config) else None,
+        "counts_answers": isinstance(config, Config) and CountingSettings.from_config(config).judge == "answers",
         "training": _training_curves(artifacts, ledger),
         "stages": [_stage(artifact) for artifact in artifacts],
         "results": None,

@@ -8,16 +8,21 @@ from typing import Any
 _PROPERTIES = (
     ("words, median", "words_median", "{:.0f}"),
     ("cut off by the token limit", "cut_off", "{:.1%}"),
-    ("text that it said before", "repeated", "{:.1%}"),
+    ("words that it said before", "repeated", "{:.1%}"),
     ("runs of 8 words copied from the article", "copied", "{:.1%}"),
-    ("ends off topic", "off_topic_end", "{:.1%}"),
+    ("last sentence on another subject", "off_topic_end", "{:.1%}"),
     ("in another language than the article", "other_language", "{:.1%}"),
 )
 # Figures of metrics.json's `judge`, with what they are shares of.
 _JUDGE = (
     ("right answers of the judge when it reads the whole article", "ceiling", "checked", "questions"),
-    ("right answers of the judge when it reads nothing, so by guessing", "floor", "checked", "questions"),
-    ("same answer again, with the options in another order", "agreement", "asked_again", "answers"),
+    (
+        "right answers of the judge when it reads nothing (it may say that it is unsure)",
+        "floor",
+        "checked",
+        "questions",
+    ),
+    ("same answer with the options in another order", "agreement", "asked_again", "answers"),
     ("same winner again, in another order", "same_winner", "same_winner_of", "pairs"),
     ("the longer of two wins", "longer_won", "longer_won_of", "pairs"),
     ("replies of the judge that could be read", "parse_rate", "answers", "replies"),

@@ -29,7 +29,6 @@ const percent = (share, digits = 1) => (share === null || share === undefined ? 
 const count = (number) => (number === null || number === undefined ? "–" : number.toLocaleString("en-US"));
 const short = (number) =>
   number === null || number === undefined ? "–" : Number.isInteger(number) ? String(number) : number.toFixed(Math.abs(number) < 0.1 ? 3 : 2);
-const signed = (number) => (number > 0 ? "+" : number < 0 ? "−" : "±") + short(Math.abs(number));
 
 function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";

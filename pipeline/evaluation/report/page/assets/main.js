@@ -2,16 +2,17 @@
 const main = document.getElementById("main");
 
 async function start() {
+  if (!view.last) recall();
   const [overview, samples] = await Promise.all([source.overview(), source.rounds()]);
   document.title = `${overview.run} – Rondo`;
   const place = window.scrollY; // an update of a run in progress keeps the reader's place
   charts.splice(0).forEach((each) => each.drawn && each.drawn.destroy());
-  const sections = [liveSection(), resultsSection(overview), samplesSection(samples), judgeSection(overview), trainingSection(overview), costsSection(overview)].filter(Boolean);
+  const sections = [liveSection(), resultsSection(overview), samplesSection(samples, overview), judgeSection(overview), trainingSection(overview), costsSection(overview)].filter(Boolean);
   refill(main, heading(overview), ...sections);
   navigation(overview.run, sections);
   drawCharts();
   if (parts.list && main.contains(parts.list)) load();
-  const linked = place === 0 && document.getElementById(location.hash.slice(1));
+  const linked = place === 0 && document.getElementById(location.hash.slice(1).split("?")[0]);
   if (linked) linked.scrollIntoView({ behavior: "instant" });
   else window.scrollTo({ top: place, behavior: "instant" });
 }
@@ -72,7 +73,8 @@ function showProgress(progress) {
   const left = state === "running" && working.length && working.every((stage) => stage.left !== null) ? `, about ${duration(Math.max(...working.map((stage) => stage.left)))} left in this stage` : "";
   refill(parts.live, 
     el("p", { class: "lead" }, `${said}: ${finished} of ${stages.length} stages are made${left}.`),
-    el("ol", { class: "stages" }, stages.map((stage) => el("li", null, el("span", null, stage.address), stageBar(stage), el("span", { class: "state" }, stageWords(stage))))));
+    el("details", { open: state !== "finished" }, el("summary", null, "Stages"),
+      el("ol", { class: "stages" }, stages.map((stage) => el("li", null, el("span", null, stage.address), stageBar(stage), el("span", { class: "state" }, stageWords(stage)))))));
 }
 
 function stageBar(stage) {

@@ -35,6 +35,7 @@ function headline(results, rule) {
   if (!line || !line.rate) return el("p", { class: "empty" }, "No round was trained, or no article could be compared.");
   const { rate } = line;
   const level = `${+(results.confidence * 100).toFixed(2)} %`;
+  const best = results.rounds.length > 1 && line.on !== "test" && results.champion === line.round ? `, the best of ${results.rounds.length} rounds by these articles` : "";
   const where = line.on === "test" ? `${rate.n} test articles, which chose nothing` : `${rate.n} held-out articles`;
   const shown = rate.better ? "Better than the base, and the interval shows it." : rate.high < 0.5 ? "Worse than the base." : "Not shown to be better: the interval reaches 50 %.";
   const held = line.held_out ? ` On held-out articles, which chose the champion: ${percent(line.held_out.win_rate)} (${interval(line.held_out)}).` : "";
@@ -42,9 +43,9 @@ function headline(results, rule) {
   return el("div", { class: "headline" },
     el("div", { class: `figure ${quality(rate)}` }, percent(rate.win_rate)),
     el("div", { class: "words" },
-      el("p", { class: "said" }, `Win rate of round ${line.round} against the base`),
+      el("p", { class: "said" }, `Win rate of round ${line.round} against the base${best}`),
       el("p", null, `${level} interval ${interval(rate)}, on ${where}; ${rate.wins} wins, ${rate.ties} ties, ${rate.losses} losses. ${shown}`),
-      el("p", { class: "muted" }, `Rule: ${rule}.${held}${looks}`)),
+      el("p", { class: "muted" }, data(rule), `${held}${looks}`)),
     el("div", { class: "scale" }, scale(rate, `${percent(rate.win_rate)}, interval ${interval(rate)}`, true)));
 }
 

@@ -1,33 +1,35 @@
 // The viewer: a list of articles by filter, and everything about one of them.
-const FILTERS = [["all", "All"], ["loss", "Largest loss"], ["gain", "Largest gain"], ["lost", "Lost"], ["won", "Won"], ["tie", "Tie"], ["cut_off", "Cut off"], ["repeated", "Repeated"], ["unread", "Unread"]];
-const FLAG = { cut_off: "cut off", repeated: "repeats itself", unread: "unread answer" };
+const FILTERS = [["all", "All"], ["loss", "Largest loss"], ["gain", "Largest gain"], ["lost", "Lost"], ["won", "Won"], ["tie", "Tie"], ["cut_off", "Cut off"], ["repeated", "Repeated"], ["unread", "Unreadable answers"]];
+const FLAG = { cut_off: "cut off", repeated: "repeats itself", unread: "unreadable answer" };
 const SPLIT = { eval: "held-out", train: "training" };
 const LETTERS = "ABCDEFGHIJ";
 const PAGE = 50;
 
-const view = { only: "all", round: 0, split: "eval", text: "", offset: 0, items: [], total: 0, open: null, question: null, last: 0 };
+const view = { only: "all", round: 0, split: "eval", text: "", offset: 0, counts: true, items: [], total: 0, open: null, question: null, last: 0 };
 const parts = {};
 
-function samplesSection(samples) {
+function samplesSection(samples, { rule, counts_answers }) {
   if (!samples || !(samples.total || samples.items)) return null;
   if (!samples.rounds.includes(Number(view.round))) view.round = samples.rounds.at(-1) ?? 0;
+  view.counts = counts_answers;
   const embeddedOnly = samples.items && samples.items.length < samples.total;
   const note = embeddedOnly
     ? `${count(samples.items.length)} of ${count(samples.total)} articles are in this file, those with the largest losses and gains among them. rondo view shows all.`
     : "Every article with its questions, and the summaries of every round side by side. Test articles are left out: nobody should choose by them.";
+  const said = el("span", null, note, rule && el("span", { class: "rule" }, "How the judge's scores decide between two summaries: ", data(rule)));
   parts.search = el("input", { class: "search", type: "search", placeholder: "Search by id or text  ( / )", "aria-label": "Search by id or text", value: view.text, oninput: later(() => change({ text: parts.search.value.trim() })) });
   const pick = (name, label, options) => el("select", { "aria-label": label, onchange: (event) => change({ [name]: event.target.value }) }, options.map(([value, text]) => el("option", { value, selected: String(view[name]) === String(value) }, text)));
   parts.chips = el("fieldset", { class: "chips", "aria-label": "Filter" }, FILTERS.map(([name, label]) =>
-    el("button", { class: "chip", type: "button", "data-filter": name, "aria-pressed": String(view.only === name), onclick: () => change({ only: name }) }, label)));
+    el("button", { class: "chip", type: "button", "data-filter": name, "aria-pressed": String(view.only === name), onclick: () => change({ only: name }) }, label, el("span", { class: "count" }))));
   parts.list = el("ol", { "aria-label": "Articles" });
   parts.pages = el("div", { class: "pages" });
   parts.state = el("div", { "aria-live": "polite" });
   parts.detail = el("div", { class: "detail" });
-  const built = section("samples", "Articles and summaries", note,
+  const built = section("samples", "Articles and summaries", said,
     el("div", { class: "tools" },
       el("div", { class: "searching" }, parts.search),
-      samples.rounds.length > 0 && pick("round", "Round to compare with the base", samples.rounds.map((number) => [number, `Round ${number} against base`])),
-      pick("split", "Which articles", [["eval", "Held-out articles"], ["train", "Training articles"], ["", "All articles"]]),
+      samples.rounds.length > 0 && (parts.round = pick("round", "Round to compare with the base", samples.rounds.map((number) => [number, `Round ${number} against base`]))),
+      (parts.split = pick("split", "Which articles", [["eval", "Held-out articles"], ["train", "Training articles"], ["", "All articles"]])),
       parts.chips),
     el("div", { class: "viewer" }, el("div", { class: "list" }, parts.pages, parts.state, parts.list), parts.detail));
   return built;
@@ -40,8 +42,34 @@ function later(action) {
 
 function change(values) {
   Object.assign(view, { offset: 0, open: null }, values);
-  for (const chip of parts.chips.children) chip.setAttribute("aria-pressed", String(chip.dataset.filter === view.only));
+  showChoices();
   return load();
+}
+
+function showChoices() {
+  for (const chip of parts.chips.children) chip.setAttribute("aria-pressed", String(chip.dataset.filter === view.only));
+  parts.split.value = view.split;
+  if (parts.round) parts.round.value = view.round;
+  parts.search.value = view.text;
+}
+
+// The address names the article and the filter, so that a reload or a link shows the same.
+const REMEMBERED = ["only", "round", "split", "text", "offset", "open"];
+
+function remember() {
+  const values = new URLSearchParams(REMEMBERED.map((name) => [name, view[name] ?? ""]));
+  history.replaceState(null, "", `#samples?${values}`);
+}
+
+function recall() {
+  const [name, query] = location.hash.slice(1).split("?");
+  if (name !== "samples" || !query) return;
+  for (const [key, value] of new URLSearchParams(query)) if (REMEMBERED.includes(key)) view[key] = value;
+  view.round = Number(view.round) || 0;
+  view.offset = Math.max(0, Math.floor(Number(view.offset) / PAGE) * PAGE) || 0;
+  view.open = view.open || null;
+  if (!FILTERS.some(([only]) => only === view.only)) view.only = "all";
+  if (!["eval", "train", ""].includes(view.split)) view.split = "eval";
 }
 
 async function load(openPlace = 0) {
@@ -57,12 +85,14 @@ async function load(openPlace = 0) {
   if (call !== view.last) return; // another filter was chosen meanwhile
   view.items = answer.items;
   view.total = answer.total;
+  for (const chip of parts.chips.children) chip.querySelector(".count").textContent = answer.counts ? ` ${count(answer.counts[chip.dataset.filter])}` : "";
   showList(answer.progress);
   if (answer.progress !== null) setTimeout(() => call === view.last && load(), 700);
   const isOpen = view.items.some((item) => item.id === view.open);
   if (!isOpen && view.items.length) await open(view.items[openPlace < 0 ? view.items.length - 1 : openPlace].id);
   else if (view.items.length) await open(view.open);
-  else refill(parts.detail, el("p", { class: "empty" }, "No article passes this filter."));
+  else refill(parts.detail, el("div", { class: "empty" }, el("p", null, text ? "No article of this choice has all these words." : "No article passes this filter."),
+    (text && (only !== "all" || split)) && el("button", { class: "chip", type: "button", onclick: () => change({ only: "all", split: "" }) }, "Search all articles")));
 }
 
 function showList(progress) {
@@ -73,19 +103,29 @@ function showList(progress) {
   parts.list.hidden = !view.items.length;
   refill(parts.list, view.items.map((item) => el("li", null,
     el("button", { type: "button", "data-id": item.id, onclick: () => open(item.id, true) },
-      el("span", { class: "tags" }, verdictTag(item), view.split === "" && el("span", null, SPLIT[item.split] || item.split), item.flags.map((flag) => el("span", { class: "flag" }, FLAG[flag]))),
+      el("span", { class: "tags" }, verdictTag(item), el("span", null, data(item.id, "span")), view.split === "" && el("span", null, SPLIT[item.split] || item.split), item.flags.map((flag) => el("span", { class: "flag" }, FLAG[flag]))),
+      item.values || item.words ? el("span", { class: "change" }, changeWords(item)) : null,
       data(item.title || item.id, "span", { class: "data title" })))));
 }
 
-function verdictTag({ verdict, gain }) {
-  const words = { 1: ["won", "won"], 0: ["tied", "tie"], "-1": ["lost", "lost"] }[verdict];
-  if (!words && gain === null) return null;
-  return el("span", { class: words ? words[0] : "muted" }, words ? words[1] : "not compared", gain === null ? "" : ` ${signed(gain)}`);
+const WORDS = { 1: ["won", "won", "won against"], 0: ["tied", "tie", "tied with"], "-1": ["lost", "lost", "lost to"] };
+
+function verdictTag({ verdict }) {
+  const words = WORDS[verdict];
+  return words ? el("span", { class: words[0] }, words[1]) : null;
+}
+
+// The judge's scores and the lengths, from the base's summary to that of the round.
+function changeWords({ values, words }, total = null) {
+  const change = ([from, to], unit) => `${from === to ? short(to) : `${short(from)} → ${short(to)}`} ${unit}`;
+  const scores = values && (view.counts ? change(values, total ? `of ${total} right` : "right") : `score ${change(values, "")}`.trim());
+  return [scores, words && change(words, "words")].filter(Boolean).join(", ");
 }
 
 async function open(id, isChosen = false) {
   view.open = id;
   view.question = null;
+  remember();
   for (const button of parts.list.querySelectorAll("button")) {
     const isCurrent = button.dataset.id === id;
     button.toggleAttribute("aria-current", isCurrent);
@@ -127,8 +167,12 @@ document.addEventListener("keydown", (event) => {
 // One article
 
 function showArticle(article) {
-  const chosen = article.verdicts[view.round] || { verdict: null, gain: null, flags: [] };
-  const move = (by, text, key) => el("button", { class: "chip", type: "button", onclick: () => step(by) }, text, " ", el("kbd", null, key));
+  const chosen = article.verdicts[view.round] || { verdict: null, values: null, words: null, flags: [] };
+  const place = view.offset + view.items.findIndex((item) => item.id === article.id);
+  const move = (by, text, key) => el("button", { class: "chip", type: "button", disabled: place + by < 0 || place + by >= view.total, onclick: () => step(by) }, text, " ", el("kbd", null, key));
+  // What is compared comes first: the base, and the round that was chosen.
+  const order = (writer) => (writer.round === 0 ? 0 : String(writer.round) === String(view.round) ? 1 : writer.round ? 2 : 3);
+  article = { ...article, writers: [...article.writers].sort((a, b) => order(a) - order(b)) };
   const marked = []; // elements whose text is marked again when a question is chosen
   const text = (value, attributes, hasPassage) => {
     const node = el("div", { dir: "auto", ...attributes }, value);
@@ -159,21 +203,18 @@ function showInside(node) {
   box.scrollTop = node.offsetTop - box.offsetTop - box.clientHeight / 3;
 }
 
-function verdictSentence(article, { verdict, gain }) {
-  const words = { 1: ["won", "won against the base"], 0: ["tied", "tied with the base"], "-1": ["lost", "lost to the base"] }[verdict];
+function verdictSentence(article, chosen) {
+  const words = WORDS[chosen.verdict];
   if (!words) return el("span", { class: "muted" }, article.split === "train" ? "Training article: its summaries were paired, not compared with the base" : `Round ${view.round} was not compared with the base here`);
-  const by = gain === null ? "" : gain === 0 ? ", at the same score by the judge" : `, ${signed(gain)} by the judge's score`;
-  const [ours, base] = [view.round, 0].map((round) => article.writers.find((writer) => String(writer.round) === String(round)));
-  // The rule may look at length, or keep a summary with a fault from winning.
-  const why = gain !== null && Math.sign(gain) !== verdict && ours && base ? ` (${count(ours.score.words)} words against ${count(base.score.words)})` : "";
-  return el("span", { class: words[0] }, `Round ${view.round} ${words[1]}${by}${why}`);
+  const changes = changeWords(chosen, article.questions.length);
+  return el("span", { class: words[0] }, `Round ${view.round} ${words[2]} the base${changes && `: ${changes}`}`);
 }
 
 function scoreWords(score, questions) {
   if (!score) return "not judged";
   const counts = questions.length > 0 && score.answers.length > 0;
   const judged = counts ? `${score.correct} of ${questions.length} right` : score.value === null ? "no score" : `score ${short(score.value)}`;
-  return `${judged}, ${count(score.words)} words${score.unread ? `, ${score.unread} unread` : ""}`;
+  return `${judged}, ${count(score.words)} words${score.unread ? `, ${score.unread} unreadable` : ""}`;
 }
 
 function card(title, badge, summary, article, text, isChosen, ...more) {
@@ -196,14 +237,20 @@ function questionsBlock(title, what, questions, article, key, ask) {
   const judged = writers.filter((writer) => writer[key]);
   if (!questions.length) return null;
   return el("div", { class: "block" }, el("h3", null, title),
-    el("p", { class: "muted" }, "What the judge answers from each summary alone. Choose a question to mark its sentence and its key in the texts."),
-    table(title, ["question", ...judged.map((writer) => data(writer.name))], questions.map((question, i) => el("tr", null,
+    el("p", { class: "muted" }, "What the judge answers from each summary alone. Choose a question to mark, in the texts, the sentence that it is about and its right option. Shaded: only one of the base and the chosen round is right."),
+    table(title, ["question", ...judged.map((writer) => data(writer.name))], questions.map((question, i) => el("tr", { class: differs(judged, key, i, question) ? "differs" : null },
       el("th", { scope: "row" }, ask(question, data(question.text, "span"), el("span", { class: "options" }, question.options.map((option, place) => [" ", el(place === question.answer ? "b" : "span", null, `${LETTERS[place]} `, data(option)), " "])))),
       judged.map((writer) => el("td", null, answerCell(writer[key].answers[i], question)))))));
 }
 
+function differs(judged, key, i, question) {
+  const [base, ours] = [0, view.round].map((round) => judged.find((writer) => String(writer.round) === String(round)));
+  const isRight = (writer) => writer[key].answers[i] === LETTERS[question.answer];
+  return base && ours && isRight(base) !== isRight(ours);
+}
+
 function answerCell(answer, question) {
-  if (answer === null || answer === undefined) return el("span", { class: "wrong" }, "unread");
+  if (answer === null || answer === undefined) return el("span", { class: "wrong" }, "unreadable");
   if (answer === LETTERS[question.answer]) return el("span", { class: "right" }, `✓ ${answer}`);
   return LETTERS.includes(answer) ? el("span", { class: "wrong" }, `✗ ${answer}`) : el("span", { class: "none" }, answer);
 }

@@ -2,28 +2,33 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
 const VERDICT = { won: 1, lost: -1, tie: 0 };
+const BEST_FIRST = { gain: 1, loss: -1 };
 
 const embedded = {
   overview: async () => DATA.overview,
   rounds: async () => DATA.samples,
   article: async (id) => DATA.articles[id],
-  // As `ArticleIndex.select` does it for all articles of a run.
+  // As `ArticleIndex.select` and `search_articles` do it for all articles of a run.
   async list({ only, round, split, text, offset, limit }) {
-    const wanted = text.toLowerCase();
-    const at = (item) => (DATA.articles[item.id].verdicts[round] || { verdict: null, gain: null, flags: [] });
-    const order = { gain: 1, loss: -1 }[only];
-    let items = DATA.samples.items.map((item) => ({ ...item, ...at(item) }));
-    items = items.filter((item) => {
-      if (split && item.split !== split) return false;
-      if (only in VERDICT && item.verdict !== VERDICT[only]) return false;
-      if (order && !(item.gain * order > 0 || item.verdict === order)) return false;
-      if (["cut_off", "repeated", "unread"].includes(only) && !item.flags.includes(only)) return false;
-      return !wanted || searchable(item.id).includes(wanted);
-    });
-    if (order) items.sort((a, b) => order * (b.gain - a.gain));
-    return { items: items.slice(offset, offset + limit), total: items.length, progress: null };
+    const words = [...text.toLowerCase().matchAll(/"([^"]+)"|(\S+)/g)].map(([, quoted, plain]) => (quoted || plain).replace(/^"+|"+$/g, ""));
+    const at = (item) => DATA.articles[item.id].verdicts[round] || { verdict: null, values: null, words: null, flags: [] };
+    const among = DATA.samples.items.map((item) => ({ ...item, ...at(item) }))
+      .filter((item) => (!split || item.split === split) && words.every((word) => searchable(item.id).includes(word)));
+    const passes = (name, item) => {
+      if (name in VERDICT) return item.verdict === VERDICT[name];
+      if (name in BEST_FIRST) return difference(item.values) * BEST_FIRST[name] > 0 || item.verdict === BEST_FIRST[name];
+      return name === "all" || item.flags.includes(name);
+    };
+    const counts = Object.fromEntries(FILTERS.map(([name]) => [name, among.filter((item) => passes(name, item)).length]));
+    const items = among.filter((item) => passes(only, item));
+    const order = BEST_FIRST[only];
+    if (order) items.sort((a, b) => order * (difference(b.values) - difference(a.values) || difference(a.words) - difference(b.words)));
+    return { items: items.slice(offset, offset + limit), total: items.length, counts, progress: null };
   },
 };
+
+// The base has the first of the two values.
+const difference = (values) => (values ? values[1] - values[0] : 0);
 
 function searchable(id) {
   const article = DATA.articles[id];
