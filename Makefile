@@ -26,7 +26,7 @@ qlora:  ## setup, with bitsandbytes for adapters on a base in 4 bits
 dev:
 	@$(PYTHON) requirements/install.py $(EXTRA) dev
 
-demo: setup  ## run two rounds on the newsroom with tiny models; needs no GPU and no model downloads
+demo: setup  ## run three rounds on the newsroom with tiny models; needs no GPU and no model downloads
 	@$(BIN)/rondo run configs/demo.yaml
 
 demo-real: setup  ## run two rounds of a real model on real articles (ARTICLES=my.jsonl); needs no GPU; an hour

@@ -103,7 +103,7 @@ CASES = [
         ["training.loss_weights.0=1"],
         "training.loss_weights is {'0': 1}: it should be a list, such as",
     ),
-    ("beyond a value", DEMO, ["rounds.x=1"], "rounds is a value (2), not a section"),
+    ("beyond a value", DEMO, ["rounds.x=1"], "rounds is a value (3), not a section"),
     (
         "a section of 5,000 parts",
         DEMO,

@@ -192,7 +192,7 @@ def test_the_reference_configuration_has_the_published_values():
             "judge={kind: cloze, answers_prompt: x}",
             "judge.answers_prompt is set, and judge.kind is cloze, which asks no",
         ),
-        ("pairs.threshold=5", "pairs.threshold is 5 and questions.min_questions is only 4"),
+        ("questions.min_questions=4", "pairs.threshold is 5 and questions.min_questions is only 4"),
         (
             "summaries.max_tokens=1024",
             "summaries.max_tokens is 1024 and policy.max_model_len is 1024: no room is left for the prompt",
@@ -200,7 +200,7 @@ def test_the_reference_configuration_has_the_published_values():
         ("run=s3://key:secret@bucket/run", "run holds a user or a password: put credentials in the environment"),
         (
             "second_judge={kind: cloze, questions: 3}",
-            "questions.min_questions is 4 and second_judge.questions is only 3",
+            "questions.min_questions is 5 and second_judge.questions is only 3",
         ),
         ("second_judge={kind: clozer}", "second_judge.kind is 'clozer'; there are mcq, cloze, likelihood"),
         (
@@ -224,7 +224,7 @@ def test_the_reference_configuration_has_the_published_values():
         ("training.load_in_4bit=true", "training.load_in_4bit is set and training.lora is not"),
         ("training.load_in_4bit=nf4", "training.load_in_4bit is 'nf4': it should be true, false, or a section"),
         ("articles=x.jsonl", "articles is 'x.jsonl'"),
-        ("rounds.x=1", "rounds is a value (2), not a section"),
+        ("rounds.x=1", "rounds is a value (3), not a section"),
         ("rounds", "'rounds' is not a setting: write NAME=VALUE"),
         ("rounds=[", "rounds: '[' is not a YAML value"),
     ],

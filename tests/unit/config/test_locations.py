@@ -81,7 +81,7 @@ def test_every_setting_with_a_path_is_expanded(name: str) -> None:
 
 def test_models_of_a_jury_and_pairs_are_expanded() -> None:
     jury = {"kind": "jury", "members": {"a": {"model": "~/a"}, "b": {"kind": "cloze"}}}
-    config = parse_config(DEMO_SETTINGS | {"judge": jury})
+    config = parse_config(DEMO_SETTINGS | {"judge": jury, "pairs": {}})
     assert config.locations["judge.members.a.model"] == "/home/me/a"
     assert load_alignment(DEMO, ["pairs=~/pairs.jsonl"]).pairs == "/home/me/pairs.jsonl"
 

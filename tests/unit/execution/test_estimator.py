@@ -284,7 +284,7 @@ def test_a_folder_for_rates_must_hold_a_run(tmp_path):
 def test_the_prompts_of_judges_that_give_scores_are_counted(tmp_path):
     """likelihood: the article with all summaries, its key sentences alone, and these after each summary."""
     model = "model: newsroom/models/policy"
-    settings = (f"run={tmp_path}/none", "articles.limit=120", "rounds=1")
+    settings = (f"run={tmp_path}/none", "articles.limit=120", "rounds=1", "pairs.threshold=3")
     for kind, prompts in (("likelihood", 1 + 1 + 8), ("rubric", 8), ("pairwise", 8 * 7)):
         stages = estimate_stages(config(*settings, f"judge={{kind: {kind}, {model}}}"))
         assert stages["round-01/scores"].prompts == 42 * prompts

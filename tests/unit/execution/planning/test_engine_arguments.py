@@ -83,13 +83,16 @@ def test_the_check_imports_no_vllm():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+LIKELIHOOD = ("judge={kind: likelihood, model: x}", "pairs.threshold=3")
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
         (["hardware.policy.engine_kwargs={max_seqs: 4}"], "hardware.policy.engine_kwargs has 'max_seqs'"),
         (["judge.engine_kwargs={quantisation: fp8}"], "judge.engine_kwargs has 'quantisation' (did you mean quantiz"),
         (["judge={kind: cloze}", "hardware.judge.engine_kwargs={max_num_seqs: 4}"], "and vLLM runs no judge here"),
-        (["judge={kind: likelihood, model: x}", "hardware.judge.engine_kwargs.max_num_seqs=4"], "runs no judge here"),
+        ([*LIKELIHOOD, "hardware.judge.engine_kwargs.max_num_seqs=4"], "runs no judge here"),
         (["judge={kind: likelihood, model: x, engine_kwargs: {quantization: fp8}}"], "which writes no text"),
         (
             ["judge={model: x, served: {server: s}, engine_kwargs: {quantization: fp8}}", "hardware.servers.s.base_url=http://x"],
