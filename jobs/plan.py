@@ -21,11 +21,11 @@ from pipeline.execution.planning.token_habits import habit_notes
 from pipeline.execution.preflight import (
     check_engines,
     check_preference,
-    installed_gpu_memory,
     memory_needs,
     open_run_folder,
 )
 from pipeline.execution.progress import format_duration
+from pipeline.execution.ray_cluster import gpu_memory_here
 from pipeline.inference.base import TOKENS_IN, TOKENS_OUT
 from pipeline.judging.user_code.judge_trial import check_judge
 from pipeline.stages.base import JUDGE_ENGINES
@@ -34,6 +34,11 @@ from pipeline.storage.model_files import hub
 _NO_RATE = (
     "no rate yet: run a small round first, such as run=runs/small articles.limit=100 rounds=1, and name it by --rates"
 )
+# How the trainer's models take less memory, by the use of the model.
+_MEMORY_REMEDIES = {
+    "training": "set hardware.trainer.gradient_checkpointing",
+    "references": "raise hardware.trainer.workers",
+}
 
 
 def plan(
@@ -74,7 +79,7 @@ def plan(
 
     for _ in rounds(estimator):
         pass
-    memory = gpu_gib * GIB if gpu_gib is not None else installed_gpu_memory()
+    memory = gpu_gib * GIB if gpu_gib is not None else gpu_memory_here()
     needs, unknown = _memory_needs(settings, estimator, memory)
     notes = _articles_notes(estimator)
     if any(stage.workload == "sampling" for stage in estimator.unmade.values()):
@@ -192,9 +197,9 @@ def _notes(
     if memory is not None:
         notes += [
             f"{need.use}: about {need.total / GIB:.1f} GiB may not fit a GPU's {memory / GIB:.0f}: lower "
-            "hardware.trainer.tokens_per_batch, or set hardware.trainer.gradient_checkpointing"
+            f"hardware.trainer.tokens_per_batch, or {_MEMORY_REMEDIES[need.use]}"
             for need in needs
-            if need.gpus and not need.token and need.total > memory
+            if need.gpus and need.use in _MEMORY_REMEDIES and need.total > memory
         ]
     return notes
 

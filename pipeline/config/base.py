@@ -89,7 +89,7 @@ class Settings(BaseModel):
 
         YAML reads `yes` and `on` as true, and Python would accept true as the number 1.
         """
-        if isinstance(value, bool) and cls.model_fields[field.field_name or ""].annotation is not bool:
+        if isinstance(value, bool) and cls.model_fields[field.field_name or ""].annotation not in (bool, bool | None):
             raise PydanticCustomError(
                 "boolean", "it should not be true or false (YAML reads yes, no, on and off as true or false)"
             )

@@ -74,9 +74,19 @@ class EngineHardware(Settings):
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """What Ray reserves for an engine on several nodes: one bundle a GPU, the engine's CPUs beside the first."""
+        """What Ray reserves for an engine on several nodes: one bundle a GPU, the engine's CPUs beside the first.
+
+        Empty for an engine on one node, which is one actor.
+        """
+        if self.nodes_per_replica == 1:
+            return []
         bundles: list[dict[str, float]] = [{"GPU": 1} for _ in range(int(self.gpus_per_replica))]
         return [{"CPU": self.cpus_per_replica, **bundles[0]}, *bundles[1:]]
+
+    @property
+    def actor_cpus(self) -> float:
+        """The CPUs that the engine's own actor takes."""
+        return self.cpus_per_replica
 
     def with_arguments(self, engine_kwargs: dict[str, Any]) -> "EngineHardware":
         """These settings with the arguments for vLLM that the section of a model has."""
@@ -102,8 +112,25 @@ class EngineHardware(Settings):
         return self
 
 
+class GroupHardware(EngineHardware):
+    """An engine whose work is done by a group of Ray actors. Each has a bundle of its own, on any node."""
+
+    workers: Annotated[int, Field(gt=0)]  # they share the engine's CPUs and GPUs equally
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What Ray reserves: one bundle a worker."""
+        gpus = {"GPU": self.gpus_per_replica / self.workers} if self.gpus_per_replica else {}
+        return [{"CPU": self.cpus_per_replica / self.workers, **gpus} for _ in range(self.workers)]
+
+    @property
+    def actor_cpus(self) -> float:
+        """None: the engine's own actor only waits for the workers."""
+        return 0
+
+
 class TrainerHardware(Settings):
-    """The Ray Train workers of a training."""
+    """The Ray Train workers of a training, and of the frozen policies that give reference log-probabilities."""
 
     workers: Annotated[int, Field(gt=0)] = 1  # several shard weights and optimizer (FSDP2)
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0  # 0: CPU; below 1: part of a GPU, for a single worker
@@ -115,9 +142,27 @@ class TrainerHardware(Settings):
     cpu_offload: bool = False  # keep weights and optimizer in CPU memory between uses; with GPUs only
     torch_compile: bool = False  # compile the decoder layers: starts 1 to 2 minutes later, steps are faster on a GPU
     save_steps: Annotated[int, Field(gt=0)] = 50  # steps between checkpoints
+    # True: all workers together hold one frozen policy for references and drift, sharded as in training. False: each
+    # worker holds a whole one. None: sharded if a GPU is known to be too small for a whole one.
+    shard_references: bool | None = None
+
+    @property
+    def can_shard(self) -> bool:
+        """Whether training shards the policy, over workers or between GPU and CPU."""
+        return self.workers > 1 or self.cpu_offload
+
+    @property
+    def scoring_workers(self) -> int:
+        """The workers that a frozen policy needs at least."""
+        return self.workers if self.shard_references else 1
 
     @model_validator(mode="after")
     def _check_combination(self) -> "TrainerHardware":
+        if self.shard_references and not self.can_shard:
+            raise ValueError(
+                "hardware.trainer has shard_references and workers=1: there is nothing to shard a policy over. Raise "
+                "workers, set cpu_offload, or remove shard_references"
+            )
         if self.torch_compile and self.gradient_checkpointing:
             raise ValueError(
                 "hardware.trainer has torch_compile and gradient_checkpointing: when a compiled layer is recomputed, "
@@ -256,7 +301,8 @@ class Hardware(Settings):
         With fewer, Ray Data waits for ever without a message.
         """
         engines = [engine.replicas.min * engine.cpus_per_replica for engine in (self.policy, self.judge)]
-        engines.append(self.trainer.cpus_per_worker)  # at least one actor computes reference log-probabilities
+        # Beside them a frozen policy computes reference log-probabilities.
+        engines.append(self.trainer.scoring_workers * self.trainer.cpus_per_worker)
         trainers = self.trainer.workers * self.trainer.cpus_per_worker
         # Two more than the actors use: for a task that reads or writes, and for Ray Train's controller.
         return math.ceil(max(sum(engines) if self.together else max(engines), trainers)) + 2
@@ -304,7 +350,7 @@ class Hardware(Settings):
     def gpus(self) -> float:
         """The GPUs that are needed at the same time, for the smallest number of replicas."""
         engines = [engine.replicas.min * engine.gpus_per_replica for engine in (self.policy, self.judge)]
-        engines.append(self.trainer.gpus_per_worker)
+        engines.append(self.trainer.scoring_workers * self.trainer.gpus_per_worker)
         trainers = self.trainer.workers * self.trainer.gpus_per_worker
         return max(sum(engines) if self.together else max(engines), trainers)
 

@@ -3,11 +3,9 @@
 import importlib.util
 import os
 import re
-import shutil
-import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.config import Alignment, Config, UserError
 from pipeline.config.base import Thinking
@@ -17,6 +15,7 @@ from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.engine_arguments import check_engine_arguments, drafts_tokens
 from pipeline.execution.planning.gpu_memory import MemoryNeed, PackedRow
 from pipeline.execution.progress import Display
+from pipeline.execution.ray_cluster import gpu_memory_here
 from pipeline.inference import thinking as thoughts
 from pipeline.inference.sampling import instruction_prompt
 from pipeline.judging import preference
@@ -30,10 +29,12 @@ from pipeline.storage.model_files import chat_template, hub, shapes
 from pipeline.storage.model_files.chat_template import TemplateRefusal
 from pipeline.training import tracking
 
-_MIB = 1 << 20
 # In the config.json of a model with recurrent layers, or with scores or logits that are changed. Only then does the
 # check of article trees import torch, which takes seconds.
 _UNUSUAL = re.compile(r'"\w*(mamba|ssm_|conv|linear_attn|linear_num|linear_att|recurr|hybrid|layers_block|soft_?cap)')
+
+
+_Settings = TypeVar("_Settings", Config, Alignment)
 
 
 def check_rounds(settings: Config, display: Display) -> Ledger:
@@ -52,7 +53,7 @@ def check_rounds(settings: Config, display: Display) -> Ledger:
     articles.check_corpus(settings.articles)
     check_preference(settings)
     tracking.check_trackers(settings.report_to)
-    check_gpu_memory(settings, installed_gpu_memory())
+    check_gpu_memory(settings, gpu_memory_here())
     warn_of_removed_folders(settings, display)
     return open_run_folder(settings)
 
@@ -276,16 +277,6 @@ def warn_of_removed_folders(settings: Config | Alignment, display: Display) -> N
 # Memory of GPUs
 
 
-def installed_gpu_memory() -> float | None:
-    """Bytes of the smallest GPU of this machine; None if it has no GPU."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    sizes = [float(line) * _MIB for line in finished.stdout.split() if line.isdigit()]
-    return min(sizes) if sizes and finished.returncode == 0 else None
-
-
 def check_gpu_memory(settings: Config, memory: float | None) -> None:
     """Refuse a model that does not fit into the memory of the GPUs.
 
@@ -341,20 +332,44 @@ def memory_needs(
         elif memory is not None and place.gpus_per_replica:
             refusals.append(gpu_memory.scoring_refusal(need, model.dtype, memory))
     if used is None or "trainer" in used:
+        settings = choose_sharding(settings, lambda: memory)
         policy, training, trainer = settings.policy, settings.training, settings.hardware.trainer
         try:
             model_shapes = shapes.read_shapes(policy.model)
             needs.append(gpu_memory.training_memory(model_shapes, policy, training, trainer, row))
+            has_frozen_policy = _has_frozen_policy(settings, used)
+            if has_frozen_policy and trainer.shard_references:
+                needs.append(gpu_memory.frozen_memory(model_shapes, policy, training, trainer))
             if memory is not None and trainer.gpus_per_worker:
-                refusals.append(gpu_memory.training_refusal(model_shapes, policy, training, trainer, row, memory))
-                # In 4 bits they have the trainer's base, on one GPU like training itself.
-                if _has_frozen_policy(settings, used) and not training.load_in_4bit:
-                    refusals.append(gpu_memory.frozen_policy_refusal(model_shapes, policy, trainer, memory))
+                sizes = model_shapes, policy, training, trainer
+                refusals.append(gpu_memory.training_refusal(*sizes, row, memory))
+                refusals.append(gpu_memory.frozen_policy_refusal(*sizes, memory) if has_frozen_policy else None)
         except shapes.UnknownShapes as error:
             unknown.append(f"training: the size of {policy.model} is unknown ({error})")
     if any(refusals):
         raise UserError("\n".join(filter(None, refusals)))
     return needs, unknown
+
+
+def choose_sharding(settings: _Settings, find_memory: Callable[[], float | None]) -> _Settings:
+    """Decide `hardware.trainer.shard_references`, if the settings leave it open and the sizes are known.
+
+    Args:
+        settings: the settings of a run.
+        find_memory: returns the bytes of a GPU, or None if they are unknown. It is called only if they matter.
+    """
+    trainer = settings.hardware.trainer
+    is_open = trainer.shard_references is None and trainer.can_shard and trainer.gpus_per_worker
+    memory = find_memory() if is_open else None
+    if memory is None:
+        return settings
+    try:
+        model = shapes.read_shapes(settings.policy.model)
+        sharded = gpu_memory.needs_shards(model, settings.policy, settings.training, trainer, memory)
+    except shapes.UnknownShapes:
+        return settings
+    trainer = trainer.model_copy(update={"shard_references": sharded})
+    return settings.model_copy(update={"hardware": settings.hardware.model_copy(update={"trainer": trainer})})
 
 
 def _has_frozen_policy(settings: Config, used: set[str] | None) -> bool:

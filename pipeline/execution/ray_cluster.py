@@ -7,7 +7,9 @@ authentication, and stopped at the end. A Ray that this process started before i
 import logging
 import os
 import secrets
+import shutil
 import socket
+import subprocess
 import threading
 import time
 import warnings
@@ -20,6 +22,8 @@ from pipeline.config import UserError
 from pipeline.config.hardware import Hardware
 
 _EXECUTOR_TIMEOUT = 60.0  # seconds in which Ray Data's threads should end
+_LOOK_TIMEOUT = 120.0  # seconds in which all nodes should say what GPUs they have
+_MIB = 1 << 20
 
 
 @contextmanager
@@ -85,6 +89,31 @@ def connected_ray(hardware: Hardware) -> Iterator[Hardware]:
         if not is_running:
             _wait_for_executors()
             ray.shutdown()
+
+
+def gpu_memory_here() -> float | None:
+    """Bytes of the smallest GPU of this machine; None if it has no GPU."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    sizes = [float(line) * _MIB for line in finished.stdout.split() if line.isdigit()]
+    return min(sizes) if sizes and finished.returncode == 0 else None
+
+
+def gpu_memory_of_cluster() -> float | None:
+    """Bytes of the smallest GPU of the cluster's nodes; None if it has no GPU by now, or a node does not answer."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0)(gpu_memory_here)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    try:
+        sizes = ray.get([look.options(scheduling_strategy=place).remote() for place in places], timeout=_LOOK_TIMEOUT)
+    except ray.exceptions.RayError:
+        return None
+    return min(sizes) if sizes and None not in sizes else None
 
 
 def _check_nodes(hardware: Hardware) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from judges.base import Prompt
 from pipeline.config import Alignment, Config
 from pipeline.config.base import Thinking
-from pipeline.config.hardware import EngineHardware, Replicas, Server
+from pipeline.config.hardware import EngineHardware, GroupHardware, Replicas, Server
 from pipeline.config.judging import JudgeSettings
 from pipeline.config.run import PolicySettings
 from pipeline.config.servers import ComparedModel, ServedModel
@@ -23,7 +23,7 @@ from pipeline.inference.pool import EnginePool
 from pipeline.inference.vllm import VllmFactory
 from pipeline.judging.factory import make_judge, reply_method
 from pipeline.stages.base import JUDGE_ENGINES
-from pipeline.stages.references import load_reference
+from pipeline.stages.references import ShardedPolicy, load_reference
 from pipeline.storage.ledger import Artifact
 from pipeline.storage.model_files.hub import fetch, locate
 from pipeline.training.tracking import open_trackers
@@ -186,17 +186,30 @@ def _server_pool(
 
 
 def _scorer(config: Config | Alignment, policy: Mapping[str, Any], residents: ResidentPools) -> EnginePool:
-    """A pool of frozen policies, on the hardware of the trainer, so that the values come from the same kernels."""
+    """A pool of frozen policies, on the hardware of the trainer, so that the values come from the same kernels.
+
+    Each worker of the trainer holds a whole policy, or all together hold one.
+    """
     trainer = config.hardware.trainer
-    hardware = EngineHardware(
-        # With hardware.together the engines run at the same time: start with one replica, and add replicas when the
-        # engines end.
-        replicas=Replicas(min=1 if config.hardware.together else trainer.workers, max=trainer.workers),
-        gpus_per_replica=trainer.gpus_per_worker,
-        cpus_per_replica=trainer.cpus_per_worker,
-    )
     weights = locate(policy["model"]), config.policy.dtype, policy["digest"]
-    load = partial(load_reference, *weights, trainer, config.training.load_in_4bit)
+    load: Callable[[], Any]
+    if trainer.shard_references:
+        load = partial(ShardedPolicy, *weights, trainer)
+        hardware: EngineHardware = GroupHardware(
+            workers=trainer.workers,
+            gpus_per_replica=trainer.workers * trainer.gpus_per_worker,
+            cpus_per_replica=trainer.workers * trainer.cpus_per_worker,
+            batch_size=trainer.workers * EngineHardware().batch_size,
+        )
+    else:
+        load = partial(load_reference, *weights, trainer, config.training.load_in_4bit)
+        hardware = EngineHardware(
+            # With hardware.together the engines run at the same time: start with one replica, and add replicas when
+            # the engines end.
+            replicas=Replicas(min=1 if config.hardware.together else trainer.workers, max=trainer.workers),
+            gpus_per_replica=trainer.gpus_per_worker,
+            cpus_per_replica=trainer.cpus_per_worker,
+        )
     # One batch at a time: it fills the model's threads or its GPU, and a second one would need as much memory again.
     return EnginePool(load, hardware, at_once=1, role="scorer", residents=residents)
 

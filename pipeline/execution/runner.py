@@ -3,6 +3,7 @@
 Rows are stored by `storage/tables.py`. The stages are in `stages/`.
 """
 
+import os
 import threading
 import time
 import uuid
@@ -18,6 +19,7 @@ from pipeline.config.hardware import driver_node_options
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.executor import Executor, address_of
 from pipeline.execution.planning import articles_left
+from pipeline.execution.preflight import choose_sharding
 from pipeline.execution.progress import (
     Display,
     StageProgress,
@@ -25,7 +27,7 @@ from pipeline.execution.progress import (
     start_seconds,
     summarize_record,
 )
-from pipeline.execution.ray_cluster import connected_ray
+from pipeline.execution.ray_cluster import connected_ray, gpu_memory_here, gpu_memory_of_cluster
 from pipeline.execution.recipe import Recipe, compare_recipes
 from pipeline.execution.resources import provide_resources
 from pipeline.inference.actors.residents import ResidentPools
@@ -60,11 +62,19 @@ def open_run(
     with ledger.lock(display.warn):
         run_folder.write_settings(ledger, config)
         display.say(title, style="bold")
+        if "RAY_ADDRESS" not in os.environ:  # before Ray starts, which checks that there are so many GPUs
+            config = choose_sharding(config, gpu_memory_here)
         ray = connected_ray(config.hardware) if dry_run.unmade else nullcontext(config.hardware)
         progress = publishing_progress(display, ledger, dry_run.visited)
         with ledger.remaking(addresses_to_remake), progress, ray as hardware:
             uses = {use for stage in dry_run.unmade.values() for use in stage.uses}
             config = config.model_copy(update={"hardware": hardware})
+            if any(use.endswith("_scorer") for use in uses):
+                config = choose_sharding(config, gpu_memory_of_cluster)
+                if config.hardware.trainer.shard_references:
+                    display.say(
+                        f"references and drift: {config.hardware.trainer.workers} workers hold the policy together"
+                    )
             with Runner(config, ledger, display, dry_run.remake, uses) as runner:
                 yield runner
 

@@ -7,7 +7,7 @@ round measures it.
 """
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pyarrow as pa
 from ray.data import Dataset
@@ -18,9 +18,6 @@ from pipeline.inference.pool import EnginePool
 from pipeline.stages.base import stage
 from pipeline.storage.schema import Outcome, Row, is_drawn, unscored_tokens
 from pipeline.storage.streams import materialize
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 COMPARED = 1 / 16  # share of the articles
 _COLUMNS = ["article_id", "split", "writer", "prompt_ids", "summaries"]
@@ -54,7 +51,7 @@ def drift_from_base(
         policy, base: the build ids of the policies that `policy_scorer` and `base_scorer` hold.
         dtype: the dtype of their weights.
         load_in_4bit: how their base is quantized, as in training.
-        policy_scorer, base_scorer: pools of models, in place of engines.
+        policy_scorer, base_scorer: pools of frozen policies in place of engines, as for the stage `references`.
         trainer: its `tokens_per_batch` is the length of a packed row.
     """
     policy_column, base_column = drift_from_base.writes
@@ -75,10 +72,8 @@ def _keep_compared(table: pa.Table) -> pa.Table:
     return table.filter(pa.array(map(is_compared, table["article_id"].to_pylist()), pa.bool_()))
 
 
-def _score(tokens_per_batch: int, column: str, model: "PreTrainedModel", rows: list[Row]) -> list[Outcome]:
-    from pipeline.training.modeling.logprobs import frozen_logps
-
+def _score(tokens_per_batch: int, column: str, policy: Any, rows: list[Row]) -> list[Outcome]:
     articles = [(row["prompt_ids"], [summary["token_ids"] for summary in row["summaries"]]) for row in rows]
     # The divergence is that of everything the policy samples, so thoughts count, whatever training counts.
     unscored = [[unscored_tokens(summary) for summary in row["summaries"]] for row in rows]
-    return [{column: values} for values in frozen_logps(model, articles, tokens_per_batch, unscored)]
+    return [{column: values} for values in policy.logps(articles, tokens_per_batch, unscored)]

@@ -18,7 +18,7 @@ from pipeline.storage.model_files.engine_check import EngineCheck
 from pipeline.training.batches.article_tree import ArticleTree, pack_row
 from pipeline.training.batches.example import Example
 from pipeline.training.batches.example_table import ExampleTable, stable_hash
-from pipeline.training.modeling import loading, tree_attention
+from pipeline.training.modeling import tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import batch_logps, check_agreement, completion_logps, plain_logps
 
@@ -126,40 +126,30 @@ def make_engine_check(
 
 
 def check_reference(
-    name: str,
-    examples: ExampleTable,
-    dtype: str,
-    device: torch.device,
-    *,
-    article_tree: bool,
-    load_in_4bit: Mapping[str, Any] | None = None,
+    reference: PolicyModule, name: str, examples: ExampleTable, dtype: str, device: torch.device
 ) -> None:
     """Check on a few articles that the reference model gives the reference log-probabilities of the rows.
 
-    Use it if the reference is not the model to train. If it is, step 0 makes this check.
+    Use it if the reference is not the model to train. If it is, step 0 makes this check. A collective if the reference
+    is sharded: every worker must call it, with the same examples.
 
     Args:
-        name: the reference model: a folder, a URI or a name on the hub.
+        reference: the reference, loaded as for the reference log-probabilities.
+        name: its name, for the error message.
         examples: all articles to train on.
         dtype: dtype that the reference log-probabilities were computed in, and so that of training.
-        device: where to load the reference model. It is freed afterwards.
-        article_tree: whether the reference log-probabilities were computed on article trees.
-        load_in_4bit: whether they are of weights in 4 bits, see `loading.load_model`.
+        device: the device of the reference.
 
     Raises:
         ValueError: they differ by more than rounding.
     """
-    checked = _shuffled(examples)[:_MAX_ARTICLES]
-    model = loading.load_model(name, dtype, article_tree=article_tree, load_in_4bit=load_in_4bit, device=device).to(
-        device
-    )
     with torch.no_grad():
         gaps = [
             abs(logp - expected) / length
-            for example in checked
+            for example in _shuffled(examples)[:_MAX_ARTICLES]
             for length, logp, expected in zip(
                 example.lengths,
-                completion_logps(model, _row(example).to(device)).tolist(),
+                reference(completion_logps, _row(example).to(device)).tolist(),
                 example.reference_logps,
                 strict=True,
             )

@@ -25,7 +25,13 @@ from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.losses.objective import Objective
 from pipeline.training.losses.whole_step import RowSlopes, step_slopes
 from pipeline.training.modeling import loading, routing
-from pipeline.training.modeling.fsdp import PolicyModule, checkpoint_activations, compile_layers, full_state_dict, shard
+from pipeline.training.modeling.fsdp import (
+    PolicyModule,
+    checkpoint_activations,
+    compile_layers,
+    full_state_dict,
+    place_policy,
+)
 from pipeline.training.modeling.logprobs import RowScores, check_supported, score_row
 from pipeline.training.optimizer import Optimizer, learning_rate
 
@@ -225,10 +231,7 @@ class TrainLoop:
             compile_layers(self.policy)
         if self.gradient_checkpointing:
             checkpoint_activations(self.policy)
-        if self.workers > 1 or self.cpu_offload:
-            shard(self.policy, self.device, self.workers, cpu_offload=self.cpu_offload)
-        else:
-            self.policy.to(self.device)
+        place_policy(self.policy, self.device, self.workers, cpu_offload=self.cpu_offload)
         self.optimizer = Optimizer(self.policy, self.settings)
 
     def _resume(self, folder: Path) -> None:

@@ -4,6 +4,7 @@ This is the only module of training that imports Ray. `loop.py` runs one worker'
 computed in `stages/references.py`, and the trained policy is judged in `stages/scores.py`.
 """
 
+import gc
 import os
 import signal
 import tempfile
@@ -35,6 +36,8 @@ from pipeline.training.batches.dataset import write_examples
 from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.batches.node_file import shared_file
 from pipeline.training.loop import TrainLoop
+from pipeline.training.modeling import loading
+from pipeline.training.modeling.fsdp import PolicyModule, place_policy
 
 # The errors that `run_training` raises when it gives up: a worker, or Ray Train's controller, failed too often.
 TRAINING_ERRORS = (ray.train.TrainingFailedError, ray.exceptions.RayActorError)
@@ -191,22 +194,41 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Any]:
     """
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as shared:
-        loop, error_answer = None, None
         try:
-            loop = _make_loop(config, shared)
-        except (ValueError, FileNotFoundError) as error:
-            error_answer = _user_error(error)
-        # Perhaps only one worker fails, such as when a path is missing on its node. The others would wait for it.
-        error_answers = [None] * ray.train.get_context().get_world_size()
-        dist.all_gather_object(error_answers, error_answer)
-        shared.close()  # the workers of this node have mapped the file of examples by now
-        if any(error_answers):
-            return next(filter(None, error_answers))
-        assert loop is not None
-        try:
+            examples = _on_all_workers(partial(_map_examples, config, shared))
+            shared.close()  # the workers of this node have mapped the file of examples by now
+            if config["reference_path"] is not None:
+                _check_reference(config, examples)
+            loop = _on_all_workers(partial(_make_loop, config, examples))
             return _train_and_save(loop, config["out_path"], scratch, _RayCheckpointStore(**config["checkpoints"]))
+        except _WorkerRefusal as refusal:
+            return refusal.answer
         except ValueError as error:  # all workers raise it, because they compute it from numbers that they share
             return _user_error(error)
+
+
+class _WorkerRefusal(Exception):
+    """What a worker found can only be fixed by the user. `answer` is the result of `_user_error` on that worker."""
+
+    def __init__(self, answer: dict[str, str]) -> None:
+        self.answer = answer
+
+
+def _on_all_workers(function: Callable[[], Any]) -> Any:
+    """Call a function that talks to no other worker. If it fails on one worker, raise _WorkerRefusal on all of them.
+
+    Perhaps only one worker fails, such as when a path is missing on its node. The others would wait for it.
+    """
+    result, error_answer = None, None
+    try:
+        result = function()
+    except (ValueError, FileNotFoundError) as error:
+        error_answer = _user_error(error)
+    error_answers = [None] * ray.train.get_context().get_world_size()
+    dist.all_gather_object(error_answers, error_answer)
+    if any(error_answers):
+        raise _WorkerRefusal(next(filter(None, error_answers)))
+    return result
 
 
 def _user_error(error: Exception) -> dict[str, str]:
@@ -214,9 +236,8 @@ def _user_error(error: Exception) -> dict[str, str]:
     return {"user_error": str(error), "traceback": "".join(traceback.format_exception(error))}
 
 
-def _make_loop(config: dict[str, Any], shared: ExitStack) -> TrainLoop:
-    """Make this worker's loop. The node's file of examples has its name until `shared` is closed."""
-    context, reference_path = ray.train.get_context(), config["reference_path"]
+def _map_examples(config: dict[str, Any], shared: ExitStack) -> ExampleTable:
+    """Map this node's file of examples, which has its name until `shared` is closed."""
     write = partial(
         write_examples,
         config["rows_path"],
@@ -225,9 +246,31 @@ def _make_loop(config: dict[str, Any], shared: ExitStack) -> TrainLoop:
         loss_on=config["settings"]["loss_on"],
         with_shared_logps=config["settings"]["ld_alpha"] is not None,
     )
-    path = shared.enter_context(shared_file(config["checkpoints"]["token"], write))
-    loop = TrainLoop(
-        examples=ExampleTable.map_file(path),
+    return ExampleTable.map_file(shared.enter_context(shared_file(config["checkpoints"]["token"], write)))
+
+
+def _check_reference(config: dict[str, Any], examples: ExampleTable) -> None:
+    """Check the reference, sharded like the policy. It is freed before the policy is loaded."""
+    settings, layout, device = config["settings"], config["layout"], ray.train.torch.get_device()
+    load = partial(
+        loading.load_model,
+        config["reference_path"],
+        settings["dtype"],
+        article_tree=layout["article_tree"],
+        load_in_4bit=settings["load_in_4bit"],
+        device=device,
+    )
+    reference = PolicyModule(_on_all_workers(load).requires_grad_(False))
+    place_policy(reference, device, ray.train.get_context().get_world_size(), cpu_offload=layout["cpu_offload"])
+    consistency.check_reference(reference, config["reference_path"], examples, settings["dtype"], device)
+    del reference
+    gc.collect()  # sharded modules are in reference cycles
+
+
+def _make_loop(config: dict[str, Any], examples: ExampleTable) -> TrainLoop:
+    context = ray.train.get_context()
+    return TrainLoop(
+        examples=examples,
         model_path=config["model_path"],  # not a folder of this node: an adapter names its base for all nodes
         settings=config["settings"],
         **config["layout"],
@@ -237,18 +280,8 @@ def _make_loop(config: dict[str, Any], shared: ExitStack) -> TrainLoop:
         # Not `ray.train.report`: it blocks until the controller, which polls every 2 s, has taken the last report.
         report=partial(_send, config["progress"]),
         checkpoints=_RayCheckpointStore(**config["checkpoints"]),
-        from_reference=reference_path is None,
+        from_reference=config["reference_path"] is None,
     )
-    if reference_path is not None and loop.rank == 0:  # `_train_on_worker` tells the other workers about an error
-        consistency.check_reference(
-            reference_path,
-            loop.examples,
-            config["settings"]["dtype"],
-            loop.device,
-            article_tree=config["layout"]["article_tree"],
-            load_in_4bit=config["settings"]["load_in_4bit"],
-        )
-    return loop
 
 
 def _train_and_save(loop: TrainLoop, out_path: str, scratch: str, checkpoints: "_RayCheckpointStore") -> dict[str, Any]:

@@ -159,7 +159,7 @@ def training_memory(
     trained = _trained(model, settings)
     mastered = policy.dtype != "float32"  # a float32 model is its own master
     state = {
-        "weights": _base_weights(model, size, settings) + (trained * size if settings.lora else 0),
+        "weights": _policy_weights(model, size, settings),
         "masters": 4 * trained if mastered else 0,
         "Adam": 8 * trained,
         "gradients": 4 * trained,
@@ -174,16 +174,32 @@ def training_memory(
     if trainer.gradient_checkpointing:  # backward runs a layer again after the head's logits are freed
         about["head"] = max(about["head"], row.tokens * _layer(model, size, trainer))
     if workers > 1 or trainer.cpu_offload:
-        # FSDP2 keeps gathered: the weights outside the layers from forward to backward, the current layer and the next
-        # one, and the whole gradient of a layer, in float32 while it is summed.
-        layer = (model.parameters - model.embeddings) // model.layers
+        # Beside gathered weights there is the whole gradient of a layer, in float32 while it is summed.
         share = trained / model.parameters
-        about["gathered"] = int(size * (model.embeddings + 2 * layer) + (size + 4) * share * (layer + model.embeddings))
+        gradients = (size + 4) * share * (_layer_parameters(model) + model.embeddings)
+        about["gathered"] = _gathered_weights(model, size) + int(gradients)
     if trainer.gpus_per_worker:
         about["CUDA"] = CUDA_OVERHEAD
-    form = "bitsandbytes, 4 bits" if settings.load_in_4bit else None
-    gpus = trainer.gpus_per_worker
+    form, gpus = _quantized_form(settings), trainer.gpus_per_worker
     return MemoryNeed("training", model.name, model.parameters, gpus, sure, about, limit=1.0, quantization=form)
+
+
+def _quantized_form(settings: Training) -> str | None:
+    return "bitsandbytes, 4 bits" if settings.load_in_4bit else None
+
+
+def _layer_parameters(model: ModelShapes) -> int:
+    return (model.parameters - model.embeddings) // model.layers
+
+
+def _gathered_weights(model: ModelShapes, size: int) -> int:
+    """Bytes of the whole weights that FSDP2 holds in a forward: those outside the layers, this layer and the next."""
+    return size * (model.embeddings + 2 * _layer_parameters(model))
+
+
+def _policy_weights(model: ModelShapes, size: int, settings: Training) -> int:
+    """Bytes of a whole policy: the model, or the base with its adapter."""
+    return _base_weights(model, size, settings) + (_trained(model, settings) * size if settings.lora else 0)
 
 
 def _base_weights(model: ModelShapes, size: int, settings: Training) -> int:
@@ -294,21 +310,57 @@ def training_refusal(
     return f"{message}: {save}, or use larger GPUs"
 
 
-def frozen_policy_refusal(
-    model: ModelShapes, policy: PolicySettings, trainer: TrainerHardware, memory: float
-) -> str | None:
-    """Why a policy cannot be loaded to compute log-probabilities on GPUs with `memory` bytes. None if it can.
+def frozen_memory(
+    model: ModelShapes, policy: PolicySettings, settings: Training, trainer: TrainerHardware
+) -> MemoryNeed:
+    """The memory of a policy that computes reference log-probabilities and drift: whole on a GPU, or sharded."""
+    size, workers, tokens = BYTES[policy.dtype], 1, trainer.tokens_per_batch
+    sure = {"weights": _policy_weights(model, size, settings)}
+    if trainer.shard_references:
+        workers = trainer.workers
+        shard = 0 if trainer.cpu_offload else sure["weights"] // workers
+        sure = {"weights": shard, "gathered": _gathered_weights(model, size)}
+    about = {
+        "activations": tokens * _layer(model, size, trainer),  # of one layer at a time, as there is no backward
+        "head": (4 + size) * min(LOGITS_PER_CHUNK, tokens * model.vocabulary),
+    }
+    if trainer.gpus_per_worker:
+        about["CUDA"] = CUDA_OVERHEAD
+    form, gpus = _quantized_form(settings), workers * trainer.gpus_per_worker
+    return MemoryNeed("references", model.name, model.parameters, gpus, sure, about, limit=1.0, quantization=form)
 
-    Training shards the policy over its workers. References and drift are computed by whole models, one on each GPU.
-    """
-    need = scoring_memory("references", model, policy.dtype, EngineHardware(gpus_per_replica=trainer.gpus_per_worker))
+
+def needs_shards(
+    model: ModelShapes, policy: PolicySettings, settings: Training, trainer: TrainerHardware, memory: float
+) -> bool:
+    """Whether a whole frozen policy may not fit a GPU with `memory` bytes."""
+    whole = trainer.model_copy(update={"shard_references": False})
+    return frozen_memory(model, policy, settings, whole).total > memory
+
+
+def frozen_policy_refusal(
+    model: ModelShapes, policy: PolicySettings, settings: Training, trainer: TrainerHardware, memory: float
+) -> str | None:
+    """Why a policy cannot be loaded to compute log-probabilities on GPUs with `memory` bytes. None if it can."""
+    need = frozen_memory(model, policy, settings, trainer)
     if need.fits(memory):
         return None
-    return (
-        f"references: {need.describe(policy.dtype)} are {need.sure['weights'] / GIB:.1f} GiB of weights, and a GPU has "
-        f"{memory / GIB:.0f} GiB. Training shards the policy, but whole models compute reference log-probabilities and "
-        "drift, one on each GPU of hardware.trainer: use larger GPUs or a smaller policy"
-    )
+    message = f"references: {need.describe(policy.dtype)} take {sum(need.sure.values()) / GIB:.1f} GiB on "
+    if trainer.shard_references:
+        held = ", ".join(f"{what} {size / GIB:.1f}" for what, size in need.sure.items())
+        message += f"each of {trainer.workers} GPU{'s' * (trainer.workers > 1)} ({held})"
+    else:
+        message += "a GPU, as a whole frozen policy computes reference log-probabilities and drift"
+    message += f". A GPU has {memory / GIB:.0f} GiB"
+    if trainer.shard_references is False and trainer.can_shard:
+        sharded = trainer.model_copy(update={"shard_references": True})
+        if frozen_memory(model, policy, settings, sharded).fits(memory):
+            return f"{message}: remove hardware.trainer.shard_references, so that the policy is sharded as in training"
+    for workers in (2, 4, 8, 16, 32, 64):
+        wider = trainer.model_copy(update={"workers": workers, "gpus_per_worker": 1, "shard_references": True})
+        if workers > trainer.workers and frozen_memory(model, policy, settings, wider).fits(memory):
+            return f"{message}: raise hardware.trainer.workers to {workers}, which shards it"
+    return f"{message}: use larger GPUs or a smaller policy"
 
 
 def format_parameters(parameters: int) -> str:

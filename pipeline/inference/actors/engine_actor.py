@@ -25,7 +25,15 @@ from ray import cloudpickle
 from judges.base import Skip
 from pipeline.config import UserError
 from pipeline.config.messages import one_line
-from pipeline.inference.base import ENGINE_LOADS, ENGINE_MS, ENGINE_START_MS, ENGINE_STARTS, EngineFactory, EngineStep
+from pipeline.inference.base import (
+    ENGINE_LOADS,
+    ENGINE_MS,
+    ENGINE_START_MS,
+    ENGINE_STARTS,
+    EngineDied,
+    EngineFactory,
+    EngineStep,
+)
 from pipeline.storage.schema import Outcome, Row, apply_step
 
 _KEPT_WORK = 8  # loans whose work stays in memory: those of the stages that run now, and more
@@ -170,12 +178,17 @@ class EngineActor:
         give_up_reason = ray.get(self.crash_log.start_engine.remote(name))
         if give_up_reason is not None:
             raise UserError(give_up_reason)
-        self.engine = factory()
+        try:
+            self.engine = factory()
+        except EngineDied as error:
+            self._die(name, [], error)
         ray.get(self.crash_log.engine_ready.remote(name))
 
     def _drop_engine(self) -> None:
         if self.engine is None:
             return
+        if hasattr(self.engine, "close"):  # else what it holds outside of this process would be there for a while
+            self.engine.close()
         self.engine, self.factory, self.is_asleep = None, None, False
         gc.collect()
         torch = sys.modules.get("torch")

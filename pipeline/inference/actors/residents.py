@@ -6,7 +6,6 @@ policy, judge and trainer use in turn, engines sleep instead: they give up the G
 """
 
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,20 +28,17 @@ class EngineActors:
 
     Attributes:
         role: what the actors are for, as `ray list actors` shows it.
-        cpus, gpus: what each actor asks Ray for.
+        hardware: what each engine takes.
         at_once: batches that an engine runs at the same time.
         crash_log: the handle of the driver's crash log.
-        bundles: if each engine is on several nodes, what its placement group reserves; else empty.
         handles: the actors that live through the run.
         groups: their placement groups, if they have some.
     """
 
     role: str
-    cpus: float
-    gpus: float
+    hardware: EngineHardware
     at_once: int
     crash_log: Any
-    bundles: tuple[Mapping[str, float], ...] = ()
     handles: tuple[Any, ...] = ()
     groups: tuple[Any, ...] = ()
 
@@ -52,11 +48,11 @@ class EngineActors:
         Returns:
             the handle, and the placement group of the actor or None. The group ends with the process that made it.
         """
-        options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        options: dict[str, Any] = {"num_cpus": self.hardware.actor_cpus, "num_gpus": self.gpus}
         group = None
-        if self.bundles:
-            # PACK: on as few nodes as possible. vLLM starts one worker in each bundle of the group of its process.
-            group = placement_group([dict(bundle) for bundle in self.bundles], strategy="PACK")
+        if bundles := self.hardware.bundles:
+            # PACK: on as few nodes as possible. The engine starts a worker in each bundle of the group of its process.
+            group = placement_group(bundles, strategy="PACK")
             options["num_gpus"] = 0  # the worker in the first bundle takes the GPU there
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
@@ -73,6 +69,16 @@ class EngineActors:
             .remote(self.at_once, self.crash_log)
         )
         return actor, group
+
+    @property
+    def cpus(self) -> float:
+        """What an engine takes of Ray's CPUs."""
+        return self.hardware.cpus_per_replica
+
+    @property
+    def gpus(self) -> float:
+        """What an engine takes of Ray's GPUs."""
+        return self.hardware.gpus_per_replica
 
     def has_room(self) -> bool:
         """Whether Ray has room for one more actor now, and for a task beside it."""
@@ -127,10 +133,10 @@ class ResidentPools:
             _end(pool)
             pool = None
         takes_turns = self.take_turns(hardware.gpus_per_replica)
-        gpus = _GPU_SHARE if takes_turns else hardware.gpus_per_replica
+        if takes_turns:
+            hardware = hardware.model_copy(update={"gpus_per_replica": _GPU_SHARE})
         if pool is None:
-            bundles = tuple(hardware.bundles) if hardware.nodes_per_replica > 1 else ()
-            actors = EngineActors(role, hardware.cpus_per_replica, gpus, at_once, crash_log_actor(), bundles)
+            actors = EngineActors(role, hardware, at_once, crash_log_actor())
             count = hardware.replicas.min
             self._make_room(count * actors.cpus, count * actors.gpus)
             handles, groups = zip(*(actors.start_one() for _ in range(count)), strict=True)

@@ -38,21 +38,20 @@ class LikelihoodEngine:
     def __init__(self, model: str, dtype: str, max_model_len: int | None, on_gpu: bool):
         from transformers import AutoTokenizer
 
+        from pipeline.training.modeling.frozen import FrozenPolicy
         from pipeline.training.modeling.loading import load_model
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        loaded = load_model(model, dtype, article_tree=True).requires_grad_(False)
-        self.model = loaded.to("cuda") if on_gpu else loaded
+        loaded = load_model(model, dtype, article_tree=True)
+        self.policy = FrozenPolicy(loaded, "cuda" if on_gpu else "cpu")
         limits = (max_model_len, getattr(loaded.config, "max_position_embeddings", None))
         self.max_model_len = min((limit for limit in limits if limit is not None), default=None)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        from pipeline.training.modeling.logprobs import frozen_token_logps
-
         trees = [self._tokenize(prompt) for prompt in prompts]
         fitting = [[ids for ids in texts if self._fits(prompt_ids, ids)] for prompt_ids, texts in trees]
         scorable = [(tree[0], texts) for tree, texts in zip(trees, fitting, strict=True) if texts]
-        logps = iter(frozen_token_logps(self.model, scorable, _TOKENS_PER_BATCH))
+        logps = iter(self.policy.token_logps(scorable, _TOKENS_PER_BATCH))
         return [
             self._reply(prompt, tree, next(logps)) if texts else Reply(tree[0], error=_fault(tree[1]))
             for prompt, tree, texts in zip(prompts, trees, fitting, strict=True)

@@ -239,6 +239,11 @@ def pack_row(
     )
 
 
+def empty_row() -> ArticleTree:
+    """A row of two tokens that nobody reads. It lets a worker take part in a collective forward."""
+    return pack_row([([0], [[0]])])
+
+
 def _group_branches(begin: int, lengths: Sequence[int], prompt_tokens: int) -> tuple[Branches, ...]:
     """Group neighbouring branches of these lengths, of which the first begins at token `begin`."""
     groups = [Branches(begin, begin)]

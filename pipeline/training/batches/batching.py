@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.training.batches.article_tree import ArticleTree, first_fit_rows, pack_row
+from pipeline.training.batches.article_tree import ArticleTree, empty_row, first_fit_rows, pack_row
 from pipeline.training.batches.example import Example
 from pipeline.training.batches.example_table import ExampleTable, stable_hash
 from pipeline.training.modeling.logprobs import RowScores
@@ -327,7 +327,7 @@ def _empty_micro_batch() -> MicroBatch:
     """A row without pairs: its loss is an empty sum and its gradient zero, but it takes part in all collectives."""
     no_pairs = torch.zeros(0, dtype=torch.int64)
     return MicroBatch(
-        tree=pack_row([([0], [[0]])]),
+        tree=empty_row(),
         chosen=no_pairs,
         rejected=no_pairs,
         reference_logps=torch.zeros(1),

@@ -70,6 +70,18 @@ def checkpoint_activations(policy: PolicyModule) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
+def place_policy(policy: PolicyModule, device: torch.device, workers: int, *, cpu_offload: bool = False) -> None:
+    """Put a policy where it computes, in place: whole on a device, or sharded, and then it is a collective.
+
+    Args:
+        policy, device, workers, cpu_offload: see `shard`. A single worker without `cpu_offload` keeps the whole policy.
+    """
+    if workers > 1 or cpu_offload:
+        shard(policy, device, workers, cpu_offload=cpu_offload)
+    else:
+        policy.to(device)
+
+
 def shard(policy: PolicyModule, device: torch.device, workers: int, *, cpu_offload: bool = False) -> None:
     """Shard the weights over all workers, in place. A collective: every worker must call it.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.training.batches.article_tree import Article, ArticleTree, Ids, Unscored, pack_rows
+from pipeline.training.batches.article_tree import ArticleTree, Ids, Unscored
 from pipeline.training.modeling import lm_head, routing, tree_attention
 from pipeline.training.modeling.recurrent_layers import RECURRENT, layer_kinds, recurrent_obstacle
 
@@ -93,58 +93,6 @@ def score_row(
         router = routing.router_losses(model, router_logits, spans) if router_logits else None
     logps = _sum_by_completion(token_logps, tree.owner, len(tree.completions))
     return RowScores(logps, token_logps, concentrations, router)
-
-
-@torch.no_grad()
-def frozen_logps(
-    model: PreTrainedModel,
-    articles: Sequence[Article],
-    tokens_per_batch: int,
-    unscored: Sequence[Sequence[Unscored]] | None = None,
-) -> list[list[float]]:
-    """Compute `completion_logps` for all articles, packed as in training and without a gradient.
-
-    Args:
-        model: see `completion_logps`.
-        articles: each a prompt and its completions.
-        tokens_per_batch: largest number of tokens in a packed row.
-        unscored: for each article, what of each completion is not scored; None: everything is scored.
-
-    Returns:
-        For each article, the log-probability of each completion, in nats.
-    """
-    logps = [[math.nan] * len(completions) for _, completions in articles]
-    for tree in pack_rows(articles, tokens_per_batch, unscored):
-        values = completion_logps(model, tree.to(model.device)).tolist()
-        for (article, completion), value in zip(tree.completions, values, strict=True):
-            logps[article][completion] = value
-    return logps
-
-
-@torch.no_grad()
-def frozen_token_logps(
-    model: PreTrainedModel,
-    articles: Sequence[Article],
-    tokens_per_batch: int,
-    unscored: Sequence[Sequence[Unscored]] | None = None,
-) -> list[list[list[float]]]:
-    """Like `frozen_logps`, for every scored token of each completion instead of their sum.
-
-    Args:
-        model, articles, tokens_per_batch, unscored: see `frozen_logps`.
-
-    Returns:
-        For each article and each of its completions, the log-probability of each scored token, in nats.
-
-    Raises:
-        ValueError: as `completion_logps`.
-    """
-    logps: list[list[list[float]]] = [[[] for _ in completions] for _, completions in articles]
-    for tree in pack_rows(articles, tokens_per_batch, unscored):
-        by_completion = score_row(model, tree.to(model.device)).token_logps.split(list(tree.lengths))
-        for (article, completion), of_completion in zip(tree.completions, by_completion, strict=True):
-            logps[article][completion] = of_completion.tolist()
-    return logps
 
 
 def _tree_hidden(model: PreTrainedModel, tree: ArticleTree, with_router: bool) -> tuple[Tensor, Sequence[Tensor]]:

@@ -19,7 +19,9 @@ def test_a_continuation_has_the_log_probability_of_a_plain_forward(engine):
     prompts = [Prompt(user(text), 1, continuations=texts) for text in ("Summarize.", "Say something else.")]
     for prompt, reply in zip(prompts, engine.generate(prompts), strict=True):
         ids = [engine.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        plain = plain_logps(engine.model, encode_messages(engine.tokenizer, prompt.messages), ids).tolist()
+        plain = plain_logps(
+            engine.policy.policy.model, encode_messages(engine.tokenizer, prompt.messages), ids
+        ).tolist()
         assert [sample.logp for sample in reply.samples] == pytest.approx(plain, abs=1e-3)
         assert [sample.token_ids for sample in reply.samples] == ids
         for sample in reply.samples:

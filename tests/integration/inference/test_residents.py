@@ -228,7 +228,7 @@ def spread_over_nodes():
     ray.init(num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False)
     residents_module.EngineActor = Placed
     hardware = EngineHardware(cpus_per_replica=0.5, gpus_per_replica=4, nodes_per_replica=2)
-    actors = residents_module.EngineActors("policy", 0.5, 4, 2, None, tuple(hardware.bundles))
+    actors = residents_module.EngineActors("policy", hardware, 2, None)
     actor, group = actors.start_one()
     bundles = ray.get(actor.look.remote(), timeout=90)
     pools = ResidentPools()

@@ -498,10 +498,11 @@ def test_references_of_another_model_than_the_reference_are_refused(
     rows: list, model_path: Path, later_policy: Path, tmp_path: Path
 ) -> None:
     examples = read_examples(write(rows, tmp_path / "rows"), PARTS, loading.weights_digest(model_path))
+    reference, later = (PolicyModule(loading.load_model(path, "float32")) for path in (model_path, later_policy))
     device = torch.device("cpu")
-    consistency.check_reference(str(model_path), examples, "float32", device, article_tree=True)
-    with pytest.raises(ValueError, match="the references are of other weights"):
-        consistency.check_reference(str(later_policy), examples, "float32", device, article_tree=True)
+    consistency.check_reference(reference, "base", examples, "float32", device)
+    with pytest.raises(ValueError, match="^the reference is later, .*: the references are of other weights"):
+        consistency.check_reference(later, "later", examples, "float32", device)
 
 
 def test_the_sampler_is_compared_with_the_policy_and_not_with_the_base(

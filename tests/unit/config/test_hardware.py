@@ -5,7 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.config.hardware import EngineHardware, Hardware, Replicas, TrainerHardware
+from pipeline.config.hardware import EngineHardware, GroupHardware, Hardware, Replicas, TrainerHardware
 
 engines = st.builds(EngineHardware, replicas=st.integers(1, 4), cpus_per_replica=st.sampled_from([0.25, 0.5, 1, 2, 4]))
 hardware = st.builds(
@@ -61,6 +61,16 @@ def test_engines_in_turn_share_gpus_and_engines_together_do_not():
     assert Hardware(policy=two_gpus, judge=two_gpus, together=True).gpus() == 4
 
 
+def test_a_sharded_frozen_policy_takes_all_workers_beside_the_engines():
+    one_gpu = EngineHardware(gpus_per_replica=1)
+    trainer = {"workers": 4, "gpus_per_worker": 1, "cpus_per_worker": 2}
+    for shard, workers in ((None, 1), (False, 1), (True, 4)):
+        settings = {"policy": one_gpu, "judge": one_gpu, "trainer": trainer | {"shard_references": shard}}
+        assert Hardware(**settings, together=True).gpus() == max(1 + 1 + workers, 4)
+        assert Hardware(**settings, together=True).cpus() == max(1 + 1 + 2 * workers, 8) + 2
+        assert Hardware(**settings).gpus() == 4
+
+
 def test_a_growing_pool_needs_only_its_minimum_replicas():
     growing = EngineHardware(gpus_per_replica=1, cpus_per_replica=2, replicas={"min": 1, "max": 8})
     assert Hardware(policy=growing).gpus() == 1
@@ -87,6 +97,7 @@ def test_invalid_replicas_are_refused(replicas, message):
     ("settings", "message"),
     [
         ({"cpu_offload": True}, "cpu_offload, which saves GPU memory, and gpus_per_worker is 0: remove cpu_offload"),
+        ({"shard_references": True}, "there is nothing to shard a policy over. Raise workers, set cpu_offload, or"),
         ({"torch_compile": True, "gradient_checkpointing": True}, "Choose one of them"),
     ],
 )
@@ -99,6 +110,7 @@ def test_an_engine_on_several_nodes_reserves_a_bundle_for_each_gpu():
     engine = EngineHardware(gpus_per_replica=4, nodes_per_replica=2, cpus_per_replica=3)
     assert engine.bundles == [{"CPU": 3, "GPU": 1}, {"GPU": 1}, {"GPU": 1}, {"GPU": 1}]
     assert engine.tensor_parallel_size == 4
+    assert EngineHardware(gpus_per_replica=4).bundles == []
     for gpus in (1, 3):
         with pytest.raises(ValidationError, match=f"nodes_per_replica is 2 and gpus_per_replica is {gpus}"):
             EngineHardware(gpus_per_replica=gpus, nodes_per_replica=2)
@@ -113,3 +125,10 @@ def test_an_engine_that_no_node_has_room_for_is_refused():
     wide.check_nodes([16])
     Hardware(judge=EngineHardware(gpus_per_replica=16, nodes_per_replica=2)).check_nodes([8, 8])
     Hardware().check_nodes([])
+
+
+def test_each_worker_of_a_group_has_an_equal_part_and_their_leader_none():
+    group = GroupHardware(workers=4, gpus_per_replica=4, cpus_per_replica=2)
+    assert group.bundles == [{"CPU": 0.5, "GPU": 1}] * 4
+    assert group.actor_cpus == 0
+    assert GroupHardware(workers=2, cpus_per_replica=2).bundles == [{"CPU": 1}] * 2

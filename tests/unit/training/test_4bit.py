@@ -11,7 +11,7 @@ import torch
 from pipeline.config.training import FourBit, Lora, References, Training, check_4bit
 from pipeline.training import consistency
 from pipeline.training.modeling import loading
-from pipeline.training.modeling.fsdp import full_state_dict
+from pipeline.training.modeling.fsdp import PolicyModule, full_state_dict
 from tests.helpers.training import LORA, learnable_examples, lora_loop, save_lora_base
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: make dev")
@@ -80,10 +80,11 @@ def test_the_next_round_starts_from_its_own_reference(base: Path, first: Path) -
     with pytest.raises(ValueError, match="at step 0, before any update"):
         lora_loop(first, learnable_examples(first), load_in_4bit=IN_4BIT).run()
     examples = learnable_examples(base, load_in_4bit=IN_4BIT)
-    options = {"dtype": "float32", "device": torch.device("cpu"), "article_tree": True}
-    consistency.check_reference(str(base), examples, **options, load_in_4bit=IN_4BIT)
+    in_4bit, in_full = (PolicyModule(loading.load_model(base, "float32", load_in_4bit=q)) for q in (IN_4BIT, None))
+    device = torch.device("cpu")
+    consistency.check_reference(in_4bit, "base", examples, "float32", device)
     with pytest.raises(ValueError, match="other weights, another dtype"):
-        consistency.check_reference(str(base), examples, **options)
+        consistency.check_reference(in_full, "base", examples, "float32", device)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline.config.run import PolicySettings
 from pipeline.config.training import Training
 from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.gpu_memory import GIB, PackedRow
-from pipeline.execution.preflight import memory_needs
+from pipeline.execution.preflight import choose_sharding, memory_needs
 from pipeline.storage.model_files import shapes
 from tests.helpers.paths import DEMO
 
@@ -219,18 +220,56 @@ def test_a_base_in_4_bits_keeps_its_embeddings_and_experts(tmp_path, double_quan
     assert need.sure["weights"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_policy_too_large_for_one_gpu_cannot_be_the_reference(tmp_path):
-    small = shapes.read_shapes(write_headers(tmp_path / "8b", LLAMA_8B))
-    policy, trainer = PolicySettings(model="8b"), TrainerHardware(workers=16, gpus_per_worker=1)
+EMBEDDINGS_8B = 2 * 128256 * 4096
+LAYER_8B = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14336 + 2 * 4096
 
-    assert gpu_memory.training_refusal(small, policy, Training(), trainer, PackedRow(0, 0), 14 * GIB) is None
-    refused = gpu_memory.frozen_policy_refusal(small, policy, trainer, 14 * GIB)
-    assert "8.0B parameters in bfloat16 are 15.0 GiB of weights, and a GPU has 14 GiB" in refused
-    assert gpu_memory.frozen_policy_refusal(small, policy, trainer, 16 * GIB) is None
+
+def frozen(folder: Path, **trainer: Any) -> tuple[Any, ...]:
+    """The arguments about an 8B policy, in bfloat16."""
+    small = shapes.read_shapes(write_headers(folder / "8b", LLAMA_8B))
+    return small, PolicySettings(model="8b"), Training(), TrainerHardware(gpus_per_worker=1, **trainer)
+
+
+def test_a_frozen_policy_is_whole_or_takes_a_shard_and_what_is_gathered(tmp_path):
+    small, policy, training, trainer = frozen(tmp_path, workers=16)
+    whole = gpu_memory.frozen_memory(small, policy, training, trainer)
+    assert (whole.gpus, whole.sure) == (1, {"weights": 2 * small.parameters})
+
+    trainer = trainer.model_copy(update={"shard_references": True})
+    sharded = gpu_memory.frozen_memory(small, policy, training, trainer)
+    gathered = pytest.approx(2 * (EMBEDDINGS_8B + 2 * LAYER_8B), rel=1e-6)
+    assert (sharded.gpus, sharded.sure) == (16, {"weights": 2 * small.parameters // 16, "gathered": gathered})
+    assert sharded.about == whole.about
+
+    offloaded = trainer.model_copy(update={"cpu_offload": True})
+    assert gpu_memory.frozen_memory(small, policy, training, offloaded).sure == {"weights": 0, "gathered": gathered}
+    adapter = gpu_memory.frozen_memory(small, policy, Training(lora=LORA), trainer)
+    lora = 2 * small.lora(8, "all-linear")
+    assert adapter.sure["weights"] == (2 * small.parameters + lora) // 16
 
 
 @pytest.mark.parametrize(
-    ("changes", "used", "is_refused"),
+    ("trainer", "gib", "remedy"),
+    [
+        ({"workers": 1}, 16, None),
+        ({"workers": 1}, 14, "raise hardware.trainer.workers to 2, which shards it"),
+        ({"workers": 16, "shard_references": False}, 14, "remove hardware.trainer.shard_references, so that .*"),
+        ({"workers": 16, "shard_references": True}, 14, None),
+        ({"workers": 2, "shard_references": True}, 8, "raise hardware.trainer.workers to 4, which shards it"),
+        ({"workers": 16, "shard_references": True}, 2, "use larger GPUs or a smaller policy"),
+    ],
+)
+def test_a_frozen_policy_is_refused_only_if_it_does_not_fit_sharded(tmp_path, trainer, gib, remedy):
+    refused = gpu_memory.frozen_policy_refusal(*frozen(tmp_path, **trainer), gib * GIB)
+    if remedy is None:
+        assert refused is None
+    else:
+        found = rf"references: 8.0B parameters in bfloat16 take .* GiB on .*\. A GPU has {gib} GiB: {remedy}"
+        assert re.fullmatch(found, refused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "used", "has_frozen_policy"),
     [
         ([], None, True),
         ([], {"trainer", "reference_scorer"}, True),
@@ -240,12 +279,39 @@ def test_a_policy_too_large_for_one_gpu_cannot_be_the_reference(tmp_path):
         ([*SAMPLER, "rounds=1"], None, False),
     ],
 )
-def test_a_run_whose_policy_no_gpu_holds_is_refused(tmp_path, changes, used, is_refused):
+def test_a_run_shards_a_frozen_policy_that_no_gpu_holds(tmp_path, changes, used, has_frozen_policy):
     policy = write_headers(tmp_path / "8b", LLAMA_8B)
     hardware = ["hardware.trainer={workers: 16, gpus_per_worker: 1}", "hardware.ray_cpus=64"]
     settings = load_config(DEMO, [f"run={tmp_path}", f"policy.model={policy}", "rounds=2", *hardware, *changes])
-    with pytest.raises(UserError, match="^references: 8.0B") if is_refused else nullcontext():
-        memory_needs(settings, 14 * GIB, PackedRow(0, 0), used)
+
+    def gpus(gib):
+        needs, _ = memory_needs(settings, gib and gib * GIB, PackedRow(0, 0), used)
+        return [need.gpus for need in needs if need.use == "references"]
+
+    # In float32 the weights are 30 GiB, and leave too little of 31.
+    assert gpus(14) == gpus(31) == ([16] if has_frozen_policy else [])
+    assert gpus(40) == gpus(None) == []
+    settings = settings.model_copy(
+        update={"hardware": load_config(DEMO, [*hardware, "hardware.trainer.shard_references=false"]).hardware}
+    )
+    with pytest.raises(UserError, match="^references: 8.0B") if has_frozen_policy else nullcontext():
+        gpus(14)
+
+
+def test_sharding_is_chosen_only_where_the_settings_leave_it_open(tmp_path):
+    def chosen(gib, *changes):
+        settings = load_config(DEMO, [f"run={tmp_path}", "hardware.ray_cpus=64", *changes])
+        return choose_sharding(settings, lambda: gib and gib * GIB).hardware
+
+    two = "hardware.trainer={workers: 2, gpus_per_worker: 1}"
+    assert chosen(0.001, two).trainer.shard_references is True
+    assert chosen(24, two).trainer.shard_references is False
+    assert chosen(None, two).trainer.shard_references is None
+    assert chosen(0.001, two, "hardware.trainer.shard_references=false").trainer.shard_references is False
+    for cannot in ("hardware.trainer.gpus_per_worker=1", "hardware.trainer.workers=2"):
+        assert chosen("not asked", cannot).trainer.shard_references is None
+    offload = "hardware.trainer={gpus_per_worker: 1, cpu_offload: true}"
+    assert chosen(0.001, offload).trainer.shard_references is True
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

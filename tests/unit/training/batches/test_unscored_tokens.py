@@ -18,8 +18,9 @@ from pipeline.training.batches.batching import micro_batches, plan_steps
 from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.loop import TrainLoop
 from pipeline.training.modeling import last_layer, loading, tree_attention
+from pipeline.training.modeling.frozen import FrozenPolicy
 from pipeline.training.modeling.fsdp import PolicyModule
-from pipeline.training.modeling.logprobs import batch_logps, completion_logps, frozen_logps, plain_logps
+from pipeline.training.modeling.logprobs import batch_logps, completion_logps, plain_logps
 from tests.helpers.tiny_models import save_tiny_model, tiny_config, tiny_model
 from tests.helpers.training import random_examples, read_examples, settings
 
@@ -94,7 +95,7 @@ def test_a_model_without_a_tree_leaves_out_the_same_tokens():
 def test_the_reference_is_scored_like_the_policy():
     model = tiny_model(tiny_config(**MODEL), attention=tree_attention.NAME)
     examples = examples_with_thoughts(8)
-    values = frozen_logps(model, [e.article for e in examples], 60, [e.unscored for e in examples])
+    values = FrozenPolicy(model, CPU).logps([e.article for e in examples], 60, [e.unscored for e in examples])
     for example, logps in zip(examples, values, strict=True):
         assert logps == pytest.approx(masked_forward(model, example).tolist(), abs=1e-4)
 
@@ -120,7 +121,7 @@ def test_the_loss_at_step_0_is_ln_2(tmp_path, article_tree):
     folder = str(save_tiny_model(tmp_path / "model", **MODEL))
     model = loading.load_model(folder, "float32", article_tree=article_tree)
     examples = examples_with_thoughts(12)
-    logps = frozen_logps(model, [e.article for e in examples], 200, [e.unscored for e in examples])
+    logps = FrozenPolicy(model, CPU).logps([e.article for e in examples], 200, [e.unscored for e in examples])
     with_reference = [replace(e, reference_logps=tuple(v)) for e, v in zip(examples, logps, strict=True)]
     chosen = settings(eval_fraction=0, pairs_per_step=6, learning_rate=1e-3)
     loop = TrainLoop(ExampleTable.of(with_reference), folder, chosen, 200, CPU, article_tree=article_tree)
