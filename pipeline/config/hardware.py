@@ -125,12 +125,12 @@ class GroupHardware(EngineHardware):
 
     @property
     def actor_cpus(self) -> float:
-        """None: the engine's own actor only waits for the workers."""
+        """The engine's own actor only waits for the workers, so it takes none."""
         return 0
 
 
 class TrainerHardware(Settings):
-    """The Ray Train workers of a training, and of the frozen policies that give reference log-probabilities."""
+    """The Ray Train workers of a training. Frozen policies, which give reference log-probabilities, run on the same."""
 
     workers: Annotated[int, Field(gt=0)] = 1  # several shard weights and optimizer (FSDP2)
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0  # 0: CPU; below 1: part of a GPU, for a single worker
@@ -153,7 +153,7 @@ class TrainerHardware(Settings):
 
     @property
     def scoring_workers(self) -> int:
-        """The workers that a frozen policy needs at least."""
+        """The workers that a frozen policy needs."""
         return self.workers if self.shard_references else 1
 
     @model_validator(mode="after")

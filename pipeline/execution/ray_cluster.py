@@ -68,7 +68,9 @@ def connected_ray(hardware: Hardware) -> Iterator[Hardware]:
         if not joined and hardware.gpus() > gpus:
             raise UserError(
                 f"hardware asks for {hardware.gpus():g} GPUs at a time and this machine has {gpus:g}: lower "
-                "hardware.*.gpus_per_replica, replicas or workers, or join a cluster (README, On a cluster)"
+                "hardware.*.gpus_per_replica, replicas or workers, "
+                + ("set hardware.together=false, " if hardware.together else "")
+                + "or join a cluster (README, On a cluster)"
             )
         if joined:
             _check_nodes(hardware)

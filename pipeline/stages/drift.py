@@ -7,7 +7,7 @@ round measures it.
 """
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from ray.data import Dataset
@@ -18,6 +18,9 @@ from pipeline.inference.pool import EnginePool
 from pipeline.stages.base import stage
 from pipeline.storage.schema import Outcome, Row, is_drawn, unscored_tokens
 from pipeline.storage.streams import materialize
+
+if TYPE_CHECKING:
+    from pipeline.training.modeling.frozen import FrozenPolicy
 
 COMPARED = 1 / 16  # share of the articles
 _COLUMNS = ["article_id", "split", "writer", "prompt_ids", "summaries"]
@@ -72,7 +75,7 @@ def _keep_compared(table: pa.Table) -> pa.Table:
     return table.filter(pa.array(map(is_compared, table["article_id"].to_pylist()), pa.bool_()))
 
 
-def _score(tokens_per_batch: int, column: str, policy: Any, rows: list[Row]) -> list[Outcome]:
+def _score(tokens_per_batch: int, column: str, policy: "FrozenPolicy", rows: list[Row]) -> list[Outcome]:
     articles = [(row["prompt_ids"], [summary["token_ids"] for summary in row["summaries"]]) for row in rows]
     # The divergence is that of everything the policy samples, so thoughts count, whatever training counts.
     unscored = [[unscored_tokens(summary) for summary in row["summaries"]] for row in rows]

@@ -356,7 +356,7 @@ def frozen_policy_refusal(
         sharded = trainer.model_copy(update={"shard_references": True})
         if frozen_memory(model, policy, settings, sharded).fits(memory):
             return f"{message}: remove hardware.trainer.shard_references, so that the policy is sharded as in training"
-    for workers in (2, 4, 8, 16, 32, 64):
+    for workers in () if settings.load_in_4bit else (2, 4, 8, 16, 32, 64):
         wider = trainer.model_copy(update={"workers": workers, "gpus_per_worker": 1, "shard_references": True})
         if workers > trainer.workers and frozen_memory(model, policy, settings, wider).fits(memory):
             return f"{message}: raise hardware.trainer.workers to {workers}, which shards it"

@@ -11,9 +11,11 @@ import pytest
 
 from judges.base import Prompt, user
 from pipeline.config import UserError
-from pipeline.config.hardware import EngineHardware
+from pipeline.config.hardware import EngineHardware, GroupHardware
 from pipeline.inference import sampling
 from pipeline.inference.actors.crash_log import TRIES, CrashLog
+from pipeline.inference.actors.residents import ResidentPools
+from pipeline.inference.actors.worker_group import WorkerGroup
 from pipeline.inference.base import EngineDied
 from pipeline.inference.pool import EnginePool
 from pipeline.inference.scripted import ScriptedEngine
@@ -126,6 +128,58 @@ def test_a_crash_log_that_was_lost_starts_again():
     crash_log = CrashLog()
     crash_log.begin_single("a")
     assert crash_log.begin_batch(["a"]) == {"a": None}
+
+
+class SharingWorker:
+    """Takes a part of the words. On `kill` the last worker dies once, on `error` it fails; the others wait for it."""
+
+    def __init__(self, log, rank):
+        self.log, self.rank = Path(log), rank
+        (self.log / f"start-{os.getpid()}").touch()
+
+    def take(self, words):
+        if "error" in words or ("kill" in words and not (self.log / "killed").exists()):
+            if self.rank == 0:
+                time.sleep(600)
+            if "error" in words:
+                raise ValueError(f"worker {self.rank} found an error")
+            (self.log / "killed").touch()
+            kill_process()
+        return [f"{word} by {self.rank}" for word in words[self.rank :: 2]]
+
+
+class SharingEngine:
+    def __init__(self, log):
+        self.group = WorkerGroup(partial(SharingWorker, log))
+
+    def close(self):
+        self.group.close()
+
+    def take(self, rows):
+        by_worker = self.group.call("take", [row["article"] for row in rows])
+        return [{"writer": by_worker[i % 2][i // 2], "tally": {}} for i in range(len(rows))]
+
+
+def test_workers_of_an_engine_share_its_work_and_end_together(ray_cluster, tmp_path):
+    residents = ResidentPools()
+    hardware = GroupHardware(workers=2, cpus_per_replica=0.5, batch_size=2)
+    pool = EnginePool(partial(SharingEngine, tmp_path), hardware, at_once=1, residents=residents)
+
+    def shared(*words):
+        rows = to_dataset([{"article_id": word, "article": word} for word in words])
+        return {row["writer"] for row in pool.map(rows, lambda engine, rows: engine.take(rows), ("writer",)).take_all()}
+
+    assert shared("one", "two") == {"one by 0", "two by 1"}
+    assert shared("three", "kill") == {"three by 0", "kill by 0"}, "rows that may have killed an engine run alone"
+    pids = {int(path.name.split("-")[1]) for path in tmp_path.glob("start-*")}
+    assert len(pids) == 4, "the worker that waited for the dead one was replaced too"
+    with pytest.raises(ValueError, match="worker 1 found an error"):
+        shared("four", "error")
+    residents.end()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 class LoggedVllm:

@@ -1,25 +1,32 @@
 """References and drift of a policy that two workers hold together: the values are those of a whole policy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.data import Dataset
 
 from pipeline.config import Config
 from pipeline.config.loader import load_config
+from pipeline.config.training import References
 from pipeline.execution.resources import provide_resources
 from pipeline.inference.actors.residents import ResidentPools
+from pipeline.inference.base import EngineStep
 from pipeline.inference.pool import EnginePool
 from pipeline.stages.drift import drift_from_base, is_compared
-from pipeline.stages.references import load_reference
+from pipeline.stages.references import load_reference, reference_logprobs
 from pipeline.storage.ledger import Artifact
-from pipeline.storage.schema import to_dataset
+from pipeline.storage.schema import Outcome, Row, to_dataset
 from pipeline.training.modeling import loading
 from tests.helpers.paths import DEMO
 from tests.helpers.training import save_lora_base, train_lora_round
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+# `tests/integration/training/test_frozen.py` compares the shards of two processes without Ray, and quickly.
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,7 @@ def articles(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_two_workers_give_the_values_of_a_whole_policy(base: Path, adapter: Path, residents: ResidentPools) -> None:
+def test_drift_by_two_workers_is_that_of_whole_policies(base: Path, adapter: Path, residents: ResidentPools) -> None:
     config, rows = settings(shard_references=True), articles(7)
     trainer = config.hardware.trainer
     pools = scorers(config, residents, policy=adapter, base=base)
@@ -86,3 +93,43 @@ def test_two_workers_give_the_values_of_a_whole_policy(base: Path, adapter: Path
         for row, expected in zip(rows, whole.logps(batch, 60), strict=True):
             assert by_id[row["article_id"]][column] == pytest.approx(expected, abs=1e-5)
     assert found[0]["policy_logps"] != pytest.approx(found[0]["base_logps"], abs=1e-3)
+
+
+def kill_once(flag: Path, step: EngineStep, policy: Any, rows: list[Row]) -> Sequence[Outcome]:
+    if not flag.exists():
+        flag.touch()
+        ray.kill(policy.group._actors[1])
+    return step(policy, rows)
+
+
+@dataclass
+class KillingPool:
+    """A pool of which a worker of a policy dies in the first batch."""
+
+    pool: EnginePool
+    flag: Path
+
+    def map(self, rows: Dataset, step: EngineStep, writes: Sequence[str]) -> Dataset:
+        return self.pool.map(rows, partial(kill_once, self.flag, step), writes)
+
+
+def test_references_are_complete_after_a_worker_was_killed(
+    adapter: Path, residents: ResidentPools, tmp_path: Path
+) -> None:
+    config, rows = settings(shard_references=True), articles(5)
+    trainer, digest = config.hardware.trainer, loading.weights_digest(adapter)
+    options = {"dtype": "float32", "references": References(), "ld_alpha": 0.5, "trainer": trainer}
+    pool = scorers(config, residents, reference=adapter)["reference_scorer"]
+    killing = KillingPool(pool, tmp_path / "killed")
+    found = reference_logprobs(to_dataset(rows), digest, reference_scorer=killing, **options).take_all()
+    assert killing.flag.exists() and {row["reference_digest"] for row in found} == {digest}
+    whole = load_reference(str(adapter), "float32", digest, trainer)
+    by_id = {row["article_id"]: row for row in found}
+    for row in rows:
+        chosen = [row["summaries"][i]["token_ids"] for i in (0, 1, 3)]
+        ((first, second, last),) = whole.logps([(row["prompt_ids"], chosen)], 60)
+        close = [pytest.approx(value, abs=1e-5) for value in (first, second, None, last)]
+        assert by_id[row["article_id"]]["reference_logps"] == close
+        ((begin,),) = whole.logps([(row["prompt_ids"], [chosen[2][: len(chosen[1])]])], 60)
+        shared = by_id[row["article_id"]]["reference_shared_logps"][1]
+        assert shared == {"chosen": pytest.approx(begin, abs=1e-5), "rejected": close[1]}

@@ -523,8 +523,11 @@ def test_the_sampler_is_compared_with_the_policy_and_not_with_the_base(
 
 
 @pytest.mark.slow
-def test_all_workers_stop_if_one_finds_a_wrong_reference(
+def test_a_reference_that_is_not_the_policy_is_checked_by_all_workers(
     ray_cluster: None, rows: list, model_path: Path, later_policy: Path, tmp_path: Path
 ) -> None:
+    """It is sharded like the policy, which is loaded when the reference is gone."""
+    result = train_with_ray(rows, later_policy, tmp_path / "right", reference_path=model_path.as_uri())
+    assert result["steps"] > 0 and result["step0_max_abs_margin"] > 1e-3
     with pytest.raises(ValueError, match="the references are of other weights"):
         train_with_ray(rows, later_policy, tmp_path, reference_path=later_policy.as_uri())

@@ -1,14 +1,19 @@
-"""Tests of how Ray is started and stopped, without a real Ray."""
+"""Tests of how Ray is started and stopped, and of what is found out about GPUs, without a real Ray but for one."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import ray
 
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, Hardware
-from pipeline.execution.ray_cluster import connected_ray
+from pipeline.execution.ray_cluster import connected_ray, gpu_memory_here
+from tests.helpers.paths import ROOT
 
 
 def test_ray_is_shut_down_only_when_its_executor_has_ended(monkeypatch):
@@ -46,3 +51,33 @@ def test_an_engine_that_waits_for_a_larger_node_is_refused(monkeypatch, joins, n
     hardware = Hardware(policy=EngineHardware(gpus_per_replica=4, nodes_per_replica=nodes))
     with pytest.raises(UserError, match=line), connected_ray(hardware):
         pass
+
+
+@pytest.fixture
+def path_with_gpus(tmp_path: Path) -> str:
+    """A PATH on which nvidia-smi tells of two GPUs, in MiB."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 24000\necho 16000\n")
+    program.chmod(0o755)
+    return f"{tmp_path}:{os.environ['PATH']}"
+
+
+def test_the_smallest_gpu_of_this_machine_counts(path_with_gpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", path_with_gpus)
+    assert gpu_memory_here() == 16000 * 2**20
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho Driver not loaded\nexit 9\n")
+    assert gpu_memory_here() is None
+
+
+@pytest.mark.slow
+def test_the_nodes_of_a_cluster_are_asked_for_their_gpus(path_with_gpus):
+    code = (
+        "import ray; from pipeline.execution.ray_cluster import gpu_memory_of_cluster\n"
+        "for gpus in (0, 2):\n"
+        "    ray.init(num_cpus=1, num_gpus=gpus, include_dashboard=False, log_to_driver=False)\n"
+        "    print(gpu_memory_of_cluster())\n"
+        "    ray.shutdown()\n"
+    )
+    environment = os.environ | {"PATH": path_with_gpus, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["None", str(16000.0 * 2**20)], done.stderr[-2000:]

@@ -234,6 +234,8 @@ def test_a_frozen_policy_is_whole_or_takes_a_shard_and_what_is_gathered(tmp_path
     small, policy, training, trainer = frozen(tmp_path, workers=16)
     whole = gpu_memory.frozen_memory(small, policy, training, trainer)
     assert (whole.gpus, whole.sure) == (1, {"weights": 2 * small.parameters})
+    needs_shards = [gpu_memory.needs_shards(small, policy, training, trainer, gib * GIB) for gib in (14, 16, 24)]
+    assert needs_shards == [True, True, False], "the weights are 15 GiB, and not all that it takes"
 
     trainer = trainer.model_copy(update={"shard_references": True})
     sharded = gpu_memory.frozen_memory(small, policy, training, trainer)
