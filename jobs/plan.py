@@ -34,10 +34,10 @@ from pipeline.storage.model_files import hub
 _NO_RATE = (
     "no rate yet: run a small round first, such as run=runs/small articles.limit=100 rounds=1, and name it by --rates"
 )
-# How the trainer's models take less memory, by the use of the model.
+# What to do if a model may not fit a GPU, by the use of the model.
 _MEMORY_REMEDIES = {
-    "training": "set hardware.trainer.gradient_checkpointing",
-    "references": "raise hardware.trainer.workers",
+    "training": "lower hardware.trainer.tokens_per_batch, or set hardware.trainer.gradient_checkpointing",
+    "references": "lower hardware.trainer.tokens_per_batch, or raise hardware.trainer.workers",
 }
 
 
@@ -196,10 +196,10 @@ def _notes(
         notes.append("the memory of the GPUs is unknown, so nothing is refused: give --gpu-memory GIB")
     if memory is not None:
         notes += [
-            f"{need.use}: about {need.total / GIB:.1f} GiB may not fit a GPU's {memory / GIB:.0f}: lower "
-            f"hardware.trainer.tokens_per_batch, or {_MEMORY_REMEDIES[need.use]}"
+            f"{need.use}: about {need.total / GIB:.1f} GiB may not fit a GPU's {memory / GIB:.0f}: "
+            + _MEMORY_REMEDIES.get(need.use, "use a larger GPU or a smaller model")
             for need in needs
-            if need.gpus and need.use in _MEMORY_REMEDIES and need.total > memory
+            if need.gpus and not need.token and need.total > memory
         ]
     return notes
 

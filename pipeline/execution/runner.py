@@ -72,9 +72,7 @@ def open_run(
             if any(use.endswith("_scorer") for use in uses):
                 config = choose_sharding(config, gpu_memory_of_cluster)
                 if config.hardware.trainer.shard_references:
-                    display.say(
-                        f"references and drift: {config.hardware.trainer.workers} workers hold the policy together"
-                    )
+                    display.say("references and drift: the policy is sharded as in training")
             with Runner(config, ledger, display, dry_run.remake, uses) as runner:
                 yield runner
 
