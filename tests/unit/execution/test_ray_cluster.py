@@ -1,10 +1,11 @@
-"""Tests of how Ray is started and stopped, and of what is found out about GPUs, without a real Ray but for one."""
+"""Tests of how Ray is started and stopped, and of what a run decides by the GPUs. One, a slow one, has a real Ray."""
 
 import os
 import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,16 @@ import ray
 
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, Hardware
+from pipeline.config.loader import load_config
+from pipeline.execution import runner
+from pipeline.execution.dry_run import DryRun
+from pipeline.execution.progress import Display
 from pipeline.execution.ray_cluster import connected_ray, gpu_memory_here
-from tests.helpers.paths import ROOT
+from pipeline.stages.references import reference_logprobs
+from pipeline.storage.ledger import Artifact, Ledger
+from tests.helpers.paths import DEMO, ROOT
+
+SMALL, LARGE = 1e6, 1e12  # bytes of a GPU
 
 
 def test_ray_is_shut_down_only_when_its_executor_has_ended(monkeypatch):
@@ -81,3 +90,38 @@ def test_the_nodes_of_a_cluster_are_asked_for_their_gpus(path_with_gpus):
     environment = os.environ | {"PATH": path_with_gpus, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["None", str(16000.0 * 2**20)], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("joins", "here", "cluster", "before_ray", "after"),
+    [
+        (False, SMALL, None, True, True),
+        (False, LARGE, None, False, False),
+        (True, SMALL, LARGE, None, False),  # the driver's machine has other GPUs than the cluster
+        (True, None, SMALL, None, True),
+        (True, None, None, None, None),
+    ],
+)
+def test_a_run_shards_a_policy_that_the_gpus_do_not_hold(
+    tmp_path, monkeypatch, joins, here, cluster, before_ray, after
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if joins:
+        monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
+    given_to_ray = []
+
+    def connected_ray(hardware):
+        given_to_ray.append(hardware.trainer.shard_references)
+        return nullcontext(hardware)
+
+    monkeypatch.setattr(runner, "connected_ray", connected_ray)
+    monkeypatch.setattr(runner, "gpu_memory_here", lambda: here)
+    monkeypatch.setattr(runner, "gpu_memory_of_cluster", lambda: cluster)
+    trainer = "hardware.trainer={workers: 2, gpus_per_worker: 1}"
+    config, ledger = load_config(DEMO, [f"run={tmp_path}", trainer]), Ledger(str(tmp_path))
+    dry_run = DryRun(config, ledger)
+    rows, policy = (Artifact(ledger.root, name, {"build": name, "digest": ""}) for name in ("pairs", "policy"))
+    dry_run.make(reference_logprobs, (rows, policy), "round-01/references")
+    with runner.open_run(config, ledger, Display(), dry_run, "title") as opened:
+        assert opened.config.hardware.trainer.shard_references is after
+    assert given_to_ray == [before_ray]
