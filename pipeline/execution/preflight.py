@@ -34,7 +34,7 @@ from pipeline.training import tracking
 _UNUSUAL = re.compile(r'"\w*(mamba|ssm_|conv|linear_attn|linear_num|linear_att|recurr|hybrid|layers_block|soft_?cap)')
 
 
-_Settings = TypeVar("_Settings", Config, Alignment)
+_Settings = TypeVar("_Settings", bound=Config | Alignment)
 
 
 def check_rounds(settings: Config, display: Display) -> Ledger:

@@ -192,7 +192,7 @@ def _scorer(config: Config | Alignment, policy: Mapping[str, Any], residents: Re
     """
     trainer = config.hardware.trainer
     weights = locate(policy["model"]), config.policy.dtype, policy["digest"]
-    load: Callable[[], Any]
+    load: Any
     if trainer.shard_references:
         load = partial(ShardedPolicy, *weights, trainer)
         hardware: EngineHardware = GroupHardware(

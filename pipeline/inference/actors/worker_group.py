@@ -70,7 +70,7 @@ class WorkerGroup:
         except ray.exceptions.RayTaskError as error:
             self.close()
             cause: BaseException = error.cause
-            cause.add_note(error.traceback_str)
+            cause.add_note(str(error))  # the traceback on the worker
             raise cause from None
         except ray.exceptions.RayError as error:
             self.close()

@@ -160,6 +160,7 @@ class SharingEngine:
         return [{"writer": by_worker[i % 2][i // 2], "tally": {}} for i in range(len(rows))]
 
 
+@pytest.mark.slow
 def test_workers_of_an_engine_share_its_work_and_end_together(ray_cluster, tmp_path):
     residents = ResidentPools()
     hardware = GroupHardware(workers=2, cpus_per_replica=0.5, batch_size=2)
