@@ -5,10 +5,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline.config import Alignment, Config, UserError
 from pipeline.config.base import Thinking
+from pipeline.config.hardware import Hardware
 from pipeline.config.judging import JudgeSettings
 from pipeline.data.pair_tokenizer import load_pair_tokenizer
 from pipeline.execution.planning import gpu_memory
@@ -32,9 +33,6 @@ from pipeline.training import tracking
 # In the config.json of a model with recurrent layers, or with scores or logits that are changed. Only then does the
 # check of article trees import torch, which takes seconds.
 _UNUSUAL = re.compile(r'"\w*(mamba|ssm_|conv|linear_attn|linear_num|linear_att|recurr|hybrid|layers_block|soft_?cap)')
-
-
-_Settings = TypeVar("_Settings", bound=Config | Alignment)
 
 
 def check_rounds(settings: Config, display: Display) -> Ledger:
@@ -332,8 +330,8 @@ def memory_needs(
         elif memory is not None and place.gpus_per_replica:
             refusals.append(gpu_memory.scoring_refusal(need, model.dtype, memory))
     if used is None or "trainer" in used:
-        settings = choose_sharding(settings, lambda: memory)
-        policy, training, trainer = settings.policy, settings.training, settings.hardware.trainer
+        policy, training = settings.policy, settings.training
+        trainer = choose_sharding(settings, lambda: memory).trainer
         try:
             model_shapes = shapes.read_shapes(policy.model)
             needs.append(gpu_memory.training_memory(model_shapes, policy, training, trainer, row))
@@ -351,25 +349,24 @@ def memory_needs(
     return needs, unknown
 
 
-def choose_sharding(settings: _Settings, find_memory: Callable[[], float | None]) -> _Settings:
-    """Decide `hardware.trainer.shard_references`, if the settings leave it open and the sizes are known.
+def choose_sharding(settings: Config | Alignment, find_memory: Callable[[], float | None]) -> Hardware:
+    """The hardware, with `trainer.shard_references` decided if the settings leave it open and the sizes are known.
 
     Args:
         settings: the settings of a run.
         find_memory: returns the bytes of a GPU, or None if they are unknown. It is called only if they matter.
     """
-    trainer = settings.hardware.trainer
+    hardware, trainer = settings.hardware, settings.hardware.trainer
     is_open = trainer.shard_references is None and trainer.can_shard and trainer.gpus_per_worker
     memory = find_memory() if is_open else None
     if memory is None:
-        return settings
+        return hardware
     try:
         model = shapes.read_shapes(settings.policy.model)
         sharded = gpu_memory.needs_shards(model, settings.policy, settings.training, trainer, memory)
     except shapes.UnknownShapes:
-        return settings
-    trainer = trainer.model_copy(update={"shard_references": sharded})
-    return settings.model_copy(update={"hardware": settings.hardware.model_copy(update={"trainer": trainer})})
+        return hardware
+    return hardware.model_copy(update={"trainer": trainer.model_copy(update={"shard_references": sharded})})
 
 
 def _has_frozen_policy(settings: Config, used: set[str] | None) -> bool:

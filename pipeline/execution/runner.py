@@ -63,14 +63,14 @@ def open_run(
         run_folder.write_settings(ledger, config)
         display.say(title, style="bold")
         if "RAY_ADDRESS" not in os.environ:  # before Ray starts, which checks that there are so many GPUs
-            config = choose_sharding(config, gpu_memory_here)
+            config = config.model_copy(update={"hardware": choose_sharding(config, gpu_memory_here)})
         ray = connected_ray(config.hardware) if dry_run.unmade else nullcontext(config.hardware)
         progress = publishing_progress(display, ledger, dry_run.visited)
         with ledger.remaking(addresses_to_remake), progress, ray as hardware:
             uses = {use for stage in dry_run.unmade.values() for use in stage.uses}
             config = config.model_copy(update={"hardware": hardware})
             if any(use.endswith("_scorer") for use in uses):
-                config = choose_sharding(config, gpu_memory_of_cluster)
+                config = config.model_copy(update={"hardware": choose_sharding(config, gpu_memory_of_cluster)})
                 if config.hardware.trainer.shard_references:
                     display.say("references and drift: the policy is sharded as in training")
             with Runner(config, ledger, display, dry_run.remake, uses) as runner:

@@ -303,7 +303,7 @@ def test_a_run_shards_a_frozen_policy_that_no_gpu_holds(tmp_path, changes, used,
 def test_sharding_is_chosen_only_where_the_settings_leave_it_open(tmp_path):
     def chosen(gib, *changes):
         settings = load_config(DEMO, [f"run={tmp_path}", "hardware.ray_cpus=64", *changes])
-        return choose_sharding(settings, lambda: gib and gib * GIB).hardware
+        return choose_sharding(settings, lambda: gib and gib * GIB)
 
     two = "hardware.trainer={workers: 2, gpus_per_worker: 1}"
     assert chosen(0.001, two).trainer.shard_references is True
