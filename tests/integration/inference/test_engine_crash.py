@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 
 from judges.base import Prompt, user
 from pipeline.config import UserError
@@ -174,7 +175,7 @@ def test_workers_of_an_engine_share_its_work_and_end_together(ray_cluster, tmp_p
     assert shared("three", "kill") == {"three by 0", "kill by 0"}, "rows that may have killed an engine run alone"
     pids = {int(path.name.split("-")[1]) for path in tmp_path.glob("start-*")}
     assert len(pids) == 4, "the worker that waited for the dead one was replaced too"
-    with pytest.raises(ValueError, match="worker 1 found an error"):
+    with pytest.raises(ray.exceptions.RayTaskError, match="worker 1 found an error"):
         shared("four", "error")
     residents.end()
     deadline = time.monotonic() + 30
