@@ -22,9 +22,10 @@ from pipeline.training import checkpoint, consistency, metrics
 from pipeline.training.batches.batching import MicroBatch, MicroBatches, Step, micro_batches, plan_steps, split_held_out
 from pipeline.training.batches.example import Example
 from pipeline.training.batches.example_table import ExampleTable
+from pipeline.training.losses import router
 from pipeline.training.losses.objective import Objective
 from pipeline.training.losses.whole_step import RowSlopes, step_slopes
-from pipeline.training.modeling import loading, routing
+from pipeline.training.modeling import loading
 from pipeline.training.modeling.fsdp import (
     PolicyModule,
     checkpoint_activations,
@@ -146,7 +147,7 @@ class TrainLoop:
             )
         )
         if s["router_aux_loss_coef"]:
-            routing.check_router(self.policy.model)
+            router.check_router(self.policy.model)
         if not self.held_out and (s["load_best_model_at_end"] or s["early_stopping_patience"]):
             raise ValueError(
                 f"load_best_model_at_end or early_stopping_patience is set, and eval_fraction={s['eval_fraction']} "

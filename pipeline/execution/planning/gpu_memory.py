@@ -14,7 +14,7 @@ from pipeline.config.hardware import EngineHardware, TrainerHardware
 from pipeline.config.run import PolicySettings
 from pipeline.config.training import Training
 from pipeline.storage.model_files.shapes import ModelShapes
-from pipeline.training.modeling import LOGITS_PER_CHUNK
+from pipeline.training.modeling import LOGITS_IN_CACHE, MOST_LOGITS
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -169,7 +169,7 @@ def training_memory(
     bf16_gradients = size * trained // workers if mastered and not trainer.cpu_offload else 0
     about = {
         "activations": max(_activations(model, size, trainer, row), bf16_gradients),
-        "head": _head(model, size, settings.lora is None, row),
+        "head": _head(model, size, settings.lora is None, trainer, row),
     }
     if trainer.gradient_checkpointing:  # backward runs a layer again after the head's logits are freed
         about["head"] = max(about["head"], row.tokens * _layer(model, size, trainer))
@@ -223,10 +223,11 @@ def _layer(model: ModelShapes, size: int, trainer: TrainerHardware) -> int:
     # For each of two norms its input in float32, the scaled input and its output; and the input of the attention's
     # output projection.
     norms = (28 if size == 4 else 18) * model.hidden
-    # Query, key, value and output. On a CPU, key-value heads are copied to all query heads, and each prompt's keys and
-    # values are copied beside those of its branches.
+    # Query, key, value and output. On a CPU in float32, key-value heads are copied to all query heads, and each
+    # prompt's keys and values are copied beside those of its branches.
     query = model.heads * model.head_size
-    attention = 2 * query + 2 * model.kv_heads * model.head_size if trainer.gpus_per_worker else 6 * query
+    has_copies = size == 4 and not trainer.gpus_per_worker
+    attention = 6 * query if has_copies else 2 * query + 2 * model.kv_heads * model.head_size
     return norms + attention * size + _feed_forward(model, size)
 
 
@@ -243,11 +244,17 @@ def _activations(model: ModelShapes, size: int, trainer: TrainerHardware, row: P
     return row.tokens * _layer(model, size, trainer) * model.layers - skipped
 
 
-def _head(model: ModelShapes, size: int, trained: bool, row: PackedRow) -> int:
-    """Bytes of a chunk's logits, twice in backward and once more in bf16; and of the gradient of the LM head."""
-    logits = min(LOGITS_PER_CHUNK, row.scored * model.vocabulary)
-    gradient = (8 if size == 4 else 4 + 2 * size) * model.vocabulary * model.hidden if trained else 0
-    return (8 if size == 4 else 8 + size) * logits + gradient
+def _head(model: ModelShapes, size: int, trained: bool, trainer: TrainerHardware, row: PackedRow) -> int:
+    """Bytes of the logits, of a chunk's gradient, also in bf16, and of the gradients of the head and of its input."""
+    logits = row.scored * model.vocabulary
+    kept = 4 * logits if logits <= MOST_LOGITS else 0
+    chunk = (4 if size == 4 else 4 + size) * min(_chunk_logits(trainer), logits)
+    gradient = 2 * size * model.vocabulary * model.hidden if trained else 0
+    return kept + chunk + gradient + 4 * row.scored * model.hidden
+
+
+def _chunk_logits(trainer: TrainerHardware) -> int:
+    return MOST_LOGITS if trainer.gpus_per_worker else LOGITS_IN_CACHE
 
 
 def engine_refusal(
@@ -322,7 +329,7 @@ def frozen_memory(
         sure = {"weights": shard, "gathered": _gathered_weights(model, size)}
     about = {
         "activations": tokens * _layer(model, size, trainer),  # of one layer at a time, as there is no backward
-        "head": (4 + size) * min(LOGITS_PER_CHUNK, tokens * model.vocabulary),
+        "head": (4 + size) * min(_chunk_logits(trainer), tokens * model.vocabulary),
     }
     if trainer.gpus_per_worker:
         about["CUDA"] = CUDA_OVERHEAD

@@ -220,8 +220,8 @@ def pack_row(
             completions.append((number, j))
             begin += len(branch)
         article_of.append(np.full(begin - start, place))
-        lengths = tuple(map(len, branches))
-        spans.append(Span(start, prompt_end, lengths, _group_branches(prompt_end, lengths, len(prompt))))
+        lengths, most = tuple(map(len, branches)), max(_GROUP_TOKENS, len(prompt) // 2)
+        spans.append(Span(start, prompt_end, lengths, group_branches(prompt_end, lengths, most)))
         start = begin
     return ArticleTree(
         input_ids=_join(pieces)[None],
@@ -244,12 +244,18 @@ def empty_row() -> ArticleTree:
     return pack_row([([0], [[0]])])
 
 
-def _group_branches(begin: int, lengths: Sequence[int], prompt_tokens: int) -> tuple[Branches, ...]:
-    """Group neighbouring branches of these lengths, of which the first begins at token `begin`."""
+def group_branches(begin: int, lengths: Sequence[int], most: int) -> tuple[Branches, ...]:
+    """Group neighbouring branches into groups of at most `most` tokens; a longer branch is a group of its own.
+
+    Args:
+        begin: first token of the first branch.
+        lengths: number of tokens of each branch.
+        most: largest number of tokens in a group.
+    """
     groups = [Branches(begin, begin)]
     for length in lengths:
         start, end = groups[-1].start, groups[-1].end
-        if end > start and end + length - start > max(_GROUP_TOKENS, prompt_tokens // 2):
+        if end > start and end + length - start > most:
             groups.append(Branches(end, end + length))
         else:
             groups[-1] = Branches(start, end + length)

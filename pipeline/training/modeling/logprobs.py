@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.training.batches.article_tree import ArticleTree, Ids, Unscored
-from pipeline.training.modeling import lm_head, routing, tree_attention
+from pipeline.training.losses.router import router_losses
+from pipeline.training.modeling import lm_head, tree_attention
 from pipeline.training.modeling.recurrent_layers import RECURRENT, layer_kinds, recurrent_obstacle
 
 # Settings by which a model changes its logits after the head, each with the value that turns it off. They act outside
@@ -45,7 +46,7 @@ class RowScores(NamedTuple):
         logps: (C,), the log-probability of each completion: the sum over its scored tokens, in nats.
         token_logps: (N,), the log-probability of each scored token, in nats, in the order of `tree.targets`.
         concentrations: (N,), see `lm_head.token_logps_and_concentration`; without a gradient.
-        router_losses: (number of articles,), see `routing.router_losses`.
+        router_losses: (number of articles,), see `losses.router.router_losses`.
     """
 
     logps: Tensor
@@ -90,7 +91,7 @@ def score_row(
             with_concentration=with_concentrations,
         )
         spans = [(span.start, span.prompt_end + sum(span.lengths)) for span in tree.articles]
-        router = routing.router_losses(model, router_logits, spans) if router_logits else None
+        router = router_losses(model, router_logits, spans) if router_logits else None
     logps = _sum_by_completion(token_logps, tree.owner, len(tree.completions))
     return RowScores(logps, token_logps, concentrations, router)
 
@@ -112,7 +113,7 @@ def _score_sequences(
     model: PreTrainedModel, tree: ArticleTree, with_concentrations: bool, with_router: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`RowScores` without the sums, by Hugging Face's own forward: each completion is a sequence of its own."""
-    token_logps, concentrations, router_losses = [], [], []
+    token_logps, concentrations, by_article = [], [], []
     for prompt, completions, unscored in tree.unpack():
         router_logits: list[Sequence[Tensor]] = []
         for completion, (start, end) in zip(completions, unscored, strict=True):
@@ -126,11 +127,11 @@ def _score_sequences(
             router_logits.append(router)
         if with_router:
             layers = [torch.cat(of_layer) for of_layer in zip(*router_logits, strict=True)]
-            router_losses.append(routing.router_losses(model, layers, [(0, len(layers[0]))]))
+            by_article.append(router_losses(model, layers, [(0, len(layers[0]))]))
     return (
         torch.cat(token_logps),
         torch.cat(concentrations) if with_concentrations else None,
-        torch.cat(router_losses) if with_router else None,
+        torch.cat(by_article) if with_router else None,
     )
 
 

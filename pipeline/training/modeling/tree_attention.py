@@ -4,26 +4,35 @@ It works with any decoder that calls attention through transformers' `AttentionI
 own arguments. On CUDA the tree becomes a FlexAttention block mask (Dong et al., 2024, arXiv 2412.05496), which skips
 blocks that no token sees. On a CPU FlexAttention has no backward, so each article is cut into pieces for which dense
 kernels are efficient: its prompt (causal), and its branches (each sees the whole prompt and itself). Then neither other
-articles nor the upper triangle of the prompt cost anything. Without a tree it is ordinary causal attention. Attention
+articles nor the upper triangle of the prompt cost anything. In bf16 the pieces are computed by plain matrix products,
+which are faster on a CPU than torch's kernel. Without a tree it is ordinary causal attention. Attention
 sinks and score soft-capping are not supported, and models that ask for them are refused. Dropout is always off.
 """
 
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from pipeline.training.batches.article_tree import ArticleTree, Branches
+from pipeline.training.batches.article_tree import ArticleTree, Branches, group_branches
+from pipeline.training.modeling.products import product
 
 NAME = "article_tree"
 _BLOCK_TOKENS = 128  # FlexAttention's default
+# The bf16 kernel computes this many scores at a time: 4 MiB of float32, so that they stay in the CPU's cache.
+_SCORES_PER_BLOCK = 1 << 20
+_FEWEST_QUERIES = 32  # of a block
 # Arguments that some models pass to their attention, and that this one would silently ignore.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
@@ -74,11 +83,14 @@ def attend(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     window = sliding_window if sliding_window is not None and tree.longest > sliding_window else None
-    groups = query.shape[1] // key.shape[1]
-    # FlexAttention can share a key-value head among 2^k query heads. In all other cases the heads are copied.
-    if groups > 1 and not (query.is_cuda and groups & (groups - 1) == 0):
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    kernel = flex_kernel if query.is_cuda else dense_kernels
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and _has_bf16_products():
+        kernel = bf16_kernel
+    else:
+        kernel = flex_kernel if query.is_cuda else dense_kernels
+        groups = query.shape[1] // key.shape[1]
+        # FlexAttention can share a key-value head among 2^k query heads. In all other cases the heads are copied.
+        if groups > 1 and not (query.is_cuda and groups & (groups - 1) == 0):
+            key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     return kernel(query, key, value, tree, scaling, window).transpose(1, 2).contiguous(), None
 
 
@@ -116,6 +128,134 @@ def dense_kernels(
             mask = tree.cached((group, window), partial(_group_mask, tree, prompt, group, window))
             pieces.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
     return torch.cat(pieces, dim=2)
+
+
+def bf16_kernel(
+    query: Tensor, key: Tensor, value: Tensor, tree: ArticleTree, scaling: float | None, window: int | None
+) -> Tensor:
+    """The same as `dense_kernels` by products of whole matrices, for which a CPU has bf16 units.
+
+    SDPA's kernel for CPUs does not use them, so it is three times as slow, and slower than in float32. Scores are
+    float32, and backward computes them again. Key-value heads are not copied.
+    """
+    heads, scaling = query.shape[1], query.shape[-1] ** -0.5 if scaling is None else scaling
+    blocks = tree.cached(("blocks of scores", heads, window), lambda: score_blocks(tree, heads, window))
+    return _Bf16Attention.apply(query[0], key[0], value[0], blocks, scaling)[None]
+
+
+@dataclass(frozen=True)
+class ScoreBlock:
+    """Some queries of a row, and all keys that any of them sees.
+
+    Attributes:
+        queries: Q tokens of a prompt, or of a group of branches.
+        before: the tokens of the prompt that come before them.
+        own: the tokens of the same prompt or group up to the last query.
+        mask: (Q, K) float32, for the last K keys: 0 where a query sees a key, else -inf. A query sees all other keys.
+    """
+
+    queries: slice
+    before: slice
+    own: slice
+    mask: Tensor
+
+    def keys(self, rows: Tensor) -> Tensor:
+        """(heads, T, d) -> (heads, number of keys, d)"""
+        return torch.cat([rows[:, self.before], rows[:, self.own]], dim=1)
+
+    def add_to_keys(self, rows: Tensor, values: Tensor) -> None:
+        """Add (heads, number of keys, d) to their places in (heads, T, d)."""
+        count = self.before.stop - self.before.start
+        rows[:, self.before] += values[:, :count]
+        rows[:, self.own] += values[:, count:]
+
+
+def score_blocks(tree: ArticleTree, heads: int, window: int | None) -> list[ScoreBlock]:
+    """Cut a row into blocks of at most `_SCORES_PER_BLOCK` scores, if that is enough for a few queries."""
+    blocks: list[ScoreBlock] = []
+    for article in tree.articles:
+        prompt = slice(article.start, article.prompt_end)
+        longest = prompt.stop - prompt.start + max(article.lengths)
+        most = max(_FEWEST_QUERIES, _SCORES_PER_BLOCK // (heads * longest))
+        blocks += [
+            _score_block(tree, queries, slice(prompt.start, queries.start), queries, window)
+            for queries in _pieces(prompt.start, prompt.stop, most)
+        ]
+        blocks += [
+            _score_block(tree, queries, prompt, slice(group.start, queries.stop), window)
+            for group in group_branches(prompt.stop, article.lengths, most)
+            for queries in _pieces(group.start, group.end, most)
+        ]
+    return blocks
+
+
+def _has_bf16_products() -> bool:
+    """Whether oneDNN multiplies bf16 matrices on this CPU. If not, torch does so by plain loops."""
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _pieces(start: int, stop: int, most: int) -> list[slice]:
+    """Cut tokens `start` to `stop` into pieces of about the same size, of at most `most` tokens."""
+    count = -(-(stop - start) // most)
+    return [slice(a, b) for a, b in pairwise(start + (stop - start) * n // count for n in range(count + 1))]
+
+
+def _score_block(tree: ArticleTree, queries: slice, before: slice, own: slice, window: int | None) -> ScoreBlock:
+    seen = _sees(tree, queries, own, window)
+    if window is not None:
+        seen = torch.cat([_sees(tree, queries, before, window), seen], dim=1)
+    return ScoreBlock(queries, before, own, torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf))
+
+
+class _Bf16Attention(torch.autograd.Function):
+    """Attention of (heads, T, d) queries to (key-value heads, T, d) keys and values, by blocks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[ScoreBlock], scaling: float
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.blocks, ctx.scaling = blocks, scaling
+        heads, tokens, _ = query.shape
+        result = query.new_empty(tokens, heads, value.shape[-1]).transpose(0, 1)  # as the output projection reads it
+        for block in blocks:
+            k, v = block.keys(key), block.keys(value)
+            probabilities = _probabilities(_by_key_head(query, block, len(k)), k, block.mask, scaling)
+            attended = torch.bmm(probabilities.to(v.dtype), v)
+            result[:, block.queries] = attended.view(heads, -1, value.shape[-1])
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value = ctx.saved_tensors
+        query_grad = torch.empty_like(query)
+        # Many blocks add to the gradient of a prompt's keys, so the sums are float32.
+        dtype = torch.promote_types(key.dtype, torch.float32)
+        key_grad, value_grad = torch.zeros_like(key, dtype=dtype), torch.zeros_like(value, dtype=dtype)
+        for block in ctx.blocks:
+            k, v = block.keys(key), block.keys(value)
+            q, g = (_by_key_head(tensor, block, len(k)) for tensor in (query, gradient))
+            probabilities = _probabilities(q, k, block.mask, ctx.scaling)
+            block.add_to_keys(value_grad, torch.bmm(probabilities.to(g.dtype).mT, g))
+            scores_grad = torch._softmax_backward_data(product(g, v.mT), probabilities, -1, dtype)
+            scores_grad = scores_grad.mul_(ctx.scaling).to(q.dtype)
+            block.add_to_keys(key_grad, torch.bmm(scores_grad.mT, q))
+            query_grad[:, block.queries] = torch.bmm(scores_grad, k).view(len(query), -1, query.shape[-1])
+        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), None, None
+
+
+def _by_key_head(rows: Tensor, block: ScoreBlock, key_heads: int) -> Tensor:
+    """(heads, T, d) -> (key-value heads, heads per key-value head x Q, d): the block's queries, by what they read."""
+    return rows[:, block.queries].reshape(key_heads, -1, rows.shape[-1])
+
+
+def _probabilities(query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """(heads, n x Q, d), (heads, keys, d), (Q, K) -> (heads, n x Q, keys) in at least float32"""
+    scores = product(query, key.mT).mul_(scaling)
+    queries, masked = mask.shape
+    scores.view(len(key), -1, queries, key.shape[1])[..., key.shape[1] - masked :] += mask
+    return scores.softmax(-1)
 
 
 def flex_kernel(

@@ -2,12 +2,15 @@
 
 import random
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import PreTrainedModel
@@ -21,6 +24,7 @@ from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.modeling import last_layer, lm_head, tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import check_supported, completion_logps, plain_logps
+from pipeline.training.modeling.products import product
 from tests.helpers.tiny_models import tiny_config, tiny_model
 
 VOCABULARY = 97
@@ -120,7 +124,7 @@ def test_the_tree_equals_one_sequence_at_a_time(
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_the_head_and_its_gradient_are_exact_in_chunks(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one chunk and in chunks of 3 tokens, with a trained and with a frozen head."""
+    """In one chunk, in three that are kept and in three that are computed again; with a trained or a frozen head."""
     torch.manual_seed(0)
     hidden = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 4, dtype=torch.float64, requires_grad=trained)
@@ -128,16 +132,18 @@ def test_the_head_and_its_gradient_are_exact_in_chunks(trained: bool, monkeypatc
     targets = torch.randint(7, (10,))
     expected = (hidden @ weight.T + bias).log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
-    for chunk in (1 << 25, 3 * 7):
-        monkeypatch.setattr(lm_head, "LOGITS_PER_CHUNK", chunk)
+    for most, chunk in ((1 << 25, 1 << 22), (1 << 25, 3 * 10), (1, 3 * 10)):
+        monkeypatch.setattr(lm_head, "MOST_LOGITS", most)
+        monkeypatch.setattr(lm_head, "LOGITS_IN_CACHE", chunk)
         torch.testing.assert_close(lm_head.token_logps(hidden, targets, weight, bias), expected)
         assert gradcheck(lambda h, w, b: lm_head.token_logps(h, targets, w, b), (hidden, weight, bias))
         assert gradcheck(lambda h, w: lm_head.token_logps(h, targets, w, None), (hidden, weight))
 
 
 def test_the_head_allocates_less_than_two_chunks_of_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward and backward over 64 chunks of tokens: the largest allocation of an operation is one chunk or more."""
-    monkeypatch.setattr(lm_head, "LOGITS_PER_CHUNK", 16 * 1000)
+    """Forward and backward over 64 chunks: the largest allocation of an operation is one chunk or more."""
+    monkeypatch.setattr(lm_head, "MOST_LOGITS", 1)
+    monkeypatch.setattr(lm_head, "LOGITS_IN_CACHE", 16 * 1000)
     hidden, weight = torch.randn(1024, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
     with torch.profiler.profile(profile_memory=True) as profile:
         lm_head.token_logps(hidden, torch.randint(1000, (1024,)), weight, None).sum().backward()
@@ -163,6 +169,65 @@ def test_dense_and_flex_attention_equal_attention_with_the_mask(window: int | No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # FlexAttention warns that it is not compiled
         torch.testing.assert_close(tree_attention.flex_kernel(q, k, v, tree, None, window), expected)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_attention_in_bf16_and_its_gradient_equal_attention_with_the_mask(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several blocks of a prompt and of a branch, with two heads for each key-value head."""
+    monkeypatch.setattr(tree_attention, "_SCORES_PER_BLOCK", 1)
+    tree = pack_row([([1] * 70, [[2] * 50, [3] * 9, [4] * 7]), ([1] * 5, [[2] * 3])])
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, heads, tree.tokens, 16).bfloat16() for heads in (4, 2, 2)]
+    gradient = torch.randn(1, 4, tree.tokens, 16).bfloat16()
+    mask = tree.mask()
+    if window:
+        position = tree.position_ids[0]
+        mask = mask & (position[:, None] - position[None] < window)
+
+    def results(kernel: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        q, k, v = (tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs)
+        attended = kernel(q, k, v)
+        attended.backward(gradient.to(dtype))
+        return [tensor.double() for tensor in (attended.detach(), q.grad, k.grad, v.grad)]
+
+    def with_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, repeat_kv(k, 2), repeat_kv(v, 2), attn_mask=mask)
+
+    assert len(tree_attention.score_blocks(tree, 4, window)) == 3 + 2 + 1 + 1 + 1
+    exact, sdpa = (results(with_mask, dtype) for dtype in (torch.float64, torch.bfloat16))
+    ours = results(lambda q, k, v: tree_attention.bf16_kernel(q, k, v, tree, None, window), torch.bfloat16)
+    for value, expected, other in zip(ours, exact, sdpa, strict=True):
+        assert (value - expected).norm() < 1.5 * (other - expected).norm() < 0.01 * expected.norm()
+
+
+def test_products_of_bf16_matrices_are_as_exact_as_float32() -> None:
+    torch.manual_seed(0)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    a, b = torch.randn(3, 40, 70).bfloat16(), torch.randn(3, 70, 50).bfloat16()
+    expected = a.double() @ b.double()
+
+    for result in (product(a, b), torch.stack([product(x, y) for x, y in zip(a, b, strict=True)])):
+        assert result.dtype == torch.float32
+        torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_the_head_in_bf16_has_float32_logits_and_a_gradient_as_exact_as_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm_head, "LOGITS_IN_CACHE", 1000)
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(20, 64).bfloat16(), torch.randn(300, 64).bfloat16(), torch.randint(300, (20,))
+
+    def results(dtype: torch.dtype) -> list[Tensor]:
+        h, w = (tensor.to(dtype, copy=True).requires_grad_() for tensor in (hidden, weight))
+        logps = lm_head.token_logps(h, targets, w, None)
+        logps.sum().backward()
+        return [tensor.double() for tensor in (logps.detach(), h.grad, w.grad)]
+
+    exact = results(torch.float64)
+    for value, expected, relative in zip(results(torch.bfloat16), exact, (1e-6, 1e-2, 1e-2), strict=True):
+        assert (value - expected).norm() < relative * expected.norm()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
