@@ -2,8 +2,12 @@
 
 Both sides train the same model (random weights) on the same pairs, token ids, order, precision and threads. A step is
 a whole optimizer step on both sides: batches, forward, loss, backward, clipping, AdamW, metrics. Rondo runs before and
-after TRL, so that a machine that slows down in between favours neither. `trl_side.py` has TRL's settings; a short trial
-chooses TRL's fastest batch size.
+after TRL, so that a machine that slows down in between favours neither. `trl_side.py` has TRL's settings. TRL runs with
+one pair in a forward and with all pairs of a step in one; the ratio is to the faster. (Sizes between the two take times
+between theirs.)
+
+The arithmetic ratio is how many times more FLOPs TRL's matrix products take, without attention, of which TRL has even
+more: it is the speed-up if both sides compute equally fast.
 
 Both sides run with the C library's default allocator settings. glibc returns large blocks to the kernel at each free,
 and requests them again. The page faults cost TRL more than Rondo, because TRL's blocks are larger: a third of its time
@@ -21,7 +25,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -95,23 +99,24 @@ def compare_suite(options: argparse.Namespace) -> dict[str, Any]:
             learning_rate = {"learning_rate": 1e-2} if options.tiny else {}
             return sides.make_work(model, shape, steps, vocabulary, options.tokens_per_batch, **learning_rate)
 
-        batch_size, trial = fastest_batch_size(make_work(shapes[0], 4))
         for shape in shapes:
             print(f"{shape.name} …", flush=True)
             headline = shape.name == "headline"
             work = make_work(shape, LOSS_STEPS if headline else 1 + options.runs)
-            row, trainer = compare(work, math.gcd(batch_size, shape.pairs_per_step), options.side)
+            row, trainer = compare(work, (1, shape.pairs_per_step), options.side)
+            row |= {"flop_ratio": flop_ratio(work, trainer)}
             row |= compare_with_plain_row(loading.load_model(model, "float32"), work, options.runs)
             rows.append(row)
             print("  " + ", ".join(f"{name} {value}" for name, value in _speed_cells(row).items() if name != "shape"))
             if headline:
-                row |= gradient_errors(work, trainer) | {"flop_ratio": flop_ratio(work, trainer)}
+                row |= gradient_errors(work, trainer)
                 result |= {name: row[name] for name in _FIGURES}
+                batch_size = row["trl_batch_size"]
                 arguments = {"model": str(model), "shape": asdict(shape), "steps": 1 + options.runs}
                 arguments |= {"vocabulary": vocabulary, "batch_size": batch_size}
                 rows.append(memory.run_child("kept", options, **arguments) | {"shape": "headline, memory kept"})
                 with trl_head_on_completions_only():
-                    patched_row = compare(make_work(shape, 1 + options.runs), batch_size)[0]
+                    patched_row = compare(make_work(shape, 1 + options.runs), (batch_size,))[0]
                 rows.append(patched_row | {"shape": "headline, TRL patched"})
             del trainer
         print_table("Optimizer steps, Rondo and TRL's DPOTrainer", [_speed_cells(row) for row in rows])
@@ -124,36 +129,42 @@ def compare_suite(options: argparse.Namespace) -> dict[str, Any]:
             "'memory kept': the allocator of both sides keeps freed memory."
             "\n'TRL patched': TRL applies its LM head to completion tokens only, as it does on CUDA. On a CPU it scores"
             "\nevery token."
-            "\nTRL's step at the first shape, by per_device_train_batch_size: "
-            + ", ".join(f"{size}: {seconds:.2f} s" for size, seconds in trial.items())
-            + f". The comparison uses {batch_size}."
+            "\nTRL, s: a step with one pair in a forward, and with all pairs of the step in one."
+            "\narithmetic: FLOPs of matrix products without attention, TRL's divided by Rondo's."
             "\ntree / plain: time of forward and backward over one article's tree, divided by that over a plain causal"
             "\nrow with as many tokens (Hugging Face's decoder, SDPA, LM head and cross-entropy at as many positions)."
         )
     if result:
         names = ("loss_abs_error", *(name for name in rows[0] if name.startswith("grad_")))
-        print(f"FLOPs of matrix products at the headline shape, TRL / Rondo: {rows[0]['flop_ratio']:.2f}")
         print_table("Correctness at the headline shape", [{name: f"{rows[0][name]:.2g}" for name in names}])
-    peaks = memory.peak_rows(options, TINY[0] if options.tiny else MEMORY_SHAPE, batch_size)
+    peaks = memory.peak_rows(options, TINY[0] if options.tiny else MEMORY_SHAPE, rows[0]["trl_batch_size"])
     if peaks:
         print_table("Peak memory beyond the loaded model, MiB", peaks)
-    return result | {"trl_batch_size": batch_size, "trl_trial": trial, "rows": rows, "memory": peaks}
+    return result | {"rows": rows, "memory": peaks}
 
 
 _FIGURES = ("pairs_per_second_ratio", "grad_rel_error", "loss_abs_error", "unique_token_ratio")
 
 
-def compare(work: Work, batch_size: int, side: str = "trl") -> tuple[dict[str, Any], Any]:
-    """Train one shape with Rondo, TRL and Rondo again. Returns the row and TRL's trainer after training.
+def compare(work: Work, batch_sizes: Sequence[int], side: str = "trl") -> tuple[dict[str, Any], Any]:
+    """Train one shape with Rondo, TRL and Rondo again.
 
-    With the side `trl-dropin`, the drop-in trains between Rondo and TRL.
+    Args:
+        work: what to train.
+        batch_sizes: TRL trains once with each of these numbers of pairs in a forward.
+        side: with `trl-dropin`, the drop-in trains between Rondo and TRL.
+
+    Returns:
+        the row, and TRL's trainer after the training with its faster batch size.
     """
     ours = sides.train_ours(work)
     dropin = None
     if side == "trl-dropin":
         dropin = trl_side.train(trl_side.make_trainer(work, work.shape.pairs_per_step, on_trees=True))
-    trainer = trl_side.make_trainer(work, batch_size)
-    theirs = trl_side.train(trainer)
+    trainers = {size: trl_side.make_trainer(work, size) for size in dict.fromkeys(batch_sizes)}
+    by_batch_size = {size: trl_side.train(trainer) for size, trainer in trainers.items()}
+    batch_size = min(by_batch_size, key=lambda size: statistics.median(by_batch_size[size].seconds))
+    theirs = by_batch_size[batch_size]
     ours_again = sides.train_ours(work)
     seconds = ours.seconds + ours_again.seconds
     row = {
@@ -163,6 +174,7 @@ def compare(work: Work, batch_size: int, side: str = "trl") -> tuple[dict[str, A
         "pairs_per_step": work.shape.pairs_per_step,
         "seconds": seconds,
         "trl_seconds": theirs.seconds,
+        "trl_seconds_by_batch_size": {size: result.seconds for size, result in by_batch_size.items()},
         "pairs_per_second": work.shape.pairs_per_step / statistics.median(seconds),
         "trl_pairs_per_second": work.shape.pairs_per_step / statistics.median(theirs.seconds),
         "pairs_per_second_ratio": statistics.median(theirs.seconds) / statistics.median(seconds),
@@ -177,25 +189,7 @@ def compare(work: Work, batch_size: int, side: str = "trl") -> tuple[dict[str, A
             "dropin_ratio_to_trl": statistics.median(theirs.seconds) / statistics.median(dropin.seconds),
             "dropin_loss_abs_error": max(abs(a - b) for a, b in zip(dropin.losses, theirs.losses, strict=True)),
         }
-    return row, trainer
-
-
-def fastest_batch_size(work: Work) -> tuple[int, dict[int, float]]:
-    """TRL's faster batch size: one pair, or all pairs of a step.
-
-    Each size trains several steps, by turns, because single steps have favoured either. (Sizes between the two take
-    times between theirs.)
-
-    Returns:
-        the batch size with the lower median, and the median seconds of a step by batch size.
-    """
-    sizes = (1, work.shape.pairs_per_step)
-    seconds: dict[int, list[float]] = {size: [] for size in sizes}
-    for _ in range(2):
-        for size in sizes:
-            seconds[size] += trl_side.train(trl_side.make_trainer(work, size)).seconds
-    medians = {size: statistics.median(values) for size, values in seconds.items()}
-    return min(sizes, key=lambda size: medians[size]), medians
+    return row, trainers[batch_size]
 
 
 def gradient_errors(work: Work, trainer: Any) -> dict[str, float]:
@@ -230,10 +224,7 @@ def gradient_errors(work: Work, trainer: Any) -> dict[str, float]:
 
 
 def flop_ratio(work: Work, trainer: Any) -> float:
-    """FLOPs of a step's matrix products, TRL's divided by ours: the speed-up if both sides compute equally fast.
-
-    On a CPU torch does not count those of attention, of which TRL has even more.
-    """
+    """FLOPs of a step's matrix products without attention, TRL's divided by ours."""
     counts = []
     model = loading.load_model(work.model_folder, "float32")
     for step in (
@@ -242,7 +233,9 @@ def flop_ratio(work: Work, trainer: Any) -> float:
     ):
         with FlopCounterMode(display=False) as counter:
             step()
-        counts.append(counter.get_total_flops())
+        # Our attention on a CPU is products of batches of matrices. TRL's is a kernel, which torch does not count.
+        flops = counter.get_flop_counts()["Global"]
+        counts.append(sum(count for operation, count in flops.items() if operation is not torch.ops.aten.bmm))
     return counts[1] / counts[0]
 
 
@@ -279,7 +272,7 @@ def compare_with_memory_kept(*, shape: dict[str, Any], steps: int, batch_size: i
     """`compare` in a process whose allocator keeps freed memory."""
     memory.keep_freed_memory()
     work = sides.make_work(shape=Shape(**shape), count=steps, **arguments)
-    return compare(work, batch_size)[0]
+    return compare(work, (batch_size,))[0]
 
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {"kept": compare_with_memory_kept, "peak": memory.peak}
@@ -299,14 +292,17 @@ def trl_head_on_completions_only() -> Iterator[None]:
 
 
 def _speed_cells(row: dict[str, Any]) -> dict[str, str]:
+    ratio = row["pairs_per_second_ratio"]
     return {
         "shape": row["shape"],
         "pairs per step": str(row["pairs_per_step"]),
         "Rondo, s": median_and_range(row["seconds"]),
-        "TRL, s": median_and_range(row["trl_seconds"]),
+        "TRL, s": "; ".join(map(median_and_range, row["trl_seconds_by_batch_size"].values())),
         "Rondo, pairs/s": f"{row['pairs_per_second']:.2f}",
         "TRL, pairs/s": f"{row['trl_pairs_per_second']:.2f}",
-        "ratio": f"{row['pairs_per_second_ratio']:.2f}",
+        "ratio": f"{ratio:.2f}",
+        "arithmetic": f"{row['flop_ratio']:.2f}" if "flop_ratio" in row else "",
+        "ratio / arithmetic": f"{ratio / row['flop_ratio']:.2f}" if "flop_ratio" in row else "",
         "loss difference": f"{row['loss_abs_error']:.1e}",
         "tree / plain": f"{row['unique_token_ratio']:.2f}" if "unique_token_ratio" in row else "",
     }

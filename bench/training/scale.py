@@ -46,6 +46,15 @@ PEAK = {
     "4090": 165e12,
 }  # FLOPs per second, dense bf16; H100: SXM
 MODELS = {
+    "135M": {  # SmolLM2
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49_152,
+        "tie_word_embeddings": True,
+    },
     "0.5B": {
         "hidden_size": 896,
         "intermediate_size": 4864,

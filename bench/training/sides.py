@@ -88,6 +88,7 @@ class Work:
         tokens_per_batch: tokens of Rondo's packed rows.
         learning_rate: high enough for the losses to change within 20 steps. If both sides stayed at ln 2, equal losses
             would prove nothing.
+        dtype: of the weights.
     """
 
     model: Path | None
@@ -95,6 +96,7 @@ class Work:
     shape: Shape
     tokens_per_batch: int
     learning_rate: float = SETTINGS["learning_rate"]
+    dtype: str = SETTINGS["dtype"]
 
     @property
     def model_folder(self) -> Path:
@@ -103,7 +105,8 @@ class Work:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return SETTINGS | {"pairs_per_step": self.shape.pairs_per_step, "learning_rate": self.learning_rate}
+        varied = {"learning_rate": self.learning_rate, "dtype": self.dtype}
+        return SETTINGS | varied | {"pairs_per_step": self.shape.pairs_per_step}
 
     @property
     def plan(self) -> StepPlan:
@@ -189,13 +192,12 @@ def add_references(model: PreTrainedModel, examples: Sequence[Example], tokens_p
 
 
 def make_work(
-    model: str | Path, shape: Shape, count: int, vocabulary: int, tokens_per_batch: int, **settings: float
+    model: str | Path, shape: Shape, count: int, vocabulary: int, tokens_per_batch: int, **settings: Any
 ) -> Work:
     """Make the work of `count` steps on a saved model. The same model is the reference."""
-    examples = make_examples(shape, count, vocabulary)
-    reference = loading.load_model(model, SETTINGS["dtype"])
-    examples = add_references(reference, examples, tokens_per_batch)
-    return Work(Path(model), examples, shape, tokens_per_batch, **settings)
+    work = Work(Path(model), make_examples(shape, count, vocabulary), shape, tokens_per_batch, **settings)
+    reference = loading.load_model(model, work.dtype)
+    return replace(work, examples=add_references(reference, work.examples, tokens_per_batch))
 
 
 def make_loop(work: Work, result: TrainResult, step_ends: list[float]) -> TrainLoop:

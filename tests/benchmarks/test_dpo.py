@@ -37,6 +37,7 @@ def test_losses_and_gradients_agree_with_trl(tmp_path: Path) -> None:
     assert result["grad_rel_error"] < 1e-5 and result["loss_abs_error"] < 1e-4
     assert result["pairs_per_second_ratio"] > 0 and result["unique_token_ratio"] > 0
     headline = result["rows"][0]
+    assert set(headline["trl_seconds_by_batch_size"]) == {"1", "6"} and headline["flop_ratio"] > 1
     assert headline["dropin_loss_abs_error"] < 1e-5 and headline["dropin_ratio_to_rondo"] > 0
     assert (
         len(headline["losses"]) == 20 and max(headline["losses"]) - min(headline["losses"]) > 0.01
@@ -56,6 +57,15 @@ def test_the_scale_suite_runs_without_a_gpu(tmp_path: Path) -> None:
         for side in ("ours", "TRL")
     ]
     assert all(row["pairs_per_second"] > 0 and 0 < row["mfu"] < 1 for row in result["rows"])
+
+
+def test_the_training_step_is_compared_with_its_bare_products() -> None:
+    from bench.training import efficiency
+
+    result = efficiency.measure(runs=1, steps=1, tiny=True)
+
+    assert len(result["seconds"]) == 1 and len(result["bare_flops_per_second"]) == 2
+    assert 0 < result["efficiency"] < 1 and result["tokens"] == sum([24, 24]) + result["completion_tokens"]
 
 
 def test_useful_flops_equal_a_count_by_hand() -> None:
