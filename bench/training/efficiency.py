@@ -54,8 +54,8 @@ def measure(runs: int, steps: int, *, tiny: bool) -> dict[str, Any]:
     """Measure both sides by turns.
 
     Returns:
-        the numbers of tokens and FLOPs of a step, the seconds of each step, the bare side's FLOPs per second in each run, and what
-        follows from their medians.
+        the numbers of tokens and FLOPs of a step, the seconds of each step, the bare side's FLOPs per second in each
+        run, and what follows from their medians.
     """
     shape = Shape("tiny", prompt=24, shortest=3, longest=6, pairs=1, articles=2) if tiny else SHAPE
     config = LlamaConfig(**scale.MODELS["135M"], max_position_embeddings=8192)

@@ -17,6 +17,7 @@ from pipeline.training.batches.example import Example
 from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.loop import TrainLoop
 from pipeline.training.modeling import loading
+from pipeline.training.modeling.frozen import FrozenPolicy
 from pipeline.training.modeling.logprobs import score_row
 from tests.helpers.tiny_models import save_tiny_model
 from tests.helpers.training import VOCABULARY, random_examples, read_examples, settings
@@ -55,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def examples(model: Path, tmp_path_factory: pytest.TempPathFactory) -> ExampleTable:
     """What training reads after the reference has scored the rows."""
     rows = [row_of(example) for example in DRAWN]
-    reference = loading.load_model(model, "float32").requires_grad_(False)
+    reference = FrozenPolicy(loading.load_model(model, "float32"), "cpu")
     outcomes = references._score("digest", 60, "answer", True, reference, rows)
     scored = [{**row, **outcome} for row, outcome in zip(rows, outcomes, strict=True) if isinstance(outcome, dict)]
     assert len(scored) == len(rows)
