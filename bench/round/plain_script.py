@@ -9,6 +9,7 @@ at once; the trained policy gets a new one. `bench.round` runs it.
 import argparse
 import json
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -107,10 +108,10 @@ def play(config: Config, batch_size: int) -> dict[str, Any]:
 
     Returns:
         seconds by step; how many summaries, pairs and optimizer steps there were; and the judge's mean score of the
-        base's and of the trained policy's held-out summaries.
+        base's and of the trained policy's held-out summaries: right answers, or the value of a judge that gives scores.
     """
     from pipeline.inference.sampling import instruction_prompt, sample_rows
-    from pipeline.judging.factory import make_judge
+    from pipeline.judging.factory import asks_questions, make_judge
     from pipeline.judging.preference import load_preference
     from pipeline.judging.question_generation import generate_questions
     from pipeline.judging.scoring.step import scoring_step
@@ -130,9 +131,9 @@ def play(config: Config, batch_size: int) -> dict[str, Any]:
         judge_engine: Any = PlainEngine(config.judge.model, config.judge, config.hardware.judge.kvcache_space)
     with clock.time("questions"):
         asking = make_judge(config.questions.drafting(config.judge), config.seed)
-        rows = add_columns(
-            rows, generate_questions(asking, config.judge.questions, config.questions, judge_engine, rows)
-        )
+        if asks_questions(asking):
+            made = generate_questions(asking, config.judge.questions, config.questions, judge_engine, rows)
+            rows = add_columns(rows, made)
     training_rows, heldout_rows = ([row for row in rows if row["split"] == split] for split in ("train", "eval"))
 
     one = instruction_prompt(config.policy, config.evaluation.max_tokens)
@@ -174,13 +175,13 @@ def play(config: Config, batch_size: int) -> dict[str, Any]:
         "summaries": sum(len(row["summaries"]) for row in training_rows),
         "pairs": sum(len(row["pairs"]) for row in paired),
         "steps": steps,
-        "base": _mean_correct(base_rows),
-        "round 1": _mean_correct(trained_rows),
+        "base": _mean_value(base_rows),
+        "round 1": _mean_value(trained_rows),
     }
 
 
-def _mean_correct(rows: Sequence[Row]) -> float:
-    return sum(row["scores"][0]["correct"] for row in rows) / len(rows)
+def _mean_value(rows: Sequence[Row]) -> float:
+    return statistics.mean(value for row in rows if (value := row["scores"][0]["value"]) is not None)
 
 
 def _train(config: Config, rows: Sequence[Row], prompt: Prompt, batch_size: int, folder: str) -> int:
