@@ -26,6 +26,7 @@ from pipeline.judging.scoring.exam import score_summaries
 from pipeline.judging.scoring.step import scoring_step
 from pipeline.stages import drift, references
 from pipeline.stages.pairs import pair_article
+from pipeline.training.modeling.frozen import FrozenPolicy
 from pipeline.training.modeling.logprobs import plain_logps
 from tests.helpers.tiny_models import save_thinking_model, tiny_config, tiny_model
 
@@ -127,7 +128,7 @@ def test_an_export_has_the_answers_and_turns_thinking_off(tmp_path):
 def test_references_score_the_tokens_that_training_scores(loss_on, unscored):
     model = tiny_model(tiny_config())
     row = row_of("a", "b") | {"pairs": [{"chosen": 0, "rejected": 1}]}
-    (outcome,) = references._score("digest", 100, loss_on, False, model, [row])
+    (outcome,) = references._score("digest", 100, loss_on, False, FrozenPolicy(model, "cpu"), [row])
     with torch.no_grad():
         expected = plain_logps(model, [1, 2], [s["token_ids"] for s in row["summaries"]], [unscored] * 2).tolist()
     assert outcome["reference_logps"] == pytest.approx(expected, abs=1e-5)
@@ -138,7 +139,7 @@ def test_references_score_the_tokens_that_training_scores(loss_on, unscored):
 def test_the_drift_counts_all_sampled_tokens():
     model = tiny_model(tiny_config())
     row = row_of("a")
-    (outcome,) = drift._score(100, "policy_logps", model, [row])
+    (outcome,) = drift._score(100, "policy_logps", FrozenPolicy(model, "cpu"), [row])
     with torch.no_grad():
         expected = plain_logps(model, [1, 2], [row["summaries"][0]["token_ids"]], [(2, 3)]).tolist()
     assert outcome["policy_logps"] == pytest.approx(expected, abs=1e-5)
