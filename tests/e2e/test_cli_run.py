@@ -12,7 +12,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.secrets import SECRETS, check_holds_none
 from tests.helpers.tables import read_records, read_rows
 
-SMALL = ["articles.limit=60", "summaries.n=4", "training.num_train_epochs=1", "training.pairs_per_step=16"]
+SMALL = ["rounds=2", "articles.limit=60", "summaries.n=4", "training.num_train_epochs=1", "training.pairs_per_step=16"]
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_the_same_command_makes_nothing_and_another_setting_is_refused(finished_
     files = {name: (run / name).read_bytes() for name in ("config.yaml", "metrics.json", "report.md")}
     other = run_rondo(*command, "pairs.threshold=4")
     assert other.returncode == 2
-    assert "round-01/pairs was made by another recipe:\n  settings.pairs.threshold: was 3, now 4" in other.stderr
+    assert "round-01/pairs was made by another recipe:\n  settings.pairs.threshold: was 5, now 4" in other.stderr
     assert "--remake round-01/pairs" in other.stderr
     assert "Traceback" not in other.stderr
     assert {name: (run / name).read_bytes() for name in files} == files
