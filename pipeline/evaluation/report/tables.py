@@ -26,7 +26,12 @@ _METRICS = (
     ("other_language", "another language", "{:.1%}"),
 )
 _TEST_FAULTS = ("cut_off", "copied", "repeated", "off_topic_end")
-_SHOWN_IF_FOUND = ("repeated", "off_topic_end", "other_language")  # these lines are left out where all are 0
+_SHOWN_IF_FOUND = (
+    "accuracy_above",
+    "repeated",
+    "off_topic_end",
+    "other_language",
+)  # these lines are left out where all are 0
 
 _OF_ANSWERS = {"accuracy", "accuracy_above", "correct_mean", "questions_mean"}
 
