@@ -4,6 +4,7 @@ The function is that of training (`logprobs.py`), on rows that are packed as in 
 training (`fsdp.py`). So the values do not depend on the number of workers, except for rounding.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,15 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.training.batches.article_tree import (
-    Article,
-    ArticleTree,
-    Unscored,
-    count_row_tokens,
-    empty_row,
-    first_fit_rows,
-    pack_row,
-)
+from pipeline.training.batches.article_tree import Article, ArticleTree, Unscored, empty_row, pack_rows
 from pipeline.training.modeling.fsdp import PolicyModule, place_policy
 from pipeline.training.modeling.logprobs import RowScores, score_row
 
@@ -77,14 +70,12 @@ class FrozenPolicy:
         values_of: Callable[[RowScores, ArticleTree], Sequence[Any]],
     ) -> list[list[Any]]:
         values: list[list[Any]] = [[None] * len(completions) for _, completions in articles]
-        left_out = [()] * len(articles) if unscored is None else unscored
-        rows = first_fit_rows([count_row_tokens(article) for article in articles], tokens_per_batch)
+        trees = pack_rows(articles, tokens_per_batch, unscored)
         # Every worker computes the same number of rows, because each forward is a collective.
-        for first in range(0, len(rows), self.workers):
-            row = rows[first + self.rank] if first + self.rank < len(rows) else []
-            tree = pack_row([articles[n] for n in row], row, [left_out[n] for n in row]) if row else empty_row()
+        for place in range(self.rank, math.ceil(len(trees) / self.workers) * self.workers, self.workers):
+            tree = trees[place] if place < len(trees) else empty_row()
             scores = self.policy(score_row, tree.to(self.device))
-            if row:
+            if place < len(trees):
                 for (article, completion), value in zip(tree.completions, values_of(scores, tree), strict=True):
                     values[article][completion] = value
         return values
