@@ -5,13 +5,13 @@ const SPLIT = { eval: "held-out", train: "training" };
 const LETTERS = "ABCDEFGHIJ";
 const PAGE = 50;
 
-const view = { only: "all", round: 0, split: "eval", text: "", offset: 0, counts: true, items: [], total: 0, open: null, question: null, last: 0 };
+const view = { only: "all", round: 0, split: "eval", text: "", offset: 0, countsAnswers: true, items: [], total: 0, open: null, question: null, last: 0 };
 const parts = {};
 
 function samplesSection(samples, { rule, counts_answers }) {
   if (!samples || !(samples.total || samples.items)) return null;
   if (!samples.rounds.includes(Number(view.round))) view.round = samples.rounds.at(-1) ?? 0;
-  view.counts = counts_answers;
+  view.countsAnswers = counts_answers;
   const embeddedOnly = samples.items && samples.items.length < samples.total;
   const note = embeddedOnly
     ? `${count(samples.items.length)} of ${count(samples.total)} articles are in this file, those with the largest losses and gains among them. rondo view shows all.`
@@ -118,7 +118,7 @@ function verdictTag({ verdict }) {
 // The judge's scores and the lengths, from the base's summary to that of the round.
 function changeWords({ values, words }, total = null) {
   const change = ([from, to], unit) => `${from === to ? short(to) : `${short(from)} → ${short(to)}`} ${unit}`;
-  const scores = values && (view.counts ? change(values, total ? `of ${total} right` : "right") : `score ${change(values, "")}`.trim());
+  const scores = values && (view.countsAnswers ? change(values, total ? `of ${total} right` : "right") : `score ${change(values, "")}`.trim());
   return [scores, words && change(words, "words")].filter(Boolean).join(", ");
 }
 
