@@ -1,11 +1,13 @@
 """A frozen policy that two processes hold together gives the values of a whole one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore
 from torch.distributed.tensor import DTensor
 
 from pipeline.training.modeling import loading
@@ -28,11 +30,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [base, train_lora_round(base, tmp_path_factory.mktemp("round-1") / "policy")]
 
 
-def load_shard(policy: Path, rank: int) -> FrozenShard:
-    return FrozenShard(loading.load_model(policy, "float32"), CPU, rank, 2, "127.0.0.1", cpu_offload=False)
-
-
-def score(shard: FrozenShard, address: tuple[str, int]) -> list[Any]:
+def score(shard: FrozenShard, address: list[Any]) -> list[Any]:
     shard.join(*address)
     assert all(isinstance(parameter, DTensor) for parameter in shard.policy.parameters())
     values = [shard.logps(*BATCH), shard.token_logps(*BATCH)]
@@ -41,22 +39,24 @@ def score(shard: FrozenShard, address: tuple[str, int]) -> list[Any]:
     return values
 
 
-def second_worker(_: int, policies: list[Path], addresses: list[tuple[str, int]], out: Path) -> None:
-    by_policy = [score(load_shard(policy, 1), address) for policy, address in zip(policies, addresses, strict=True)]
-    torch.save(by_policy, out)
+def worker(rank: int, policies: list[Path], folder: Path) -> None:
+    """Score with every policy. The workers are processes of their own, because this one may be in a group already."""
+    of_policies = []
+    for number, policy in enumerate(policies):
+        shard = FrozenShard(loading.load_model(policy, "float32"), CPU, rank, 2, "127.0.0.1", cpu_offload=False)
+        store = FileStore(str(folder / "store"), 2)
+        if rank == 0:
+            store.set(f"address-{number}", json.dumps(shard.listen()))
+        of_policies.append(score(shard, json.loads(store.get(f"address-{number}"))))
+    torch.save(of_policies, folder / f"values-{rank}")
 
 
 def test_two_shards_give_the_values_of_a_whole_policy(policies: list[Path], tmp_path: Path) -> None:
-    """This process is the first worker."""
-    shards = [load_shard(policy, 0) for policy in policies]
-    addresses = [shard.listen() for shard in shards]
-    out = tmp_path / "second"
-    second = torch.multiprocessing.spawn(second_worker, args=(policies, addresses, out), nprocs=1, join=False)
-    first = [score(shard, address) for shard, address in zip(shards, addresses, strict=True)]
-    second.join()
-    for policy, *of_workers in zip(policies, first, torch.load(out), strict=True):
+    torch.multiprocessing.spawn(worker, args=(policies, tmp_path), nprocs=2)
+    of_workers = [torch.load(tmp_path / f"values-{rank}") for rank in range(2)]
+    for policy, *workers in zip(policies, *of_workers, strict=True):
         whole = FrozenPolicy(loading.load_model(policy, "float32"), CPU)
-        for expected, *parts in zip((whole.logps(*BATCH), whole.token_logps(*BATCH)), *of_workers, strict=True):
+        for expected, *parts in zip((whole.logps(*BATCH), whole.token_logps(*BATCH)), *workers, strict=True):
             for article, *values in zip(expected, *parts, strict=True):
                 (mine,) = [value for value in values if value[0] is not None]
                 assert mine == [pytest.approx(value, abs=1e-5) for value in article]

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -380,8 +381,11 @@ def train_with_ray(rows: list, model_path: Path, folder: Path, **options: Any) -
 
 def find_actor(name: str) -> int:
     """Process id of an actor of this name in the Ray that this test started, among this process's descendants."""
-    descendants = psutil.Process().children(recursive=True)
-    return next(p.pid for p in descendants if "".join(p.cmdline()[:1]).startswith(f"ray::{name}"))
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended in the meantime, or is a zombie
+            if "".join(process.cmdline()[:1]).startswith(f"ray::{name}"):
+                return process.pid
+    raise LookupError(f"no process of an actor {name}")
 
 
 def assert_same_run(ours: Path, theirs: Path, tolerance: float) -> None:
