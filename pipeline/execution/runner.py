@@ -3,6 +3,7 @@
 Rows are stored by `storage/tables.py`. The stages are in `stages/`.
 """
 
+import importlib
 import os
 import threading
 import time
@@ -68,12 +69,16 @@ def open_run(
         progress = publishing_progress(display, ledger, dry_run.visited)
         with ledger.remaking(addresses_to_remake), progress, ray as hardware:
             uses = {use for stage in dry_run.unmade.values() for use in stage.uses}
+            base_samples = any(
+                address.startswith(f"{run_folder.round_folder(0)}/") and "policy_engine" in stage.uses
+                for address, stage in dry_run.unmade.items()
+            )
             config = config.model_copy(update={"hardware": hardware})
             if any(use.endswith("_scorer") for use in uses):
                 config = config.model_copy(update={"hardware": choose_sharding(config, gpu_memory_of_cluster)})
                 if config.hardware.trainer.shard_references:
                     display.say("references and drift: the policy is sharded as in training")
-            with Runner(config, ledger, display, dry_run.remake, uses) as runner:
+            with Runner(config, ledger, display, dry_run.remake, uses, base_samples) as runner:
                 yield runner
 
 
@@ -97,6 +102,8 @@ class Runner(Executor):
         config, ledger, remake: as for `Executor`.
         display: shows the progress.
         uses: the resources of all stages that will be made. Articles that their models cannot read are counted.
+        base_samples: whether the base policy will write held-out summaries. Its engine then starts together with the
+            run's first engines.
     """
 
     def __init__(
@@ -106,10 +113,13 @@ class Runner(Executor):
         display: Display,
         remake: str | None = None,
         uses: Collection[str] = (),
+        base_samples: bool = False,
     ):
         super().__init__(config, ledger, remake)
-        self.display, self.uses = display, uses
+        self.display, self.uses, self.base_samples = display, uses, base_samples
         self._limits_warned_of: set[str] = set()  # token limits: one warning for each is enough
+        self._has_started_ahead = False
+        self._write_progress: Any = None  # the actor that counts rows for the progress bars; None: not needed so far
         hardware = config.hardware
         self.residents = ResidentPools(in_turn=not hardware.together, keep=hardware.keep_engines)
 
@@ -118,6 +128,7 @@ class Runner(Executor):
 
     def __exit__(self, *_: object) -> None:
         self.residents.end()
+        self._write_progress = None  # Ray ends an actor without handles
 
     def reuse(self, artifact: Artifact) -> Artifact:
         if "training" in artifact.record:
@@ -342,12 +353,38 @@ class Runner(Executor):
                 if job is not jobs[-1]:
                     new_rows = streams.write_through(result, draft, counter)
                 else:
+                    self._start_ahead(bar)
                     so_far = streams.Written()
                     for written in streams.write_rows(result, draft):
                         bar.advance(written.rows)
                         so_far += written
                         self._warn_of_cut_off(job, so_far)
             parts_before, rows_before = draft.adopted, parts.count_rows(draft.uri, draft.adopted).kept
+
+    def _start_ahead(self, bar: StageProgress) -> None:
+        """While the run's first engines start, start what the next stages need: both are mostly imports, on one core.
+
+        Later nothing is gained, because engines at work use the cores.
+        """
+        if self._has_started_ahead:
+            return
+        self._has_started_ahead = True
+        if self.base_samples:
+            folder = run_folder.round_folder(0)
+            policy = Artifact(self.ledger.root, f"{folder}/policy", {"model": self._rounds_config.policy.model})
+            (engines,) = provide_resources(
+                ("policy_engine",),
+                self.config,
+                {"policy": policy},
+                self.ledger.root,
+                f"{folder}/exam",
+                bar,
+                self.display.warn,
+                self.residents,
+            ).values()
+            engines.start_ahead()
+        if "trainer" in self.uses:  # this process computes digests of weights, and starts the training
+            threading.Thread(target=importlib.import_module, args=["pipeline.training.ray_job"], daemon=True).start()
 
     @contextmanager
     def _show_written_rows(
@@ -360,16 +397,17 @@ class Runner(Executor):
         """
         import ray
 
-        progress_actor = ray.remote(streams.WriteProgress).options(**driver_node_options())
-        counter, finished = progress_actor.remote(), threading.Event()
+        if self._write_progress is None:  # one for all pipelines: each start of a process takes a second
+            self._write_progress = ray.remote(streams.WriteProgress).options(**driver_node_options()).remote()
+        counter, finished = self._write_progress, threading.Event()
+        attempts = [draft.attempt for draft in drafts[:-1]]
         shown = list(zip(jobs, bars, drafts, strict=True))[:-1]
 
         def show() -> None:
             while not finished.wait(1.0):
                 with suppress(ray.exceptions.RayError):  # the actor may be on a node that is gone: only the bar suffers
-                    written_by_uri = ray.get(counter.read.remote())
-                    for job, bar, draft in shown:
-                        written = written_by_uri.get(draft.uri, streams.Written())
+                    written_rows = ray.get(counter.read.remote(attempts))
+                    for (job, bar, draft), written in zip(shown, written_rows, strict=True):
                         if more := len(draft.ids) + written.rows - bar.done:
                             bar.advance(more)
                         self._warn_of_cut_off(job, written)
@@ -381,7 +419,6 @@ class Runner(Executor):
         finally:
             finished.set()
             thread.join()
-            ray.kill(counter)
 
 
 def _finish_tables(

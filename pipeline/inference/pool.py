@@ -47,6 +47,10 @@ class EnginePool:
     role: str = "engine"
     residents: ResidentPools = field(default_factory=ResidentPools)
 
+    def start_ahead(self) -> None:
+        """Start the engines for a later `map`, if they fit beside all others. Returns at once."""
+        self.residents.start_ahead(self.role, self.make_engine, self.hardware, self.at_once)
+
     def map(self, rows: Dataset, step: EngineStep, writes: Sequence[str]) -> Dataset:
         """Stream rows through the engines and add columns to them.
 
@@ -64,11 +68,13 @@ class EnginePool:
         """
         actors = self.residents.borrow(self.role, self.make_engine, self.hardware, self.at_once)
         loan = Loan(uuid.uuid4().hex, cloudpickle.dumps(self.make_engine), cloudpickle.dumps((step, tuple(writes))))
+        # The engines start while Ray Data starts its own processes, which takes seconds.
+        starting = [(actor.prepare.remote(loan), actor) for actor in actors.handles]
         batches_at_once = self.hardware.replicas.max * self.at_once
         # One block is one call of one engine: with blocks of one batch, every replica gets work.
         return rows.repartition(target_num_rows_per_block=self.hardware.batch_size).map_batches(
             _Client,
-            fn_constructor_args=(loan, actors, self.hardware.replicas.max),
+            fn_constructor_args=(loan, actors, starting, self.hardware.replicas.max),
             batch_format="pyarrow",
             batch_size=self.hardware.batch_size,
             compute=ActorPoolStrategy(
@@ -82,13 +88,19 @@ class _Client:
     """Hands batches to engines. Ray Data calls it from one thread for each batch that may run at the same time.
 
     If rows wait, it starts more engines, up to `max_engines`. These end with the client.
+
+    Args:
+        loan: what the stage wants of its engines.
+        actors: the engines, and how to start more.
+        starting: for each engine the call of `prepare` that returns when it is ready, and the engine.
+        max_engines: how many engines there may be.
     """
 
-    def __init__(self, loan: Loan, actors: EngineActors, max_engines: int):
+    def __init__(self, loan: Loan, actors: EngineActors, starting: Sequence[tuple[Any, Any]], max_engines: int):
         self.loan, self.actors, self.max_engines = loan, actors, max_engines
         self.changed = threading.Condition()  # guards all that follows
         self.batches: dict[Any, int] = {}  # by engine that is ready: the batches that it has
-        self.starting = {actor.prepare.remote(loan): actor for actor in actors.handles}
+        self.starting = dict(starting)
         self.next_look = 0.0
 
     def __call__(self, table: pa.Table) -> pa.Table:

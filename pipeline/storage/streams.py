@@ -57,23 +57,23 @@ def write_through(rows: Dataset, table: TableDraft, progress: Any = None) -> Dat
 def _write_and_return(rows: pa.Table, uri: str, attempt: str, progress: Any) -> pa.Table:
     kept = parts.write_part(rows, uri, attempt)
     if progress is not None:
-        progress.add.remote(uri, Written(rows.num_rows, parts.sum_tallies(rows)))
+        progress.add.remote(attempt, Written(rows.num_rows, parts.sum_tallies(rows)))
     return kept
 
 
 class WriteProgress:
-    """Counts what is written to each table, for a progress display. Runs as a Ray actor."""
+    """Counts what is written to the tables of a run, for a progress display. Runs as a Ray actor."""
 
     def __init__(self) -> None:
         self.written: dict[str, Written] = {}
 
-    def add(self, uri: str, written: Written) -> None:
-        """Add rows that were written to the table at `uri`."""
-        self.written[uri] = self.written.get(uri, Written()) + written
+    def add(self, attempt: str, written: Written) -> None:
+        """Add rows that an attempt at a table (`TableDraft.attempt`) has written."""
+        self.written[attempt] = self.written.get(attempt, Written()) + written
 
-    def read(self) -> dict[str, Written]:
-        """What was written so far, by the table's uri."""
-        return self.written
+    def read(self, attempts: Sequence[str]) -> list[Written]:
+        """What each of these attempts has written so far."""
+        return [self.written.get(attempt, Written()) for attempt in attempts]
 
 
 def write_rows(rows: Dataset | Iterable[pa.Table], table: TableDraft) -> Iterator[Written]:

@@ -145,6 +145,23 @@ def test_engines_of_other_roles_stay_if_there_is_room(residents):
     assert stage(residents, Updated("judge"), role="judge")[0] == judge
 
 
+def test_an_engine_that_was_started_ahead_is_there_when_its_stage_begins(residents):
+    ahead = EnginePool(Updated("base"), SMALL, role="policy", residents=residents)
+    ahead.start_ahead()
+    ahead.start_ahead()  # it has actors by now
+    pids, answers, tally = stage(residents, Updated("base"))
+    assert answers == {"base"} and len(pids) == 1
+    assert tally[ENGINE_STARTS] == tally[ENGINE_LOADS] == 0, "the stage used the engine that was there"
+
+
+def test_nothing_ends_for_an_engine_that_is_started_ahead(residents):
+    large = SMALL.model_copy(update={"cpus_per_replica": 2.75})
+    judge, _, _ = stage(residents, Updated("judge"), role="judge", hardware=large)
+    EnginePool(Updated("base"), SMALL, role="policy", residents=residents).start_ahead()  # of 4 CPUs, one is for tasks
+    assert stage(residents, Updated("judge"), role="judge", hardware=large)[0] == judge
+    assert stage(residents, Updated("base"))[2][ENGINE_STARTS] == 1
+
+
 def test_the_engines_that_were_used_longest_ago_give_way_to_a_training(residents):
     policy, _, _ = stage(residents, Updated("base"))
     judge, _, _ = stage(residents, Updated("judge"), role="judge")

@@ -19,7 +19,7 @@ from judges.prompts import NEWSROOM
 from pipeline.config import UserError, hardware
 from pipeline.config.base import Thinking
 from pipeline.config.servers import ServedModel
-from pipeline.inference.base import count_tokens
+from pipeline.inference.base import ENGINE_STARTS, count_tokens
 from pipeline.inference.server.openai_server import OpenAIServerEngine
 from pipeline.inference.server.server_check import check_server
 from tests.helpers.chat_server import KEY, ChatServer, chat_prompt
@@ -181,6 +181,8 @@ def test_a_run_with_a_served_judge_and_a_served_model_to_compare_with(place, new
     record = json.loads((tmp_path / "run/compare/lead-1/evaluation/record.json").read_text())
     assert record["tally"]["tokens_in"] > 0
     assert record["tally"]["micro_usd"] > 0
+    by_base = json.loads((tmp_path / "run/round-00/exam/record.json").read_text())
+    assert ENGINE_STARTS not in by_base["tally"], "the policy's engine was started ahead"
     for file in (tmp_path / "run").rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
     assert KEY not in done.stdout + done.stderr
