@@ -131,8 +131,20 @@ def _run_attempt(
     token = uuid.uuid4().hex
     _claim(storage_path, token)
     progress = Queue(actor_options=driver_node_options()) if on_progress else None
+    this_module = __name__
+
+    def train(config: dict[str, Any]) -> dict[str, Any]:
+        # A nested function is pickled with its code, so the worker runs this before it imports torch and transformers.
+        # They make half a million objects, and none is garbage: to look for it would take a fifth of the import's time.
+        import gc
+        import importlib
+
+        gc.set_threshold(50_000)
+        answer: dict[str, Any] = importlib.import_module(this_module)._train_on_worker(config)
+        return answer
+
     trainer = TorchTrainer(
-        _train_on_worker,
+        train,
         train_loop_config={
             # Absolute paths, because each Ray Train worker runs in a folder of its own.
             "rows_path": _absolute(rows_path),
