@@ -3,7 +3,6 @@
 Rows are stored by `storage/tables.py`. The stages are in `stages/`.
 """
 
-import importlib
 import os
 import threading
 import time
@@ -11,12 +10,12 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ray.data import Dataset
 
 from pipeline.config import Alignment, Config, UserError
-from pipeline.config.hardware import driver_node_options
+from pipeline.config.hardware import TrainerHardware, driver_node_options
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.executor import Executor, address_of
 from pipeline.execution.planning import articles_left
@@ -41,6 +40,9 @@ from pipeline.storage.model_files.card import CARD
 from pipeline.storage.model_files.card.public_names import public_names
 from pipeline.storage.model_files.card.writing import read_license, write_policy_card
 from pipeline.storage.provenance import git_commit, package_versions
+
+if TYPE_CHECKING:
+    from pipeline.training.ray_job.driver import TrainingWorkers
 
 
 @contextmanager
@@ -78,7 +80,8 @@ def open_run(
                 config = config.model_copy(update={"hardware": choose_sharding(config, gpu_memory_of_cluster)})
                 if config.hardware.trainer.shard_references:
                     display.say("references and drift: the policy is sharded as in training")
-            with Runner(config, ledger, display, dry_run.remake, uses, base_samples) as runner:
+            trainings = sum(stage.workload == "training" for stage in dry_run.unmade.values())
+            with Runner(config, ledger, display, dry_run.remake, uses, base_samples, trainings) as runner:
                 yield runner
 
 
@@ -104,6 +107,7 @@ class Runner(Executor):
         uses: the resources of all stages that will be made. Articles that their models cannot read are counted.
         base_samples: whether the base policy will write held-out summaries. Its engine then starts together with the
             run's first engines.
+        trainings: how many trainings there will be, at most. The workers stay until the last one.
     """
 
     def __init__(
@@ -114,11 +118,14 @@ class Runner(Executor):
         remake: str | None = None,
         uses: Collection[str] = (),
         base_samples: bool = False,
+        trainings: int = 0,
     ):
         super().__init__(config, ledger, remake)
-        self.display, self.uses, self.base_samples = display, uses, base_samples
+        self.display, self.uses, self.base_samples, self.trainings = display, uses, base_samples, trainings
         self._limits_warned_of: set[str] = set()  # token limits: one warning for each is enough
         self._has_started_ahead = False
+        self._workers: TrainingWorkers | None = None
+        self._starting_workers: threading.Thread | None = None  # what starts them ahead
         self._write_progress: Any = None  # the actor that counts rows for the progress bars; None: not needed so far
         hardware = config.hardware
         self.residents = ResidentPools(in_turn=not hardware.together, keep=hardware.keep_engines)
@@ -127,7 +134,12 @@ class Runner(Executor):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._join_start()
+        if self._workers is not None:
+            self._workers.close()
         self.residents.end()
+        if self._workers is not None:
+            self._workers.end()
         self._write_progress = None  # Ray ends an actor without handles
 
     def reuse(self, artifact: Artifact) -> Artifact:
@@ -198,8 +210,29 @@ class Runner(Executor):
             stage.uses, self.config, named, self.ledger.root, address, progress, self.display.warn, self.residents
         )
         if "trainer" in resources and not stage.writes:  # the stage trains
-            resources["trainer"] = self.residents.lend_hardware(resources["trainer"])
+            with self._lent_workers(resources["trainer"]) as resources["trainer"]:
+                return stage(*arguments, **settings, **resources)
         return stage(*arguments, **settings, **resources)
+
+    @contextmanager
+    def _lent_workers(self, hardware: TrainerHardware) -> Iterator[Any]:
+        """Lend the training workers while the block runs. They stay if there is another training that needs them."""
+        self._join_start()
+        workers = self._make_workers(self.residents.lend_hardware(hardware))
+        try:
+            yield workers
+        finally:
+            self.trainings -= 1
+            if self.trainings < 1 or not self.residents.keeps_workers(hardware):
+                workers.close()
+
+    def _make_workers(self, hardware: TrainerHardware) -> "TrainingWorkers":
+        from pipeline.training.ray_job.driver import TrainingWorkers
+
+        if self._workers is None:
+            self._workers = TrainingWorkers(hardware, f"{self.ledger.root}/{run_folder.WORKERS}")
+            self.residents.workers = self._workers
+        return self._workers
 
     def _finish(self, job: _Job, result: Mapping[str, Any], started: float, pipeline: Sequence[_Job] = ()) -> Artifact:
         """Write the record. From now on the artifact is finished."""
@@ -359,32 +392,44 @@ class Runner(Executor):
                         bar.advance(written.rows)
                         so_far += written
                         self._warn_of_cut_off(job, so_far)
+                        self._start_workers_ahead()
             parts_before, rows_before = draft.adopted, parts.count_rows(draft.uri, draft.adopted).kept
 
     def _start_ahead(self, bar: StageProgress) -> None:
-        """While the run's first engines start, start what the next stages need: both are mostly imports, on one core.
+        """While the run's first engines start, start the base's engine: both are mostly imports, on one core."""
+        if self._has_started_ahead or not self.base_samples:
+            return
+        folder = run_folder.round_folder(0)
+        policy = Artifact(self.ledger.root, f"{folder}/policy", {"model": self._rounds_config.policy.model})
+        (engines,) = provide_resources(
+            ("policy_engine",),
+            self.config,
+            {"policy": policy},
+            self.ledger.root,
+            f"{folder}/exam",
+            bar,
+            self.display.warn,
+            self.residents,
+        ).values()
+        engines.start_ahead()
 
-        Later nothing is gained, because engines at work use the cores.
-        """
+    def _start_workers_ahead(self) -> None:
+        """Once the run's first engines work, start the training workers: those engines leave cores idle."""
         if self._has_started_ahead:
             return
         self._has_started_ahead = True
-        if self.base_samples:
-            folder = run_folder.round_folder(0)
-            policy = Artifact(self.ledger.root, f"{folder}/policy", {"model": self._rounds_config.policy.model})
-            (engines,) = provide_resources(
-                ("policy_engine",),
-                self.config,
-                {"policy": policy},
-                self.ledger.root,
-                f"{folder}/exam",
-                bar,
-                self.display.warn,
-                self.residents,
-            ).values()
-            engines.start_ahead()
-        if "trainer" in self.uses:  # this process computes digests of weights, and starts the training
-            threading.Thread(target=importlib.import_module, args=["pipeline.training.ray_job"], daemon=True).start()
+        if self.trainings and self.residents.keeps_workers(self.config.hardware.trainer):
+            self._starting_workers = threading.Thread(target=self._start_workers, daemon=True)
+            self._starting_workers.start()
+
+    def _start_workers(self) -> None:
+        hardware = self.config.hardware.trainer
+        self.residents.start_workers_ahead(self._make_workers(hardware), hardware)
+
+    def _join_start(self) -> None:
+        if self._starting_workers is not None:
+            self._starting_workers.join()
+            self._starting_workers = None
 
     @contextmanager
     def _show_written_rows(

@@ -8,16 +8,18 @@ itself is in `training/`.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import UserError
-from pipeline.config.hardware import TrainerHardware
 from pipeline.config.servers import ComparedModel
 from pipeline.config.training import References, Training
 from pipeline.stages.base import Stage, stage
 from pipeline.storage.ledger import Artifact
 from pipeline.storage.model_files.hub import fetch, locate
 from pipeline.training.tracking import Log
+
+if TYPE_CHECKING:
+    from pipeline.training.ray_job.driver import TrainingWorkers
 
 
 @stage("policy", version=1, settings=("policy.model",), contents=("policy.model",))
@@ -62,7 +64,7 @@ def train_policy(
     references: References,
     dtype: str,
     seed: int,
-    trainer: TrainerHardware,
+    trainer: "TrainingWorkers",
     folder: str,
     progress: Callable[[dict[str, Any]], None],
     logging: Callable[[dict[str, Any]], AbstractContextManager[Log]],
@@ -76,25 +78,26 @@ def train_policy(
         rows: articles with pairs and reference log-probabilities.
         policy: the policy to train.
         reference: the policy whose log-probabilities `rows` has; None: `policy` itself.
+        trainer: the workers that train.
         progress: called with each line of metrics.
         logging: opens the trackers (TensorBoard, W&B, MLflow), given the training's settings.
 
     Raises:
         UserError: the rows or the model cannot be used for training, or the training failed repeatedly.
     """
-    from pipeline.training import ray_job
     from pipeline.training.modeling.loading import weights_digest
+    from pipeline.training.ray_job import driver
 
     settings = training.model_dump() | {"dtype": dtype, "seed": seed, "references": references.model_dump()}
     try:
         with logging(settings) as log:
-            result = ray_job.run_training(
+            result = driver.run_training(
+                trainer,
                 rows_path=rows.uri,
                 rows_parts=rows.record["parts"],
                 model_path=locate(policy.record["model"]),
                 out_path=folder,
                 settings=settings,
-                hardware=trainer,
                 checkpoint_path=f"{folder}/checkpoints",
                 reference_path=locate(reference.record["model"]) if reference else None,
                 reference_digest=None if references.source == "none" else (reference or policy).record["digest"],
@@ -102,9 +105,9 @@ def train_policy(
             )
     except ValueError as error:
         raise UserError(f"training: {error}") from error
-    except ray_job.TRAINING_ERRORS as error:
+    except driver.TRAINING_ERRORS as error:
         raise UserError(
-            f"training failed, and again after {ray_job.RETRIES} new starts: {_describe_failure(error)}"
+            f"training failed, and again after {driver.RETRIES} new starts: {_describe_failure(error)}"
         ) from error
     fetch.cache_clear()  # a remote folder may have been fetched earlier, with other weights in it
     return {"model": folder, "digest": weights_digest(fetch(folder)), "training": result}

@@ -19,6 +19,7 @@ CONFIG = "config.yaml"
 PROGRESS = "progress.json"  # what the run is doing, for `rondo view`
 TRACKERS = "trackers.json"  # what the trackers of `report_to` took; `evaluation/report/tracked.py` writes it
 CHAMPION = "champion.json"  # the best policy of a run of rounds; `evaluation/champion.py` writes it
+WORKERS = ".ray_train"  # where Ray Train notes that the training workers run
 TEST = "test"  # the folder of the artifacts of the test articles
 # By whether the settings are an `Alignment`.
 _COMMAND = {True: "`rondo train`, on pairs from elsewhere", False: "`rondo run`, in rounds"}

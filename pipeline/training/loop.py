@@ -40,8 +40,8 @@ from pipeline.training.optimizer import Optimizer, learning_rate
 class CheckpointStore(Protocol):
     """Keeps a run's checkpoints. Every worker calls each method, and passes a folder with its own part."""
 
-    def save(self, folder: Path) -> None:
-        """Save the last checkpoint; the caller deletes the folder afterwards."""
+    def save(self, name: str, folder: Path) -> None:
+        """Save the last checkpoint under a name; the caller deletes the folder afterwards."""
 
     def save_best(self, name: str, folder: Path) -> None:
         """Save the best weights so far, under a name."""
@@ -392,7 +392,7 @@ class TrainLoop:
         with tempfile.TemporaryDirectory() as folder:
             tensors = self.optimizer.state()
             checkpoint.save(Path(folder), tensors, asdict(state), rank=self.rank, workers=self.workers)
-            self.checkpoints.save(Path(folder))
+            self.checkpoints.save(f"last-{state.step:06d}", Path(folder))
         self._prune_best()
 
     def _prune_best(self) -> None:

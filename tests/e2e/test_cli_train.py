@@ -106,8 +106,7 @@ def test_a_killed_driver_goes_on_at_the_step_it_left(trained, tmp_path):
     seen: set[str] = set()
 
     def third_checkpoint():
-        # Ray Train takes a checkpoint some time after it is there, and holds the one after it back until then.
-        seen.update(path.name for path in run.glob("policy/checkpoints/train/checkpoint_*"))
+        seen.update(path.parent.name for path in run.glob("policy/checkpoints/last-*/state.json"))
         return len(seen) >= 3
 
     driver = start_rondo(*command)

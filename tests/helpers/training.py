@@ -1,6 +1,5 @@
 """What tests of training share: settings, examples, the training of an adapter, and checkpoints in a folder."""
 
-import json
 import math
 import random
 import shutil
@@ -138,12 +137,10 @@ class FolderCheckpointStore:
 
     root: Path
 
-    def save(self, folder: Path) -> None:
-        step = json.loads((folder / "state.json").read_text())["step"]
-        shutil.copytree(folder, self.root / f"last-{step:06d}")
-
-    def save_best(self, name: str, folder: Path) -> None:
+    def save(self, name: str, folder: Path) -> None:
         shutil.copytree(folder, self.root / name)
+
+    save_best = save
 
     @contextmanager
     def load_best(self, name: str) -> Iterator[Path]:

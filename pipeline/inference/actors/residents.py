@@ -10,7 +10,7 @@ time take little longer than one, because most of a start is Python's imports, o
 
 import uuid
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import cloudpickle
@@ -101,17 +101,32 @@ class _Resident:
     is_asleep: bool = False
 
 
+class Workers(Protocol):
+    """The workers of trainings, while no training runs."""
+
+    def total(self) -> tuple[float, float]:
+        """CPUs and GPUs that they hold."""
+
+    def start(self) -> None:
+        """Start them, and do not wait for them."""
+
+    def close(self) -> None:
+        """Tell them to end, and do not wait for them."""
+
+
 @dataclass
 class ResidentPools:
-    """The engines of a run, by role.
+    """The engines of a run, by role, and its training workers.
 
     Attributes:
         in_turn: whether what uses GPUs runs in turn (`hardware.together` is false).
-        keep: False: engines end with their stage (`hardware.keep_engines`).
+        keep: False: engines end with their stage (`hardware.keep_engines`), and training workers with their training.
+        workers: the training workers; None: the run has none so far.
     """
 
     in_turn: bool = False
     keep: bool = True
+    workers: Workers | None = None
     _pools: dict[str, _Resident] = field(default_factory=dict)  # the one that was borrowed last is the last
     _borrowed: set[str] = field(default_factory=set)  # the roles that the stages in progress use
 
@@ -170,9 +185,21 @@ class ResidentPools:
         for actor in pool.actors.handles:
             actor.prepare.remote(loan)
 
+    def keeps_workers(self, trainer: TrainerHardware) -> bool:
+        """Whether training workers stay for the next training. GPUs are of more use to further engines meanwhile."""
+        return self.keep and not trainer.gpus_per_worker
+
+    def start_workers_ahead(self, workers: Workers, trainer: TrainerHardware) -> None:
+        """Start training workers for a later stage, if they will stay and fit beside all others."""
+        if self.keeps_workers(trainer) and self._fits(trainer.workers * trainer.cpus_per_worker, 0):
+            self.workers = workers
+            workers.start()
+
     def lend_hardware(self, trainer: TrainerHardware) -> TrainerHardware:
         """Make room for the workers of a training, and return what each of them should ask Ray for."""
         self.begin_stages()
+        if self.workers is not None and any(self.workers.total()):
+            return trainer  # they are there, with what they need
         if self.take_turns(trainer.gpus_per_worker):
             self._put_to_sleep()
             trainer = trainer.model_copy(update={"gpus_per_worker": _GPU_SHARE})
@@ -197,16 +224,21 @@ class ResidentPools:
             pool.is_asleep = True
 
     def _make_room(self, cpus: float, gpus: float) -> None:
-        """End idle pools, the one that was used longest ago first, until so many CPUs and GPUs are free."""
+        """End what is idle until so many CPUs and GPUs are free.
+
+        The training workers end first, because their start costs least; then the pool that was used longest ago.
+        """
+        if self.workers is not None and not self._fits(cpus, gpus):
+            self.workers.close()
         for role in [role for role in self._pools if role not in self._borrowed]:
             if self._fits(cpus, gpus):
                 return
             _end(self._pools.pop(role))
 
     def _fits(self, cpus: float, gpus: float) -> bool:
-        """Whether so many CPUs and GPUs are free beside all pools."""
+        """Whether so many CPUs and GPUs are free beside all pools and the training workers."""
         total = ray.cluster_resources()
-        held = [pool.actors.total() for pool in self._pools.values()]
+        held = [holder.total() for holder in (self.workers, *(pool.actors for pool in self._pools.values())) if holder]
         held_cpus, held_gpus = sum(cpus for cpus, _ in held), sum(gpus for _, gpus in held)
         fits_cpus = held_cpus + cpus + _CPUS_FOR_TASKS <= total.get("CPU", 0) + 1e-6
         return fits_cpus and held_gpus + gpus <= total.get("GPU", 0) + 1e-6

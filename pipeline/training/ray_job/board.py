@@ -1,0 +1,114 @@
+"""The actor between a driver and the workers of its Ray Train job. The worker's function, too: both import little."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import ray
+import ray.exceptions
+import ray.train
+
+Line = dict[str, Any]
+Training = dict[str, Any]
+Answer = dict[str, Any]
+
+
+class Board:
+    """Gives trainings to all workers, one at a time, and what they report to the driver.
+
+    Attributes:
+        number: how many trainings there were so far.
+        starts: how often workers have started the last one. More than once: one of them died.
+        lines: the lines of metrics that the driver has not read yet.
+        answer: the answer of the last training; None: it runs.
+    """
+
+    def __init__(self) -> None:
+        self.number, self.starts = 0, 0
+        self.training: Training = {}
+        self.lines: list[Line] = []
+        self.answer: Answer | None = None
+        self.is_closed = False
+        self.changed = asyncio.Condition()
+
+    async def begin(self, training: Training) -> None:
+        """Give the workers a training."""
+        async with self.changed:
+            self.number, self.starts = self.number + 1, 0
+            self.training, self.lines, self.answer = training, [], None
+            self.changed.notify_all()
+
+    async def read(self, timeout: float) -> tuple[list[Line], Answer | None, int]:
+        """The lines since the last call, the answer of the training if it is finished, and how often it started.
+
+        Waits for a line or the answer, at most `timeout` seconds.
+        """
+        async with self.changed:
+            with suppress(TimeoutError):
+                news = self.changed.wait_for(lambda: self.lines or self.answer is not None)
+                await asyncio.wait_for(news, timeout)
+            lines, self.lines = self.lines, []
+            return lines, self.answer, self.starts
+
+    async def is_open(self) -> bool:
+        """Whether there may be more trainings."""
+        return not self.is_closed
+
+    async def close(self) -> None:
+        """Let the workers end: at once if they wait, at their next step if they train."""
+        async with self.changed:
+            self.is_closed = True
+            self.changed.notify_all()
+
+    async def next_training(self, done: int, rank: int) -> tuple[int, Training] | None:
+        """Wait for an unfinished training after number `done`. None if the board is closed."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.is_closed or (self.number > done and self.answer is None))
+            if self.is_closed:
+                return None
+            self.starts += rank == 0
+            return self.number, self.training
+
+    async def send(self, line: Line) -> bool:
+        """Take a line of metrics from the worker of rank 0. Returns whether to go on."""
+        async with self.changed:
+            self.lines.append(line)
+            self.changed.notify_all()
+            return not self.is_closed
+
+    async def finish(self, answer: Answer) -> None:
+        """Take the answer from the worker of rank 0."""
+        async with self.changed:
+            self.answer = answer
+            self.changed.notify_all()
+
+
+class BoardClosed(Exception):
+    """The driver no longer wants the training that runs."""
+
+
+def work(config: dict[str, Any]) -> None:
+    """Do the trainings of `config["board"]`, until it is closed or gone. Each Ray Train worker runs this."""
+    board, context, done = config["board"], ray.train.get_context(), 0
+    if _ask(board.is_open) is not True:
+        return
+    from pipeline.training.ray_job.worker import train  # before there is a training, because it takes seconds
+
+    while (task := _ask(board.next_training, done, context.get_world_rank())) is not None:
+        done, training = task
+        try:
+            answer = train(board, **training)
+        except BoardClosed:
+            if context.get_world_size() > 1:  # the others wait for this worker: Ray Train ends them when it fails
+                raise
+            return
+        if context.get_world_rank() == 0:
+            ray.get(board.finish.remote(answer))
+
+
+def _ask(method: Any, *arguments: Any) -> Any:
+    """What a method of the board answers; None if the board is gone. The driver then takes another job."""
+    try:
+        return ray.get(method.remote(*arguments))
+    except ray.exceptions.RayActorError:
+        return None
