@@ -7,6 +7,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+# New objects between two garbage collections. Python's default of 700 costs a fifth of the time that imports take.
+_GC_THRESHOLD = 50_000
+
 app = typer.Typer(
     help="Iterative on-policy DPO: a policy writes summaries, a judge scores them, and DPO trains the policy.",
     no_args_is_help=True,
@@ -357,6 +360,7 @@ def merge(
 
 def main() -> None:
     """Run a command. For a user's mistake, print a message without a traceback and exit with status 2."""
+    gc.set_threshold(_GC_THRESHOLD)
     try:
         status = app(standalone_mode=False)
     except Exception as error:

@@ -78,9 +78,8 @@ def run_script(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def _time(command: list[str], folder: Path) -> float:
     """Run a command, and return its seconds. If it fails, show the end of its output and stop."""
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
     began = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         print((done.stdout + done.stderr)[-3000:], file=sys.stderr)
         sys.exit(f"{' '.join(command)} ended with exit status {done.returncode}")

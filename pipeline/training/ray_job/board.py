@@ -1,6 +1,7 @@
 """The actor between a driver and the workers of its Ray Train job. The worker's function, too: both import little."""
 
 import asyncio
+import gc
 from contextlib import suppress
 from typing import Any
 
@@ -92,8 +93,10 @@ def work(config: dict[str, Any]) -> None:
     board, context, done = config["board"], ray.train.get_context(), 0
     if _ask(board.is_open) is not True:
         return
+    gc.disable()  # imports make a million objects, none of which is garbage
     from pipeline.training.ray_job.worker import train  # before there is a training, because it takes seconds
 
+    gc.enable()
     while (task := _ask(board.next_training, done, context.get_world_rank())) is not None:
         done, training = task
         try:

@@ -217,6 +217,7 @@ def run_training(
         "out_path": _absolute(out_path),
         "settings": settings,
         "layout": {name: getattr(workers.hardware, name) for name in _LAYOUT_FIELDS},
+        "all_cores": _uses_all_cores(workers.hardware),
         "reference_digest": reference_digest,
         "reference_path": None if reference_path is None else locate(reference_path),
         "checkpoint_path": checkpoint_path,
@@ -235,6 +236,14 @@ def run_training(
                 raise ValueError(answer["user_error"]) from RuntimeError(answer["traceback"])
             return answer
     raise AssertionError("the last attempt returns or raises")
+
+
+def _uses_all_cores(hardware: TrainerHardware) -> bool:
+    """Whether a worker computes with more threads than Ray gives it.
+
+    With a part of a logical CPU it shares the machine with engines, which are idle while it trains.
+    """
+    return not hardware.gpus_per_worker and hardware.cpus_per_worker < 1 and "OMP_NUM_THREADS" not in os.environ
 
 
 def _absolute(path: str) -> str:

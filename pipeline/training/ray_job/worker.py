@@ -1,6 +1,7 @@
 """One worker's share of a training in a Ray Train job. It talks to the other workers by torch.distributed."""
 
 import gc
+import os
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -44,6 +45,8 @@ def train(board: Any, *, checkpoint_path: str, token: str, **config: Any) -> Ans
         is not raised, because Ray Train would then run the training three more times.
     """
     transformers.utils.logging.disable_progress_bar()
+    if config["all_cores"]:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
     fetch.cache_clear()  # an earlier training may have fetched another model from the same place
     rank = ray.train.get_context().get_world_rank()
     checkpoints = SharedCheckpointStore(checkpoint_path, token, rank)
