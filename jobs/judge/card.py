@@ -84,9 +84,8 @@ def _make_card(settings: Config) -> dict[str, Any]:
     check_servers(settings, dry_run.unmade)
     with ledger.lock(display.warn):
         with connected_ray(settings.hardware) as hardware:
-            uses = {use for stage in dry_run.unmade.values() for use in stage.uses}
             on_hardware = settings.model_copy(update={"hardware": hardware})
-            with Runner(on_hardware, ledger, display, uses=uses) as runner:
+            with Runner(on_hardware, ledger, display, unmade=dry_run.unmade) as runner:
                 questions, extracts = judge_only(runner)
         reliability = measure_table(extracts, settings, ledger, start=1)  # the lead is no random extract
         records = questions.record, [extracts.record], [extracts.record]

@@ -7,9 +7,10 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from ray.data import Dataset
@@ -70,18 +71,12 @@ def open_run(
         ray = connected_ray(config.hardware) if dry_run.unmade else nullcontext(config.hardware)
         progress = publishing_progress(display, ledger, dry_run.visited)
         with ledger.remaking(addresses_to_remake), progress, ray as hardware:
-            uses = {use for stage in dry_run.unmade.values() for use in stage.uses}
-            base_samples = any(
-                address.startswith(f"{run_folder.round_folder(0)}/") and "policy_engine" in stage.uses
-                for address, stage in dry_run.unmade.items()
-            )
             config = config.model_copy(update={"hardware": hardware})
-            if any(use.endswith("_scorer") for use in uses):
+            if any(use.endswith("_scorer") for stage in dry_run.unmade.values() for use in stage.uses):
                 config = config.model_copy(update={"hardware": choose_sharding(config, gpu_memory_of_cluster)})
                 if config.hardware.trainer.shard_references:
                     display.say("references and drift: the policy is sharded as in training")
-            trainings = sum(stage.workload == "training" for stage in dry_run.unmade.values())
-            with Runner(config, ledger, display, dry_run.remake, uses, base_samples, trainings) as runner:
+            with Runner(config, ledger, display, dry_run.remake, dry_run.unmade) as runner:
                 yield runner
 
 
@@ -104,10 +99,8 @@ class Runner(Executor):
     Args:
         config, ledger, remake: as for `Executor`.
         display: shows the progress.
-        uses: the resources of all stages that will be made. Articles that their models cannot read are counted.
-        base_samples: whether the base policy will write held-out summaries. Its engine then starts together with the
-            run's first engines.
-        trainings: how many trainings there will be, at most. The workers stay until the last one.
+        unmade: the stages that will probably be made, by address. Articles that their models cannot read are counted,
+            and what they use starts ahead of them.
     """
 
     def __init__(
@@ -116,14 +109,16 @@ class Runner(Executor):
         ledger: Ledger,
         display: Display,
         remake: str | None = None,
-        uses: Collection[str] = (),
-        base_samples: bool = False,
-        trainings: int = 0,
+        unmade: Mapping[str, Stage] = MappingProxyType({}),
     ):
         super().__init__(config, ledger, remake)
-        self.display, self.uses, self.base_samples, self.trainings = display, uses, base_samples, trainings
+        self.display = display
+        self._uses = {use for stage in unmade.values() for use in stage.uses}
+        base = f"{run_folder.round_folder(0)}/"
+        self._base_samples = any("policy_engine" in unmade[each].uses for each in unmade if each.startswith(base))
+        self._trainings = sum(stage.workload == "training" for stage in unmade.values())  # at most
         self._limits_warned_of: set[str] = set()  # token limits: one warning for each is enough
-        self._has_started_ahead = False
+        self._has_made_rows = False  # then the run's first engines work
         self._workers: TrainingWorkers | None = None
         self._starting_workers: threading.Thread | None = None  # what starts them ahead
         self._write_progress: Any = None  # the actor that counts rows for the progress bars; None: not needed so far
@@ -222,8 +217,10 @@ class Runner(Executor):
         try:
             yield workers
         finally:
-            self.trainings -= 1
-            if self.trainings < 1 or not self.residents.keeps_workers(hardware):
+            self._trainings -= 1
+            if not self.residents.keeps_workers(hardware):
+                workers.end()  # the next stage may need their GPUs' memory
+            elif self._trainings < 1:
                 workers.close()
 
     def _make_workers(self, hardware: TrainerHardware) -> "TrainingWorkers":
@@ -286,7 +283,7 @@ class Runner(Executor):
             self.display.warn(f"{articles.address}: {note}")
         rows = tables.read_some_rows(self.ledger, articles, articles_left.SAMPLED, ("split", "article"))
         texts = [(row["split"], row["article"]) for row in rows]
-        for too_long in articles_left.find_too_long(self._rounds_config, texts, record["tally"], self.uses):
+        for too_long in articles_left.find_too_long(self._rounds_config, texts, record["tally"], self._uses):
             self.display.warn(f"{articles.address}: {too_long}")
 
     def _warn_of_cut_off(self, job: _Job, written: streams.Written, is_complete: bool = False) -> None:
@@ -397,7 +394,7 @@ class Runner(Executor):
 
     def _start_ahead(self, bar: StageProgress) -> None:
         """While the run's first engines start, start the base's engine: both are mostly imports, on one core."""
-        if self._has_started_ahead or not self.base_samples:
+        if self._has_made_rows or not self._base_samples:
             return
         folder = run_folder.round_folder(0)
         policy = Artifact(self.ledger.root, f"{folder}/policy", {"model": self._rounds_config.policy.model})
@@ -414,11 +411,11 @@ class Runner(Executor):
         engines.start_ahead()
 
     def _start_workers_ahead(self) -> None:
-        """Once the run's first engines work, start the training workers: those engines leave cores idle."""
-        if self._has_started_ahead:
+        """When the run's first engines have made rows, start the training workers: engines at work leave cores idle."""
+        if self._has_made_rows:
             return
-        self._has_started_ahead = True
-        if self.trainings and self.residents.keeps_workers(self.config.hardware.trainer):
+        self._has_made_rows = True
+        if self._trainings and self.residents.keeps_workers(self.config.hardware.trainer):
             self._starting_workers = threading.Thread(target=self._start_workers, daemon=True)
             self._starting_workers.start()
 

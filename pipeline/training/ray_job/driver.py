@@ -53,11 +53,6 @@ class TrainingWorkers:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    @property
-    def is_started(self) -> bool:
-        """Whether there are workers, or Ray starts them."""
-        return self._job is not None
-
     def total(self) -> tuple[float, float]:
         """CPUs and GPUs that the workers hold."""
         count = self.hardware.workers if self._job else 0
@@ -65,6 +60,8 @@ class TrainingWorkers:
 
     def start(self) -> None:
         """Let Ray start the workers, if there are none. Returns at once."""
+        if self._job is not None and not self._job.thread.is_alive():
+            self.close()  # the job failed while it waited for a training, which may be long ago
         if self._job is None:
             self._job = _Job(self.hardware, self.storage_path)
 

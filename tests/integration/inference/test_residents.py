@@ -170,6 +170,43 @@ def test_the_engines_that_were_used_longest_ago_give_way_to_a_training(residents
     assert wait_until_gone(judge)
 
 
+class IdleWorkers:
+    """Training workers that need 0.5 CPUs."""
+
+    is_started = False
+
+    def total(self):
+        return 0.5 * self.is_started, 0
+
+    def start(self):
+        self.is_started = True
+
+    def close(self):
+        self.is_started = False
+
+
+ONE_WORKER = TrainerHardware(cpus_per_worker=0.5)
+
+
+def test_training_workers_start_ahead_where_they_fit_and_will_stay(residents):
+    stage(residents, Updated("judge"), role="judge", hardware=SMALL.model_copy(update={"cpus_per_replica": 2.75}))
+    for trainer in (ONE_WORKER, TrainerHardware(cpus_per_worker=0.1, gpus_per_worker=1)):
+        residents.start_workers_ahead(IdleWorkers(), trainer)
+        assert residents.workers is None  # of 4 CPUs, one is for tasks
+    residents.end()
+    residents.start_workers_ahead(IdleWorkers(), ONE_WORKER)
+    assert residents.workers.is_started
+
+
+def test_idle_training_workers_give_way_before_engines_do(residents):
+    residents.start_workers_ahead(IdleWorkers(), ONE_WORKER)
+    policy, _, _ = stage(residents, Updated("base"))
+    assert residents.workers.is_started
+    large = SMALL.model_copy(update={"cpus_per_replica": 2.5})
+    stage(residents, Updated("judge"), role="judge", hardware=large)
+    assert not residents.workers.is_started and stage(residents, Updated("base"))[0] == policy
+
+
 def test_without_keep_engines_each_stage_starts_its_own(ray_cluster):
     residents = ResidentPools(keep=False)
     pids, _, _ = stage(residents, Updated("base"))

@@ -457,11 +457,50 @@ def test_training_resumes_after_controller_and_board_are_killed(
     assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
 
 
-def test_a_workers_error_reaches_the_driver_with_its_message(
-    ray_cluster: None, rows: list, model_path: Path, tmp_path: Path
+def test_the_workers_stay_for_the_next_training(
+    ray_cluster: None, rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path]
 ) -> None:
-    with pytest.raises(ValueError, match="are of weights .*, and they should be of other"):
-        train_with_ray(rows, model_path, tmp_path, hardware=TrainerHardware(), reference_digest="other")
+    """Also after a training that was refused. The second training has nothing of the first one's."""
+    from pipeline.training.ray_job.driver import TrainingWorkers
+
+    hardware = TrainerHardware(workers=2, tokens_per_batch=60, save_steps=3)
+    with TrainingWorkers(hardware, str(tmp_path / "ray_train")) as workers:
+        workers.start()
+        with pytest.raises(ValueError, match="are of weights .*, and they should be of other"):
+            train_with_ray(rows, model_path, tmp_path / "refused", workers=workers, reference_digest="other")
+        pid = find_actor("RayTrainWorker")
+        for name in ("one", "two"):
+            train_with_ray(rows, model_path, tmp_path / name, workers=workers)
+            assert find_actor("RayTrainWorker") == pid
+            assert_same_run(tmp_path / name / "out", in_this_process[1], tolerance=1e-5)
+        assert workers.total() == (2, 0)
+        assert [path.name for path in sorted((tmp_path / "two/checkpoints").glob("*/*"))] == [
+            "rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors", "state.json",
+        ]  # fmt: skip
+    assert workers.total() == (0, 0) and not (tmp_path / "ray_train").exists()
+    with pytest.raises(LookupError):
+        find_actor("RayTrainWorker")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_training_that_is_interrupted_ends_its_workers_and_can_be_resumed(
+    ray_cluster: None, rows: list, model_path: Path, tmp_path: Path, in_this_process: tuple[dict, Path], count: int
+) -> None:
+    hardware = TrainerHardware(workers=count, tokens_per_batch=60, save_steps=3)
+    steps: list[int] = []
+
+    def interrupt(line: dict[str, Any]) -> None:
+        if line["step"] == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_with_ray(rows, model_path, tmp_path, hardware, on_progress=interrupt)
+    with pytest.raises(LookupError):
+        find_actor("RayTrainWorker")
+    (tmp_path / "rows").rename(tmp_path / "the same rows")
+    train_with_ray(rows, model_path, tmp_path, hardware, on_progress=lambda line: steps.append(line["step"]))
+    assert min(steps) >= 7, "it resumed after step 6"
+    assert_same_run(tmp_path / "out", in_this_process[1], tolerance=1e-5)
 
 
 @pytest.fixture(scope="module")
