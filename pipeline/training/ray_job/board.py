@@ -1,13 +1,8 @@
-"""The actor between a driver and the workers of its Ray Train job. The worker's function, too: both import little."""
+"""The actor between a driver and the workers of its Ray Train job. It imports little, so that it starts at once."""
 
 import asyncio
-import gc
 from contextlib import suppress
 from typing import Any
-
-import ray
-import ray.exceptions
-import ray.train
 
 Line = dict[str, Any]
 Training = dict[str, Any]
@@ -86,32 +81,3 @@ class Board:
 
 class BoardClosed(Exception):
     """The driver no longer wants the training that runs."""
-
-
-def work(config: dict[str, Any]) -> None:
-    """Do the trainings of `config["board"]`, until it is closed or gone. Each Ray Train worker runs this."""
-    board, context, done = config["board"], ray.train.get_context(), 0
-    if _ask(board.is_open) is not True:
-        return
-    gc.disable()  # imports make a million objects, none of which is garbage
-    from pipeline.training.ray_job.worker import train  # before there is a training, because it takes seconds
-
-    gc.enable()
-    while (task := _ask(board.next_training, done, context.get_world_rank())) is not None:
-        done, training = task
-        try:
-            answer = train(board, **training)
-        except BoardClosed:
-            if context.get_world_size() > 1:  # the others wait for this worker: Ray Train ends them when it fails
-                raise
-            return
-        if context.get_world_rank() == 0:
-            ray.get(board.finish.remote(answer))
-
-
-def _ask(method: Any, *arguments: Any) -> Any:
-    """What a method of the board answers; None if the board is gone. The driver then takes another job."""
-    try:
-        return ray.get(method.remote(*arguments))
-    except ray.exceptions.RayActorError:
-        return None

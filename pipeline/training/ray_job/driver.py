@@ -16,8 +16,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipeline.config.hardware import TrainerHardware, driver_node_options
 from pipeline.storage.files import remove_folder
 from pipeline.storage.model_files.hub import locate
-from pipeline.training.ray_job.board import Answer, Board, Line, Training, work
+from pipeline.training.ray_job.board import Answer, Board, Line, Training
 from pipeline.training.ray_job.checkpoints import claim
+from pipeline.training.ray_job.worker import work
 
 # The errors that `train` raises when it gives up: a worker, or Ray Train's controller, failed too often.
 TRAINING_ERRORS = (ray.train.TrainingFailedError, ray.exceptions.RayActorError)
@@ -69,7 +70,7 @@ class TrainingWorkers:
         """Let the workers do a training, and wait for its answer.
 
         Args:
-            training: the arguments of `worker.train`.
+            training: the arguments of `training.train`.
             on_progress: called with each line of metrics.
 
         Raises:

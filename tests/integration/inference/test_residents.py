@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray import cloudpickle
 
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, TrainerHardware
 from pipeline.inference.actors import residents as residents_module
+from pipeline.inference.actors.engine_actor import Loan
 from pipeline.inference.actors.residents import ResidentPools
 from pipeline.inference.base import ENGINE_LOADS, ENGINE_STARTS
 from pipeline.inference.pool import EnginePool
@@ -149,6 +151,9 @@ def test_an_engine_that_was_started_ahead_is_there_when_its_stage_begins(residen
     ahead = EnginePool(Updated("base"), SMALL, role="policy", residents=residents)
     ahead.start_ahead()
     ahead.start_ahead()  # it has actors by now
+    (actor,) = residents._pools["policy"].actors.handles
+    nothing = Loan("nothing", cloudpickle.dumps(Updated("base")), cloudpickle.dumps((None, ())))
+    ray.get(actor.prepare.remote(nothing))  # else the stage may be the first to ask for the engine
     pids, answers, tally = stage(residents, Updated("base"))
     assert answers == {"base"} and len(pids) == 1
     assert tally[ENGINE_STARTS] == tally[ENGINE_LOADS] == 0, "the stage used the engine that was there"
