@@ -3,6 +3,7 @@
 Rows are stored by `storage/tables.py`. The stages are in `stages/`.
 """
 
+import importlib
 import os
 import threading
 import time
@@ -118,9 +119,8 @@ class Runner(Executor):
         self._base_samples = any("policy_engine" in unmade[each].uses for each in unmade if each.startswith(base))
         self._trainings = sum(stage.workload == "training" for stage in unmade.values())  # at most
         self._limits_warned_of: set[str] = set()  # token limits: one warning for each is enough
-        self._has_made_rows = False  # then the run's first engines work
         self._workers: TrainingWorkers | None = None
-        self._starting_workers: threading.Thread | None = None  # what starts them ahead
+        self._import_thread: threading.Thread | None = None  # imports what starts them
         self._write_progress: Any = None  # the actor that counts rows for the progress bars; None: not needed so far
         hardware = config.hardware
         self.residents = ResidentPools(in_turn=not hardware.together, keep=hardware.keep_engines)
@@ -129,12 +129,13 @@ class Runner(Executor):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._join_start()
-        if self._workers is not None:
-            self._workers.close()
-        self.residents.end()
-        if self._workers is not None:
-            self._workers.end()
+        try:
+            if self._workers is not None:
+                self._workers.close()
+            self.residents.end()
+        finally:
+            if self._workers is not None:
+                self._workers.end()
         self._write_progress = None  # Ray ends an actor without handles
 
     def reuse(self, artifact: Artifact) -> Artifact:
@@ -212,7 +213,6 @@ class Runner(Executor):
     @contextmanager
     def _lent_workers(self, hardware: TrainerHardware) -> Iterator[Any]:
         """Lend the training workers while the block runs. They stay if there is another training that needs them."""
-        self._join_start()
         workers = self._make_workers(self.residents.lend_hardware(hardware))
         try:
             yield workers
@@ -394,8 +394,9 @@ class Runner(Executor):
 
     def _start_ahead(self, bar: StageProgress) -> None:
         """While the run's first engines start, start the base's engine: both are mostly imports, on one core."""
-        if self._has_made_rows or not self._base_samples:
+        if not self._base_samples:
             return
+        self._base_samples = False
         folder = run_folder.round_folder(0)
         policy = Artifact(self.ledger.root, f"{folder}/policy", {"model": self._rounds_config.policy.model})
         (engines,) = provide_resources(
@@ -411,22 +412,17 @@ class Runner(Executor):
         engines.start_ahead()
 
     def _start_workers_ahead(self) -> None:
-        """When the run's first engines have made rows, start the training workers: engines at work leave cores idle."""
-        if self._has_made_rows:
-            return
-        self._has_made_rows = True
-        if self._trainings and self.residents.keeps_workers(self.config.hardware.trainer):
-            self._starting_workers = threading.Thread(target=self._start_workers, daemon=True)
-            self._starting_workers.start()
-
-    def _start_workers(self) -> None:
+        """While the run's first engines work, start the training workers, because engines at work leave cores idle."""
         hardware = self.config.hardware.trainer
-        self.residents.start_workers_ahead(self._make_workers(hardware), hardware)
-
-    def _join_start(self) -> None:
-        if self._starting_workers is not None:
-            self._starting_workers.join()
-            self._starting_workers = None
+        if self._workers is not None or not self._trainings or not self.residents.keeps_workers(hardware):
+            return
+        if self._import_thread is None:
+            # It takes seconds, in which this thread has rows to take.
+            module = "pipeline.training.ray_job.driver"
+            self._import_thread = threading.Thread(target=importlib.import_module, args=[module], daemon=True)
+            self._import_thread.start()
+        elif not self._import_thread.is_alive():
+            self.residents.start_workers_ahead(self._make_workers(hardware), hardware)
 
     @contextmanager
     def _show_written_rows(

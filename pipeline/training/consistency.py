@@ -7,7 +7,10 @@ Their size shows which margins are too small to mean anything. Records call the 
 check at step 0 is in `loop.py`, because it compares values that this step computes anyway.
 """
 
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -23,9 +26,12 @@ from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import batch_logps, check_agreement, completion_logps, plain_logps
 
 _MAX_ARTICLES, _MAX_COMPLETIONS = 4, 4  # articles that are scored, and completions of each
-# What an engine scores to prove its weights: the end of a prompt, and the beginnings of two of its completions, in
-# tokens. They are short, because an engine scores each token with a request of its own.
-_PROMPT_END, _BEGINNINGS, _BEGINNING = 32, 2, 16
+# What an engine scores to prove its weights: the first token and the end of a prompt, and the beginnings of two of its
+# completions, in tokens. They are short, because an engine scores each token with a request of its own. The first token
+# stays, because many models are trained with it at the beginning, and round more coarsely without it.
+_PROMPT_END, _BEGINNINGS, _BEGINNING = 31, 2, 16
+# The gap between two ways to score the same short sequences is the largest of 8. Another two ways may differ by more.
+_MORE_ROUNDING = 3
 # How far a completion's log-probability may be from the reference's if the weights are the same, in nats per token.
 # The two are packed with different other articles, so rounding remains: in float32 the rounding of sums near 100 nats,
 # in bf16 the rounding in all layers.
@@ -100,7 +106,7 @@ def make_engine_check(
         examples: all articles to train on.
         device: the device of the policy.
         passport: what `measure_consistency` returned before training. The engine may be twice as far from the trainer
-            as it was then, but at least as far as rounding explains.
+            as it was then, and at least as far as rounding explains: in whole completions, and in these sequences.
         is_exact: False: the engine has the base in another precision than the trainer.
 
     Returns:
@@ -110,19 +116,23 @@ def make_engine_check(
     if gap is None and not is_exact:
         return None
     chosen = _shuffled(examples)[:_MAX_ARTICLES]
-    # Without its first token, so that an engine whose context a sample fills has room to answer.
-    ends = [example.prompt_ids[min(1, len(example.prompt_ids) - 1) :][-_PROMPT_END:] for example in chosen]
-    prompts = [[int(token) for token in end] for end in ends]
+    # Without its second token, so that an engine whose context a sample fills has room to answer.
+    prompts = [
+        [int(token) for token in (*example.prompt_ids[:1], *example.prompt_ids[2:][-_PROMPT_END:])]
+        for example in chosen
+    ]
     sequences = [
         [[int(token) for token in ids[:_BEGINNING]] for ids in example.completions[:_BEGINNINGS]] for example in chosen
     ]
     with torch.no_grad():
-        logps = [
-            policy(completion_logps, pack_row([article]).to(device)).tolist()
-            for article in zip(prompts, sequences, strict=True)
-        ]
-    limit = max(TOLERANCE[passport["dtype"]], 2 * (gap or 0.0))
-    return EngineCheck(prompts, sequences, logps, limit)
+        articles = list(zip(prompts, sequences, strict=True))
+        logps = [policy(completion_logps, pack_row([article]).to(device)).tolist() for article in articles]
+        plain = [policy(plain_logps, *article).tolist() for article in articles]
+    # The rounding errors of the tokens are about independent, so their mean is larger over fewer tokens.
+    typical = statistics.fmean(length for example in chosen for length in example.lengths)
+    larger = math.sqrt(max(1.0, typical / _BEGINNING))
+    check = EngineCheck(prompts, sequences, logps, larger * max(TOLERANCE[passport["dtype"]], 2 * (gap or 0.0)))
+    return replace(check, limit=max(check.limit, _MORE_ROUNDING * check.largest_gap(plain)))
 
 
 def check_reference(

@@ -161,24 +161,28 @@ class TrainLoop:
         """The lines of metrics so far."""
         return self.state.lines
 
-    def run(self, resume_from: Path | None = None) -> dict[str, Any]:
-        """Train to the end, from the beginning or from a checkpoint.
+    def resume(self, folder: Path) -> None:
+        """Load a checkpoint, from which `run` then goes on. Raises ValueError if it is incomplete."""
+        self._prepare_policy()
+        saved = checkpoint.load(folder, self.optimizer.state(), rank=self.rank, workers=self.workers)
+        self.state = TrainState(**saved)
+        self.optimizer.resume(self.state.step)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, from the beginning or from the step that `resume` has loaded.
 
         Returns:
             What `metrics.summary` returns, plus seconds, step0_max_abs_margin, passport, best_step and stopped_early.
 
         Raises:
-            ValueError: the model cannot be scored on a tree, it is not the reference at step 0, or the checkpoint is
-                incomplete.
+            ValueError: the model cannot be scored on a tree, or it is not the reference at step 0.
         """
-        self._prepare_policy()
-        if resume_from is None:
+        if not self.state.step:
+            self._prepare_policy()
             self.state.passport = consistency.measure_consistency(
                 self.policy, self.train, self.device, self._sampler, is_reference=self.from_reference
             )
             self._evaluate(0, 0.0)
-        else:
-            self._resume(resume_from)
         state = self.state
         began = time.monotonic() - state.seconds
         while state.step < len(self.plan) and not state.stopped:
@@ -234,11 +238,6 @@ class TrainLoop:
             checkpoint_activations(self.policy)
         place_policy(self.policy, self.device, self.workers, cpu_offload=self.cpu_offload)
         self.optimizer = Optimizer(self.policy, self.settings)
-
-    def _resume(self, folder: Path) -> None:
-        saved = checkpoint.load(folder, self.optimizer.state(), rank=self.rank, workers=self.workers)
-        self.state = TrainState(**saved)
-        self.optimizer.resume(self.state.step)
 
     def _load_best_weights(self, step: int) -> None:
         assert self.checkpoints is not None, "load_best_model_at_end needs a checkpoint store"

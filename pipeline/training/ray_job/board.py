@@ -16,7 +16,8 @@ class Board:
         number: how many trainings there were so far.
         starts: how often workers have started the last one. More than once: one of them died.
         lines: the lines of metrics that the driver has not read yet.
-        answer: the answer of the last training; None: it runs.
+        answer: the answer of the last training; None: it runs, or there was none.
+        workers: the handles of the workers' actors, by rank.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,7 @@ class Board:
         self.training: Training = {}
         self.lines: list[Line] = []
         self.answer: Answer | None = None
+        self.workers: dict[int, Any] = {}
         self.is_closed = False
         self.changed = asyncio.Condition()
 
@@ -50,34 +52,37 @@ class Board:
         """Whether there may be more trainings."""
         return not self.is_closed
 
-    async def close(self) -> None:
-        """Let the workers end: at once if they wait, at their next step if they train."""
+    async def close(self) -> list[Any]:
+        """Let the workers that wait end. Returns the workers that train."""
         async with self.changed:
             self.is_closed = True
             self.changed.notify_all()
+            return list(self.workers.values()) if self.answer is None else []
 
-    async def next_training(self, done: int, rank: int) -> tuple[int, Training] | None:
-        """Wait for an unfinished training after number `done`. None if the board is closed."""
+    async def next_training(self, done: int, rank: int, worker: Any) -> tuple[int, Training] | None:
+        """Wait for an unfinished training after number `done`. None if the board is closed.
+
+        Args:
+            done: the last training that the worker has finished, or 0.
+            rank: the worker's number.
+            worker: the handle of its actor.
+        """
         async with self.changed:
+            self.workers[rank] = worker
             await self.changed.wait_for(lambda: self.is_closed or (self.number > done and self.answer is None))
             if self.is_closed:
                 return None
             self.starts += rank == 0
             return self.number, self.training
 
-    async def send(self, line: Line) -> bool:
-        """Take a line of metrics from the worker of rank 0. Returns whether to go on."""
+    async def send(self, line: Line) -> None:
+        """Take a line of metrics from the worker of rank 0."""
         async with self.changed:
             self.lines.append(line)
             self.changed.notify_all()
-            return not self.is_closed
 
     async def finish(self, answer: Answer) -> None:
         """Take the answer from the worker of rank 0."""
         async with self.changed:
             self.answer = answer
             self.changed.notify_all()
-
-
-class BoardClosed(Exception):
-    """The driver no longer wants the training that runs."""

@@ -6,14 +6,14 @@ Ray Train's own checkpoints belong to one job. These belong to one training, whi
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch.distributed as dist
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
 
-from pipeline.storage.files import open_location, remove_folder
+from pipeline.storage.files import atomic_writer, open_location, remove_folder
 from pipeline.training.checkpoint import STATE
 
 _OWNER_FILE = "owner"  # the token of the driver whose workers may write
@@ -64,11 +64,11 @@ class SharedCheckpointStore:
         self._copy(name, folder)
         if self.rank == 0:
             # The state comes last: a checkpoint that has one is complete.
-            with self.fs.open_output_stream(f"{self.path}/{name}/{STATE}") as stream:
+            with atomic_writer(self.fs, f"{self.path}/{name}/{STATE}") as stream:
                 stream.write(text)
             for other in self._complete():
-                if other != f"{self.path}/{name}":
-                    self.fs.delete_dir(other)
+                if other.name != name:
+                    self.fs.delete_dir(str(other))
 
     def save_best(self, name: str, folder: Path) -> None:
         self._copy(f"{_BEST}/{name}", folder)
@@ -86,16 +86,14 @@ class SharedCheckpointStore:
     @contextmanager
     def load_last(self) -> Iterator[Path | None]:
         """While the block runs, give a folder with all parts of the last complete checkpoint; None: there is none."""
-        complete = self._complete()
-        if not complete:
+        complete = self._complete() if self.rank == 0 else {}
+        chosen = [str(max(complete, key=lambda folder: complete[folder])) if complete else None]
+        dist.broadcast_object_list(chosen)  # a worker on another node may see an older listing
+        if chosen[0] is None:
             yield None
             return
-        with self._fetch(max(complete, key=self._step)) as folder:
+        with self._fetch(chosen[0]) as folder:
             yield folder
-
-    def _step(self, path: str) -> int:
-        with self.fs.open_input_stream(f"{path}/{STATE}") as stream:
-            return int(json.loads(stream.read())["step"])
 
     @contextmanager
     def load_best(self, name: str) -> Iterator[Path]:
@@ -113,12 +111,18 @@ class SharedCheckpointStore:
             copy_files(path, str(folder), source_filesystem=self.fs)
             yield folder
 
-    def _complete(self) -> list[str]:
-        """The folders with a state. They may be deeper: version 0.1.0 let Ray Train choose their place."""
+    def _complete(self) -> dict[PurePosixPath, int]:
+        """The steps of the complete checkpoints by their folders, which may be deeper: 0.1.0 left them to Ray Train."""
         found = self.fs.get_file_info(FileSelector(self.path, allow_not_found=True, recursive=True))
-        states = [PurePosixPath(info.path) for info in found if info.base_name == STATE]
-        best = PurePosixPath(self.path, _BEST)
-        return [str(state.parent) for state in states if not state.is_relative_to(best)]
+        files = {PurePosixPath(info.path) for info in found}
+        steps = {}
+        for state in files:
+            if state.name == STATE and state.parent.parent.name != _BEST:
+                parts = sorted(file.stem for file in files if file.parent == state.parent and file.stem != state.stem)
+                with self.fs.open_input_stream(str(state)) as stream, suppress(ValueError):
+                    if parts and parts[0].endswith(f"-of-{len(parts):05d}"):
+                        steps[state.parent] = int(json.loads(stream.read())["step"])
+        return steps
 
     def prune(self, keep: Sequence[str]) -> None:
         if self.rank == 0:

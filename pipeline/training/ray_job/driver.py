@@ -25,7 +25,7 @@ TRAINING_ERRORS = (ray.train.TrainingFailedError, ray.exceptions.RayActorError)
 RETRIES = 3
 ProgressCallback = Callable[[Line], None]
 _POLL_SECONDS = 1.0  # how long the driver waits for a line before it looks whether the job has failed
-_SECONDS_TO_END = 60.0  # how long it waits for workers that were told to end in the middle of a training
+_SECONDS_TO_END = 60.0  # how long it waits at the end for Ray Train, which may just be starting workers
 # The fields of `TrainerHardware` that `TrainLoop` takes as arguments. The others go to Ray Train.
 _LAYOUT_FIELDS = (
     "tokens_per_batch", "article_tree", "gradient_checkpointing", "cpu_offload", "torch_compile", "save_steps",
@@ -93,6 +93,9 @@ class TrainingWorkers:
             self._job.close()
             self._closed.append(self._job)
             self._job = None
+        for job in [job for job in self._closed if not job.thread.is_alive()]:
+            job.wait()
+            self._closed.remove(job)
 
     def end(self) -> None:
         """End the workers. Ray must not be shut down before."""
@@ -149,14 +152,14 @@ class _Job:
                     on_progress(line)
             if answer is not None:
                 return answer, starts
-            if has_ended:
-                assert self.error is not None, "the job ends without an error only after its board was closed"
-                raise self.error
+            if has_ended:  # without an error the workers took the board for gone
+                raise self.error or ray.exceptions.ActorDiedError()
 
     def close(self) -> None:
-        """Close the board. The workers end at once, or at their next step."""
+        """End the workers. Ray Train starts those that train once more, and they find the board closed."""
         with suppress(ray.exceptions.RayError):
-            ray.get(self.board.close.remote())
+            for worker in ray.get(self.board.close.remote()):
+                ray.kill(worker)
 
     def wait(self) -> None:
         """Wait until Ray Train has ended the workers."""

@@ -27,7 +27,7 @@ from pipeline.training.batches.node_file import shared_file
 from pipeline.training.loop import TrainLoop
 from pipeline.training.modeling import loading
 from pipeline.training.modeling.fsdp import PolicyModule, place_policy
-from pipeline.training.ray_job.board import Answer, BoardClosed, Line
+from pipeline.training.ray_job.board import Answer, Line
 from pipeline.training.ray_job.checkpoints import SharedCheckpointStore
 
 
@@ -46,18 +46,11 @@ def train(board: Any, *, checkpoint_path: str, token: str, **config: Any) -> Ans
     """
     transformers.utils.logging.disable_progress_bar()
     if config["all_cores"]:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ray.train.get_context().get_local_world_size()))
     fetch.cache_clear()  # an earlier training may have fetched another model from the same place
-    rank = ray.train.get_context().get_world_rank()
-    checkpoints = SharedCheckpointStore(checkpoint_path, token, rank)
+    checkpoints = SharedCheckpointStore(checkpoint_path, token, ray.train.get_context().get_world_rank())
     try:
-        with tempfile.TemporaryDirectory() as scratch, ExitStack() as shared:
-            examples = _on_all_workers(partial(_map_examples, config, token, shared))
-            shared.close()  # the workers of this node have mapped the file of examples by now
-            if config["reference_path"] is not None:
-                _check_reference(config, examples)
-            loop = _on_all_workers(partial(_make_loop, config, examples, checkpoints, partial(_send, board)))
-            return _train_and_save(loop, config["out_path"], scratch, checkpoints)
+        return _train(board, config, checkpoints)
     except _WorkerRefusal as refusal:
         return refusal.answer
     except ValueError as error:  # all workers raise it, because they compute it from numbers that they share
@@ -66,8 +59,18 @@ def train(board: Any, *, checkpoint_path: str, token: str, **config: Any) -> Ans
         _free_memory()
 
 
+def _train(board: Any, config: dict[str, Any], checkpoints: SharedCheckpointStore) -> Answer:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as shared:
+        examples = _on_all_workers(partial(_map_examples, config, checkpoints.token, shared))
+        shared.close()  # the workers of this node have mapped the file of examples by now
+        if config["reference_path"] is not None:
+            _check_reference(config, examples)
+        loop = _on_all_workers(partial(_make_loop, config, examples, checkpoints, partial(_send, board)))
+        return _train_and_save(loop, config["out_path"], scratch, checkpoints)
+
+
 def _free_memory() -> None:
-    """Give the memory of a training back, as this process stays for the next one."""
+    """Give the memory of a training back, as this process stays for the next one. Nothing may hold its model now."""
     gc.collect()  # sharded modules are in reference cycles
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -153,7 +156,9 @@ def _make_loop(
 
 def _train_and_save(loop: TrainLoop, out_path: str, scratch: str, checkpoints: SharedCheckpointStore) -> Answer:
     with checkpoints.load_last() as folder:
-        answer = loop.run(resume_from=folder)
+        if folder is not None:
+            loop.resume(folder)
+    answer = loop.run()
     checkpoints.check_owner()
     is_local = "://" not in out_path
     out = Path(out_path) if is_local else Path(scratch, "out")
@@ -166,5 +171,4 @@ def _train_and_save(loop: TrainLoop, out_path: str, scratch: str, checkpoints: S
 
 
 def _send(board: Any, line: Line) -> None:
-    if not ray.get(board.send.remote(line)):
-        raise BoardClosed
+    ray.get(board.send.remote(line))

@@ -1,13 +1,12 @@
 """What each worker of a Ray Train job runs: one training after the other, until the driver closes the board."""
 
 import gc
+import time
 from typing import Any
 
 import ray
 import ray.exceptions
 import ray.train
-
-from pipeline.training.ray_job.board import BoardClosed
 
 
 def work(config: dict[str, Any]) -> None:
@@ -19,21 +18,20 @@ def work(config: dict[str, Any]) -> None:
     from pipeline.training.ray_job.training import train  # before there is a training, because it takes seconds
 
     gc.enable()
-    while (task := _ask(board.next_training, done, context.get_world_rank())) is not None:
+    actor = ray.get_runtime_context().current_actor
+    while (task := _ask(board.next_training, done, context.get_world_rank(), actor)) is not None:
         done, training = task
-        try:
-            answer = train(board, **training)
-        except BoardClosed:
-            if context.get_world_size() > 1:  # the others wait for this worker: Ray Train ends them when it fails
-                raise
-            return
+        answer = train(board, **training)
         if context.get_world_rank() == 0:
             ray.get(board.finish.remote(answer))
 
 
 def _ask(method: Any, *arguments: Any) -> Any:
     """What a method of the board answers; None if the board is gone. The driver then takes another job."""
-    try:
-        return ray.get(method.remote(*arguments))
-    except ray.exceptions.RayActorError:
-        return None
+    while True:
+        try:
+            return ray.get(method.remote(*arguments))
+        except ray.exceptions.ActorUnavailableError:  # it may be back soon
+            time.sleep(1)
+        except ray.exceptions.RayActorError:
+            return None

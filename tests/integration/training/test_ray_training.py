@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,8 @@ def test_a_checkpoint_of_any_number_of_workers_can_be_resumed(
         save_file(shards, saved / f"rank-{part:05d}-of-{parts:05d}.safetensors")
 
     again = local_loop(rows, model_path, tmp_path / "again")
-    answer = again.run(resume_from=saved)
+    again.resume(saved)
+    answer = again.run()
     again.save(tmp_path / "out")
 
     assert [line["step"] for line in again.lines] == [line["step"] for line in run.lines]
@@ -191,7 +193,7 @@ def test_a_checkpoint_with_a_part_missing_is_refused(rows: list, model_path: Pat
     saved = tmp_path / "last-000003"
     (saved / "rank-00000-of-00001.safetensors").rename(saved / "rank-00000-of-00002.safetensors")
     with pytest.raises(ValueError, match="last-000003 is not complete: it has .*rank-00000-of-00002"):
-        local_loop(rows, model_path, tmp_path / "again").run(resume_from=saved)
+        local_loop(rows, model_path, tmp_path / "again").resume(saved)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,8 @@ def test_best_weights_are_pruned_unless_one_of_the_last_two_checkpoints_needs_th
     assert answer["best_step"] == len(run.plan)
 
     again = local_loop(rows, model_path, tmp_path / "again", **FREQUENT_EVALUATION, load_best_model_at_end=True)
-    again.run(resume_from=tmp_path / f"last-{states[1]['step']:06d}")
+    again.resume(tmp_path / f"last-{states[1]['step']:06d}")
+    again.run()
     assert again.state.bests == run.state.bests
 
 
@@ -582,3 +585,21 @@ def test_a_reference_that_is_not_the_policy_is_checked_by_all_workers(
     assert result["steps"] > 0 and result["step0_max_abs_margin"] > 1e-3
     with pytest.raises(ValueError, match="the references are of other weights"):
         train_with_ray(rows, later_policy, tmp_path, reference_path=later_policy.as_uri())
+
+
+def test_an_engine_may_be_as_far_from_the_trainer_as_rounding_explains_for_short_samples(model_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    examples = [
+        Example(f"a{i}", draw.integers(1, VOCABULARY, 50), tuple(draw.integers(1, VOCABULARY, (2, 64))), ((0, 1),), ())
+        for i in range(5)
+    ]
+    policy = PolicyModule(loading.load_model(model_path, "bfloat16"))
+    make = partial(consistency.make_engine_check, policy, ExampleTable.of(examples), torch.device("cpu"))
+    check = make({"dtype": "bfloat16", "vllm_vs_trainer_max": 1e-3})
+    prompts = [example.prompt_ids.tolist() for example in examples]
+    assert len(check.prompts) == 4 and all(ids in [[p[0], *p[-31:]] for p in prompts] for ids in check.prompts)
+    # A summary has four times as many tokens as a sample, so the mean error of a sample's tokens is twice as large.
+    with torch.no_grad():
+        plain = [plain_logps(policy.model, *each).tolist() for each in zip(check.prompts, check.sequences, strict=True)]
+    assert check.limit == pytest.approx(max(2 * 2e-2, 3 * check.largest_gap(plain)))
+    assert make({"dtype": "bfloat16", "vllm_vs_trainer_max": 0.05}).limit == pytest.approx(2 * 2 * 0.05)

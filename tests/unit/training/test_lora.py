@@ -307,7 +307,8 @@ def test_a_checkpoint_holds_only_the_adapter_and_can_be_resumed(base: Path, roun
     assert len(names) == 3 * 28 and all(".lora_" in name for name in names)
 
     again = lora_loop(base, rows)
-    again.run(resume_from=tmp_path / "last-000003")
+    again.resume(tmp_path / "last-000003")
+    again.run()
     again.save(tmp_path / "policy")
     assert loading.weights_digest(tmp_path / "policy") == loading.weights_digest(round_1)  # bit for bit
 
