@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -400,6 +401,15 @@ def find_actor(name: str) -> int:
     raise LookupError(f"no process of an actor {name}")
 
 
+def wait_until_gone(name: str) -> None:
+    """Ray ends a process a moment after its actor."""
+    deadline = time.monotonic() + 30
+    with suppress(LookupError):
+        while find_actor(name):
+            assert time.monotonic() < deadline, f"an actor {name} is still there"
+            time.sleep(0.1)
+
+
 def assert_same_run(ours: Path, theirs: Path, tolerance: float) -> None:
     for line, expected_line in zip(lines(ours), lines(theirs), strict=True):
         assert line.keys() == expected_line.keys()
@@ -481,8 +491,7 @@ def test_the_workers_stay_for_the_next_training(
             "rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors", "state.json",
         ]  # fmt: skip
     assert workers.total() == (0, 0) and not (tmp_path / "ray_train").exists()
-    with pytest.raises(LookupError):
-        find_actor("RayTrainWorker")
+    wait_until_gone("RayTrainWorker")
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -498,8 +507,7 @@ def test_a_training_that_is_interrupted_ends_its_workers_and_can_be_resumed(
 
     with pytest.raises(KeyboardInterrupt):
         train_with_ray(rows, model_path, tmp_path, hardware, on_progress=interrupt)
-    with pytest.raises(LookupError):
-        find_actor("RayTrainWorker")
+    wait_until_gone("RayTrainWorker")
     (tmp_path / "rows").rename(tmp_path / "the same rows")
     train_with_ray(rows, model_path, tmp_path, hardware, on_progress=lambda line: steps.append(line["step"]))
     assert min(steps) >= 7, "it resumed after step 6"
