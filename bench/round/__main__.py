@@ -13,18 +13,20 @@ policy and as rubric judge (MODEL is its folder, see requirements/get_smollm2.py
     python -m bench.round configs/smollm2_cpu.yaml policy.model=MODEL judge.kind=rubric judge.model=MODEL \\
         judge.settings={} judge.max_model_len=2048 second_judge=null scores.min_same_winner=null \\
         articles.path=ARTICLES articles.limit=100 articles.min_words=280 articles.test_fraction=0 \\
-        articles.eval_fraction=0.3 summaries.n=4 pairs.max_per_article=4 --runs 1
+        articles.eval_fraction=0.3 summaries.n=4 pairs.max_per_article=4 --runs 1 --batch-size 2
 """
 
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +80,21 @@ def run_script(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def _time(command: list[str], folder: Path) -> float:
     """Run a command, and return its seconds. If it fails, show the end of its output and stop."""
-    began = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print((done.stdout + done.stderr)[-3000:], file=sys.stderr)
-        sys.exit(f"{' '.join(command)} ended with exit status {done.returncode}")
-    (folder / "output.log").write_text(done.stdout + done.stderr)
-    return time.monotonic() - began
+    began, log = time.monotonic(), folder / "output.log"
+    # Not a pipe: the engines of a process that the kernel killed would keep it open.
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True) as process,
+    ):
+        status = process.wait()
+    wall = time.monotonic() - began
+    if status:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # engines that it left
+        print(log.read_text()[-3000:], file=sys.stderr)
+        hint = ": out of memory? Lower --batch-size" if status == -signal.SIGKILL else ""
+        sys.exit(f"{' '.join(command)} ended with exit status {status}{hint}")
+    return wall
 
 
 SIDES = {"rondo": run_rondo, "plain script": run_script}

@@ -134,7 +134,7 @@ class TrainerHardware(Settings):
 
     workers: Annotated[int, Field(gt=0)] = 1  # several shard weights and optimizer (FSDP2)
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0  # 0: CPU; below 1: part of a GPU, for a single worker
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1  # logical CPUs of Ray that a worker takes
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1  # of Ray's; below 1 a worker without GPU trains with all cores
     tokens_per_batch: Annotated[int, Field(gt=0)] = 8192  # length of a packed row; bounds a worker's memory
     # False: each completion is computed with its own copy of the prompt. Slow; for models that cannot use packed rows.
     article_tree: bool = True

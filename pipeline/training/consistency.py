@@ -25,7 +25,7 @@ from pipeline.training.modeling import tree_attention
 from pipeline.training.modeling.fsdp import PolicyModule
 from pipeline.training.modeling.logprobs import batch_logps, check_agreement, completion_logps, plain_logps
 
-_MAX_ARTICLES, _MAX_COMPLETIONS = 4, 4  # articles that are scored, and completions of each
+_MAX_ARTICLES, _MAX_COMPLETIONS = 4, 2  # articles that are scored, and completions of each
 # What an engine scores to prove its weights: the first token and the end of a prompt, and the beginnings of two of its
 # completions, in tokens. They are short, because an engine scores each token with a request of its own. The first token
 # stays, because many models are trained with it at the beginning, and round more coarsely without it.
