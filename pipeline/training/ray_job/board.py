@@ -57,7 +57,7 @@ class Board:
         async with self.changed:
             self.is_closed = True
             self.changed.notify_all()
-            return list(self.workers.values()) if self.answer is None else []
+            return list(self.workers.values()) if self.number and self.answer is None else []
 
     async def next_training(self, done: int, rank: int, worker: Any) -> tuple[int, Training] | None:
         """Wait for an unfinished training after number `done`. None if the board is closed.
