@@ -267,8 +267,8 @@ class Hardware(Settings):
     # True: policy, judge and reference run on separate GPUs at the same time. Summaries, scores and references are then
     # one pipeline, and no row waits for a table to end. False: they run in turn, for example on a single GPU.
     together: bool = False
-    # True: engines stay from stage to stage, for as long as what runs next has room beside them. False: they end with
-    # their stage, which frees their memory, and each stage starts its own.
+    # True: engines stay from stage to stage, and training workers without GPUs from round to round, for as long as what
+    # runs next has room beside them. False: they end with their stage, which frees their memory.
     keep_engines: bool = True
     # Logical CPUs of a Ray that Rondo starts. None: the machine's CPUs, or more if these settings need more.
     ray_cpus: Annotated[int, Field(gt=0)] | None = None
