@@ -7,7 +7,7 @@ can read it. Nothing is pickled. The caller decides where checkpoints are stored
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,11 @@ def save(
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
 
+def has_all_parts(names: Sequence[str]) -> bool:
+    """Whether names of files of shards are those of all workers."""
+    return bool(names) and all(name.endswith(f"-of-{len(names):05d}.safetensors") for name in names)
+
+
 @torch.no_grad()
 def load(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, rank: int, workers: int) -> dict[str, Any]:
     """Copy saved tensors back into `tensors`. The checkpoint may come from another number of workers.
@@ -43,7 +48,7 @@ def load(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, rank: int, work
         ValueError: a part is missing, damaged or of another model.
     """
     paths = sorted(folder.glob("rank-*.safetensors"))
-    if not paths or not paths[0].stem.endswith(f"-of-{len(paths):05d}") or not (folder / STATE).is_file():
+    if not has_all_parts([path.name for path in paths]) or not (folder / STATE).is_file():
         raise ValueError(
             f"the checkpoint {folder.name} is not complete: it has {[path.name for path in paths]}. Remove the folder "
             "of the unfinished policy to train it from the beginning"

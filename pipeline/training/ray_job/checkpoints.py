@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
 
 from pipeline.storage.files import atomic_writer, open_location, remove_folder
-from pipeline.training.checkpoint import STATE
+from pipeline.training.checkpoint import STATE, has_all_parts
 
 _OWNER_FILE = "owner"  # the token of the driver whose workers may write
 _BEST = "best"  # the folder of the best weights
@@ -118,9 +118,9 @@ class SharedCheckpointStore:
         steps = {}
         for state in files:
             if state.name == STATE and state.parent.parent.name != _BEST:
-                parts = sorted(file.stem for file in files if file.parent == state.parent and file.stem != state.stem)
+                parts = [file.name for file in files if file.parent == state.parent and file != state]
                 with self.fs.open_input_stream(str(state)) as stream, suppress(ValueError):
-                    if parts and parts[0].endswith(f"-of-{len(parts):05d}"):
+                    if has_all_parts(parts):
                         steps[state.parent] = int(json.loads(stream.read())["step"])
         return steps
 

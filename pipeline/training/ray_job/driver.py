@@ -20,7 +20,7 @@ from pipeline.training.ray_job.board import Answer, Board, Line, Training
 from pipeline.training.ray_job.checkpoints import claim
 from pipeline.training.ray_job.worker import work
 
-# The errors that `train` raises when it gives up: a worker, or Ray Train's controller, failed too often.
+# The errors that `run_training` raises when it gives up: a worker, or Ray Train's controller, failed too often.
 TRAINING_ERRORS = (ray.train.TrainingFailedError, ray.exceptions.RayActorError)
 RETRIES = 3
 ProgressCallback = Callable[[Line], None]

@@ -70,7 +70,7 @@ def _train(board: Any, config: dict[str, Any], checkpoints: SharedCheckpointStor
 
 
 def _free_memory() -> None:
-    """Give the memory of a training back, as this process stays for the next one. Nothing may hold its model now."""
+    """Give the memory of models back to which nothing refers any more, for the next model or for other processes."""
     gc.collect()  # sharded modules are in reference cycles
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -133,7 +133,7 @@ def _check_reference(config: dict[str, Any], examples: ExampleTable) -> None:
     place_policy(reference, device, ray.train.get_context().get_world_size(), cpu_offload=layout["cpu_offload"])
     consistency.check_reference(reference, config["reference_path"], examples, settings["dtype"], device)
     del reference
-    gc.collect()  # sharded modules are in reference cycles
+    _free_memory()
 
 
 def _make_loop(
