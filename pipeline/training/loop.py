@@ -47,7 +47,7 @@ class CheckpointStore(Protocol):
         """Save the best weights so far, under a name."""
 
     def load_best(self, name: str) -> AbstractContextManager[Path]:
-        """While the block runs, give a folder with all workers' parts of the weights saved under a name."""
+        """While the block runs, give a folder with what this worker reads of the weights saved under a name."""
 
     def prune(self, keep: Sequence[str]) -> None:
         """Remove all best weights except those with these names."""

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
 
 from pipeline.storage.files import atomic_writer, open_location, remove_folder
-from pipeline.training.checkpoint import STATE, has_all_parts
+from pipeline.training.checkpoint import STATE, files_to_read, has_all_parts
 
 _OWNER_FILE = "owner"  # the token of the driver whose workers may write
 _BEST = "best"  # the folder of the best weights
@@ -85,7 +85,7 @@ class SharedCheckpointStore:
 
     @contextmanager
     def load_last(self) -> Iterator[Path | None]:
-        """While the block runs, give a folder with all parts of the last complete checkpoint; None: there is none."""
+        """While the block runs, give a folder with what this worker reads of the last complete checkpoint, if any."""
         complete = self._complete() if self.rank == 0 else {}
         chosen = [str(max(complete, key=lambda folder: complete[folder])) if complete else None]
         dist.broadcast_object_list(chosen)  # a worker on another node may see an older listing
@@ -108,7 +108,9 @@ class SharedCheckpointStore:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, PurePosixPath(path).name)  # errors name it
             folder.mkdir()
-            copy_files(path, str(folder), source_filesystem=self.fs)
+            names = [info.base_name for info in self.fs.get_file_info(FileSelector(path)) if info.base_name != STATE]
+            for name in [STATE, *files_to_read(names, rank=self.rank, workers=dist.get_world_size())]:
+                copy_files(f"{path}/{name}", str(folder / name), source_filesystem=self.fs)
             yield folder
 
     def _complete(self) -> dict[PurePosixPath, int]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
+import torch
+import torch.distributed as dist
 
 from bench.recovery import chaos
 from pipeline.config import UserError
@@ -17,6 +19,8 @@ from pipeline.storage import tables
 from pipeline.storage.files import open_location
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.model_files import hub, node_cache
+from pipeline.training import checkpoint
+from pipeline.training.ray_job.checkpoints import SharedCheckpointStore, claim
 from tests.helpers import s3_server
 from tests.helpers.recovery import Work, break_once, check_counts, run_stages, settings
 
@@ -89,6 +93,36 @@ def test_a_missing_bucket_is_reported_in_one_line(bucket, tmp_path):
     with pytest.raises(UserError, match="s3://no-such-bucket/run.* cannot be written: .*no-such-bucket") as caught:
         run_stages(config, Work(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def _save_and_load(rank: int, workers: int, bucket: str, folder: str, saves: bool) -> None:
+    """Save rows 2 x rank and 2 x rank + 1 of a tensor of four rows, or only load, and note what was fetched."""
+    meeting = dist.FileStore(f"{folder}/store-{saves}", workers)
+    dist.init_process_group("gloo", store=meeting, rank=rank, world_size=workers)
+    store = SharedCheckpointStore(f"{bucket}/checkpoints", "token", rank)
+    if saves:
+        part = Path(folder, f"part-{rank}")
+        part.mkdir()
+        rows = torch.arange(2.0 * rank, 2.0 * rank + 2)[:, None]
+        checkpoint.save(part, [("weight", rows)], {"step": 3}, rank=rank, workers=workers)
+        store.save("last-000003", part)
+    with store.load_last() as fetched:
+        weight = torch.zeros(4 // workers, 1)
+        state = checkpoint.load(fetched, [("weight", weight)], rank=rank, workers=workers)
+        result = {"files": sorted(os.listdir(fetched)), "weight": weight.flatten().tolist(), "step": state["step"]}
+    Path(folder, f"{workers}-{rank}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+def test_a_worker_fetches_only_its_own_part_of_a_checkpoint_if_it_can(bucket, tmp_path):
+    claim(f"{bucket}/checkpoints", "token")
+    torch.multiprocessing.spawn(_save_and_load, args=(2, bucket, str(tmp_path), True), nprocs=2)
+    torch.multiprocessing.spawn(_save_and_load, args=(1, bucket, str(tmp_path), False), nprocs=1)
+    parts = ["rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors"]
+    expected = {"2-0": (parts[:1], [0, 1]), "2-1": (parts[1:], [2, 3]), "1-0": (parts, [0, 1, 2, 3])}
+    for name, (files, weight) in expected.items():
+        result = json.loads((tmp_path / f"{name}.json").read_text())
+        assert result == {"files": [*files, "state.json"], "weight": weight, "step": 3}
 
 
 @pytest.mark.slow
