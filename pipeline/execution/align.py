@@ -18,8 +18,9 @@ from pipeline.config import Alignment, UserError
 from pipeline.config.loader import parse_alignment
 from pipeline.execution.dry_run import DryRun
 from pipeline.execution.executor import Executor
-from pipeline.execution.preflight import check_trained_model, open_run_folder
+from pipeline.execution.preflight import check_gpu_memory, check_trained_model, open_run_folder
 from pipeline.execution.progress import Display
+from pipeline.execution.ray_cluster import gpu_memory_here
 from pipeline.execution.recipe import fingerprint
 from pipeline.stages import external_pairs
 from pipeline.stages.external_pairs import FirstPair, collect_pairs
@@ -70,12 +71,13 @@ def run_alignment(settings: Alignment, display: Display, remake: str | None = No
         remake: the address of an artifact to make again: base/policy, pairs, references or policy.
 
     Raises:
-        UserError: a model or a file is missing or cannot be used, or the folder is in use or was made with other
-            settings.
+        UserError: a model or a file is missing or cannot be used, the model does not fit into GPU memory, or the folder
+            is in use or was made with other settings.
     """
     fingerprint.cache_clear()  # in a notebook a file may have changed since the last call
     check_trained_model(settings)
     tracking.check_trackers(settings.report_to)
+    check_gpu_memory(settings, gpu_memory_here())
     first = external_pairs.check_pairs(
         settings.pairs, settings.policy.model, settings.policy.max_model_len, settings.policy.merge_system
     )

@@ -4,6 +4,8 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +277,7 @@ def warn_of_removed_folders(settings: Config | Alignment, display: Display) -> N
 # Memory of GPUs
 
 
-def check_gpu_memory(settings: Config, memory: float | None) -> None:
+def check_gpu_memory(settings: Config | Alignment, memory: float | None) -> None:
     """Refuse a model that does not fit into the memory of the GPUs.
 
     Nothing is refused if the memory is unknown, or if the run joins a Ray cluster, whose nodes may have other GPUs.
@@ -292,7 +294,7 @@ def check_gpu_memory(settings: Config, memory: float | None) -> None:
 
 
 def memory_needs(
-    settings: Config, memory: float | None, row: PackedRow, used: set[str] | None = None
+    settings: Config | Alignment, memory: float | None, row: PackedRow, used: set[str] | None = None
 ) -> tuple[list[MemoryNeed], list[str]]:
     """The memory that each model of a run takes.
 
@@ -308,45 +310,57 @@ def memory_needs(
     Raises:
         UserError: a model cannot fit on GPUs of this size.
     """
-    needs: list[MemoryNeed] = []
-    unknown: list[str] = []
-    refusals: list[str | None] = []
-    for section, model, place in _engines(settings, used):
-        runs_vllm = section == "policy" or _runs_vllm(settings, section, model)
-        try:
-            model_shapes = shapes.read_shapes(model.model)
-            if runs_vllm:
-                need = gpu_memory.engine_memory(section, model_shapes, model.dtype, model.max_model_len, place)
-            else:
-                need = gpu_memory.scoring_memory(section, model_shapes, model.dtype, place)
-            needs.append(need)
-        except shapes.UnknownShapes as error:
-            unknown.append(f"{section}: the size of {model.model} is unknown ({error})")
-            continue
-        if memory is not None and place.gpus_per_replica and runs_vllm:
-            refusals.append(
-                gpu_memory.engine_refusal(section, model_shapes, model.dtype, model.max_model_len, place, memory)
-            )
-        elif memory is not None and place.gpus_per_replica:
-            refusals.append(gpu_memory.scoring_refusal(need, model.dtype, memory))
+    found = [_engine_need(settings, *engine, memory) for engine in _engines(settings, used)]
     if used is None or "trainer" in used:
-        policy, training = settings.policy, settings.training
-        trainer = choose_sharding(settings, lambda: memory).trainer
-        try:
-            model_shapes = shapes.read_shapes(policy.model)
-            needs.append(gpu_memory.training_memory(model_shapes, policy, training, trainer, row))
-            has_frozen_policy = _has_frozen_policy(settings, used)
-            if has_frozen_policy and trainer.shard_references:
-                needs.append(gpu_memory.frozen_memory(model_shapes, policy, training, trainer))
-            if memory is not None and trainer.gpus_per_worker:
-                sizes = model_shapes, policy, training, trainer
-                refusals.append(gpu_memory.training_refusal(*sizes, row, memory))
-                refusals.append(gpu_memory.frozen_policy_refusal(*sizes, memory) if has_frozen_policy else None)
-        except shapes.UnknownShapes as error:
-            unknown.append(f"training: the size of {policy.model} is unknown ({error})")
-    if any(refusals):
-        raise UserError("\n".join(filter(None, refusals)))
-    return needs, unknown
+        found.append(_training_needs(settings, memory, row, used))
+    if any(refusals := [refusal for each in found for refusal in each.refusals]):
+        raise UserError("\n".join(refusals))
+    return [need for each in found for need in each.needs], [note for each in found for note in each.unknown]
+
+
+@dataclass
+class _Needs:
+    """What one use of a model needs: its memory, or a note that its size is unknown; and why it cannot fit."""
+
+    needs: list[MemoryNeed] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+
+def _engine_need(settings: Config, section: str, model: Any, place: Any, memory: float | None) -> _Needs:
+    try:
+        sizes = shapes.read_shapes(model.model)
+    except shapes.UnknownShapes as error:
+        return _Needs(unknown=[f"{section}: the size of {model.model} is unknown ({error})"])
+    if section == "policy" or _runs_vllm(settings, section, model):
+        arguments = section, sizes, model.dtype, model.max_model_len, place
+        need = gpu_memory.engine_memory(*arguments)
+        refuse = partial(gpu_memory.engine_refusal, *arguments)
+    else:
+        need = gpu_memory.scoring_memory(section, sizes, model.dtype, place)
+        refuse = partial(gpu_memory.scoring_refusal, need, model.dtype)
+    refusal = refuse(memory) if memory is not None and place.gpus_per_replica else None
+    return _Needs([need], refusals=[refusal] if refusal else [])
+
+
+def _training_needs(
+    settings: Config | Alignment, memory: float | None, row: PackedRow, used: set[str] | None
+) -> _Needs:
+    policy, training = settings.policy, settings.training
+    trainer = choose_sharding(settings, lambda: memory).trainer
+    try:
+        sizes = shapes.read_shapes(policy.model), policy, training, trainer
+    except shapes.UnknownShapes as error:
+        return _Needs(unknown=[f"training: the size of {policy.model} is unknown ({error})"])
+    has_frozen_policy = _has_frozen_policy(settings, used)
+    found = _Needs([gpu_memory.training_memory(*sizes, row)])
+    if has_frozen_policy and trainer.shard_references:
+        found.needs.append(gpu_memory.frozen_memory(*sizes))
+    if memory is not None and trainer.gpus_per_worker:
+        refusals = [gpu_memory.training_refusal(*sizes, row, memory)]
+        refusals += [gpu_memory.frozen_policy_refusal(*sizes, memory)] if has_frozen_policy else []
+        found.refusals = [refusal for refusal in refusals if refusal]
+    return found
 
 
 def choose_sharding(settings: Config | Alignment, find_memory: Callable[[], float | None]) -> Hardware:
@@ -369,16 +383,18 @@ def choose_sharding(settings: Config | Alignment, find_memory: Callable[[], floa
     return hardware.model_copy(update={"trainer": trainer.model_copy(update={"shard_references": sharded})})
 
 
-def _has_frozen_policy(settings: Config, used: set[str] | None) -> bool:
+def _has_frozen_policy(settings: Config | Alignment, used: set[str] | None) -> bool:
     """Whether a stage computes log-probabilities under a frozen policy: references, or drift from round 2 on."""
     scorers = {"reference_scorer"} if settings.references.source == "trainer" else set()
-    scorers |= {"policy_scorer", "base_scorer"} if settings.rounds > 1 else set()
+    scorers |= {"policy_scorer", "base_scorer"} if isinstance(settings, Config) and settings.rounds > 1 else set()
     return bool(scorers if used is None else scorers & used)
 
 
-def _engines(settings: Config, used: set[str] | None) -> list[tuple[str, Any, Any]]:
+def _engines(settings: Config | Alignment, used: set[str] | None) -> list[tuple[str, Any, Any]]:
     """For each model of the policy and of judges that runs here: name of its section, its settings, its hardware."""
     engines: list[tuple[str, Any, Any]] = []
+    if isinstance(settings, Alignment):
+        return engines
     if used is None or "policy_engine" in used:
         place = settings.hardware.policy.with_arguments(settings.policy.engine_kwargs)
         engines.append(("policy", settings.policy, place))

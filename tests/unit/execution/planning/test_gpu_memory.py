@@ -12,12 +12,12 @@ import pytest
 
 from pipeline.config import UserError
 from pipeline.config.hardware import EngineHardware, TrainerHardware
-from pipeline.config.loader import load_config
+from pipeline.config.loader import load_config, parse_alignment
 from pipeline.config.run import PolicySettings
 from pipeline.config.training import Training
 from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.gpu_memory import GIB, PackedRow
-from pipeline.execution.preflight import choose_sharding, memory_needs
+from pipeline.execution.preflight import check_gpu_memory, choose_sharding, memory_needs
 from pipeline.storage.model_files import shapes
 from tests.helpers.paths import DEMO
 
@@ -298,6 +298,19 @@ def test_a_run_shards_a_frozen_policy_that_no_gpu_holds(tmp_path, changes, used,
     )
     with pytest.raises(UserError, match="^references: 8.0B") if has_frozen_policy else nullcontext():
         gpus(14)
+
+
+def test_a_training_on_given_pairs_that_no_gpu_holds_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    policy = write_headers(tmp_path / "8b", LLAMA_8B)
+    one_gpu = {"trainer": {"gpus_per_worker": 1}, "ray_cpus": 4}
+    settings = parse_alignment(
+        {"run": str(tmp_path), "pairs": "p.jsonl", "policy": {"model": policy}, "hardware": one_gpu}
+    )
+    with pytest.raises(UserError, match=r"^training: 8.0B .* A GPU has 80 GiB: raise hardware.trainer.workers to 4"):
+        check_gpu_memory(settings, 80 * GIB)
+    check_gpu_memory(settings, 200 * GIB)
+    check_gpu_memory(settings, None)
 
 
 def test_sharding_is_chosen_only_where_the_settings_leave_it_open(tmp_path):
