@@ -65,11 +65,11 @@ def _draw_accuracy(axes: "Axes", threshold: int, writers: list[tuple[str, dict[s
     """Accuracy, or the mean score, over compression: one point for each writer."""
     counts_answers = any("accuracy" in figures for _, figures in writers)
     key = "accuracy" if counts_answers else "value_mean"
-    for name, figures in writers:
-        if key in figures:
-            point = figures["compression_median"], figures[key]
-            axes.scatter(*point, color=_GREEN if name.startswith("round") else _GREY)
-            axes.annotate(name, point, xytext=(6, 4), textcoords="offset points")
+    points = sorted((figures["compression_median"], figures[key], name) for name, figures in writers if key in figures)
+    for number, (*point, name) in enumerate(points):
+        axes.scatter(*point, color=_GREEN if name.startswith("round") else _GREY)
+        # Neighbours have their names on different sides, because a name is longer than the way to the next point.
+        axes.annotate(name, point, xytext=(6, -12 if number % 2 else 4), textcoords="offset points")
     axes.set(
         title=f"Accuracy (≥ {threshold} right) over length" if counts_answers else "Mean score over length",
         xlabel="compression, median",
