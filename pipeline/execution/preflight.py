@@ -310,7 +310,9 @@ def memory_needs(
     Raises:
         UserError: a model cannot fit on GPUs of this size.
     """
-    found = [_engine_need(settings, *engine, memory) for engine in _engines(settings, used)]
+    found: list[_Needs] = []
+    if isinstance(settings, Config):
+        found = [_engine_need(settings, *engine, memory) for engine in _engines(settings, used)]
     if used is None or "trainer" in used:
         found.append(_training_needs(settings, memory, row, used))
     if any(refusals := [refusal for each in found for refusal in each.refusals]):
@@ -390,11 +392,9 @@ def _has_frozen_policy(settings: Config | Alignment, used: set[str] | None) -> b
     return bool(scorers if used is None else scorers & used)
 
 
-def _engines(settings: Config | Alignment, used: set[str] | None) -> list[tuple[str, Any, Any]]:
+def _engines(settings: Config, used: set[str] | None) -> list[tuple[str, Any, Any]]:
     """For each model of the policy and of judges that runs here: name of its section, its settings, its hardware."""
     engines: list[tuple[str, Any, Any]] = []
-    if isinstance(settings, Alignment):
-        return engines
     if used is None or "policy_engine" in used:
         place = settings.hardware.policy.with_arguments(settings.policy.engine_kwargs)
         engines.append(("policy", settings.policy, place))

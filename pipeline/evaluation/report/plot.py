@@ -66,10 +66,11 @@ def _draw_accuracy(axes: "Axes", threshold: int, writers: list[tuple[str, dict[s
     counts_answers = any("accuracy" in figures for _, figures in writers)
     key = "accuracy" if counts_answers else "value_mean"
     points = sorted((figures["compression_median"], figures[key], name) for name, figures in writers if key in figures)
-    for number, (*point, name) in enumerate(points):
-        axes.scatter(*point, color=_GREEN if name.startswith("round") else _GREY)
+    for number, (compression, score, name) in enumerate(points):
+        axes.scatter(compression, score, color=_GREEN if name.startswith("round") else _GREY)
         # Neighbours have their names on different sides, because a name is longer than the way to the next point.
-        axes.annotate(name, point, xytext=(6, -12 if number % 2 else 4), textcoords="offset points")
+        offset = 6, -12 if number % 2 else 4
+        axes.annotate(name, (compression, score), xytext=offset, textcoords="offset points")
     axes.set(
         title=f"Accuracy (≥ {threshold} right) over length" if counts_answers else "Mean score over length",
         xlabel="compression, median",
