@@ -131,8 +131,9 @@ def _memory_needs(settings: Config, estimator: Estimator, memory: float | None) 
     lengths = estimator.counts.lengths
     completions = settings.summaries.n * (settings.summaries.max_tokens + estimator.counts.thought_budget)
     tokens = max(settings.hardware.trainer.tokens_per_batch, lengths.longest_prompt + completions)
-    share_scored = completions / (completions + (lengths.prompt or 0))
-    return memory_needs(settings, memory, PackedRow(tokens, int(tokens * share_scored)), used)
+    prompt = lengths.prompt or 0
+    share_scored = completions / (completions + prompt)
+    return memory_needs(settings, memory, PackedRow(tokens, int(tokens * share_scored), prompt), used)
 
 
 def _total(estimates: Sequence[StageEstimate]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 A folder holds `rank-00000-of-00002.safetensors`, …, and `state.json`. A shard is a block of rows (FSDP2 shards the
 first dimension, in order of rank), so the whole tensor is the concatenation of its shards, and any number of workers
-can read it. If there are as many workers as before, each reads only its own file. Nothing is pickled. The caller decides
-where checkpoints are stored and how many are kept (`CheckpointStore` in `loop.py`).
+can read it. If there are as many workers as before, each reads only its own file. Nothing is pickled. The caller
+decides where checkpoints are stored and how many are kept (`CheckpointStore` in `loop.py`).
 """
 
 import json

@@ -14,7 +14,7 @@ from pipeline.config.hardware import EngineHardware, TrainerHardware
 from pipeline.config.run import PolicySettings
 from pipeline.config.training import Training
 from pipeline.storage.model_files.shapes import ModelShapes
-from pipeline.training.modeling import LOGITS_IN_CACHE, MOST_LOGITS
+from pipeline.training.modeling import LOGITS_IN_CACHE, MOST_KEPT_SCORES, MOST_LOGITS
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -145,10 +145,12 @@ class PackedRow:
     Attributes:
         tokens: tokens of all its article trees.
         scored: tokens of their summaries. Only these go through the LM head.
+        prompt: tokens of the prompt of an article, the mean.
     """
 
     tokens: int
     scored: int
+    prompt: float = 0.0
 
 
 def training_memory(
@@ -172,7 +174,7 @@ def training_memory(
         "head": _head(model, size, settings.lora is None, trainer, row),
     }
     if trainer.gradient_checkpointing:  # backward runs a layer again after the head's logits are freed
-        about["head"] = max(about["head"], row.tokens * _layer(model, size, trainer))
+        about["head"] = max(about["head"], row.tokens * _layer(model, size))
     if workers > 1 or trainer.cpu_offload:
         # Beside gathered weights there is the whole gradient of a layer, in float32 while it is summed.
         share = trained / model.parameters
@@ -218,16 +220,12 @@ def _trained(model: ModelShapes, settings: Training) -> int:
     return model.adapter_parameters or model.lora(settings.lora.r, settings.lora.target_modules)
 
 
-def _layer(model: ModelShapes, size: int, trainer: TrainerHardware) -> int:
+def _layer(model: ModelShapes, size: int) -> int:
     """Bytes that autograd keeps for one token in one layer, between forward and backward."""
     # For each of two norms its input in float32, the scaled input and its output; and the input of the attention's
     # output projection.
     norms = (28 if size == 4 else 18) * model.hidden
-    # Query, key, value and output. On a CPU in float32, key-value heads are copied to all query heads, and each
-    # prompt's keys and values are copied beside those of its branches.
-    query = model.heads * model.head_size
-    has_copies = size == 4 and not trainer.gpus_per_worker
-    attention = 6 * query if has_copies else 2 * query + 2 * model.kv_heads * model.head_size
+    attention = 2 * (model.heads + model.kv_heads) * model.head_size  # query and output, key and value
     return norms + attention * size + _feed_forward(model, size)
 
 
@@ -241,7 +239,17 @@ def _activations(model: ModelShapes, size: int, trainer: TrainerHardware, row: P
         return row.tokens * size * model.hidden * model.layers
     # The last layer's feed-forward network processes scored tokens only (`training/modeling/last_layer.py`).
     skipped = (row.tokens - row.scored) * _feed_forward(model, size)
-    return row.tokens * _layer(model, size, trainer) * model.layers - skipped
+    return row.tokens * _layer(model, size) * model.layers - skipped + _kept_scores(model, size, trainer, row)
+
+
+def _kept_scores(model: ModelShapes, size: int, trainer: TrainerHardware, row: PackedRow) -> int:
+    """Bytes of the attention probabilities that are kept for backward: on a CPU in float32."""
+    if trainer.gpus_per_worker or size < 4:
+        return 0
+    # A token of a prompt sees half of it, one of a summary all of it; both are in blocks, parts of which nothing sees.
+    block = 100
+    scores = (row.tokens - row.scored) * (row.prompt / 2 + block / 2) + row.scored * (row.prompt + block)
+    return 4 * min(MOST_KEPT_SCORES, int(model.layers * model.heads * scores))
 
 
 def _head(model: ModelShapes, size: int, trained: bool, trainer: TrainerHardware, row: PackedRow) -> int:
@@ -328,7 +336,7 @@ def frozen_memory(
         shard = 0 if trainer.cpu_offload else sure["weights"] // workers
         sure = {"weights": shard, "gathered": _gathered_weights(model, size)}
     about = {
-        "activations": tokens * _layer(model, size, trainer),  # of one layer at a time, as there is no backward
+        "activations": tokens * _layer(model, size),  # of one layer at a time, as there is no backward
         "head": (4 + size) * min(_chunk_logits(trainer), tokens * model.vocabulary),
     }
     if trainer.gpus_per_worker:

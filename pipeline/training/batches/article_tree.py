@@ -23,19 +23,6 @@ Article = tuple[Ids, Sequence[Ids]]  # prompt, completions
 # themselves, such as a thought before the answer.
 Unscored = tuple[int, int]
 
-# Attention computes branches in groups of at most this many tokens, or half the prompt's tokens if that is more. One
-# branch at a time would read the prompt again for each branch. All branches at once would compute many scores between
-# branches, only to mask them out.
-_GROUP_TOKENS = 384
-
-
-@dataclass(frozen=True)
-class Branches:
-    """A group of neighbouring branches of an article: tokens `start` to `end` of the row."""
-
-    start: int
-    end: int
-
 
 @dataclass(frozen=True)
 class Span:
@@ -44,13 +31,11 @@ class Span:
     Attributes:
         start, prompt_end: first token of the prompt, and the token after it, where the branches begin.
         lengths: number of tokens of each branch.
-        groups: the same branches, in groups that attention computes together.
     """
 
     start: int
     prompt_end: int
     lengths: tuple[int, ...]
-    groups: tuple[Branches, ...]
 
 
 @dataclass(frozen=True)
@@ -220,8 +205,7 @@ def pack_row(
             completions.append((number, j))
             begin += len(branch)
         article_of.append(np.full(begin - start, place))
-        lengths, most = tuple(map(len, branches)), max(_GROUP_TOKENS, len(prompt) // 2)
-        spans.append(Span(start, prompt_end, lengths, group_branches(prompt_end, lengths, most)))
+        spans.append(Span(start, prompt_end, tuple(map(len, branches))))
         start = begin
     return ArticleTree(
         input_ids=_join(pieces)[None],
@@ -242,24 +226,6 @@ def pack_row(
 def empty_row() -> ArticleTree:
     """A row of two tokens that nobody reads. It lets a worker take part in a collective forward."""
     return pack_row([([0], [[0]])])
-
-
-def group_branches(begin: int, lengths: Sequence[int], most: int) -> tuple[Branches, ...]:
-    """Group neighbouring branches into groups of at most `most` tokens; a longer branch is a group of its own.
-
-    Args:
-        begin: first token of the first branch.
-        lengths: number of tokens of each branch.
-        most: largest number of tokens in a group.
-    """
-    groups = [Branches(begin, begin)]
-    for length in lengths:
-        start, end = groups[-1].start, groups[-1].end
-        if end > start and end + length - start > most:
-            groups.append(Branches(end, end + length))
-        else:
-            groups[-1] = Branches(start, end + length)
-    return tuple(groups)
 
 
 def pack_rows(

@@ -11,3 +11,5 @@
 MOST_LOGITS = 1 << 25
 # The number that it computes at one time on a CPU: 16 MiB, which stay in its cache.
 LOGITS_IN_CACHE = 1 << 22
+# Largest number of attention probabilities that all layers together keep for backward on a CPU: 128 MiB of float32.
+MOST_KEPT_SCORES = 1 << 25

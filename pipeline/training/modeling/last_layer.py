@@ -1,9 +1,9 @@
-"""Makes the last decoder layer skip its feed-forward network for tokens whose output is not used.
+"""Makes the last decoder layer skip its attention and its feed-forward network for tokens whose output is not used.
 
 The head reads only tokens that predict a completion token. So for a prompt's tokens the last layer's keys and values
-are needed, but its feed-forward network is not: if prompts are ten times as long as completions, that is most of a
-layer. The log-probabilities do not change. Queries and output projections could be skipped too, but this would mean to
-rewrite each model's attention.
+are needed, but nothing else: if prompts are ten times as long as completions, that is most of a layer. The
+log-probabilities do not change. Queries and output projections could be skipped too, but this would mean to rewrite
+each model's attention.
 """
 
 from typing import Any
@@ -14,9 +14,11 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.training.batches.article_tree import ArticleTree
 
+_MARK = "_rondo_skips_unread_tokens"  # an attribute of all modules of the last layer
+
 
 def skip_unread_tokens(model: PreTrainedModel) -> None:
-    """Make the last layer's network skip tokens that predict nothing, in place.
+    """Make the last layer's network and its attention skip tokens that predict nothing, in place.
 
     A forward without a tree does not change. Nothing changes either if the layers have no plain network called `mlp`,
     as in a mixture of experts, whose routing may depend on all tokens.
@@ -35,6 +37,13 @@ def skip_unread_tokens(model: PreTrainedModel) -> None:
         return read.new_zeros(hidden.shape).index_copy(1, predictors, read)  # under autocast of another dtype
 
     mlp.forward = forward
+    for module in layers[-1].modules():
+        setattr(module, _MARK, True)
+
+
+def is_in_skipping_layer(module: nn.Module) -> bool:
+    """Whether a module is in a layer that skips tokens that predict nothing."""
+    return getattr(module, _MARK, False)
 
 
 class CurrentRow:

@@ -2,22 +2,21 @@
 
 It works with any decoder that calls attention through transformers' `AttentionInterface` and passes `tree=` on from its
 own arguments. On CUDA the tree becomes a FlexAttention block mask (Dong et al., 2024, arXiv 2412.05496), which skips
-blocks that no token sees. On a CPU FlexAttention has no backward, so each article is cut into pieces for which dense
-kernels are efficient: its prompt (causal), and its branches (each sees the whole prompt and itself). Then neither other
-articles nor the upper triangle of the prompt cost anything. In bf16 the pieces are computed by plain matrix products,
-which are faster on a CPU than torch's kernel. Without a tree it is ordinary causal attention. Attention
-sinks and score soft-capping are not supported, and models that ask for them are refused. Dropout is always off.
+blocks that no token sees. On a CPU FlexAttention has no backward, so each article is cut into blocks of queries, which
+plain matrix products compute: pieces of its prompt (causal), and groups of its branches (each sees the whole prompt and
+itself). Then neither other articles nor the upper triangle of the prompt cost anything. (SDPA's kernel for CPUs
+computes whole groups with a mask. In bf16 it does not use the CPU's bf16 units, and takes three times as long.) Without
+a tree it is ordinary causal attention. Attention sinks and score soft-capping are not supported, and models that ask
+for them are refused. Dropout is always off.
 """
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -25,14 +24,18 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from pipeline.training.batches.article_tree import ArticleTree, Branches, group_branches
+from pipeline.training.batches.article_tree import ArticleTree
+from pipeline.training.modeling import MOST_KEPT_SCORES
+from pipeline.training.modeling.last_layer import is_in_skipping_layer
 from pipeline.training.modeling.products import product
 
 NAME = "article_tree"
 _BLOCK_TOKENS = 128  # FlexAttention's default
-# The bf16 kernel computes this many scores at a time: 4 MiB of float32, so that they stay in the CPU's cache.
+# `block_kernel` computes this many scores at a time: 4 MiB of float32, so that they stay in the CPU's cache.
 _SCORES_PER_BLOCK = 1 << 20
-_FEWEST_QUERIES = 32  # of a block
+# A block has at least and at most so many queries. Few queries read all their keys for little work. Many queries
+# compute many scores only to mask them out, between branches and in the upper triangle of a prompt.
+_FEWEST_QUERIES, _MOST_QUERIES = 32, 128
 # Arguments that some models pass to their attention, and that this one would silently ignore.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
@@ -83,15 +86,26 @@ def attend(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     window = sliding_window if sliding_window is not None and tree.longest > sliding_window else None
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and _has_bf16_products():
-        kernel = bf16_kernel
-    else:
-        kernel = flex_kernel if query.is_cuda else dense_kernels
+    if query.is_cuda:
         groups = query.shape[1] // key.shape[1]
-        # FlexAttention can share a key-value head among 2^k query heads. In all other cases the heads are copied.
-        if groups > 1 and not (query.is_cuda and groups & (groups - 1) == 0):
+        if groups & (groups - 1):  # FlexAttention can share a key-value head among 2^k query heads
             key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    return kernel(query, key, value, tree, scaling, window).transpose(1, 2).contiguous(), None
+        result = flex_kernel(query, key, value, tree, scaling, window)
+    else:
+        dtype = query.dtype
+        if dtype == torch.bfloat16 and not _has_bf16_products():
+            query, key, value = query.float(), key.float(), value.float()
+        result = block_kernel(
+            query,
+            key,
+            value,
+            tree,
+            scaling,
+            window,
+            layers=getattr(module.config, "num_hidden_layers", 1),
+            only_read=is_in_skipping_layer(module),
+        ).to(dtype)
+    return result.transpose(1, 2).contiguous(), None
 
 
 def refuse_placeholder(module: nn.Module, attention_mask: Tensor | None) -> None:
@@ -102,45 +116,38 @@ def refuse_placeholder(module: nn.Module, attention_mask: Tensor | None) -> None
         )
 
 
-def dense_kernels(
-    query: Tensor, key: Tensor, value: Tensor, tree: ArticleTree, scaling: float | None, window: int | None
+def block_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: ArticleTree,
+    scaling: float | None,
+    window: int | None,
+    *,
+    layers: int = 1,
+    only_read: bool = False,
 ) -> Tensor:
-    """Attention by dense kernels, article by article: its prompt, then its groups of branches.
+    """Attention by products of matrices, for blocks of queries and the keys that they see.
 
-    Args and result are as in `attend`, except that the result is (1, heads, T, head size). `window` is None if no token
-    is outside the sliding window.
-    """
-    # Split the row once: backward of a slice would make a gradient as long as the row, for each slice.
-    lengths = [n for a in tree.articles for n in (a.prompt_end - a.start, *(g.end - g.start for g in a.groups))]
-    parts = iter(zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True))
-    pieces = []
-    for article in tree.articles:
-        q, prompt_k, prompt_v = next(parts)
-        prompt = slice(article.start, article.prompt_end)
-        if window is None or q.shape[2] <= window:
-            pieces.append(F.scaled_dot_product_attention(q, prompt_k, prompt_v, is_causal=True, scale=scaling))
-        else:
-            mask = tree.cached((article, window), partial(_sees, tree, prompt, prompt, window))
-            pieces.append(F.scaled_dot_product_attention(q, prompt_k, prompt_v, attn_mask=mask, scale=scaling))
-        for group in article.groups:
-            q, k, v = next(parts)
-            k, v = torch.cat([prompt_k, k], dim=2), torch.cat([prompt_v, v], dim=2)
-            mask = tree.cached((group, window), partial(_group_mask, tree, prompt, group, window))
-            pieces.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling))
-    return torch.cat(pieces, dim=2)
+    Scores are at least float32. Except in bf16, probabilities of the first blocks are kept for backward, which computes
+    the others again. Key-value heads are not copied.
 
+    Args:
+        query, key, value, tree, scaling: as in `attend`.
+        window: the sliding window; None if no token is outside it.
+        layers: the number of the model's layers, which keep probabilities at the same time.
+        only_read: whether only outputs that predict a completion token are used. Those of other prompt tokens are 0.
 
-def bf16_kernel(
-    query: Tensor, key: Tensor, value: Tensor, tree: ArticleTree, scaling: float | None, window: int | None
-) -> Tensor:
-    """The same as `dense_kernels` by products of whole matrices, for which a CPU has bf16 units.
-
-    SDPA's kernel for CPUs does not use them, so it is three times as slow, and slower than in float32. Scores are
-    float32, and backward computes them again. Key-value heads are not copied.
+    Returns:
+        (1, heads, T, head size).
     """
     heads, scaling = query.shape[1], query.shape[-1] ** -0.5 if scaling is None else scaling
-    blocks = tree.cached(("blocks of scores", heads, window), lambda: score_blocks(tree, heads, window))
-    return _Bf16Attention.apply(query[0], key[0], value[0], blocks, scaling)[None]
+    blocks = tree.cached(
+        ("blocks of scores", heads, window, only_read), lambda: score_blocks(tree, heads, window, only_read)
+    )
+    # In bf16 it takes less time to compute them again than to get memory for them.
+    most_kept = 0 if query.dtype == torch.bfloat16 else MOST_KEPT_SCORES // (layers * heads)
+    return _BlockAttention.apply(query[0], key[0], value[0], blocks, scaling, most_kept)[None]
 
 
 @dataclass(frozen=True)
@@ -159,34 +166,70 @@ class ScoreBlock:
     own: slice
     mask: Tensor
 
+    @property
+    def scores(self) -> int:
+        """The number of scores of a head."""
+        keys = self.before.stop - self.before.start + self.own.stop - self.own.start
+        return (self.queries.stop - self.queries.start) * keys
+
     def keys(self, rows: Tensor) -> Tensor:
         """(heads, T, d) -> (heads, number of keys, d)"""
+        if self.before.stop == self.own.start:
+            return rows[:, self.before.start : self.own.stop]
         return torch.cat([rows[:, self.before], rows[:, self.own]], dim=1)
 
-    def add_to_keys(self, rows: Tensor, values: Tensor) -> None:
-        """Add (heads, number of keys, d) to their places in (heads, T, d)."""
+    def add_product(self, rows: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add the product of (heads, number of keys, n) and (heads, n, d) to the keys' places in (heads, T, d)."""
         count = self.before.stop - self.before.start
-        rows[:, self.before] += values[:, :count]
-        rows[:, self.own] += values[:, count:]
+        if self.before.stop == self.own.start:
+            places = [(slice(self.before.start, self.own.stop), a)]
+        else:
+            places = [(self.before, a[:, :count]), (self.own, a[:, count:])]
+        for place, part in places:
+            if rows.dtype == b.dtype:
+                rows[:, place].baddbmm_(part, b)
+            else:
+                rows[:, place] += torch.bmm(part, b)
 
 
-def score_blocks(tree: ArticleTree, heads: int, window: int | None) -> list[ScoreBlock]:
-    """Cut a row into blocks of at most `_SCORES_PER_BLOCK` scores, if that is enough for a few queries."""
+def score_blocks(tree: ArticleTree, heads: int, window: int | None, only_read: bool = False) -> list[ScoreBlock]:
+    """Cut a row into blocks of at most `_SCORES_PER_BLOCK` scores, if that is enough for a few queries.
+
+    With `only_read` the last token of a prompt is the only one with a block.
+    """
     blocks: list[ScoreBlock] = []
     for article in tree.articles:
         prompt = slice(article.start, article.prompt_end)
         longest = prompt.stop - prompt.start + max(article.lengths)
-        most = max(_FEWEST_QUERIES, _SCORES_PER_BLOCK // (heads * longest))
+        most = max(_FEWEST_QUERIES, min(_MOST_QUERIES, _SCORES_PER_BLOCK // (heads * longest)))
         blocks += [
             _score_block(tree, queries, slice(prompt.start, queries.start), queries, window)
-            for queries in _pieces(prompt.start, prompt.stop, most)
+            for queries in _pieces(prompt.stop - 1 if only_read else prompt.start, prompt.stop, most)
         ]
         blocks += [
             _score_block(tree, queries, prompt, slice(group.start, queries.stop), window)
-            for group in group_branches(prompt.stop, article.lengths, most)
-            for queries in _pieces(group.start, group.end, most)
+            for group in _group_branches(prompt.stop, article.lengths, most)
+            for queries in _pieces(group.start, group.stop, most)
         ]
     return blocks
+
+
+def _group_branches(begin: int, lengths: Sequence[int], most: int) -> list[slice]:
+    """Group neighbouring branches into groups of at most `most` tokens; a longer branch is a group of its own.
+
+    Args:
+        begin: first token of the first branch.
+        lengths: number of tokens of each branch.
+        most: largest number of tokens in a group.
+    """
+    groups = [slice(begin, begin)]
+    for length in lengths:
+        start, stop = groups[-1].start, groups[-1].stop
+        if stop > start and stop + length - start > most:
+            groups.append(slice(stop, stop + length))
+        else:
+            groups[-1] = slice(start, stop + length)
+    return groups
 
 
 def _has_bf16_products() -> bool:
@@ -207,42 +250,53 @@ def _score_block(tree: ArticleTree, queries: slice, before: slice, own: slice, w
     return ScoreBlock(queries, before, own, torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf))
 
 
-class _Bf16Attention(torch.autograd.Function):
+class _BlockAttention(torch.autograd.Function):
     """Attention of (heads, T, d) queries to (key-value heads, T, d) keys and values, by blocks."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[ScoreBlock], scaling: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        blocks: Sequence[ScoreBlock],
+        scaling: float,
+        most_kept: int,
     ) -> Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.blocks, ctx.scaling = blocks, scaling
         heads, tokens, _ = query.shape
-        result = query.new_empty(tokens, heads, value.shape[-1]).transpose(0, 1)  # as the output projection reads it
+        result = query.new_zeros(tokens, heads, value.shape[-1]).transpose(0, 1)  # as the output projection reads it
+        kept: list[Tensor] = []
+        room = most_kept if any(ctx.needs_input_grad) else 0
         for block in blocks:
             k, v = block.keys(key), block.keys(value)
             probabilities = _probabilities(_by_key_head(query, block, len(k)), k, block.mask, scaling)
             attended = torch.bmm(probabilities.to(v.dtype), v)
             result[:, block.queries] = attended.view(heads, -1, value.shape[-1])
+            room -= block.scores
+            if room >= 0:
+                kept.append(probabilities)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.blocks, ctx.scaling = blocks, scaling
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
-        query_grad = torch.empty_like(query)
+        query, key, value, *kept = ctx.saved_tensors
+        query_grad = torch.zeros_like(query)
         # Many blocks add to the gradient of a prompt's keys, so the sums are float32.
         dtype = torch.promote_types(key.dtype, torch.float32)
         key_grad, value_grad = torch.zeros_like(key, dtype=dtype), torch.zeros_like(value, dtype=dtype)
-        for block in ctx.blocks:
+        for number, block in enumerate(ctx.blocks):
             k, v = block.keys(key), block.keys(value)
             q, g = (_by_key_head(tensor, block, len(k)) for tensor in (query, gradient))
-            probabilities = _probabilities(q, k, block.mask, ctx.scaling)
-            block.add_to_keys(value_grad, torch.bmm(probabilities.to(g.dtype).mT, g))
+            probabilities = kept[number] if number < len(kept) else _probabilities(q, k, block.mask, ctx.scaling)
+            block.add_product(value_grad, probabilities.to(g.dtype).mT, g)
             scores_grad = torch._softmax_backward_data(product(g, v.mT), probabilities, -1, dtype)
             scores_grad = scores_grad.mul_(ctx.scaling).to(q.dtype)
-            block.add_to_keys(key_grad, torch.bmm(scores_grad.mT, q))
+            block.add_product(key_grad, scores_grad.mT, q)
             query_grad[:, block.queries] = torch.bmm(scores_grad, k).view(len(query), -1, query.shape[-1])
-        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), None, None
+        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), None, None, None
 
 
 def _by_key_head(rows: Tensor, block: ScoreBlock, key_heads: int) -> Tensor:
@@ -324,12 +378,6 @@ def _compiled_flex_attention() -> Any:
     # Past its recompilation limit torch would fall back to attention of size T x T, with only a log line.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(flex_attention)
-
-
-def _group_mask(tree: ArticleTree, prompt: slice, group: Branches, window: int | None) -> Tensor:
-    """The mask of a group of branches: (tokens of the group, tokens of the prompt and of the group) bool."""
-    own = slice(group.start, group.end)
-    return torch.cat([_sees(tree, own, prompt, window), _sees(tree, own, own, window)], dim=1)
 
 
 def _sees(tree: ArticleTree, queries: slice, keys: slice, window: int | None) -> Tensor:

@@ -79,7 +79,7 @@ def test_a_training_allocates_what_is_estimated(tmp_path, hidden, layers, vocabu
         PolicySettings(model="model", dtype=dtype),
         Training(lora=changes.get("lora")),
         trainer,
-        PackedRow(tokens, tokens // 2),
+        PackedRow(tokens, tokens // 2, prompt=300),
     )
 
     assert estimate.total == pytest.approx(allocated(tmp_path / "model", dtype, tokens, **changes), rel=0.25)

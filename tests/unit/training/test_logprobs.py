@@ -2,7 +2,7 @@
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn.attention.flex_attention import flex_attention
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.training import consistency
-from pipeline.training.batches.article_tree import Article, pack_row, pack_rows
+from pipeline.training.batches.article_tree import Article, ArticleTree, pack_row, pack_rows
 from pipeline.training.batches.example import Example
 from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.modeling import last_layer, lm_head, tree_attention
@@ -151,53 +151,115 @@ def test_the_head_allocates_less_than_two_chunks_of_logits_at_once(monkeypatch: 
     assert 4 * 16 * 1000 <= largest < 4 * 2 * 16 * 1000
 
 
+def mask_of(tree: ArticleTree, window: int | None) -> Tensor:
+    if window is None:
+        return tree.mask()
+    position = tree.position_ids[0]
+    return tree.mask() & (position[:, None] - position[None] < window)
+
+
+def results(
+    kernel: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    """What a kernel gives for query, key and value in a dtype, and their gradients, in float64."""
+    q, k, v = (tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs)
+    attended = kernel(q, k, v)
+    attended.backward(gradient.to(dtype))
+    return [tensor.double() for tensor in (attended.detach(), q.grad, k.grad, v.grad)]
+
+
+def masked_attention(tree: ArticleTree, window: int | None) -> Callable[..., Tensor]:
+    """Attention with two heads for each key-value head, by the whole mask."""
+    mask = mask_of(tree, window)
+    return lambda q, k, v: F.scaled_dot_product_attention(q, repeat_kv(k, 2), repeat_kv(v, 2), attn_mask=mask)
+
+
 @pytest.mark.parametrize("window", [None, 9])
-def test_dense_and_flex_attention_equal_attention_with_the_mask(window: int | None) -> None:
-    """Compares the CPU's kernels and FlexAttention (interpreted, because there is no CUDA) with the whole mask."""
-    articles = [([1] * 30, [[2] * 200, [3] * 190, [4] * 7]), ([1] * 5, [[2] * 3]), ([1] * 40, [[2] * 9] * 6)]
-    tree = pack_row(articles)
-    assert [len(span.groups) for span in tree.articles] == [2, 1, 1]
+def test_flex_attention_equals_attention_with_the_mask(window: int | None) -> None:
+    """FlexAttention is interpreted, because there is no CUDA."""
+    tree = pack_row([([1] * 30, [[2] * 200, [3] * 190, [4] * 7]), ([1] * 5, [[2] * 3]), ([1] * 40, [[2] * 9] * 6)])
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, tree.tokens, 16)
-    mask = tree.mask()
-    if window:
-        position = tree.position_ids[0]
-        mask = mask & (position[:, None] - position[None] < window)
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-    torch.testing.assert_close(tree_attention.dense_kernels(q, k, v, tree, None, window), expected)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_of(tree, window))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # FlexAttention warns that it is not compiled
         torch.testing.assert_close(tree_attention.flex_kernel(q, k, v, tree, None, window), expected)
 
 
 @pytest.mark.parametrize("window", [None, 9])
-def test_attention_in_bf16_and_its_gradient_equal_attention_with_the_mask(
-    window: int | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kept", [0, 4 * 3000, 1 << 25])
+def test_attention_on_a_cpu_and_its_gradient_equal_attention_with_the_mask(
+    window: int | None, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In several blocks of a prompt and of a branch, with two heads for each key-value head."""
+    """In several blocks of a prompt and of branches, of which backward keeps the probabilities of none, some or all."""
+    monkeypatch.setattr(tree_attention, "MOST_KEPT_SCORES", kept)
+    tree = pack_row([([1] * 30, [[2] * 200, [3] * 90, [4] * 7]), ([1] * 5, [[2] * 3]), ([1] * 140, [[2] * 9] * 6)])
+    blocks = tree_attention.score_blocks(tree, 4, window)
+    assert len(blocks) == (1 + 2 + 1) + (1 + 1) + (2 + 1)
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, heads, tree.tokens, 16, dtype=torch.float64) for heads in (4, 2, 2)]
+    gradient = torch.randn(1, 4, tree.tokens, 16, dtype=torch.float64)
+    kept_places = []
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        attended = tree_attention.block_kernel(q, k, v, tree, None, window)
+        kept_places.extend(attended.grad_fn.next_functions[0][0].saved_tensors[3:])
+        return attended
+
+    for ours, expected in zip(
+        results(kernel, inputs, gradient, torch.float64),
+        results(masked_attention(tree, window), inputs, gradient, torch.float64),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected)
+    assert len(kept_places) == {0: 0, 4 * 3000: 1, 1 << 25: len(blocks)}[kept]
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_attention_that_is_read_at_completions_only_equals_all_of_it_there(window: int | None) -> None:
+    tree = pack_row([([1] * 300, [[2] * 20, [3] * 9]), ([1] * 5, [[2] * 3])])
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, heads, tree.tokens, 16) for heads in (4, 2, 2)]
+    is_read = torch.zeros(tree.tokens, 1, dtype=torch.bool)
+    is_read[tree.unique_predictors] = True
+    gradient = torch.randn(1, 4, tree.tokens, 16) * is_read
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return tree_attention.block_kernel(q, k, v, tree, None, window, only_read=True)
+
+    attended, *gradients = results(kernel, inputs, gradient, torch.float32)
+    expected, *expected_gradients = results(masked_attention(tree, window), inputs, gradient, torch.float32)
+    torch.testing.assert_close(attended * is_read, expected * is_read, rtol=1e-4, atol=1e-5)
+    assert not attended[:, :, :299].any()
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+@pytest.mark.parametrize("window", [None, 9])
+def test_attention_in_bf16_and_its_gradient_equal_attention_with_the_mask(
+    window: int | None, has_units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several blocks of a prompt and of a branch, with and without the CPU's bf16 units."""
     monkeypatch.setattr(tree_attention, "_SCORES_PER_BLOCK", 1)
+    if not has_units:
+        monkeypatch.setattr(tree_attention, "_has_bf16_products", lambda: False)
     tree = pack_row([([1] * 70, [[2] * 50, [3] * 9, [4] * 7]), ([1] * 5, [[2] * 3])])
     torch.manual_seed(0)
     inputs = [torch.randn(1, heads, tree.tokens, 16).bfloat16() for heads in (4, 2, 2)]
     gradient = torch.randn(1, 4, tree.tokens, 16).bfloat16()
-    mask = tree.mask()
-    if window:
-        position = tree.position_ids[0]
-        mask = mask & (position[:, None] - position[None] < window)
+    module = nn.Module()
+    module.config = LlamaConfig(num_hidden_layers=2)
 
-    def results(kernel: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
-        q, k, v = (tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs)
-        attended = kernel(q, k, v)
-        attended.backward(gradient.to(dtype))
-        return [tensor.double() for tensor in (attended.detach(), q.grad, k.grad, v.grad)]
-
-    def with_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, repeat_kv(k, 2), repeat_kv(v, 2), attn_mask=mask)
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        attended, _ = tree_attention.attend(module, q, k, v, None, tree=tree, sliding_window=window)
+        return attended.transpose(1, 2)
 
     assert len(tree_attention.score_blocks(tree, 4, window)) == 3 + 2 + 1 + 1 + 1
-    exact, sdpa = (results(with_mask, dtype) for dtype in (torch.float64, torch.bfloat16))
-    ours = results(lambda q, k, v: tree_attention.bf16_kernel(q, k, v, tree, None, window), torch.bfloat16)
+    exact, sdpa = (
+        results(masked_attention(tree, window), inputs, gradient, dtype) for dtype in (torch.float64, torch.bfloat16)
+    )
+    ours = results(kernel, inputs, gradient, torch.bfloat16)
     for value, expected, other in zip(ours, exact, sdpa, strict=True):
         assert (value - expected).norm() < 1.5 * (other - expected).norm() < 0.01 * expected.norm()
 
@@ -378,7 +440,7 @@ def test_compiled_flex_attention_reads_the_block_mask_correctly(window: int | No
         )
         q = torch.randn(1, 4, tree.tokens, 16)
         k, v = torch.randn(2, 1, 2, tree.tokens, 16)
-        expected = tree_attention.dense_kernels(q, repeat_kv(k, 2), repeat_kv(v, 2), tree, None, window)
+        expected = tree_attention.block_kernel(q, k, v, tree, None, window)
         with torch.no_grad():
             attended = compiled(q, k, v, block_mask=tree_attention.block_mask(tree, window), enable_gqa=True)
         torch.testing.assert_close(attended, expected)
