@@ -6,6 +6,8 @@ to `metrics.jsonl` and sends them on.
 
 import resource
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,6 +88,15 @@ def step_metrics(totals: Tensor, weight: float, has_reference: bool, router_coef
         del values["logps/chosen_fell"]
         return values
     return values | {"kl": float(totals[-3] / totals[-2])}
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from now on. On a CPU that is possible on Linux only."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory(device: torch.device) -> float:

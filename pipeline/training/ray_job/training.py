@@ -20,7 +20,7 @@ from pyarrow.fs import copy_files
 
 from pipeline.storage.files import open_location
 from pipeline.storage.model_files.hub import fetch
-from pipeline.training import consistency
+from pipeline.training import consistency, metrics
 from pipeline.training.batches.dataset import write_examples
 from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.batches.node_file import shared_file
@@ -47,6 +47,7 @@ def train(board: Any, *, checkpoint_path: str, token: str, **config: Any) -> Ans
     transformers.utils.logging.disable_progress_bar()
     if config["all_cores"]:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ray.train.get_context().get_local_world_size()))
+    metrics.reset_peak_memory(ray.train.torch.get_device())
     fetch.cache_clear()  # an earlier training may have fetched another model from the same place
     checkpoints = SharedCheckpointStore(checkpoint_path, token, ray.train.get_context().get_world_rank())
     try:

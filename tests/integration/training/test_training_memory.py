@@ -12,6 +12,7 @@ from pipeline.config.training import Training
 from pipeline.execution.planning import gpu_memory
 from pipeline.execution.planning.gpu_memory import PackedRow
 from pipeline.storage.model_files import shapes
+from pipeline.training import metrics
 from pipeline.training.batches.example import Example
 from pipeline.training.batches.example_table import ExampleTable
 from pipeline.training.loop import TrainLoop
@@ -83,3 +84,13 @@ def test_a_training_allocates_what_is_estimated(tmp_path, hidden, layers, vocabu
     )
 
     assert estimate.total == pytest.approx(allocated(tmp_path / "model", dtype, tokens, **changes), rel=0.25)
+
+
+def test_a_later_training_reports_its_own_peak() -> None:
+    """Training workers stay, so an earlier training of the same process may have taken more memory."""
+    device, large = torch.device("cpu"), torch.ones(100_000_000)
+    assert metrics.peak_memory(device) * 2**30 > large.nbytes
+    before = metrics.peak_memory(device)
+    del large
+    metrics.reset_peak_memory(device)
+    assert metrics.peak_memory(device) < before - 0.3
