@@ -102,7 +102,7 @@ def attend(
             tree,
             scaling,
             window,
-            layers=getattr(module.config, "num_hidden_layers", 1),
+            layers=getattr(getattr(module, "config", None), "num_hidden_layers", 1),
             only_read=is_in_skipping_layer(module),
         ).to(dtype)
     return result.transpose(1, 2).contiguous(), None
