@@ -7,13 +7,13 @@ median of the script's.
 
 Two shapes. The first has 161 training articles of the newsroom and an invented judge. The second has SmolLM2-135M as
 policy and as rubric judge (MODEL is its folder, see requirements/get_smollm2.py), and real articles of about 320 words
-(ARTICLES is a file of yours; 100 rows of CNN/DailyMail's validation set give 12 training and 4 held-out articles):
+(ARTICLES is a file of yours; 300 rows of CNN/DailyMail's validation set give 26 training articles):
 
     python -m bench.round configs/demo.yaml --runs 1
     python -m bench.round configs/smollm2_cpu.yaml policy.model=MODEL judge.kind=rubric judge.model=MODEL \\
         judge.settings={} judge.max_model_len=2048 second_judge=null scores.min_same_winner=null \\
-        articles.path=ARTICLES articles.limit=100 articles.min_words=280 articles.test_fraction=0 \\
-        articles.eval_fraction=0.3 summaries.n=4 pairs.max_per_article=4 --runs 1 --batch-size 2
+        articles.path=ARTICLES articles.limit=300 articles.min_words=280 articles.test_fraction=0 \\
+        articles.eval_fraction=0.3 summaries.n=6 pairs.max_per_article=6 --runs 1 --batch-size 2
 """
 
 import argparse
