@@ -310,30 +310,34 @@ def memory_needs(
     Raises:
         UserError: a model cannot fit on GPUs of this size.
     """
-    found: list[_Needs] = []
+    uses: dict[str, tuple[str, Callable[[], _Needs]]] = {}
     if isinstance(settings, Config):
-        found = [_engine_need(settings, *engine, memory) for engine in _engines(settings, used)]
+        for section, model, place in _engines(settings, used):
+            uses[section] = model.model, partial(_engine_need, settings, section, model, place, memory)
     if used is None or "trainer" in used:
-        found.append(_training_needs(settings, memory, row, used))
+        uses["training"] = settings.policy.model, partial(_training_needs, settings, memory, row, used)
+    found, unknown = [], []
+    for use, (name, find) in uses.items():
+        try:
+            found.append(find())
+        except shapes.UnknownShapes as error:
+            unknown.append(f"{use}: the size of {name} is unknown ({error})")
     if any(refusals := [refusal for each in found for refusal in each.refusals]):
         raise UserError("\n".join(refusals))
-    return [need for each in found for need in each.needs], [note for each in found for note in each.unknown]
+    return [need for each in found for need in each.needs], unknown
 
 
 @dataclass
 class _Needs:
-    """What one use of a model needs: its memory, or a note that its size is unknown; and why it cannot fit."""
+    """The memory that one use of a model takes, and why the model cannot fit."""
 
-    needs: list[MemoryNeed] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
+    needs: list[MemoryNeed]
     refusals: list[str] = field(default_factory=list)
 
 
 def _engine_need(settings: Config, section: str, model: Any, place: Any, memory: float | None) -> _Needs:
-    try:
-        sizes = shapes.read_shapes(model.model)
-    except shapes.UnknownShapes as error:
-        return _Needs(unknown=[f"{section}: the size of {model.model} is unknown ({error})"])
+    """What the policy's or a judge's engine needs. Raises UnknownShapes."""
+    sizes = shapes.read_shapes(model.model)
     if section == "policy" or _runs_vllm(settings, section, model):
         arguments = section, sizes, model.dtype, model.max_model_len, place
         need = gpu_memory.engine_memory(*arguments)
@@ -342,18 +346,16 @@ def _engine_need(settings: Config, section: str, model: Any, place: Any, memory:
         need = gpu_memory.scoring_memory(section, sizes, model.dtype, place)
         refuse = partial(gpu_memory.scoring_refusal, need, model.dtype)
     refusal = refuse(memory) if memory is not None and place.gpus_per_replica else None
-    return _Needs([need], refusals=[refusal] if refusal else [])
+    return _Needs([need], [refusal] if refusal else [])
 
 
 def _training_needs(
     settings: Config | Alignment, memory: float | None, row: PackedRow, used: set[str] | None
 ) -> _Needs:
+    """What training and a frozen policy that is sharded need. Raises UnknownShapes."""
     policy, training = settings.policy, settings.training
     trainer = choose_sharding(settings, lambda: memory).trainer
-    try:
-        sizes = shapes.read_shapes(policy.model), policy, training, trainer
-    except shapes.UnknownShapes as error:
-        return _Needs(unknown=[f"training: the size of {policy.model} is unknown ({error})"])
+    sizes = shapes.read_shapes(policy.model), policy, training, trainer
     has_frozen_policy = _has_frozen_policy(settings, used)
     found = _Needs([gpu_memory.training_memory(*sizes, row)])
     if has_frozen_policy and trainer.shard_references:

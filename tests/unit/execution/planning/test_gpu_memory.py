@@ -300,6 +300,17 @@ def test_a_run_shards_a_frozen_policy_that_no_gpu_holds(tmp_path, changes, used,
         gpus(14)
 
 
+@pytest.mark.parametrize("missing", ["num_attention_heads", "num_hidden_layers", "hidden_size"])
+def test_a_model_whose_config_lacks_a_size_is_unknown(tmp_path, missing):
+    policy = write_headers(tmp_path / "8b", LLAMA_8B)
+    config = Path(policy, "config.json")
+    config.write_text(json.dumps({name: size for name, size in LLAMA_8B.items() if name != missing}))
+    settings = load_config(DEMO, [f"run={tmp_path}", f"policy.model={policy}"])
+    needs, unknown = memory_needs(settings, 80 * GIB, PackedRow(0, 0), {"policy_engine", "trainer"})
+    assert not needs
+    assert [note.partition(f": the size of {policy} is unknown")[0] for note in unknown] == ["policy", "training"]
+
+
 def test_a_training_on_given_pairs_that_no_gpu_holds_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     policy = write_headers(tmp_path / "8b", LLAMA_8B)
