@@ -68,13 +68,13 @@ def _draw_accuracy(axes: "Axes", threshold: int, writers: list[tuple[str, dict[s
     points = sorted((figures["compression_median"], figures[key], name) for name, figures in writers if key in figures)
     for number, (compression, score, name) in enumerate(points):
         axes.scatter(compression, score, color=_GREEN if name.startswith("round") else _GREY)
-        # Neighbours have their names on different sides, because a name is longer than the way to the next point.
-        offset = 6, -12 if number % 2 else 4
+        # Neighbours have their names at different heights, because a name is longer than the way to the next point.
+        offset = 6, 4 + 12 * (number % 2)
         axes.annotate(name, (compression, score), xytext=offset, textcoords="offset points")
     axes.set(
         title=f"Accuracy (≥ {threshold} right) over length" if counts_answers else "Mean score over length",
         xlabel="compression, median",
     )
     if counts_answers:
-        axes.set_ylim(-0.05, 1.05)
+        axes.set_ylim(-0.05, 1.15)  # with room for a name at the top
     axes.margins(x=0.2)
