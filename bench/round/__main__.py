@@ -17,6 +17,7 @@ policy and as rubric judge (MODEL is its folder, see requirements/get_smollm2.py
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
@@ -111,6 +112,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="pairs of one forward of TRL (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="a file for all figures")
     options = parser.parse_args()
+    if not importlib.util.find_spec("trl"):
+        parser.error("TRL is not installed: make dev")
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for number in range(options.runs):
         for side in list(SIDES)[:: -1 if number % 2 else 1]:
