@@ -20,6 +20,7 @@ both sides keeps freed memory.
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import statistics
@@ -338,6 +339,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     options.suite = options.suite or ("compare" if options.device == "cpu" else "scale")
     if options.suite == "compare":
+        if not importlib.util.find_spec("trl"):
+            parser.error("TRL is not installed: make dev")
         options.tokens_per_batch = options.tokens_per_batch or TOKENS_PER_BATCH
     options.shapes = options.shapes.split(",")
     if unknown := set(options.shapes) - set(names):
