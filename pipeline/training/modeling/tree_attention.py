@@ -156,36 +156,33 @@ class ScoreBlock:
 
     Attributes:
         queries: Q tokens of a prompt, or of a group of branches.
-        before: the tokens of the prompt that come before them.
-        own: the tokens of the same prompt or group up to the last query.
+        places: where the keys are in the row, one slice or two: the tokens of the prompt that come before the queries,
+            and those of the same prompt or group up to the last query.
         mask: (Q, K) float32, for the last K keys: 0 where a query sees a key, else -inf. A query sees all other keys.
     """
 
     queries: slice
-    before: slice
-    own: slice
+    places: tuple[slice, ...]
     mask: Tensor
+
+    @property
+    def key_counts(self) -> list[int]:
+        """The number of keys in each place."""
+        return [place.stop - place.start for place in self.places]
 
     @property
     def scores(self) -> int:
         """The number of scores of a head."""
-        keys = self.before.stop - self.before.start + self.own.stop - self.own.start
-        return (self.queries.stop - self.queries.start) * keys
+        return (self.queries.stop - self.queries.start) * sum(self.key_counts)
 
     def keys(self, rows: Tensor) -> Tensor:
         """(heads, T, d) -> (heads, number of keys, d)"""
-        if self.before.stop == self.own.start:
-            return rows[:, self.before.start : self.own.stop]
-        return torch.cat([rows[:, self.before], rows[:, self.own]], dim=1)
+        parts = [rows[:, place] for place in self.places]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def add_product(self, rows: Tensor, a: Tensor, b: Tensor) -> None:
         """Add the product of (heads, number of keys, n) and (heads, n, d) to the keys' places in (heads, T, d)."""
-        count = self.before.stop - self.before.start
-        if self.before.stop == self.own.start:
-            places = [(slice(self.before.start, self.own.stop), a)]
-        else:
-            places = [(self.before, a[:, :count]), (self.own, a[:, count:])]
-        for place, part in places:
+        for place, part in zip(self.places, a.split(self.key_counts, dim=1), strict=True):
             if rows.dtype == b.dtype:
                 rows[:, place].baddbmm_(part, b)
             else:
@@ -247,7 +244,9 @@ def _score_block(tree: ArticleTree, queries: slice, before: slice, own: slice, w
     seen = _sees(tree, queries, own, window)
     if window is not None:
         seen = torch.cat([_sees(tree, queries, before, window), seen], dim=1)
-    return ScoreBlock(queries, before, own, torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf))
+    is_one_place = before.stop == own.start
+    places = (slice(before.start, own.stop),) if is_one_place else (before, own)
+    return ScoreBlock(queries, places, torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf))
 
 
 class _BlockAttention(torch.autograd.Function):
